@@ -1,0 +1,70 @@
+"""Every exception that meshmw raises on purpose.
+
+MeshmwError
+├── InvalidHeaderError (ValueError)           a header from outside does not follow its format
+├── SettingsError (ValueError)                settings that cannot be used, all faults together
+├── MissingExtraError (ModuleNotFoundError)   an optional dependency is not installed
+└── EnvoyError (RuntimeError)                 a test proxy could not be found or would not start
+
+`InvalidHeaderError` is raised by the parsers in `meshmw.wire` alone. The propagator catches exactly that one, so no
+header raises into an application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MeshmwError(Exception):
+    """Is the ancestor of every exception that meshmw raises on purpose."""
+
+
+class InvalidHeaderError(MeshmwError, ValueError):
+    """Says that a header does not follow its format, with a stable reason code.
+
+    Attributes:
+        header: The header's name in lower case, such as `traceparent`.
+        reason: A stable code, such as `length` or `zero_trace_id`.
+        position: The offset of the fault in the header's text, in characters, where one place can be named.
+    """
+
+    def __init__(self, header: str, reason: str, position: int | None = None) -> None:
+        super().__init__(header, reason, position)
+        self.header = header
+        self.reason = reason
+        self.position = position
+
+    def __str__(self) -> str:
+        place = "" if self.position is None else f" at character {self.position}"
+        return f"{self.header}: {self.reason}{place}"
+
+
+class SettingsError(MeshmwError, ValueError):
+    """Says that settings cannot be used, and names every fault at once.
+
+    Attributes:
+        faults: One line for each fault: the variable, what it holds, what it takes.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(tuple(faults))
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        return "meshmw cannot start with these settings:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
+
+
+class MissingExtraError(MeshmwError, ModuleNotFoundError):
+    """Says which extra brings the module that is missing.
+
+    Attributes:
+        extra: The extra's name, as in `pip install 'meshmw[extra]'`.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed: run  pip install 'meshmw[{extra}]'")
+        self.extra = extra
+
+
+class EnvoyError(MeshmwError, RuntimeError):
+    """Says in one line why a test proxy is not there or would not start, in Envoy's own words where it gave any."""
