@@ -1,0 +1,13 @@
+"""What a user may choose, read once from arguments and the environment.
+
+This package alone reads the environment. It knows nothing of frameworks, and of OpenTelemetry only the names of its
+variables.
+"""
+
+from __future__ import annotations
+
+from meshmw.settings.documentation import SettingDoc, as_text
+from meshmw.settings.model import Settings
+from meshmw.settings.standard import hidden
+
+__all__ = ("SettingDoc", "Settings", "as_text", "hidden")

@@ -1,0 +1,81 @@
+"""What a user reads when a setting cannot be used: the variable, what it holds, what it takes."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import ErrorDetails
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+_LONGEST = 60
+_CREDENTIALS = re.compile(r"[^/\s]*@")
+
+log = logging.getLogger("meshmw")
+
+
+def excerpt(value: object) -> str:
+    """Return a short, escaped text of any value, in which whatever stands before an @ is hidden."""
+    text = _CREDENTIALS.sub("***@", value if isinstance(value, str) else repr(value))
+    shown = ascii(text[:_LONGEST]) if isinstance(value, str) else ascii(text[:_LONGEST])[1:-1]
+    return f"{shown}... ({len(text)} characters)" if len(text) > _LONGEST else shown
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for the known name that is most like this one, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def takes(field: FieldInfo) -> str:
+    """Return the words that say which values a field takes."""
+    extra = field.json_schema_extra
+    return str(extra["takes"]) if isinstance(extra, dict) and "takes" in extra else str(field.annotation)
+
+
+def faults_of(
+    errors: Iterable[ErrorDetails],
+    fields: Mapping[str, FieldInfo],
+    arguments: Mapping[str, Any],
+    prefix: str,
+) -> list[str]:
+    """Return one line for each field at fault, in the order of the fields, unknown arguments last.
+
+    Args:
+        errors: What pydantic found.
+        fields: The model's fields by name.
+        arguments: What came as an argument; whatever else is at fault came from the environment.
+        prefix: The prefix of the variables' names.
+    """
+    by_field: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        by_field.setdefault(str(error["loc"][0]) if error["loc"] else "", []).append(error)
+    lines = [_fault(name, by_field[name], fields[name], arguments, prefix) for name in fields if name in by_field]
+    unknown = [name for name in by_field if name not in fields]
+    return lines + [_unknown(name, by_field[name], fields) for name in unknown]
+
+
+def _fault(name: str, errors: list[ErrorDetails], field: FieldInfo, arguments: Mapping[str, Any], prefix: str) -> str:
+    where = f"argument {name}" if name in arguments else f"{prefix}{name}".upper()
+    holds = ", ".join(excerpt(error["input"]) for error in errors[:3])
+    more = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
+    return f"{where} holds {holds}{more}; it takes {takes(field)}"
+
+
+def _unknown(name: str, errors: list[ErrorDetails], fields: Iterable[str]) -> str:
+    if errors[0]["type"] == "extra_forbidden":
+        return f"argument {excerpt(name)[1:-1]} is no setting{nearest(name, fields)}"
+    return errors[0]["msg"]
+
+
+def warn_unknown_variables(names: Iterable[str], fields: Iterable[str], prefix: str) -> None:
+    """Warn of every variable that bears the prefix and is no setting, which is most often a misspelt one."""
+    known = [f"{prefix}{field}".upper() for field in fields]
+    for name in names:
+        if name.upper().startswith(prefix.upper()) and name.upper() not in known:
+            log.warning("%s is no setting and is ignored%s", excerpt(name)[1:-1], nearest(name.upper(), known))

@@ -1,0 +1,192 @@
+"""The standard `OTEL_*` variables that mean the same as one of our settings.
+
+The OpenTelemetry specification asks that an unknown value be warned of and ignored, so nothing here is ever a fault:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, get_args
+from urllib.parse import unquote, urlsplit
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource
+
+from meshmw.settings.faults import excerpt, log
+from meshmw.settings.values import Format, endpoint_url, printable
+
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
+    "service_version": ("OTEL_RESOURCE_ATTRIBUTES",),
+    "propagators": ("OTEL_PROPAGATORS",),
+    "exporter": ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
+    "endpoint": ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "sdk_disabled": ("OTEL_SDK_DISABLED",),
+}
+
+_FORMATS: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in get_args(Format)},
+    # The name under which the package registers its own propagator.
+    "meshmw": ("tracecontext", "baggage"),
+}
+_PROTOCOLS = {"grpc": "otlp", "http/protobuf": "otlp-http"}
+_EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
+
+
+@dataclass
+class Standard:
+    """Reads the standard variables, and keeps what is to be warned of.
+
+    Attributes:
+        environ: The variables.
+        decided: What an argument or a `MESHMW_*` variable decided: it is not read here, nor warned of.
+        warnings: One line for each value that is not known.
+    """
+
+    environ: Mapping[str, str]
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def read(self) -> dict[str, tuple[Any, str]]:
+        """Return each value that is set and known, with the variable that holds it."""
+        readers: Mapping[str, Callable[[], tuple[Any, str] | None]] = {
+            "service_name": lambda: self._text("OTEL_SERVICE_NAME") or self._attribute("service.name"),
+            "service_version": lambda: self._attribute("service.version"),
+            "propagators": self._propagators,
+            "exporter": self._exporter,
+            "endpoint": self._endpoint,
+            "sdk_disabled": self._disabled,
+        }
+        found = {name: read() for name, read in readers.items() if name not in self.decided}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _get(self, variable: str) -> str:
+        return self.environ.get(variable, "").strip()
+
+    def _ignore(self, variable: str, value: str, takes: str) -> None:
+        self.warnings.append(f"{variable} holds {excerpt(value)}, which is ignored; meshmw takes {takes}")
+
+    def _text(self, variable: str) -> tuple[str, str] | None:
+        return self._printable(variable, self._get(variable))
+
+    def _printable(self, variable: str, value: str) -> tuple[str, str] | None:
+        if not value:
+            return None
+        try:
+            return printable(value), variable
+        except ValueError:
+            self._ignore(variable, value, "printable characters")
+            return None
+
+    def _attribute(self, key: str) -> tuple[str, str] | None:
+        pairs = (item.partition("=") for item in self._get("OTEL_RESOURCE_ATTRIBUTES").split(","))
+        values = [unquote(value.strip()) for name, _, value in pairs if name.strip() == key]
+        return self._printable("OTEL_RESOURCE_ATTRIBUTES", values[-1] if values else "")
+
+    def _names(self, variable: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.strip().lower() for name in self._get(variable).split(",") if name.strip()))
+
+    def _propagators(self) -> tuple[tuple[str, ...], str] | None:
+        variable = "OTEL_PROPAGATORS"
+        names = self._names(variable)
+        if "none" in names:
+            return (), variable
+        for name in names:
+            if name not in _FORMATS:
+                self._ignore(variable, name, ", ".join((*_FORMATS, "none")))
+        formats = tuple(dict.fromkeys(format_ for name in names for format_ in _FORMATS.get(name, ())))
+        return (formats, variable) if formats else None
+
+    def _exporter(self) -> tuple[str, str] | None:
+        variable = "OTEL_TRACES_EXPORTER"
+        protocol = self._protocol()
+        known = {"otlp": protocol[0] if protocol else "otlp", **_EXPORTERS}
+        chosen: tuple[str, str] | None = None
+        for name in self._names(variable):
+            if name not in known or chosen:
+                self._ignore(variable, name, f"one of {', '.join(known)}")
+            else:
+                chosen = known[name], variable
+        return chosen or protocol
+
+    def _protocol(self) -> tuple[str, str] | None:
+        for variable in VARIABLES["exporter"][1:]:
+            value = self._get(variable).lower()
+            if value in _PROTOCOLS:
+                return _PROTOCOLS[value], variable
+            if value:
+                self._ignore(variable, value, " or ".join(_PROTOCOLS))
+        return None
+
+    def _endpoint(self) -> tuple[str, str] | None:
+        http = self._is_http()
+        for variable in VARIABLES["endpoint"]:
+            value = self._get(variable)
+            try:
+                url = endpoint_url(self._with_scheme(value)) if value else ""
+            except ValueError:
+                self._ignore(variable, value, "a URL such as http://127.0.0.1:4317")
+                continue
+            if url:
+                return (_traces_url(url, base=variable == "OTEL_EXPORTER_OTLP_ENDPOINT") if http else url), variable
+        return None
+
+    def _is_http(self) -> bool:
+        # A second reader, so that what the first one warns of is said once.
+        found = Standard(self.environ)._exporter() or ("otlp", "")
+        return str(self.decided.get("exporter", found[0])).strip().lower() == "otlp-http"
+
+    def _with_scheme(self, address: str) -> str:
+        if "://" in address:
+            return address
+        secure = self._get("OTEL_EXPORTER_OTLP_TRACES_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
+        return f"https://{address}" if secure.lower() == "false" else address
+
+    def _disabled(self) -> tuple[bool, str] | None:
+        variable = "OTEL_SDK_DISABLED"
+        value = self._get(variable).lower()
+        if value not in ("", "true", "false"):
+            self._ignore(variable, value, "true or false")
+        return (value == "true", variable) if value in ("true", "false") else None
+
+
+def _traces_url(url: str, *, base: bool) -> str:
+    # The variable for all signals holds a base, to which the signal's path is added; the one for traces is complete,
+    # and without a path it means the root.
+    if base:
+        return f"{url.removesuffix('/')}/v1/traces"
+    return url if urlsplit(url).path else f"{url}/"
+
+
+class StandardSource(PydanticBaseSettingsSource):
+    """Gives pydantic-settings the standard variables, for whatever no earlier source has decided."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Say that no single field is read by itself: the endpoint depends on the exporter."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the standard variables, and warn of what is not known in them."""
+        standard = Standard(os.environ, self.current_state)  # noqa: TID251
+        values = {name: value for name, (value, _) in standard.read().items()}
+        for warning in standard.warnings:
+            log.warning("%s", warning)
+        return values
+
+
+@contextmanager
+def hidden(*variables: str) -> Iterator[None]:
+    """Take variables out of the environment, and put them back on leaving.
+
+    OpenTelemetry reads some variables by itself while it is imported or built. Where a setting has decided otherwise,
+    the variable must not decide once more.
+    """
+    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}  # noqa: TID251
+    try:
+        yield
+    finally:
+        os.environ.update(kept)  # noqa: TID251

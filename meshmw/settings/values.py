@@ -1,0 +1,102 @@
+"""The types of the settings: how a text becomes a value, and which values are refused.
+
+A validator raises `ValueError`; the words a user reads are those of the field's `takes`, so no reason is repeated here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+# RFC 9110 section 5.6.2: the characters of a header's name.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+
+# The trace headers are written by the propagator, once each; the others belong to one connection or one message.
+_NEVER_PASSED_THROUGH = frozenset(
+    ("traceparent", "tracestate", "baggage", "b3")
+    + ("x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
+    + ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade")
+    + ("keep-alive", "proxy-connection")
+)
+
+
+def words(value: object) -> object:
+    """Split a comma-separated text, trimmed and without duplicates; the one word `none` is the empty list."""
+    if isinstance(value, str):
+        items = [item.strip() for item in value.split(",")]
+        kept = tuple(dict.fromkeys(item for item in items if item))
+        return () if [item.lower() for item in kept] == ["none"] else kept
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(dict.fromkeys(item.strip() for item in value))
+    return value
+
+
+def _lower(value: object) -> object:
+    if isinstance(value, str):
+        return value.strip().lower()
+    if isinstance(value, (list, tuple)):
+        return tuple(item.lower() if isinstance(item, str) else item for item in value)
+    return value
+
+
+def printable(text: str) -> str:
+    """Return the text trimmed; refuse control characters, which would forge lines in a log."""
+    text = text.strip()
+    if not text or not text.isprintable():
+        raise ValueError("not printable")
+    return text
+
+
+def endpoint_url(text: str) -> str:
+    """Return the collector's address as a URL, `http://` where no scheme is given.
+
+    Raises:
+        ValueError: No host, a port out of range, another scheme, credentials, or a character that no URL holds.
+    """
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    parts = urlsplit(url)
+    if not url.isascii() or not url.isprintable() or " " in url or parts.fragment:
+        raise ValueError("not a URL")
+    # Credentials would be logged with the address; OTEL_EXPORTER_OTLP_HEADERS is the place for them.
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("not the address of a collector")
+    if parts.port == 0:  # reading it raises ValueError above 65,535
+        raise ValueError("no such port")
+    return url
+
+
+def _path_pattern(text: str) -> str:
+    if not text.startswith(("/", "*")) or not text.isprintable():
+        raise ValueError("not a path")
+    return text
+
+
+def _header_name(name: str) -> str:
+    if not _TOKEN.fullmatch(name) or name in _NEVER_PASSED_THROUGH:
+        raise ValueError("not a header that can be passed through")
+    return name
+
+
+Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=255)]
+Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
+Formats: TypeAlias = Annotated[tuple[Format, ...], NoDecode, BeforeValidator(words), BeforeValidator(_lower)]
+Policy: TypeAlias = Annotated[Literal["strict", "w3c"], BeforeValidator(_lower)]
+Path: TypeAlias = Annotated[str, AfterValidator(_path_pattern)]
+Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)]
+HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
+HeaderNames: TypeAlias = Annotated[
+    tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(words), BeforeValidator(_lower)
+]
+Exporter: TypeAlias = Annotated[Literal["otlp", "otlp-http", "console", "none"], BeforeValidator(_lower)]
+Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
+Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+# Envoy refuses a request whose headers together pass 60 KiB, so a longer baggage could never arrive.
+BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=61_440)]
+BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
