@@ -1,0 +1,37 @@
+"""The formats: what trace headers say, and nothing of what is done about it.
+
+This floor knows text and the grammars of W3C Trace Context, W3C Baggage and B3. It must not know OpenTelemetry, a
+framework, a carrier of headers, a setting or a log: it takes a header's value, and returns an immutable one or raises
+`InvalidHeaderError` with a reason from `REASONS`. It uses the standard library alone, and does bounded
+work on any text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from meshmw.wire import b3, baggage, traceparent, tracestate
+from meshmw.wire.b3 import B3Context, read_b3
+from meshmw.wire.baggage import BaggageValue, format_baggage, format_member, parse_baggage, parse_member
+from meshmw.wire.traceparent import TraceParent
+from meshmw.wire.tracestate import TraceState
+
+__all__ = [
+    "REASONS",
+    "B3Context",
+    "BaggageValue",
+    "TraceParent",
+    "TraceState",
+    "format_baggage",
+    "format_member",
+    "parse_baggage",
+    "parse_member",
+    "read_b3",
+]
+
+REASONS: Final = {
+    "traceparent": traceparent.REASONS,
+    "tracestate": tracestate.REASONS,
+    "baggage": baggage.REASONS,
+    "b3": b3.REASONS,
+}

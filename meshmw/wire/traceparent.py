@@ -1,0 +1,138 @@
+"""The `traceparent` header of W3C Trace Context Level 2, section 3.2."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, NamedTuple
+
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire.grammar import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
+
+FLAG_SAMPLED: Final = 0x01
+FLAG_RANDOM: Final = 0x02
+# Of all other flags: "Vendors MUST set those to zero."                               Section 3.2.2.5.3
+KNOWN_FLAGS: Final = FLAG_SAMPLED | FLAG_RANDOM
+
+REASONS: Final = {
+    "empty": "there is nothing but spaces",
+    "duplicate": "there is a comma: a server has joined two header lines",
+    "control": "a control character or one outside ASCII",
+    "case": "it would be valid in lower case",
+    "length": "a field, or the whole, is too short or too long",
+    "hex": "something else than a lower-case hexadecimal digit in a field",
+    "separator": "something else than a hyphen between two fields",
+    "zero_trace_id": "the trace-id is all zeros",
+    "zero_parent_id": "the parent-id is all zeros",
+    "version_ff": "version ff, which is forbidden",
+    "trailing": "more text after the flags than the version allows",
+    "version": "well-formed, but of another version than 00; the policy `w3c` reads it",
+}
+
+# version-format = trace-id "-" parent-id "-" trace-flags                                      Section 3.2.2.2
+# trace-id       = 32HEXDIGLC  ; 16 bytes array identifier. All zeroes forbidden
+# parent-id      = 16HEXDIGLC  ; 8 bytes array identifier. All zeroes forbidden
+# trace-flags    = 2HEXDIGLC   ; 8 bit flags.
+_FIELDS = f"-(?!0{{32}})({HEXDIGLC}{{32}})-(?!0{{16}})({HEXDIGLC}{{16}})-({HEXDIGLC}{{2}})"
+
+# value = version "-" version-format                                                           Section 3.2.2
+# Version 00 is these four fields and nothing after them.
+_VERSION_00 = re.compile(f"00{_FIELDS}")
+
+# Of a higher version, the first four fields are read as those of version 00. "Vendors MUST check that the 2 characters
+# [of the flags] are either at the end of the string or followed by a dash."                 Section 3.2.4
+# A comma is left out of what may follow: WSGI servers join two lines with one, and the second line would hide there.
+_LATER_VERSION = re.compile(rf"(?!00|ff)({HEXDIGLC}{{2}}){_FIELDS}(?:-[\x20-\x2b\x2d-\x7e]*)?")
+
+_ANY_IDS = re.compile(f"{HEXDIGLC}{{2}}-{HEXDIGLC}{{32}}-{HEXDIGLC}{{16}}-{HEXDIGLC}{{2}}")
+_LENGTH: Final = 55
+_SEPARATORS: Final = frozenset({2, 35, 52})
+_TRACE_ID: Final = slice(3, 35)
+_PARENT_ID: Final = slice(36, 52)
+
+Policy = Literal["strict", "w3c"]
+
+
+class TraceParent(NamedTuple):
+    """Identifies the caller's span in a trace.
+
+    Attributes:
+        version: The version that was read, 0 to 254. Version 0 is what `str()` writes.
+        trace_id: 128 bits, not zero.
+        parent_id: 64 bits, not zero.
+        trace_flags: `FLAG_SAMPLED` and `FLAG_RANDOM`; parsing clears every other bit.
+    """
+
+    version: int
+    trace_id: int
+    parent_id: int
+    trace_flags: int
+
+    @classmethod
+    def parse(cls, text: str, policy: Policy = "strict") -> TraceParent:
+        """Reads one header line (Trace Context Level 2, sections 3.2.2 and 3.2.4).
+
+        Args:
+            text: The header's value. Spaces and tabs at its ends are ignored.
+            policy: `strict` reads version 00 alone; `w3c` also reads 01 to fe as far as version 00 goes.
+
+        Raises:
+            InvalidHeaderError: With one of `REASONS`.
+        """
+        text = text.strip(OWS)
+        if match := _VERSION_00.fullmatch(text):
+            trace_id, parent_id, flags = match.groups()
+            return cls(0, int(trace_id, 16), int(parent_id, 16), int(flags, 16) & KNOWN_FLAGS)
+        if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
+            version, trace_id, parent_id, flags = match.groups()
+            return cls(int(version, 16), int(trace_id, 16), int(parent_id, 16), int(flags, 16) & KNOWN_FLAGS)
+        raise InvalidHeaderError("traceparent", *_fault(text, policy))
+
+    @property
+    def sampled(self) -> bool:
+        """Says whether the caller may have recorded its span."""
+        return bool(self.trace_flags & FLAG_SAMPLED)
+
+    @property
+    def random(self) -> bool:
+        """Says whether the trace-id's right-most 7 bytes are random (Level 2, section 3.2.2.5.2)."""
+        return bool(self.trace_flags & FLAG_RANDOM)
+
+    def __str__(self) -> str:
+        return f"00-{self.trace_id:032x}-{self.parent_id:016x}-{self.trace_flags & KNOWN_FLAGS:02x}"
+
+
+def _fault(text: str, policy: Policy) -> tuple[str, int]:
+    if not text:
+        return "empty", 0
+    if (comma := text.find(",")) >= 0:
+        return "duplicate", comma
+    if control := NOT_PRINTABLE_ASCII.search(text):
+        return "control", control.start()
+    lower = text.lower()
+    if _VERSION_00.fullmatch(lower) or (policy == "w3c" and _LATER_VERSION.fullmatch(lower)):
+        return "case", next(at for at, char in enumerate(text) if char.isupper())
+    if not _ANY_IDS.match(text):
+        return _fault_of_shape(text)
+    return _fault_of_meaning(text)
+
+
+def _fault_of_shape(text: str) -> tuple[str, int]:
+    for at, char in enumerate(text[:_LENGTH]):
+        is_hex = char in "0123456789abcdef"
+        if at in _SEPARATORS and char != "-":
+            return "length" if is_hex else "separator", at
+        if at not in _SEPARATORS and not is_hex:
+            return "length" if char == "-" else "hex", at
+    return "length", len(text)
+
+
+def _fault_of_meaning(text: str) -> tuple[str, int]:
+    if not text[_TRACE_ID].strip("0"):
+        return "zero_trace_id", _TRACE_ID.start
+    if not text[_PARENT_ID].strip("0"):
+        return "zero_parent_id", _PARENT_ID.start
+    if text.startswith("ff"):
+        return "version_ff", 0
+    if len(text) > _LENGTH and (text.startswith("00") or text[_LENGTH] != "-"):
+        return "trailing", _LENGTH
+    return "version", 0

@@ -1,0 +1,134 @@
+"""The `tracestate` header of W3C Trace Context Level 2, section 3.3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire.grammar import OWS
+
+# list = list-member 0*31( OWS "," OWS list-member )                                 Section 3.3.1.2
+MAX_MEMBERS: Final = 32
+# 32 members of 256 + "=" + 256 characters. Twice that leaves the other half to commas, spaces and empty members.
+MAX_CHARS: Final = 2 * MAX_MEMBERS * 513
+
+REASONS: Final = {
+    "length": f"more than {MAX_CHARS} characters, which no valid list needs",
+    "too_many_members": f"more than {MAX_MEMBERS} members",
+    "member": "a member without `=`",
+    "key": "a key that is empty, too long, or holds a character that keys may not hold",
+    "value": "a value that is empty, too long, ends in a space, or holds a character that values may not hold",
+}
+
+# key     = ( lcalpha / DIGIT ) 0*255 ( keychar )                                   Section 3.3.1.3.1
+# keychar = lcalpha / DIGIT / "_" / "-" / "*" / "/" / "@"
+_KEY = r"[a-z0-9][a-z0-9_\-*/@]{0,255}"
+
+# value    = 0*255(chr) nblk-chr                                                    Section 3.3.1.3.2
+# nblk-chr = %x21-2B / %x2D-3C / %x3E-7E
+# chr      = %x20 / nblk-chr
+_NBLK_CHR = r"\x21-\x2b\x2d-\x3c\x3e-\x7e"
+_VALUE = rf"[\x20{_NBLK_CHR}]{{0,255}}[{_NBLK_CHR}]"
+
+# list-member = (key "=" value) / OWS                                               Section 3.3.1.2
+_MEMBER = re.compile(f"({_KEY})=({_VALUE})")
+_KEY_ALONE = re.compile(_KEY)
+_VALUE_ALONE = re.compile(_VALUE)
+
+Member = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceState:
+    """Holds what the tracing systems that saw a request noted about it, the last one first.
+
+    Attributes:
+        members: Up to 32 pairs of key and value, each key once.
+
+    Raises:
+        InvalidHeaderError: If `members` could not be written as a header, with one of `REASONS`.
+    """
+
+    members: tuple[Member, ...] = ()
+
+    def __post_init__(self) -> None:
+        if _read(str(self)) != self.members:
+            raise InvalidHeaderError("tracestate", "member")
+
+    @classmethod
+    def parse(cls, lines: str | Sequence[str]) -> TraceState:
+        """Reads all header lines of one request as one list (section 3.3.1).
+
+        Members that are empty are skipped, and of members with one key the first is kept.
+
+        Args:
+            lines: One line, or all of them in order.
+
+        Raises:
+            InvalidHeaderError: With one of `REASONS`. One bad member spoils the list, as the W3C test suite asks.
+        """
+        return cls._of(_read(lines if isinstance(lines, str) else ",".join(lines)))
+
+    def get(self, key: str) -> str | None:
+        """Returns the value at a key, or `None`."""
+        return next((value for name, value in self.members if name == key), None)
+
+    def insert(self, key: str, value: str) -> TraceState:
+        """Returns a list with this member at the left, the old one gone, and the right-most one dropped beyond 32.
+
+        Raises:
+            InvalidHeaderError: With the reason `key` or `value`.
+        """
+        if not _KEY_ALONE.fullmatch(key):
+            raise InvalidHeaderError("tracestate", "key")
+        if not _VALUE_ALONE.fullmatch(value):
+            raise InvalidHeaderError("tracestate", "value")
+        return self._of(((key, value), *self.delete(key).members)[:MAX_MEMBERS])
+
+    def delete(self, key: str) -> TraceState:
+        """Returns a list without this key."""
+        return self._of(tuple(member for member in self.members if member[0] != key))
+
+    def __str__(self) -> str:
+        return ",".join([f"{key}={value}" for key, value in self.members])
+
+    @classmethod
+    def _of(cls, members: tuple[Member, ...]) -> TraceState:
+        state = object.__new__(cls)
+        object.__setattr__(state, "members", members)
+        return state
+
+
+def _read(text: str) -> tuple[Member, ...]:
+    if len(text) > MAX_CHARS:
+        raise InvalidHeaderError("tracestate", "length", MAX_CHARS)
+    members: dict[str, str] = {}
+    count = 0
+    parts = text.split(",")
+    for index, part in enumerate(parts):
+        # Not round the "=": a value may start with a space.
+        stripped = part.strip(OWS)
+        if not stripped:
+            continue
+        match = _MEMBER.fullmatch(stripped)
+        count += 1
+        if match is None or count > MAX_MEMBERS:
+            raise InvalidHeaderError("tracestate", *_fault(parts, index))
+        members.setdefault(match[1], match[2])
+    return tuple(members.items())
+
+
+def _fault(parts: list[str], index: int) -> tuple[str, int]:
+    part = parts[index]
+    at = sum(len(before) + 1 for before in parts[:index]) + len(part) - len(part.lstrip(OWS))
+    key, equals, value = part.strip(OWS).partition("=")
+    if not equals:
+        return "member", at
+    if not _KEY_ALONE.fullmatch(key):
+        return "key", at
+    if not _VALUE_ALONE.fullmatch(value):
+        return "value", at + len(key) + 1
+    return "too_many_members", at
