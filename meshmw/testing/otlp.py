@@ -1,0 +1,170 @@
+"""A collector for tests: takes OTLP over gRPC and over HTTP, and Zipkin's JSON, and keeps the spans in memory.
+
+Sidecars and applications report into the same place, whatever their exporters speak. Loopback and free ports only.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from meshmw.errors import MissingExtraError
+from meshmw.testing.otlp_decode import spans_from_otlp, spans_from_zipkin
+from meshmw.testing.spans import ReceivedSpan, render_tree
+
+
+class OtlpReceiver:
+    """Receives spans; a context manager that opens its two ports and closes them.
+
+    Raises:
+        MissingExtraError: On entering, if grpcio or opentelemetry-proto is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._spans: list[ReceivedSpan] = []
+        self._grpc_server: Any = None
+        self._http_server: http.server.ThreadingHTTPServer | None = None
+        self._grpc_port = self._http_port = 0
+
+    def __enter__(self) -> OtlpReceiver:
+        self._start_grpc()
+        handler = type("Handler", (_Handler,), {"add": staticmethod(self._add)})
+        self._http_server = server = _HttpServer(("127.0.0.1", 0), handler)
+        self._http_port = server.server_port
+        # The default interval would make each close take half a second.
+        threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._http_server is not None:
+            self._http_server.shutdown()
+            self._http_server.server_close()
+        self._grpc_server.stop(grace=0).wait()
+
+    @property
+    def grpc_endpoint(self) -> str:
+        """Where to send OTLP over gRPC, such as `http://127.0.0.1:40001`."""
+        return f"http://127.0.0.1:{self._grpc_port}"
+
+    @property
+    def http_endpoint(self) -> str:
+        """Where to send OTLP over HTTP (`/v1/traces`) and Zipkin JSON (`/api/v2/spans`), without the path."""
+        return f"http://127.0.0.1:{self._http_port}"
+
+    @property
+    def spans(self) -> list[ReceivedSpan]:
+        """A copy of every span received since the last `clear()`, in the order of arrival."""
+        with self._arrived:
+            return list(self._spans)
+
+    def clear(self) -> None:
+        """Forget every span received so far."""
+        with self._arrived:
+            self._spans.clear()
+
+    def wait_for(
+        self, wanted: int | Callable[[list[ReceivedSpan]], object], timeout: float = 5.0
+    ) -> list[ReceivedSpan]:
+        """Wait until enough has arrived and return every span received so far.
+
+        Args:
+            wanted: How many spans at least, or a function of all spans that returns a true value.
+            timeout: Seconds to wait.
+
+        Raises:
+            AssertionError: If it does not come; shows the tree of what did arrive.
+        """
+        deadline = time.monotonic() + timeout
+        with self._arrived:
+            while not (len(self._spans) >= wanted if isinstance(wanted, int) else wanted(list(self._spans))):
+                if not self._arrived.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise AssertionError(self._what_is_missing(wanted, timeout))
+            return list(self._spans)
+
+    def _what_is_missing(self, wanted: object, timeout: float) -> str:
+        aim = f"{wanted} spans" if isinstance(wanted, int) else "the spans that were waited for"
+        return f"{aim} did not arrive in {timeout:g} seconds; {len(self._spans)} did:\n{render_tree(self._spans)}"
+
+    def _add(self, spans: list[ReceivedSpan]) -> None:
+        with self._arrived:
+            self._spans += spans
+            self._arrived.notify_all()
+
+    def _start_grpc(self) -> None:
+        try:
+            import grpc  # type: ignore[import-untyped]
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+                TraceServiceServicer,
+                add_TraceServiceServicer_to_server,
+            )
+        except ImportError as missing:
+            raise MissingExtraError(missing.name or "grpcio", "testing") from missing
+        add = self._add
+
+        class Servicer(TraceServiceServicer):
+            def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name in the protocol
+                add(spans_from_otlp(request))
+                return ExportTraceServiceResponse()
+
+        self._grpc_server = server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"))
+        add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
+        self._grpc_port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+
+
+class _HttpServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent: a proxy that is stopped breaks its connection, which is no news."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    add: Callable[[list[ReceivedSpan]], None]
+
+    def do_POST(self) -> None:
+        body = self._body()
+        try:
+            status = self._take(body)
+        except Exception as fault:
+            status, body = 400, str(fault).encode()
+        else:
+            body = b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _take(self, body: bytes) -> int:
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        if self.path == "/v1/traces":
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+            self.add(spans_from_otlp(ExportTraceServiceRequest.FromString(body)))
+            return 200
+        if self.path == "/api/v2/spans":
+            self.add(spans_from_zipkin(body))
+            return 202
+        return 404
+
+    def _body(self) -> bytes:
+        # Envoy sends its spans chunked, without a Content-Length.
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent."""
