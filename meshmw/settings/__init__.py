@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from meshmw.settings.documentation import SettingDoc, as_text
 from meshmw.settings.model import Settings
-from meshmw.settings.standard import hidden
+from meshmw.settings.standard import hidden, is_set
 
-__all__ = ("SettingDoc", "Settings", "as_text", "hidden")
+__all__ = ("SettingDoc", "Settings", "as_text", "hidden", "is_set")

@@ -13,17 +13,17 @@ from pydantic_core import ErrorDetails
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-_LONGEST = 60
 _CREDENTIALS = re.compile(r"[^/\s]*@")
 
 log = logging.getLogger("meshmw")
 
 
-def excerpt(value: object) -> str:
+def excerpt(value: object, longest: int = 60) -> str:
     """Return a short, escaped text of any value, in which whatever stands before an @ is hidden."""
     text = _CREDENTIALS.sub("***@", value if isinstance(value, str) else repr(value))
-    shown = ascii(text[:_LONGEST]) if isinstance(value, str) else ascii(text[:_LONGEST])[1:-1]
-    return f"{shown}... ({len(text)} characters)" if len(text) > _LONGEST else shown
+    shown = ascii(text[:longest])
+    shown = shown if isinstance(value, str) else shown[1:-1]
+    return f"{shown}... ({len(text)} characters)" if len(text) > longest else shown
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -190,3 +190,8 @@ def hidden(*variables: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)  # noqa: TID251
+
+
+def is_set(variable: str) -> bool:
+    """Say whether a variable holds anything."""
+    return bool(os.environ.get(variable, "").strip())  # noqa: TID251

@@ -16,12 +16,10 @@ from pydantic_settings import NoDecode
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 # The trace headers are written by the propagator, once each; the others belong to one connection or one message.
-_NEVER_PASSED_THROUGH = frozenset(
-    ("traceparent", "tracestate", "baggage", "b3")
-    + ("x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
-    + ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade")
-    + ("keep-alive", "proxy-connection")
-)
+_NEVER_PASSED_THROUGH = {"traceparent", "tracestate", "baggage", "b3"}
+_NEVER_PASSED_THROUGH |= {"x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"}
+_NEVER_PASSED_THROUGH |= {"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade"}
+_NEVER_PASSED_THROUGH |= {"keep-alive", "proxy-connection"}
 
 
 def words(value: object) -> object:

@@ -1,0 +1,14 @@
+"""Configure by import: `import meshmw.auto` as the first line of the program does what `meshmw.configure()` does.
+
+Raises:
+    SettingsError: Some variables cannot be used.
+    MissingExtraError: The exporter is not installed.
+"""
+
+from __future__ import annotations
+
+from meshmw.bootstrap import configure
+
+__all__ = ("telemetry",)
+
+telemetry = configure()

@@ -1,0 +1,98 @@
+"""`configure()`: the one place that sets OpenTelemetry's globals."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+
+from opentelemetry import trace
+
+from meshmw.propagator import MeshPropagator
+from meshmw.settings import Settings, as_text, hidden
+from meshmw.settings.faults import excerpt
+from meshmw.telemetry.exporters import shown_endpoint
+from meshmw.telemetry.handle import Telemetry
+from meshmw.telemetry.provider import build_provider
+
+log = logging.getLogger("meshmw")
+
+_lock = threading.Lock()
+_configured: Telemetry | None = None
+
+
+def configure(settings: Settings | None = None) -> Telemetry:
+    """Set the global propagator and, unless there is one already, a tracer provider that exports; call it first.
+
+    A second call changes nothing and returns the same handle, with a warning where it brings other settings.
+
+    Args:
+        settings: The settings, or None to read them from the environment.
+
+    Returns:
+        The handle with which to flush and to shut down. The end of the process does both by itself.
+
+    Raises:
+        SettingsError: Some settings cannot be used. Nothing has been set then.
+        MissingExtraError: The exporter is not installed. Nothing has been set then.
+    """
+    global _configured
+    with _lock:
+        if _configured is None:
+            _configured = _configure(Settings() if settings is None else settings)
+        elif settings is not None and settings != _configured.settings:
+            log.warning("meshmw is configured already; the settings of the first call stay in force")
+        return _configured
+
+
+def _configure(settings: Settings) -> Telemetry:
+    _import_propagate()
+    from opentelemetry import propagate
+
+    from meshmw.paths import PathPatterns
+    from meshmw.runtime import Runtime, install
+
+    propagator = MeshPropagator.from_settings(settings)
+    runtime = Runtime(propagator=propagator, exclude=PathPatterns(settings.exclude))
+    telemetry = _telemetry(settings, propagator)
+    propagate.set_global_textmap(propagator)
+    install(runtime)
+    atexit.register(telemetry.shutdown)
+    return telemetry
+
+
+def _import_propagate() -> None:
+    """Import OpenTelemetry's propagation module, which refuses formats whose own packages are not installed.
+
+    OTEL_PROPAGATORS=b3 needs no such package here, and an unknown name is to be ignored with a warning.
+    """
+    try:
+        import opentelemetry.propagate
+    except Exception:
+        with hidden("OTEL_PROPAGATORS"):
+            import opentelemetry.propagate  # noqa: F401
+
+
+def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
+    found = trace.get_tracer_provider()
+    if settings.sdk_disabled or not isinstance(found, trace.ProxyTracerProvider):
+        _say_ready(settings, found, "disabled" if settings.sdk_disabled else "existing")
+        return Telemetry(settings, propagator, found, owned=False)
+    provider, processor = build_provider(settings)
+    trace.set_tracer_provider(provider)
+    _say_ready(settings, provider, "own")
+    return Telemetry(settings, propagator, provider, owned=True, processor=processor)
+
+
+def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
+    resource = getattr(provider, "resource", None)
+    service = resource.attributes.get("service.name") if resource else settings.service_name
+    own = whose == "own"
+    log.info(
+        "meshmw ready: propagator=MeshPropagator formats=%s service=%s exporter=%s endpoint=%s provider=%s",
+        as_text(settings.propagators) or "none",
+        excerpt(str(service or "unknown_service"), 255)[1:-1],
+        settings.exporter if own else "-",
+        (own and shown_endpoint(settings)) or "-",
+        whose,
+    )

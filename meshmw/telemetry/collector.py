@@ -1,0 +1,89 @@
+"""An exporter that a dead, slow or hostile collector cannot make noisy."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from meshmw.settings.faults import excerpt
+from meshmw.telemetry.muting import install_mute, muted
+
+log = logging.getLogger("meshmw")
+
+
+class CollectorExporter(SpanExporter):
+    """Exports through another exporter, never raises, and says once that it fails and once that it works again.
+
+    Args:
+        exporter: The exporter that does the work.
+        endpoint: The collector's address, as it shall stand in the log.
+        warn_window: Seconds between two warnings, so that a collector that comes and goes does not fill the log.
+    """
+
+    def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
+        self.failing = False
+        self._exporter = exporter
+        self._endpoint = endpoint
+        self._warn_window = warn_window
+        self._warned_at: float | None = None
+        self._said = False
+        self._busy = False
+        self._reason = ""
+        install_mute()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export, and turn every exception into a failure."""
+        self._busy, self._reason = True, ""
+        try:
+            with muted(self._keep_reason):
+                result = self._exporter.export(spans)
+        except Exception as error:
+            result, self._reason = SpanExportResult.FAILURE, repr(error)
+        finally:
+            self._busy = False
+        if result is SpanExportResult.SUCCESS:
+            self._succeeded()
+        else:
+            self._failed(self._reason)
+        return result
+
+    def shutdown(self) -> None:
+        """Shut the exporter down; an export that is still on its way counts as failed."""
+        if self._busy:
+            self._failed(self._reason or "no answer in time")
+        try:
+            with muted(lambda record: False):
+                self._exporter.shutdown()
+        except Exception:
+            log.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Say whether the last export arrived; nothing is held back here."""
+        return not self.failing
+
+    def _keep_reason(self, record: logging.LogRecord) -> bool:
+        self._reason = record.getMessage()
+        return False
+
+    def _failed(self, reason: str) -> None:
+        if self.failing:
+            return
+        self.failing = True
+        now = time.monotonic()
+        self._said = self._warned_at is None or now - self._warned_at >= self._warn_window
+        if self._said:
+            self._warned_at = now
+            log.warning(
+                "spans do not reach %s and are dropped until it answers; requests are unaffected (%s)",
+                self._endpoint,
+                excerpt(reason, 200),
+            )
+
+    def _succeeded(self) -> None:
+        if self.failing and self._said:
+            log.info("spans reach %s again", self._endpoint)
+        self.failing = False

@@ -1,0 +1,76 @@
+"""The exporter that the settings ask for, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+
+from meshmw.errors import MissingExtraError
+from meshmw.settings import Settings, is_set
+
+if TYPE_CHECKING:
+    from requests import Session
+
+_DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
+
+# With one of these, the OTLP exporter makes its own HTTP session, which carries the user's credentials.
+_CREDENTIAL_PROVIDERS: Final = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+)
+
+
+def endpoint_of(settings: Settings) -> str | None:
+    """Return the address that spans go to, complete, or None where they do not go to a collector."""
+    if settings.exporter not in _DEFAULTS:
+        return None
+    url = settings.endpoint or _DEFAULTS[settings.exporter]
+    if settings.exporter == "otlp-http" and not urlsplit(url).path:
+        return f"{url}/v1/traces"
+    return url
+
+
+def shown_endpoint(settings: Settings) -> str | None:
+    """Return the address as it may stand in a log: without a query, in which some vendors take a key."""
+    endpoint = endpoint_of(settings)
+    return endpoint and endpoint.partition("?")[0]
+
+
+def build_exporter(settings: Settings) -> SpanExporter | None:
+    """Return the exporter, or None where spans go nowhere.
+
+    Raises:
+        MissingExtraError: The OTLP exporter is not installed.
+    """
+    endpoint = endpoint_of(settings)
+    if settings.exporter == "console":
+        return ConsoleSpanExporter(out=sys.stdout)
+    if endpoint is None:
+        return None
+    return _over_http(endpoint) if settings.exporter == "otlp-http" else _over_grpc(endpoint)
+
+
+def _over_grpc(endpoint: str) -> SpanExporter:
+    try:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    except ImportError as error:
+        raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
+    return OTLPSpanExporter(endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http")
+
+
+def _over_http(endpoint: str) -> SpanExporter:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError as error:
+        raise MissingExtraError("the OTLP exporter for HTTP", "otlp") from error
+    session = None if any(map(is_set, _CREDENTIAL_PROVIDERS)) else _bounded_session()
+    return OTLPSpanExporter(endpoint=endpoint, session=session)
+
+
+def _bounded_session() -> Session:
+    from meshmw.telemetry.bounded_session import BoundedSession
+
+    return BoundedSession()

@@ -1,0 +1,104 @@
+"""The handle that `configure()` returns."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import TracerProvider
+
+from meshmw.telemetry.processor import PromptBatchSpanProcessor
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from meshmw.propagator import MeshPropagator
+    from meshmw.settings import Settings
+
+log = logging.getLogger("meshmw")
+
+
+class Telemetry:
+    """Holds what `configure()` set, and ends it.
+
+    As a context manager it shuts down on leaving. None of its methods raises.
+
+    Attributes:
+        settings: The settings in force.
+        propagator: The global propagator.
+        tracer_provider: The global provider: our own, or the one that was there before.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        propagator: MeshPropagator,
+        tracer_provider: TracerProvider,
+        *,
+        owned: bool,
+        processor: SpanProcessor | None = None,
+    ) -> None:
+        self.settings = settings
+        self.propagator = propagator
+        self.tracer_provider = tracer_provider
+        self._owned = owned
+        self._processor = processor
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def force_flush(self, timeout_seconds: float = 5.0) -> bool:
+        """Export what is queued, and say whether all of it was handed over within the time, in seconds."""
+        flush = getattr(self.tracer_provider, "force_flush", None)
+        if flush is None or self._ended:
+            return flush is None
+        return _within(timeout_seconds, lambda: bool(flush(int(timeout_seconds * 1000)))) and self._delivered()
+
+    def shutdown(self, timeout_seconds: float = 5.0) -> None:
+        """Export what is queued and end, within the time, in seconds; a second call does nothing.
+
+        A provider that was there before `configure()` is left to whoever made it.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        if isinstance(self._processor, PromptBatchSpanProcessor):
+            self._processor.shutdown_seconds = timeout_seconds
+        if self._owned:
+            _quietly(self.tracer_provider.shutdown)  # type: ignore[attr-defined]
+
+    def _delivered(self) -> bool:
+        exporter = getattr(self._processor, "span_exporter", None)
+        return exporter is None or not exporter.failing
+
+
+def _quietly(call: Callable[[], object]) -> bool:
+    try:
+        return call() is not False
+    except Exception:
+        log.debug("telemetry did not end cleanly", exc_info=True)
+        return False
+
+
+def _within(seconds: float, call: Callable[[], bool]) -> bool:
+    # The SDK flushes in the calling thread and pays no heed to the time given.
+    outcome: list[bool] = []
+    thread = threading.Thread(target=lambda: outcome.append(_quietly(call)), name="meshmw-flush", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread starts while the interpreter ends; shutdown() flushes there
+        return False
+    thread.join(seconds)
+    return outcome == [True]
