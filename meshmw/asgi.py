@@ -1,0 +1,181 @@
+"""ASGI middleware for any framework: FastAPI, Starlette, Quart, Litestar, Django, or a bare application.
+
+Knows the ASGI protocol. Must not know the formats, nor how a span lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from opentelemetry import trace
+from opentelemetry.context import get_current
+from opentelemetry.trace import Span
+
+from meshmw import runtime, semconv
+from meshmw.boundary import Operation, begin_server
+from meshmw.carriers import rewrite_asgi
+from meshmw.paths import PathPatterns
+from meshmw.propagator import MeshPropagator
+from meshmw.reader import Lines
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_OPERATION: Final = "meshmw.operation"
+# Hosts open no span of their own for a scope that carries their mark.
+_FASTAPI: Final = "fastapi.telemetry"
+_STARLETTE: Final = "starlette.opentelemetry"
+# A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
+_HANDSHAKE_STATUS: Final = {"accept": 101, "close": 403}
+
+
+class TraceContextMiddleware:
+    """Continues the caller's trace in an ASGI application: extracts, validates, attaches, and opens the SERVER span.
+
+    A malformed trace header is removed from the scope, and the request starts a new trace. A span that the host
+    framework opened for the same request is adopted instead of doubled. HTTP requests and WebSocket handshakes are
+    handled; everything else passes untouched.
+
+    Args:
+        app: The ASGI application to wrap.
+        exclude: Path patterns of requests that get no span, as in `Settings.exclude`; the settings' own by default.
+        propagator: Reads the headers; the configured one by default.
+        tracer_provider: Makes the spans; the global one by default.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        exclude: Sequence[str] | None = None,
+        propagator: MeshPropagator | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
+    ) -> None:
+        self.app = app
+        self._exclude = None if exclude is None else PathPatterns(exclude)
+        self._runtime = None if propagator is None else runtime.Runtime(propagator=propagator)
+        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] not in ("http", "websocket") or _OPERATION in scope:
+            await self.app(scope, receive, send)
+            return
+        operation = self._begin(scope)
+        marks = _stand_hosts_down(scope, operation)
+        response = _Response(operation, scope, send)
+        try:
+            with operation.current():
+                await self.app(scope, receive, response.send)
+        except BaseException as error:
+            response.fail(error)
+            raise
+        finally:
+            response.end()
+            for mark in marks:
+                scope.pop(mark, None)
+
+    def _begin(self, scope: Scope) -> Operation:
+        settled = self._runtime or runtime.current()
+        exclude = settled.exclude if self._exclude is None else self._exclude
+        lines = settled.headers.from_asgi(scope["headers"])
+        extraction = settled.propagator.read_once(lines, get_current())
+        if extraction.rewrites:
+            scope["headers"] = rewrite_asgi(scope["headers"], extraction.rewrites)
+        return begin_server(
+            extraction,
+            rejections=settled.propagator.rejections,
+            method=scope.get("method", "GET"),
+            attributes=semconv.LazyAttributes(lambda: _attributes(scope, lines)),
+            host_span=_host_span(scope),
+            traced=not exclude.match(scope["path"]),
+            tracer=self._tracer,
+        )
+
+
+class _Response:
+    """Watches what the application sends, and ends the operation with the last byte."""
+
+    __slots__ = ("_complete", "_operation", "_scope", "_send", "_started", "_trailers")
+
+    def __init__(self, operation: Operation, scope: Scope, send: Send) -> None:
+        self._operation = operation
+        self._scope = scope
+        self._send = send
+        self._started = False
+        self._trailers = False
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, and read from it how far the response is."""
+        kind: str = message["type"].removeprefix("websocket.")
+        if kind in ("http.response.start", "accept", "close") and not self._started:
+            self._started = True
+            self._trailers = message.get("trailers", False)
+            self._operation.status(message.get("status", _HANDSHAKE_STATUS.get(kind, 0)), error_from=500)
+        await self._send(message)
+        if self._is_last(kind, message):
+            self._complete = True
+            self.end()
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error; a server answers 500 for an application that raised before it had answered."""
+        if not self._started and isinstance(error, Exception):
+            self._operation.status(500, error_from=500)
+        self._operation.fail(error)
+
+    def end(self) -> None:
+        """End the operation under the route that the framework left in the scope."""
+        self._operation.route(_route(self._scope))
+        self._operation.end(complete=self._complete)
+
+    def _is_last(self, kind: str, message: Message) -> bool:
+        if kind in ("http.response.body", "http.response.zerocopysend"):
+            return not self._trailers and not message.get("more_body", False)
+        if kind == "http.response.trailers":
+            return not message.get("more_trailers", False)
+        return kind in ("http.response.pathsend", "accept", "close")
+
+
+def _stand_hosts_down(scope: Scope, operation: Operation) -> list[str]:
+    """Mark the scope, so that neither we nor a host further in open a second SERVER span; return the new marks."""
+    marks = {_OPERATION: operation, _FASTAPI: None, _STARLETTE: True}
+    new = [mark for mark in marks if mark not in scope]
+    scope.update((mark, marks[mark]) for mark in new)
+    return new
+
+
+def _host_span(scope: Scope) -> Span | None:
+    """Return the span that a host opened for this very scope, if it left its mark there."""
+    if scope.get(_STARLETTE):
+        return trace.get_current_span()
+    span = getattr(scope.get(_FASTAPI), "span", None)
+    return span if isinstance(span, Span) else None
+
+
+def _route(scope: Scope) -> str | None:
+    """Return the route template that Starlette or FastAPI matched, with the prefixes of mounts."""
+    template = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None)
+    if not isinstance(template, str):
+        return None
+    return str(scope.get("root_path", "")).rstrip("/") + template or "/"
+
+
+def _attributes(scope: Scope, lines: Lines) -> dict[str, semconv.AttributeValue]:
+    server, client = scope.get("server"), scope.get("client")
+    authority = lines["host"][0] if "host" in lines else f"{server[0]}:{server[1]}" if server and server[1] else None
+    return semconv.server_attributes(
+        method=scope.get("method", "GET"),
+        scheme=scope.get("scheme", "http"),
+        path=scope["path"],
+        query=scope.get("query_string", b"").decode("latin-1"),
+        authority=authority,
+        protocol_version=scope.get("http_version"),
+        client=client[0] if client else None,
+        peer=(client[0], client[1]) if client and client[1] else None,
+        user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
+    )

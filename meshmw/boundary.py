@@ -1,0 +1,168 @@
+"""The life of one operation at a boundary: begin, current while user code runs, end once.
+
+Every adapter goes through here. Knows OpenTelemetry's spans and contexts. Must not know a protocol or framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context, create_key
+from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
+
+from meshmw.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY, Extraction
+from meshmw.rejections import Rejections
+from meshmw.semconv import Attributes, error_type, span_name
+
+_TRACER: Final = trace.get_tracer("meshmw")
+# Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
+_CLAIM_KEY: Final = create_key("meshmw-claim")
+
+
+class Current:
+    """Makes a context current for the length of a block.
+
+    Args:
+        context: The context to attach.
+    """
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(self._context)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run. There is
+        # nothing of ours to take back there, and a detach would log an error.
+        if kind is not GeneratorExit or otel_context.get_current() is self._context:
+            otel_context.detach(self._token)
+
+
+class Operation:
+    """Is one request, from its first header to its last byte.
+
+    Attributes:
+        context: What is current while user code runs.
+        span: The operation's span; not recording where there is no SDK, no sampling or no span wanted.
+    """
+
+    __slots__ = ("_ended", "_failed", "_method", "_owned", "context", "span")
+
+    def __init__(self, span: Span, context: Context, method: str, *, owned: bool) -> None:
+        self.span = span
+        self.context = context
+        self._method = method
+        self._owned = owned
+        self._ended = False
+        self._failed = False
+
+    def current(self) -> Current:
+        """Return a block that makes the context current; it must not contain a `yield` to another frame."""
+        return Current(self.context)
+
+    def route(self, route: str | None) -> None:
+        """Name the span after the route template that the framework matched."""
+        if route and self._owned and not self._ended:
+            self.span.update_name(span_name(self._method, route))
+            self.span.set_attribute("http.route", route)
+
+    def status(self, code: int, error_from: int) -> None:
+        """Record the response's status code; from *error_from* on it makes the span an error."""
+        if not self._owned:
+            return
+        self.span.set_attribute("http.response.status_code", code)
+        if code >= error_from:
+            self.span.set_attribute("error.type", str(code))
+            self.span.set_status(StatusCode.ERROR)
+
+    def fail(self, error: BaseException) -> None:
+        """Record what user code or the network raised. Cancellation and a closed generator are no errors."""
+        if not self._owned or self._ended or isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return
+        self.span.record_exception(error)
+        self.span.set_attribute("error.type", error_type(error))
+        self.span.set_status(StatusCode.ERROR, type(error).__name__)
+
+    def end(self, *, complete: bool = True) -> None:
+        """End the span, once; *complete* says whether the whole response went out."""
+        if self._ended:
+            return
+        self._ended = True
+        if not self._owned:
+            return
+        if not complete:
+            self.span.set_attribute("meshmw.response.incomplete", True)
+        self.span.end()
+
+
+def begin_server(
+    extraction: Extraction,
+    *,
+    method: str,
+    attributes: Attributes,
+    rejections: Rejections,
+    host_span: Span | None = None,
+    traced: bool = True,
+    tracer: trace.Tracer | None = None,
+) -> Operation:
+    """Begin to serve a request.
+
+    Args:
+        extraction: What the request's headers say.
+        method: The request's method.
+        attributes: Of the span, if one is made.
+        rejections: Is told of a span that was current although it belongs to something else.
+        host_span: A span that the host marked as this request's own.
+        traced: False for an excluded path: the trace goes on, but gets no span here.
+        tracer: Makes the span; the global provider's by default.
+    """
+    around = otel_context.get_current()
+    ambient = trace.get_current_span(around)
+    if _is_of_this_request(ambient, extraction.span_context, around, host_span):
+        return Operation(ambient, _adopted(ambient, extraction, around), method, owned=False)
+    if ambient.get_span_context().is_valid:
+        rejections.record("context", "leaked_span", "- a span of something else was current here; it is no parent")
+    parent = extraction.into(around)
+    if not traced:
+        span = trace.get_current_span(parent)
+        return Operation(span, Context({**parent, _CLAIM_KEY: span}), method, owned=False)
+    span = (tracer or _TRACER).start_span(span_name(method), parent, SpanKind.SERVER, attributes)
+    return Operation(span, Context({**parent, SPAN_KEY: span, _CLAIM_KEY: span}), method, owned=True)
+
+
+def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> Operation:
+    """Begin an outbound request as a child of what is current."""
+    parent = otel_context.get_current()
+    span = (tracer or _TRACER).start_span(span_name(method), parent, SpanKind.CLIENT, attributes)
+    return Operation(span, Context({**parent, SPAN_KEY: span}), method, owned=True)
+
+
+def _is_of_this_request(ambient: Span, remote: SpanContext | None, context: Context, host_span: Span | None) -> bool:
+    """Say whether a host opened the current span for this very request, by its marker or by its parent (law 3)."""
+    found = ambient.get_span_context()
+    if not found.is_valid or found.is_remote or context.get(_CLAIM_KEY) is ambient:
+        return False
+    if ambient is host_span:
+        return remote is None or found.trace_id == remote.trace_id
+    if not ambient.is_recording() or getattr(ambient, "kind", None) is not SpanKind.SERVER:
+        return False
+    parent = getattr(ambient, "parent", None)
+    if parent is None or remote is None:
+        return parent is remote
+    return bool(parent.trace_id == remote.trace_id and parent.span_id == remote.span_id)
+
+
+def _adopted(span: Span, extraction: Extraction, context: Context) -> Context:
+    """Return the host's context with what hosts leave out: baggage, and headers to pass on."""
+    values: dict[str, object] = {**context, _CLAIM_KEY: span}
+    if extraction.baggage:
+        values[BAGGAGE_KEY] = extraction.baggage
+    if extraction.passthrough:
+        values[PASSTHROUGH_KEY] = extraction.passthrough
+    return Context(values)

@@ -1,0 +1,59 @@
+"""What one request's headers say, after validation, and how that enters an OpenTelemetry context.
+
+Knows OpenTelemetry's context. Must not know how the headers were read, nor which protocol brought them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context, create_key
+from opentelemetry.trace import NonRecordingSpan, SpanContext
+
+from meshmw.wire import B3Context, BaggageValue
+
+TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+B3_HEADERS: Final = frozenset({"b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"})
+PROPAGATION_HEADERS: Final = TRACE_HEADERS | B3_HEADERS | {"baggage"}
+
+# OpenTelemetry keeps these two keys private; what its public functions put into an empty context names them.
+SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("key", "value", Context())))
+B3_KEY: Final = create_key("meshmw-b3")
+PASSTHROUGH_KEY: Final = create_key("meshmw-passthrough")
+# The lines that were read, and the Extraction made of them: a host's telemetry may read a request before we do.
+READ_KEY: Final = create_key("meshmw-read")
+_OF_ONE_REQUEST: Final = frozenset({SPAN_KEY, BAGGAGE_KEY, B3_KEY, PASSTHROUGH_KEY, READ_KEY})
+
+
+class Extraction(NamedTuple):
+    """Says what one request's headers say, after validation.
+
+    Attributes:
+        span_context: The remote parent, or None where no header gave a valid one.
+        baggage: Decoded values by key; each keeps its raw text.
+        b3: The B3 context that was believed, for what trace flags cannot say (deferred, debug).
+        passthrough: Headers that outbound calls carry on as they are.
+        rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
+    """
+
+    span_context: SpanContext | None
+    baggage: dict[str, BaggageValue]
+    b3: B3Context | None
+    passthrough: dict[str, str]
+    rewrites: dict[str, str | None]
+
+    def into(self, base: Mapping[str, object]) -> Context:
+        """Return *base* with this extraction in it, and with no span or baggage of another request."""
+        values = {key: value for key, value in base.items() if key not in _OF_ONE_REQUEST}
+        if self.span_context is not None:
+            values[SPAN_KEY] = NonRecordingSpan(self.span_context)
+        if self.baggage:
+            values[BAGGAGE_KEY] = self.baggage
+        if self.b3 is not None:
+            values[B3_KEY] = self.b3
+        if self.passthrough:
+            values[PASSTHROUGH_KEY] = self.passthrough
+        return Context(values)

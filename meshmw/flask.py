@@ -1,0 +1,51 @@
+"""Flask: the WSGI middleware, and the route's name from Flask's own URL map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from meshmw.boundary import Operation
+from meshmw.errors import MissingExtraError
+from meshmw.propagator import MeshPropagator
+from meshmw.wsgi import OPERATION, TraceContextMiddleware
+
+try:
+    from flask import request, request_started
+except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
+    raise MissingExtraError("Flask", "flask") from missing
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+
+def init_app(
+    app: Flask,
+    *,
+    exclude: list[str] | None = None,
+    propagator: MeshPropagator | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
+) -> None:
+    """Continue callers' traces in a Flask application; SERVER spans are named after the matched URL rule.
+
+    Calling it twice for one application changes nothing.
+
+    Args:
+        app: The application; its `wsgi_app` is wrapped.
+        exclude: Path patterns of requests that get no span, as in `Settings.exclude`; the settings' own by default.
+        propagator: Reads the headers; the configured one by default.
+        tracer_provider: Makes the spans; the global one by default.
+    """
+    if isinstance(app.wsgi_app, TraceContextMiddleware):
+        return
+    app.wsgi_app = TraceContextMiddleware(  # type: ignore[method-assign]  # the way that Flask documents
+        app.wsgi_app, exclude=exclude, propagator=propagator, tracer_provider=tracer_provider
+    )
+    request_started.connect(_name_after_rule, app)
+
+
+def _name_after_rule(_app: Flask, **_: Any) -> None:
+    operation = request.environ.get(OPERATION)
+    if isinstance(operation, Operation) and request.url_rule is not None:
+        operation.route(request.url_rule.rule)

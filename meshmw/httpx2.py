@@ -1,0 +1,70 @@
+"""httpx2 clients and transports that carry the current trace on every request, redirects included.
+
+Drop-in: `meshmw.httpx2.Client` takes what `httpx2.Client` takes, and `TraceContextTransport` wraps the transport of an
+existing client.
+"""
+
+from __future__ import annotations
+
+from meshmw.errors import MissingExtraError
+
+try:
+    import httpx2
+except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
+    raise MissingExtraError("httpx2", "httpx2") from missing
+
+from meshmw.transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
+
+__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport"]
+
+
+class _Body(SyncBody, httpx2.SyncByteStream):
+    pass
+
+
+class _AsyncBody(AsyncBody, httpx2.AsyncByteStream):
+    pass
+
+
+class TraceContextTransport(SyncTransport, httpx2.BaseTransport):
+    """Sends each request in a CLIENT span of the current trace, with the trace headers replaced.
+
+    The caller's request is not changed. The span follows the HTTP client conventions and ends when the response's
+    body closes.
+
+    Args:
+        transport: The transport that does the sending, such as `httpx2.HTTPTransport()`.
+        propagator: Writes the headers; the configured one by default.
+        tracer_provider: Makes the spans; the global one by default.
+    """
+
+    request_class = httpx2.Request
+    stream_class = _Body
+
+
+class AsyncTraceContextTransport(AsyncTransport, httpx2.AsyncBaseTransport):
+    """Does as `TraceContextTransport` for an async client, around a transport such as `httpx2.AsyncHTTPTransport()`."""
+
+    request_class = httpx2.Request
+    stream_class = _AsyncBody
+
+
+class Client(httpx2.Client):
+    """Is `httpx2.Client`, with every argument it takes, whose requests carry the current trace.
+
+    The own transport, proxies and mounts of the client are wrapped as they are used.
+    """
+
+    def _transport_for_url(self, url: httpx2.URL) -> httpx2.BaseTransport:
+        transport = super()._transport_for_url(url)
+        return transport if isinstance(transport, TraceContextTransport) else TraceContextTransport(transport)
+
+
+class AsyncClient(httpx2.AsyncClient):
+    """Is `httpx2.AsyncClient`, with every argument it takes, whose requests carry the current trace."""
+
+    def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
+        transport = super()._transport_for_url(url)
+        if isinstance(transport, AsyncTraceContextTransport):
+            return transport
+        return AsyncTraceContextTransport(transport)

@@ -1,0 +1,28 @@
+"""Path patterns, for requests that are left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import translate
+
+
+class PathPatterns:
+    """Matches request paths: `/health` is that path and all below it; a pattern with `*` or `?` is a glob.
+
+    Args:
+        patterns: Such as `/health`, `/metrics`, `/api/*/status`.
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        self._regex = re.compile("|".join(_expression(each) for each in patterns)) if patterns else None
+
+    def match(self, path: str) -> bool:
+        """Say whether a path is meant by one of the patterns."""
+        return self._regex is not None and self._regex.match(path) is not None
+
+
+def _expression(pattern: str) -> str:
+    if any(character in pattern for character in "*?["):
+        return translate(pattern)
+    return rf"{re.escape(pattern.rstrip('/'))}(?:/.*)?\Z"

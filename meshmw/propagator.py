@@ -1,0 +1,200 @@
+"""MeshPropagator: the strict reader and the replacing writer as one OpenTelemetry propagator.
+
+Knows OpenTelemetry's propagator interface. Must not know a framework, a protocol or a span's life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from opentelemetry.context import Context
+from opentelemetry.context import get_current as get_current_context
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
+
+from meshmw.extraction import B3_HEADERS, PROPAGATION_HEADERS, READ_KEY, TRACE_HEADERS, Extraction
+from meshmw.reader import HeaderReader, Lines, TraceParentPolicy
+from meshmw.rejections import Rejections
+from meshmw.writer import HeaderWriter
+
+if TYPE_CHECKING:
+    from meshmw.settings import Settings
+
+FORMATS: Final = ("tracecontext", "baggage", "b3", "b3multi")
+DEFAULT_FORMATS: Final = ("tracecontext", "baggage")
+
+
+class MeshPropagator(TextMapPropagator):
+    """Propagates W3C Trace Context Level 2, W3C Baggage and optionally B3, strictly.
+
+    A malformed trace header is refused with a warning and a counter, and the operation starts a new trace. Where a
+    valid traceparent and B3 disagree, the traceparent decides, in whatever order the formats are listed. Set as the
+    global propagator, it makes every instrumentation that uses the global one strict.
+
+    Args:
+        formats: Of `tracecontext`, `baggage`, `b3` (single header), `b3multi`. Either B3 format reads both.
+        traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
+        baggage_max_members: Members taken and sent at most.
+        baggage_max_bytes: Bytes of baggage taken and sent at most, all header lines together.
+        passthrough: Headers, in lower case, that outbound requests carry on as they came in.
+        warn_window: Seconds between two warnings of the same reason.
+
+    Raises:
+        ValueError: A format is not known.
+    """
+
+    def __init__(
+        self,
+        formats: Collection[str] = DEFAULT_FORMATS,
+        *,
+        traceparent_policy: TraceParentPolicy = "strict",
+        baggage_max_members: int = 64,
+        baggage_max_bytes: int = 8192,
+        passthrough: Collection[str] = ("x-request-id",),
+        warn_window: float = 60.0,
+    ) -> None:
+        unknown = [name for name in formats if name not in FORMATS]
+        if unknown:
+            raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
+        self.formats = tuple(formats)
+        self.passthrough = tuple(name.lower() for name in passthrough)
+        self.rejections = Rejections(warn_window)
+        limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
+        self._reader = HeaderReader(
+            formats=self.formats,
+            traceparent_policy=traceparent_policy,
+            passthrough=self.passthrough,
+            rejections=self.rejections,
+            **limits,
+        )
+        self._writer = HeaderWriter(formats=self.formats, rejections=self.rejections, **limits)
+        self._wanted = tuple(sorted(self._names_read()))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> MeshPropagator:
+        """Return the propagator that the settings ask for."""
+        return cls(
+            settings.propagators,
+            traceparent_policy=settings.traceparent_policy,
+            baggage_max_members=settings.baggage_max_members,
+            baggage_max_bytes=settings.baggage_max_bytes,
+            passthrough=settings.passthrough_headers,
+            warn_window=settings.warn_window,
+        )
+
+    @property
+    def fields(self) -> set[str]:
+        """Return the names of the headers that `inject` writes."""
+        return set(self._writer.fields)
+
+    def read(self, lines: Lines) -> Extraction:
+        """Return what header lines, by name in lower case, say after validation. Never raises."""
+        return self._reader.read(lines)
+
+    def read_once(self, lines: Lines, context: Context) -> Extraction:
+        """Do as `read`, but take what *context* has where a host read the same lines, so that they count once."""
+        read_before = context.get(READ_KEY)
+        if isinstance(read_before, tuple):
+            lines_before, extraction = read_before
+            if all(lines_before.get(name) == lines.get(name) for name in self._wanted):
+                return cast(Extraction, extraction)
+        return self.read(lines)
+
+    def write(self, context: Context) -> dict[str, str]:
+        """Return the propagation headers of *context* by name in lower case."""
+        return self._writer.write(context)
+
+    def extract(
+        self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
+    ) -> Context:
+        """Return *context* with what the carrier's headers say; an empty one is the base where none is given.
+
+        A span in *context* is left alone where the carrier has no valid parent. Never raises for what a carrier
+        holds: a header that is refused is counted and warned of.
+        """
+        lines = self._lines(carrier, getter)
+        extraction = self.read(lines)
+        return Context({**(context or {}), **extraction.into({}), READ_KEY: (lines, extraction)})
+
+    def inject(
+        self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
+    ) -> None:
+        """Write the headers of *context* (the current one by default), and remove stale ones from a mapping.
+
+        Raises:
+            Whatever the carrier or the setter raise.
+        """
+        context = get_current_context() if context is None else context
+        if isinstance(carrier, MutableMapping):
+            self._inject_into_mapping(carrier, context, setter)
+        else:
+            for name, value in self.write(context).items():
+                setter.set(carrier, name, value)
+
+    def outgoing(self, context: Context, present: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:
+        """Return the headers to write, and the names in lower case of those to remove first.
+
+        Args:
+            context: The context that the operation runs in.
+            present: The headers that the caller has put on the carrier, as pairs of name and value.
+        """
+        headers = self.write(context)
+        stale = self._writer.stale(headers)
+        kept: dict[str, list[str]] = {}
+        for name, value in present:
+            if name.lower() not in stale:
+                kept.setdefault(name.lower(), []).append(value)
+        if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
+            rewrites = self.read(kept).rewrites
+            stale |= rewrites.keys()
+            headers.update((name, text) for name, text in rewrites.items() if text is not None)
+        carried = self._writer.passthrough(context)
+        headers.update((name, value) for name, value in carried.items() if name not in kept)
+        return headers, stale
+
+    def _inject_into_mapping(self, carrier: Any, context: Context, setter: Setter[Any]) -> None:
+        texts = {key: value for key, value in carrier.items() if isinstance(key, str) and isinstance(value, str)}
+        headers, stale = self.outgoing(context, texts.items())
+        for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
+            del carrier[key]
+        for name, value in headers.items():
+            setter.set(carrier, name, value)
+
+    def _names_read(self) -> set[str]:
+        names = set(self.passthrough)
+        if "tracecontext" in self.formats:
+            names |= TRACE_HEADERS
+        if "baggage" in self.formats:
+            names.add("baggage")
+        if "b3" in self.formats or "b3multi" in self.formats:
+            names |= B3_HEADERS
+        return names
+
+    def _lines(self, carrier: Any, getter: Getter[Any]) -> dict[str, list[str]]:
+        lines = {}
+        for name in self._wanted:
+            values = getter.get(carrier, name)
+            if values:
+                lines[name] = [_text(value) for value in values]
+        if getter is default_getter and PROPAGATION_HEADERS.isdisjoint(lines):
+            self._lines_in_any_case(carrier, lines)
+        return lines
+
+    def _lines_in_any_case(self, carrier: Mapping[Any, Any], lines: dict[str, list[str]]) -> None:
+        """Find headers that a plain mapping spells `Traceparent`: the default getter knows one spelling alone."""
+        for key in carrier:
+            if isinstance(key, str) and key.lower() in self._wanted:
+                values = default_getter.get(carrier, key)
+                lines.setdefault(key.lower(), []).extend(_text(value) for value in values or ())
+
+
+def _text(value: object) -> str:
+    """Return a header value as text; carriers hand out bytes too, and no byte may raise."""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,85 @@
+"""What was refused at the boundary: counted every time, said once per reason and window.
+
+Knows reason codes and short excerpts. Must not know where a header came from, nor decide anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from opentelemetry import metrics
+
+LOGGER: Final = logging.getLogger("meshmw")
+EXCERPT_CHARACTERS: Final = 40
+
+# A proxy instrument: it starts to count when the application sets a MeterProvider, and costs next to nothing before.
+_EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(
+    "meshmw.context.extractions",
+    unit="{header}",
+    description="Trace headers that were read, by header, outcome and reason.",
+)
+
+
+def excerpt(text: str) -> str:
+    """Return at most 40 characters of a hostile text, escaped to printable ASCII, for a log line."""
+    shown = ascii(text[:EXCERPT_CHARACTERS])
+    return shown if len(text) <= EXCERPT_CHARACTERS else f"{shown}... ({len(text)} characters)"
+
+
+class Rejections:
+    """Counts refused headers by reason, and warns of each reason once per window.
+
+    Args:
+        window: Seconds between two warnings of the same header and reason.
+        clock: A monotonic clock in seconds.
+    """
+
+    def __init__(self, window: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+
+    @property
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Return how often each (header, reason) was refused since the process started."""
+        with self._lock:
+            return dict(self._counts)
+
+    def accepted(self, header: str) -> None:
+        """Count a header that was read and believed."""
+        _EXTRACTIONS.add(1, {"header": header, "outcome": "accepted"})
+
+    def record(self, header: str, reason: str, consequence: str, text: str | None = None) -> None:
+        """Count one refusal, and log it unless the same one was logged within the window.
+
+        Args:
+            header: The header's name, or `context` for what was found in the process itself.
+            reason: The reason code.
+            consequence: What happens now, for the engineer who reads the line.
+            text: What the header held, where it may be shown. Only an escaped excerpt is logged.
+        """
+        _EXTRACTIONS.add(1, {"header": header, "outcome": "refused", "reason": reason})
+        suppressed = self._count(header, reason)
+        if suppressed is None:
+            return
+        shown = "" if text is None else f" {excerpt(text)}"
+        more = f" ({suppressed} more since the last such line)" if suppressed else ""
+        LOGGER.warning("%s refused (%s):%s %s%s", header, reason, shown, consequence, more)
+
+    def _count(self, header: str, reason: str) -> int | None:
+        """Return how many were not said since the last warning, or None while the window is open."""
+        key, now = (header, reason), self._clock()
+        with self._lock:
+            self._counts[key] += 1
+            said_at, said_count = self._said.get(key, (None, 0))
+            if said_at is not None and now - said_at < self._window:
+                return None
+            self._said[key] = (now, self._counts[key])
+            return self._counts[key] - said_count - 1

@@ -1,0 +1,65 @@
+"""What `configure()` decided, for adapters to look up per request, so that construction order does not matter."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Final
+
+from opentelemetry import propagate, trace
+
+from meshmw.carriers import HeaderNames
+from meshmw.paths import PathPatterns
+from meshmw.propagator import MeshPropagator
+
+LOGGER: Final = logging.getLogger("meshmw")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Holds what every adapter of this process shares.
+
+    Attributes:
+        propagator: Reads and writes the trace headers.
+        exclude: Path patterns of requests that get no SERVER span.
+        headers: The header names that servers look for, in each carrier's spelling.
+    """
+
+    propagator: MeshPropagator = field(default_factory=MeshPropagator)
+    exclude: PathPatterns = field(default_factory=PathPatterns)
+    headers: HeaderNames = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "headers", HeaderNames(self.propagator.passthrough))
+
+
+_installed: Runtime | None = None
+_fallback: Runtime | None = None
+
+
+def install(runtime: Runtime) -> None:
+    """Make a runtime the one that adapters use from now on."""
+    global _installed
+    _installed = runtime
+
+
+def current() -> Runtime:
+    """Return what `configure()` installed, or strict defaults with one warning where nothing was configured."""
+    return _installed or _fallback or _fall_back()
+
+
+def _fall_back() -> Runtime:
+    """Serve with what is there: a MeshPropagator set by OTEL_PROPAGATORS is a configuration too."""
+    global _fallback
+    found = propagate.get_global_textmap()
+    if isinstance(found, MeshPropagator):
+        _fallback = Runtime(propagator=found)
+    else:
+        _fallback = Runtime()
+        LOGGER.warning(
+            "meshmw serves before it was configured (global propagator: %s, tracer provider: %s). "
+            "Add as the first lines of the program:  import meshmw; meshmw.configure()",
+            type(found).__name__,
+            type(trace.get_tracer_provider()).__name__,
+        )
+    return _fallback

@@ -1,0 +1,140 @@
+"""HTTP semantic conventions, stable version 1.23 and later: what a span says of a request.
+
+Knows attribute names and values. Must not know OpenTelemetry's objects, frameworks or headers of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+AttributeValue = str | int
+Attributes = Mapping[str, AttributeValue]
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+# "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query
+_SECRET_IN_QUERY: Final = re.compile(
+    r"((?:^|&)(?:AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)"
+    r"[^&]*"
+)
+
+
+class LazyAttributes(Mapping[str, AttributeValue]):
+    """Computes attributes when somebody first looks at them, so that an unsampled span costs none.
+
+    Args:
+        build: Returns the attributes; called at most once.
+    """
+
+    __slots__ = ("_build", "_built")
+
+    def __init__(self, build: Callable[[], dict[str, AttributeValue]]) -> None:
+        self._build = build
+        self._built: dict[str, AttributeValue] | None = None
+
+    def _attributes(self) -> dict[str, AttributeValue]:
+        if self._built is None:
+            self._built = self._build()
+        return self._built
+
+    def __getitem__(self, key: str) -> AttributeValue:
+        return self._attributes()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._attributes())
+
+    def __len__(self) -> int:
+        return len(self._attributes())
+
+
+def method_attributes(method: str) -> dict[str, AttributeValue]:
+    """Return `http.request.method`, which is `_OTHER` with the original beside it for an unknown method."""
+    if method in METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": method[:64]}
+
+
+def span_name(method: str, route: str | None = None) -> str:
+    """Return `{method} {route}`, or the method alone; an unknown method is named `HTTP`."""
+    verb = method if method in METHODS else "HTTP"
+    return f"{verb} {route}" if route else verb
+
+
+def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:
+    """Return `{prefix}.address` and `{prefix}.port` of a `host[:port]`, or nothing where it is malformed.
+
+    A port that is not given is the scheme's own.
+    """
+    if not authority:
+        return {}
+    try:
+        url = urlsplit(f"//{authority}")
+        address, port = url.hostname, url.port
+    except ValueError:
+        return {}
+    if not address or url.path or url.query or url.fragment or url.username is not None:
+        return {}
+    port = port or DEFAULT_PORTS.get(scheme)
+    found: dict[str, AttributeValue] = {f"{prefix}.address": address}
+    return found | {f"{prefix}.port": port} if port else found
+
+
+def redact_query(query: str) -> str:
+    """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`."""
+    return _SECRET_IN_QUERY.sub(r"\1REDACTED", query)
+
+
+def server_attributes(
+    *,
+    method: str,
+    scheme: str,
+    path: str,
+    query: str,
+    authority: str | None,
+    protocol_version: str | None,
+    client: str | None,
+    peer: tuple[str, int] | None,
+    user_agent: str | None,
+) -> dict[str, AttributeValue]:
+    """Return the attributes of an HTTP server span that are known when the request arrives."""
+    found = method_attributes(method)
+    found["url.path"] = path
+    found["url.scheme"] = scheme
+    if query:
+        found["url.query"] = redact_query(query)
+    found.update(address_attributes("server", authority, scheme))
+    if protocol_version:
+        found["network.protocol.version"] = protocol_version
+    if client:
+        found["client.address"] = client
+    if peer:
+        found["network.peer.address"], found["network.peer.port"] = peer
+    if user_agent:
+        found["user_agent.original"] = user_agent
+    return found
+
+
+def client_attributes(*, method: str, scheme: str, host: str, port: int | None, url: str) -> dict[str, AttributeValue]:
+    """Return the attributes of an HTTP client span that are known when the request leaves."""
+    found = method_attributes(method)
+    found["server.address"] = host
+    found["server.port"] = port or DEFAULT_PORTS.get(scheme, 0)
+    base, question_mark, query = url.partition("?")
+    found["url.full"] = base + question_mark + redact_query(query)
+    return found
+
+
+def protocol_version(version: str) -> str:
+    """Return `1.1`, `2` or `3` for what servers and clients call `HTTP/1.1`, `HTTP/2`, `2.0`, `h2`."""
+    number = version.rpartition("/")[2].removeprefix("h")
+    return number.removesuffix(".0") if number in {"2.0", "3.0"} else number
+
+
+def error_type(error: BaseException) -> str:
+    """Return the fully qualified name of an exception's class, without `builtins`."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,70 @@
+"""OpenTelemetry span contexts made of wire values, and a TraceState that follows the W3C's Level 2 grammar.
+
+Knows OpenTelemetry's trace API and the formats. Must not know carriers or policy.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opentelemetry.trace import SpanContext, TraceFlags
+from opentelemetry.trace import TraceState as OTelTraceState
+
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import B3Context, TraceParent, TraceState
+
+# One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
+_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+
+
+class W3CTraceState(OTelTraceState):
+    """Is OpenTelemetry's TraceState with Level 2 keys, which its own constructor refuses together with all others.
+
+    Args:
+        state: The validated members.
+    """
+
+    def __init__(self, state: TraceState) -> None:
+        super().__init__()
+        self._dict = dict(state.members)
+        self._state = state
+
+    def add(self, key: str, value: str) -> OTelTraceState:
+        """Return a state with a new member leftmost, or this one where the key exists or the pair is not valid."""
+        return self if key in self._dict else self.update(key, value)
+
+    def update(self, key: str, value: str) -> OTelTraceState:
+        """Return a state with the member leftmost, or this one where the pair is not valid.
+
+        The rightmost member is dropped at 32 (W3C Trace Context Level 2, 3.5).
+        """
+        try:
+            return W3CTraceState(self._state.insert(key, value))
+        except InvalidHeaderError:
+            return self
+
+    def delete(self, key: str) -> OTelTraceState:
+        """Return a state without the member."""
+        return W3CTraceState(self._state.delete(key))
+
+    def to_header(self) -> str:
+        """Return the tracestate header's text."""
+        return str(self._state)
+
+
+NO_STATE: Final = W3CTraceState(TraceState())
+
+
+def from_traceparent(parent: TraceParent, state: OTelTraceState) -> SpanContext:
+    """Return the remote span context that a traceparent and its tracestate name."""
+    return SpanContext(parent.trace_id, parent.parent_id, True, _FLAGS[parent.trace_flags], state)
+
+
+def from_b3(b3: B3Context) -> SpanContext | None:
+    """Return the remote span context that B3 headers name, or None where they hold only a decision.
+
+    A deferred decision leaves the sampled flag clear: trace flags cannot say "not decided".
+    """
+    if b3.trace_id is None or b3.span_id is None:
+        return None
+    return SpanContext(b3.trace_id, b3.span_id, True, _FLAGS[1 if b3.sampled else 0], NO_STATE)

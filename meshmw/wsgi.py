@@ -1,0 +1,161 @@
+"""WSGI middleware for any framework: Flask, Django, Bottle, or a bare application.
+
+Knows the WSGI protocol (PEP 3333). Must not know the formats, nor how a span lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, Final, TypeAlias
+
+from opentelemetry import trace
+from opentelemetry.context import get_current
+
+from meshmw import runtime, semconv
+from meshmw.boundary import Operation, begin_server
+from meshmw.carriers import rewrite_wsgi
+from meshmw.paths import PathPatterns
+from meshmw.propagator import MeshPropagator
+from meshmw.reader import Lines
+
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
+App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+OPERATION: Final = "meshmw.operation"
+
+
+class TraceContextMiddleware:
+    """Continues the caller's trace in a WSGI application: extracts, validates, attaches, and opens the SERVER span.
+
+    A malformed trace header is removed from the environ, and the request starts a new trace. The context is current
+    while the application or its body runs, and never between two steps of it. The span ends with the last byte, or
+    when the server closes the body.
+
+    Args:
+        app: The WSGI application to wrap.
+        exclude: Path patterns of requests that get no span, as in `Settings.exclude`; the settings' own by default.
+        propagator: Reads the headers; the configured one by default.
+        tracer_provider: Makes the spans; the global one by default.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        exclude: Sequence[str] | None = None,
+        propagator: MeshPropagator | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
+    ) -> None:
+        self.app = app
+        self._exclude = None if exclude is None else PathPatterns(exclude)
+        self._runtime = None if propagator is None else runtime.Runtime(propagator=propagator)
+        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        if OPERATION in environ:
+            return self.app(environ, start_response)
+        operation = self._begin(environ)
+        environ[OPERATION] = operation
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            if status[:3].isdecimal():
+                operation.status(int(status[:3]), error_from=500)
+            return start_response(status, headers, *exc_info)
+
+        try:
+            with operation.current():
+                body = self.app(environ, start)
+        except BaseException as error:
+            operation.status(500, error_from=500)
+            operation.fail(error)
+            operation.end(complete=False)
+            raise
+        return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
+
+    def _begin(self, environ: Environ) -> Operation:
+        settled = self._runtime or runtime.current()
+        exclude = settled.exclude if self._exclude is None else self._exclude
+        lines = settled.headers.from_wsgi(environ)
+        extraction = settled.propagator.read_once(lines, get_current())
+        rewrite_wsgi(environ, extraction.rewrites)
+        return begin_server(
+            extraction,
+            rejections=settled.propagator.rejections,
+            method=environ["REQUEST_METHOD"],
+            attributes=semconv.LazyAttributes(lambda: _attributes(environ, lines)),
+            traced=not exclude.match(_path(environ)),
+            tracer=self._tracer,
+        )
+
+
+class _Body:
+    """Is the response body, with the context current during each of its steps and at no other time.
+
+    An object rather than a generator: a server may close a body that it never began to read.
+    """
+
+    def __init__(self, body: Iterable[bytes], operation: Operation) -> None:
+        self._body = body
+        self._operation = operation
+        self._steps: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            with self._operation.current():
+                if self._steps is None:
+                    self._steps = iter(self._body)
+                return next(self._steps)
+        except StopIteration:
+            self._operation.end()
+            raise
+        except BaseException as error:
+            self._operation.fail(error)
+            self._operation.end(complete=False)
+            raise
+
+    def close(self) -> None:
+        """Close the application's body, and end the operation if its last byte never went out."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                with self._operation.current():
+                    close()
+        except BaseException as error:
+            self._operation.fail(error)
+            raise
+        finally:
+            self._operation.end(complete=False)
+
+
+class _SizedBody(_Body):
+    """Is a body whose number of chunks the server may ask for, to set Content-Length itself."""
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]  # made for sized bodies alone
+
+
+def _path(environ: Environ) -> str:
+    """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
+    text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    return text.encode("latin-1", "replace").decode("utf-8", "replace") or "/"
+
+
+def _attributes(environ: Environ, lines: Lines) -> dict[str, semconv.AttributeValue]:
+    client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
+    own = f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
+    return semconv.server_attributes(
+        method=environ["REQUEST_METHOD"],
+        scheme=environ.get("wsgi.url_scheme", "http"),
+        path=_path(environ),
+        query=environ.get("QUERY_STRING", ""),
+        authority=lines["host"][0] if "host" in lines else own,
+        protocol_version=semconv.protocol_version(environ.get("SERVER_PROTOCOL", "")),
+        client=client,
+        peer=(client, int(port)) if client and port.isdecimal() else None,
+        user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
+    )

@@ -1,0 +1,25 @@
+"""What every test gets: a clean environment, and a failure where a context outlives its test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry import context as otel_context
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the telemetry settings of the machine that it runs on."""
+    for name in list(os.environ):
+        if name.startswith(("OTEL_", "MESHMW_", "K8S_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_context_leaks() -> Iterator[None]:
+    """A test that leaves a context attached fails, whatever it proved."""
+    before = otel_context.get_current()
+    yield
+    assert otel_context.get_current() == before, "a context was attached and never detached"
