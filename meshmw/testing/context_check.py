@@ -46,7 +46,8 @@ def strict_context() -> Iterator[None]:
         otel_context._RUNTIME_CONTEXT = recorder.inner
         if otel_context.get_current() != before:
             otel_context.attach(before)
-    assert not faults, "\n".join(faults)
+    if faults:
+        raise AssertionError("\n".join(faults))
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,7 @@ def _cluster(name: str, address: str, *, http2: bool = False) -> Config:
     config: Config = {
         "name": name,
         "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": "2s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }

@@ -5,6 +5,7 @@ Sidecars and applications report into the same place, whatever their exporters s
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import threading
@@ -29,24 +30,16 @@ class OtlpReceiver:
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._spans: list[ReceivedSpan] = []
-        self._grpc_server: Any = None
-        self._http_server: http.server.ThreadingHTTPServer | None = None
+        self._servers = contextlib.ExitStack()
         self._grpc_port = self._http_port = 0
 
     def __enter__(self) -> OtlpReceiver:
         self._start_grpc()
-        handler = type("Handler", (_Handler,), {"add": staticmethod(self._add)})
-        self._http_server = server = _HttpServer(("127.0.0.1", 0), handler)
-        self._http_port = server.server_port
-        # The default interval would make each close take half a second.
-        threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()
+        self._start_http()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._http_server is not None:
-            self._http_server.shutdown()
-            self._http_server.server_close()
-        self._grpc_server.stop(grace=0).wait()
+        self._servers.close()
 
     @property
     def grpc_endpoint(self) -> str:
@@ -114,13 +107,25 @@ class OtlpReceiver:
                 add(spans_from_otlp(request))
                 return ExportTraceServiceResponse()
 
-        self._grpc_server = server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"))
+        server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"))
         add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
         self._grpc_port = server.add_insecure_port("127.0.0.1:0")
         server.start()
+        self._servers.callback(lambda: server.stop(grace=0).wait())
+
+    def _start_http(self) -> None:
+        handler = type("Handler", (_Handler,), {"add": staticmethod(self._add)})
+        server = self._servers.enter_context(_HttpServer(("127.0.0.1", 0), handler))
+        self._http_port = server.server_port
+        # The default interval would make each close take half a second.
+        threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()
+        self._servers.callback(server.shutdown)
 
 
 class _HttpServer(http.server.ThreadingHTTPServer):
+    # The default of 5 makes a connection that comes in a burst wait for a second.
+    request_queue_size = 128
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stay silent: a proxy that is stopped breaks its connection, which is no news."""
 

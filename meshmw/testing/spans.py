@@ -5,7 +5,7 @@ The same helpers serve spans that a collector received (`OtlpReceiver`) and span
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -76,9 +76,14 @@ class ReceivedSpan:
 
 
 def from_sdk(span: ReadableSpan) -> ReceivedSpan:
-    """Turn a finished span of the OpenTelemetry SDK into the form that the assertions take."""
+    """Turn a finished span of the OpenTelemetry SDK into the form that the assertions take.
+
+    Raises:
+        ValueError: If it has no span context, as no span that a tracer made.
+    """
     context, scope = span.get_span_context(), span.instrumentation_scope
-    assert context is not None, f"{span.name!r} has no span context"
+    if context is None:
+        raise ValueError(f"{span.name!r} has no span context")
     return ReceivedSpan(
         service=str(span.resource.attributes.get("service.name", "")),
         name=span.name,
@@ -102,6 +107,12 @@ def from_sdk(span: ReadableSpan) -> ReceivedSpan:
     )
 
 
+def _require(condition: bool, message: Callable[[], str]) -> None:
+    # pytest rewrites the asserts of every package with a plugin, and would add its own view of both sides.
+    if not condition:
+        raise AssertionError(message())
+
+
 def find_spans(
     spans: Iterable[ReceivedSpan], *, service: str | None = None, kind: str | None = None, name: str | None = None
 ) -> list[ReceivedSpan]:
@@ -121,7 +132,7 @@ def find_span(
     """
     found = find_spans(spans, service=service, kind=kind, name=name)
     wanted = f"service={service!r} kind={kind!r} name={name!r}"
-    assert len(found) == 1, f"{len(found)} spans match {wanted}, wanted one:\n{render_tree(spans)}"
+    _require(len(found) == 1, lambda: f"{len(found)} spans match {wanted}, wanted one:\n{render_tree(spans)}")
     return found[0]
 
 
@@ -147,9 +158,9 @@ def assert_one_trace(spans: Sequence[ReceivedSpan]) -> None:
     traces = {span.trace_id for span in spans}
     tops = roots(spans)
     orphans = [span for span in tops if span.parent_id]
-    assert len(traces) == 1, f"{len(traces)} traces, wanted one:\n{render_tree(spans)}"
-    assert not orphans, f"{orphans[0]} has a parent that is missing:\n{render_tree(spans)}"
-    assert len(tops) == 1, f"{len(tops)} roots, wanted one:\n{render_tree(spans)}"
+    _require(len(traces) == 1, lambda: f"{len(traces)} traces, wanted one:\n{render_tree(spans)}")
+    _require(not orphans, lambda: f"{orphans[0]} has a parent that is missing:\n{render_tree(spans)}")
+    _require(len(tops) == 1, lambda: f"{len(tops)} roots, wanted one:\n{render_tree(spans)}")
 
 
 def assert_child_of(child: ReceivedSpan, parent: ReceivedSpan) -> None:
@@ -159,7 +170,7 @@ def assert_child_of(child: ReceivedSpan, parent: ReceivedSpan) -> None:
         AssertionError: If it is not; shows both.
     """
     related = (child.trace_id, child.parent_id) == (parent.trace_id, parent.span_id)
-    assert related, f"{child} is not a child of {parent}:\n{render_tree([parent, child])}"
+    _require(related, lambda: f"{child} is not a child of {parent}:\n{render_tree([parent, child])}")
 
 
 def assert_chain(spans: Sequence[ReceivedSpan], expected: Sequence[tuple[str, str]]) -> list[ReceivedSpan]:
@@ -177,11 +188,11 @@ def assert_chain(spans: Sequence[ReceivedSpan], expected: Sequence[tuple[str, st
     """
     assert_one_trace(spans)
     chain = roots(spans)
-    while below := children(spans, chain[-1]):
-        assert len(below) == 1, f"{chain[-1]} has {len(below)} children, wanted one:\n{render_tree(spans)}"
+    while len(below := children(spans, chain[-1])) == 1:
         chain += below
+    _require(not below, lambda: f"{chain[-1]} has {len(below)} children, wanted one:\n{render_tree(spans)}")
     got = [(span.service, span.kind) for span in chain]
-    assert got == list(expected), f"the chain is {got}, wanted {list(expected)}:\n{render_tree(spans)}"
+    _require(got == list(expected), lambda: f"the chain is {got}, wanted {list(expected)}:\n{render_tree(spans)}")
     return chain
 
 

@@ -1,0 +1,69 @@
+"""The plugin as a user's test run sees it."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+QUIET = ("-p", "no:asyncio")  # which warns where no configuration says its loop scope
+USES_EVERYTHING = """
+    from meshmw.testing import Listener, Proxy
+
+    def test_it(envoys, otlp_receiver, strict_context):
+        listener = Listener(name="in", upstream="127.0.0.1:9")
+        first, second = envoys(Proxy("a", [listener]), Proxy("b", [listener]))
+        (third,) = envoys(Proxy("c", [listener]))
+        assert len({first.port(), second.port(), third.port()}) == 3
+        assert otlp_receiver.spans == []
+"""
+
+
+def test_the_fixtures_are_there_without_any_import(pytester):
+    pytester.makepyfile(USES_EVERYTHING)
+    pytester.runpytest(*QUIET).assert_outcomes(passed=1)
+
+
+def test_a_leaked_context_fails_the_test(pytester):
+    pytester.makepyfile(
+        """
+        from opentelemetry import context
+
+        def test_leak(strict_context):
+            context.attach(context.set_value("colour", "red"))
+
+        def test_next_one(strict_context):
+            assert context.get_value("colour") is None
+        """
+    )
+    result = pytester.runpytest(*QUIET)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*A context is still attached: no span, keys ?'colour'?*"])
+
+
+@pytest.mark.parametrize("fixture", ["envoys", "otlp_receiver"])
+@pytest.mark.parametrize(("options", "outcome"), [([], "skipped"), (["--meshmw-require-envoy"], "errors")])
+def test_what_is_not_installed_skips_unless_it_is_required(pytester, monkeypatch, fixture, options, outcome):
+    monkeypatch.setenv("PATH", str(pytester.path))
+    monkeypatch.setitem(sys.modules, "envoy", None)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    pytester.makepyfile(f"def test_it({fixture}): pass")
+    result = pytester.runpytest(*QUIET, "-rsE", *options)
+    result.assert_outcomes(**{outcome: 1})
+    result.stdout.fnmatch_lines(["*is not installed: run  pip install 'meshmw?testing?'*"])
+
+
+def test_loading_the_plugin_loads_neither_grpc_nor_opentelemetry():
+    code = "import sys, meshmw.testing.pytest_plugin\nprint({'grpc', 'http.server'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_public_name_is_there():
+    import meshmw.testing
+
+    assert dir(meshmw.testing) == sorted(meshmw.testing.__all__)
+    for name in meshmw.testing.__all__:
+        assert getattr(meshmw.testing, name).__name__ == name
+    with pytest.raises(AttributeError, match=r"'meshmw.testing' has no attribute 'Sidecar'"):
+        meshmw.testing.Sidecar  # noqa: B018 - the access is the test
