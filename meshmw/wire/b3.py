@@ -71,9 +71,10 @@ class B3Context(NamedTuple):
             raise InvalidHeaderError("b3", *_fault_of_single(text))
         trace_id, span_id, state, lone_state = match.groups()
         state = state or lone_state
-        sampled = None if state is None else state != "0"
-        ids = (None, None) if trace_id is None else (int(trace_id, 16), int(span_id, 16))
-        return cls(*ids, sampled, state == "d")
+        sampled = state != "0" if state else None
+        if trace_id is None:
+            return cls(None, None, sampled, state == "d")
+        return cls(int(trace_id, 16), int(span_id, 16), sampled, state == "d")
 
     @classmethod
     def parse_multi(

@@ -1,0 +1,287 @@
+import copy
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import BaggageValue, format_baggage, format_member, parse_baggage, parse_member
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS, REASONS
+
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "baggage.json").read_text())
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+SHORT_OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]{0,9}"
+OWS = r"[ \t]{0,2}"
+
+keys = st.from_regex(TOKEN, fullmatch=True)
+members = st.from_regex(
+    rf"[a-c]{OWS}={OWS}{SHORT_OCTETS}(?:{OWS};{OWS}[p-r](?:{OWS}={OWS}{SHORT_OCTETS})?){{0,3}}", fullmatch=True
+)
+near_misses = st.text(alphabet=st.sampled_from('ab=,; \t%2"\\é\n+'))
+any_text = st.text() | near_misses
+
+
+def outcome(read, *args):
+    try:
+        return read(*args)
+    except InvalidHeaderError as error:
+        return error
+
+
+def by_claim(rows):
+    return [pytest.param(row, id=row["claim"]) for row in rows]
+
+
+def follows_abnf(header):
+    # Split first: one pattern for a whole list would itself be slow on long spaces.
+    property_ = rf"[ \t]*{TOKEN}[ \t]*(?:=[ \t]*{OCTETS}[ \t]*)?"
+    for member in header.split(",") if header else []:
+        first, *properties = member.split(";")
+        if not re.fullmatch(rf"{TOKEN}[ \t]*=[ \t]*{OCTETS}[ \t]*", first):
+            return False
+        if not all(re.fullmatch(property_, text) for text in properties):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "position"),
+    [
+        ("", "member", 0),
+        ("a", "member", 1),
+        ("=1", "key", 0),
+        ("a b=1", "key", 0),
+        ("é=1", "key", 0),
+        ("a;p=1", "key", 0),
+        ("a=1 2", "value", 2),
+        (" a=é", "value", 2),
+        ("a=1,b=2", "value", 2),
+        ("a=1;", "property", 3),
+        ("a=1;=", "property", 3),
+        ("a=1;p=é", "property", 3),
+    ],
+)
+def test_a_bad_member_is_refused_with_reason_and_place(text, reason, position):
+    with pytest.raises(InvalidHeaderError) as caught:
+        parse_member(text)
+
+    assert caught.value.header == "baggage"
+    assert (caught.value.reason, caught.value.position) == (reason, position)
+
+
+@pytest.mark.parametrize("row", by_claim(VECTORS["read"]))
+def test_good_members_are_decoded_and_bad_ones_alone_are_left_out(row):
+    values, dropped = parse_baggage(row["lines"])
+
+    assert values == row["values"]
+    assert list(values) == list(row["values"])
+    assert dropped == tuple(row["dropped"])
+    for key, properties in row.get("properties", {}).items():
+        assert values[key].properties == properties
+
+
+@pytest.mark.parametrize("row", by_claim(VECTORS["read"]))
+def test_what_nobody_changed_goes_out_as_it_came(row):
+    values, _ = parse_baggage(row["lines"])
+
+    assert format_baggage(values) == (row["out"], ())
+
+
+@pytest.mark.parametrize("row", by_claim(VECTORS["read"]))
+def test_what_goes_out_reads_as_the_same(row):
+    values, _ = parse_baggage(row["lines"])
+    again, dropped = parse_baggage(row["out"])
+
+    assert again == values
+    assert {key: value.raw for key, value in again.items()} == {key: value.raw for key, value in values.items()}
+    assert dropped == ()
+
+
+@pytest.mark.parametrize("row", by_claim(VECTORS["written"]))
+def test_new_values_are_encoded(row):
+    header, dropped = format_baggage(row["items"])
+
+    assert (header, dropped) == (row["out"], tuple(row["dropped"]))
+    assert follows_abnf(header)
+
+
+def test_a_changed_value_is_written_anew_without_its_properties():
+    values, _ = parse_baggage("a=1;p,b=x;q")
+
+    assert format_baggage(values | {"a": "2 3", "b": values["b"].upper()}) == ("a=2%203,b=X", ())
+
+
+def test_a_value_copied_to_another_key_is_written_under_that_key():
+    values, _ = parse_baggage("a=x%20y;p")
+
+    assert format_baggage({"b": values["a"], "a": values["a"]}) == ("b=x%20y,a=x%20y;p", ())
+
+
+@pytest.mark.parametrize("raw", ["", "a", "b=1", "a=1,b=2", "a=1\r\nx: y", "a=é", "a=1,"])
+def test_a_raw_text_that_is_not_this_keys_member_is_never_written(raw):
+    assert format_baggage({"a": BaggageValue("v", raw)}) == ("a=v", ())
+
+
+def test_an_object_that_has_no_text_is_left_out():
+    class Broken:
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    assert format_baggage({"a": Broken(), "b": "1"}) == ("b=1", ("value",))
+
+
+def test_a_bad_key_raises_where_one_member_is_written():
+    with pytest.raises(ValueError, match="key"):
+        format_member("a b", "1")
+
+
+def test_64_members_are_kept_and_the_65th_is_left_out():
+    line = ",".join(f"k{i}=1" for i in range(MAX_MEMBERS))
+
+    assert (len(parse_baggage(line)[0]), parse_baggage(line)[1]) == (MAX_MEMBERS, ())
+    values, dropped = parse_baggage([line, "more=1,and=2"])
+    assert list(values) == [f"k{i}" for i in range(MAX_MEMBERS)]
+    assert dropped == ("too_many_members",)
+
+
+def test_members_of_one_key_each_count():
+    values, dropped = parse_baggage("a=1,a=2,a=3", max_members=2)
+
+    assert (values["a"], values["a"].raw, dropped) == ("2", "a=1,a=2", ("too_many_members",))
+    assert format_baggage({"a": BaggageValue("2", "a=1,a=2"), "b": "3"}, max_members=2) == (
+        "a=1,a=2",
+        ("too_many_members",),
+    )
+
+
+def test_bad_and_empty_members_do_not_count():
+    assert parse_baggage(",,x,y,a=1,b=2", max_members=2) == ({"a": "1", "b": "2"}, ("member",))
+
+
+def test_8192_bytes_are_kept_and_one_more_is_not_cut_off():
+    line = "a=" + "v" * (MAX_BYTES - 6) + ",b=1"
+    assert len(line) == MAX_BYTES
+
+    assert (list(parse_baggage(line)[0]), parse_baggage(line)[1]) == (["a", "b"], ())
+    assert (list(parse_baggage(line + "2")[0]), parse_baggage(line + "2")[1]) == (["a"], ("too_many_bytes",))
+
+
+def test_bytes_are_those_of_the_header_that_goes_out():
+    assert parse_baggage("a=1 \t ,   b=2", max_bytes=7) == ({"a": "1", "b": "2"}, ())
+    assert parse_baggage("a=1,b=2", max_bytes=6) == ({"a": "1"}, ("too_many_bytes",))
+
+
+def test_a_member_of_any_length_is_kept_within_the_whole():
+    line = "a=" + "v" * 5000
+
+    assert parse_baggage(line)[0]["a"].raw == line
+
+
+def test_reading_keeps_the_first_members_and_stops_at_the_limit():
+    assert parse_baggage("a=1,b=" + "v" * 99 + ",c=3", max_bytes=50) == ({"a": "1"}, ("too_many_bytes",))
+
+
+def test_writing_leaves_out_what_does_not_fit_and_no_more():
+    items = {"a": "1", "b": "v" * 99, "c": " " * 40, "d": "4"}
+
+    assert format_baggage(items, max_bytes=50) == ("a=1,d=4", ("too_many_bytes",))
+    assert format_baggage(items, max_members=0) == ("", ("too_many_members",))
+
+
+def test_text_beyond_the_window_is_not_looked_at():
+    spaces = " " * 37
+    # 4 * 10 characters are looked at, which end in the middle of `b=2` or just after it.
+    assert parse_baggage(["a=1", spaces[4:] + "b=2"], max_bytes=10) == ({"a": "1", "b": "2"}, ())
+    assert parse_baggage(["a=1", spaces[3:] + "b=23"], max_bytes=10) == ({"a": "1"}, ("too_many_bytes",))
+    assert parse_baggage(["a=1", spaces[4:] + "b=2", ""], max_bytes=10) == ({"a": "1", "b": "2"}, ("too_many_bytes",))
+    assert parse_baggage(["a=1" + "," * 37 + "b=2"], max_bytes=10) == ({"a": "1"}, ("too_many_bytes",))
+
+
+def test_work_is_bounded_on_any_text():
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield ""
+
+    assert parse_baggage(endless()) == ({}, ("too_many_bytes",))
+    assert len(read) <= 4 * MAX_BYTES + 2
+    for bad in ["k=" + " " * 8000 + '"', "k=1" + ";p= \t" * 1600 + '"', "k=1" + " ;p = " * 1300 + ";", "k" * 8000]:
+        assert parse_baggage([bad] * 100)[0] == {}
+
+
+def test_a_value_is_text_that_survives_pickle_and_copy():
+    _, value = parse_member("a=x%20y;p=1")
+
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(value, protocol))
+        assert (again, again.raw, type(again)) == ("x y", "a=x%20y;p=1", BaggageValue)
+    for again in (copy.copy(value), copy.deepcopy(value)):
+        assert (again, again.raw) == ("x y", "a=x%20y;p=1")
+    assert isinstance(value, str)
+    assert value == "x y"
+    assert hash(value) == hash("x y")
+    assert type(str(value)) is str
+
+
+def test_every_reason_is_documented():
+    reasons = {reason for row in VECTORS["read"] + VECTORS["written"] for reason in row["dropped"]}
+    assert reasons | {"too_many_members", "too_many_bytes"} == set(REASONS)
+
+
+@given(st.lists(any_text), st.integers(0, 4), st.integers(0, 40))
+def test_any_lines_are_read_and_what_goes_out_keeps_the_limits_and_the_grammar(lines, max_members, max_bytes):
+    values, dropped = parse_baggage(lines, max_members=max_members, max_bytes=max_bytes)
+    header, none = format_baggage(values, max_members=max_members, max_bytes=max_bytes)
+
+    assert set(dropped) <= set(REASONS)
+    assert none == ()
+    assert len(header) <= max_bytes
+    assert follows_abnf(header)
+    assert parse_baggage(header)[0] == values
+
+
+@given(any_text)
+def test_any_member_is_read_or_refused_with_a_documented_reason(text):
+    parsed = outcome(parse_member, text)
+    if isinstance(parsed, InvalidHeaderError):
+        assert parsed.reason in REASONS
+        assert 0 <= parsed.position <= len(text)
+    else:
+        key, value = parsed
+        assert value.raw == text.strip(" \t")
+        assert parse_baggage(text) == ({key: value}, ())
+
+
+@given(st.lists(members, max_size=8))
+def test_good_members_all_go_through_byte_for_byte(raws):
+    values, dropped = parse_baggage(raws)
+    header, _ = format_baggage(values)
+
+    assert dropped == ()
+    assert sorted(header.split(",") if header else []) == sorted(raw.strip(" \t") for raw in raws)
+
+
+@given(keys, st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_what_is_written_reads_as_the_same(key, value):
+    text = format_member(key, value)
+
+    assert parse_member(text) == (key, value)
+    assert parse_member(text)[1].raw == text
+    assert follows_abnf(text)
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), st.integers(0, 4), st.integers(0, 40))
+def test_any_items_are_written_within_the_limits_and_the_grammar(items, max_members, max_bytes):
+    header, dropped = format_baggage(items, max_members=max_members, max_bytes=max_bytes)
+
+    assert set(dropped) <= set(REASONS)
+    assert len(header) <= max_bytes
+    assert not header or header.count(",") < max_members
+    assert follows_abnf(header)
