@@ -21,6 +21,9 @@ Lines = Mapping[str, Sequence[str]]
 TraceParentPolicy = Literal["strict", "w3c"]
 
 FRESH_ROOT: Final = "- the request starts a new trace"
+STRIPPED: Final = (
+    "- tracestate or baggage came without it, as if a proxy had stripped it; the request starts a new trace"
+)
 PASSTHROUGH_MAX_CHARACTERS: Final = 1024
 # Peers repeat the same tracestate on every request; 32 members of 513 characters each bound an entry.
 _TRACESTATE_CACHE_ENTRIES: Final = 256
@@ -74,9 +77,17 @@ class HeaderReader:
             elif from_b3 is not None and _disagree(parent, from_b3):
                 self._rejections.record("b3", "conflict", "- it names another parent than traceparent, which decides")
                 b3 = None
+        baggage = self._read_baggage(lines["baggage"], rewrites) if self._baggage and "baggage" in lines else {}
+        if (
+            parent is None
+            and self._w3c
+            and "traceparent" not in lines
+            and (baggage or any(lines.get("tracestate", ())))
+        ):
+            self._rejections.record("traceparent", "missing", STRIPPED)
         return Extraction(
             parent,
-            self._read_baggage(lines["baggage"], rewrites) if self._baggage and "baggage" in lines else {},
+            baggage,
             b3,
             self._read_passthrough(lines) if self._passthrough else {},
             rewrites,
