@@ -18,18 +18,21 @@ _CREDENTIALS = re.compile(r"[^/\s]*@")
 log = logging.getLogger("meshmw")
 
 
-def excerpt(value: object, longest: int = 60) -> str:
-    """Return a short, escaped text of any value, in which whatever stands before an @ is hidden."""
-    text = _CREDENTIALS.sub("***@", value if isinstance(value, str) else repr(value))
-    shown = ascii(text[:longest])
-    shown = shown if isinstance(value, str) else shown[1:-1]
-    return f"{shown}... ({len(text)} characters)" if len(text) > longest else shown
+def escaped(text: str, longest: int = 60) -> str:
+    """Return a short text in printable ASCII, in which whatever stands before an @ is hidden."""
+    text = _CREDENTIALS.sub("***@", text)
+    more = f"... ({len(text)} characters)" if len(text) > longest else ""
+    return text[:longest].encode("unicode_escape").decode("ascii") + more
+
+
+def excerpt(value: object) -> str:
+    """Return a short, escaped text of any value, in quotes where it is a text."""
+    return f"'{escaped(value)}'" if isinstance(value, str) else escaped(repr(value))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean X?)` for the known name that is most like this one, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """Return the known name that is most like this one, or an empty text."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def takes(field: FieldInfo) -> str:
@@ -69,13 +72,19 @@ def _fault(name: str, errors: list[ErrorDetails], field: FieldInfo, arguments: M
 
 def _unknown(name: str, errors: list[ErrorDetails], fields: Iterable[str]) -> str:
     if errors[0]["type"] == "extra_forbidden":
-        return f"argument {excerpt(name)[1:-1]} is no setting{nearest(name, fields)}"
+        return f"argument {escaped(name)} is no setting{_hint(nearest(name, fields))}"
     return errors[0]["msg"]
+
+
+def _hint(name: str) -> str:
+    return f" (did you mean {name}?)" if name else ""
 
 
 def warn_unknown_variables(names: Iterable[str], fields: Iterable[str], prefix: str) -> None:
     """Warn of every variable that bears the prefix and is no setting, which is most often a misspelt one."""
-    known = [f"{prefix}{field}".upper() for field in fields]
+    known = {field.upper() for field in fields}
     for name in names:
-        if name.upper().startswith(prefix.upper()) and name.upper() not in known:
-            log.warning("%s is no setting and is ignored%s", excerpt(name)[1:-1], nearest(name.upper(), known))
+        rest = name.upper().removeprefix(prefix.upper())
+        if rest != name.upper() and rest not in known:
+            meant = nearest(rest, known)
+            log.warning("%s is no setting and is ignored%s", escaped(name), _hint(meant and f"{prefix}{meant}"))

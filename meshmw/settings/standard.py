@@ -65,7 +65,8 @@ class Standard:
         return {name: value for name, value in found.items() if value is not None}
 
     def _get(self, variable: str) -> str:
-        return self.environ.get(variable, "").strip()
+        value = self.environ.get(variable, "").strip()
+        return value if value.strip(" ,") else ""
 
     def _ignore(self, variable: str, value: str, takes: str) -> None:
         self.warnings.append(f"{variable} holds {excerpt(value)}, which is ignored; meshmw takes {takes}")

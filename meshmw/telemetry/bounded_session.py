@@ -21,6 +21,6 @@ class BoundedSession(Session):
         response = super().send(request, **{**options, "stream": True})
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) <= _LONGEST_ANSWER:
-            _ = response.content
+            response.raw.read(decode_content=False)
         response.close()
         return response

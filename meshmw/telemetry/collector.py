@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from meshmw.settings.faults import excerpt
+from meshmw.settings.faults import escaped
 from meshmw.telemetry.muting import install_mute, muted
 
 log = logging.getLogger("meshmw")
@@ -33,11 +33,13 @@ class CollectorExporter(SpanExporter):
         self._said = False
         self._busy = False
         self._reason = ""
+        self._attempts_failed = 0
+        self._hurried = False
         install_mute()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export, and turn every exception into a failure."""
-        self._busy, self._reason = True, ""
+        self._busy, self._reason, self._attempts_failed = True, "", 0
         try:
             with muted(self._keep_reason):
                 result = self._exporter.export(spans)
@@ -55,19 +57,36 @@ class CollectorExporter(SpanExporter):
         """Shut the exporter down; an export that is still on its way counts as failed."""
         if self._busy:
             self._failed(self._reason or "no answer in time")
-        try:
-            with muted(lambda record: False):
-                self._exporter.shutdown()
-        except Exception:
-            log.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
+        self._stop()
+
+    def hurry(self) -> None:
+        """Allow no more than one retry from now on: the process waits for this exporter to end."""
+        self._hurried = True
+        if self._busy:
+            self._give_up_if_hopeless(attempts=1)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""
         return not self.failing
 
     def _keep_reason(self, record: logging.LogRecord) -> bool:
-        self._reason = record.getMessage()
+        # The exporters log one line for each attempt that failed, in the thread that exports.
+        self._reason = self._reason or record.getMessage()
+        self._attempts_failed += 1
+        if self._hurried:
+            self._give_up_if_hopeless(attempts=2)
         return False
+
+    def _give_up_if_hopeless(self, attempts: int) -> None:
+        if self.failing or self._attempts_failed >= attempts:
+            self._stop()
+
+    def _stop(self) -> None:
+        try:
+            with muted(lambda record: False):
+                self._exporter.shutdown()
+        except Exception:
+            log.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
 
     def _failed(self, reason: str) -> None:
         if self.failing:
@@ -80,7 +99,7 @@ class CollectorExporter(SpanExporter):
             log.warning(
                 "spans do not reach %s and are dropped until it answers; requests are unaffected (%s)",
                 self._endpoint,
-                excerpt(reason, 200),
+                escaped(reason, 200),
             )
 
     def _succeeded(self) -> None:

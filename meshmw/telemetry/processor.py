@@ -6,8 +6,9 @@ import logging
 import time
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.muting import muted
 
 
@@ -19,8 +20,9 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
         warn_window: Seconds between two warnings that the queue is full.
     """
 
-    def __init__(self, exporter: SpanExporter, warn_window: float) -> None:
+    def __init__(self, exporter: CollectorExporter, warn_window: float) -> None:
         super().__init__(exporter)
+        self._collector = exporter
         self.shutdown_seconds = 5.0
         self._warn_window = warn_window
         self._warned_at: float | None = None
@@ -32,9 +34,11 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
 
     def shutdown(self) -> None:
         """Export what is queued for at most `shutdown_seconds`, then cut off the export that is under way."""
+        self._collector.hurry()
+        seconds = min(self.shutdown_seconds, 1.0) if self._collector.failing else self.shutdown_seconds
         # The SDK's own shutdown() waits up to 30 s for a collector that does not answer, and offers no other way
         # to say how long: https://github.com/open-telemetry/opentelemetry-python/issues/4568
-        self._batch_processor.shutdown(timeout_millis=int(self.shutdown_seconds * 1000))
+        self._batch_processor.shutdown(timeout_millis=int(seconds * 1000))
 
     def _once_per_window(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()

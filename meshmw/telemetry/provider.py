@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioB
 
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.settings import Settings, hidden
-from meshmw.settings.faults import excerpt
+from meshmw.settings.faults import escaped
 from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.exporters import build_exporter, shown_endpoint
 from meshmw.telemetry.processor import PromptBatchSpanProcessor
@@ -31,7 +31,7 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
         raise
     except Exception as error:
         # OTEL_EXPORTER_OTLP_TIMEOUT, _COMPRESSION, OTEL_BSP_* and the like: the SDK raises what it likes.
-        fault = f"an OTEL_* variable, of which OpenTelemetry says {excerpt(str(error), 200)}"
+        fault = f"an OTEL_* variable, of which OpenTelemetry says {escaped(str(error), 200)}"
         raise SettingsError([fault]) from error
     if processor is not None:
         provider.add_span_processor(processor)

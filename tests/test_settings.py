@@ -1,0 +1,361 @@
+"""Settings: where each value comes from, and what a user reads when one cannot be used."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+from pydantic import Field
+
+from meshmw.errors import SettingsError
+from meshmw.settings import Settings, hidden, is_set
+
+
+def faults_of(**arguments):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**arguments)
+    return caught.value.faults
+
+
+class TestFaults:
+    def test_all_faults_are_named_together_with_what_each_holds_and_takes(self, monkeypatch):
+        monkeypatch.setenv("MESHMW_PROPAGATORS", "tracecontext, xray")
+        monkeypatch.setenv("MESHMW_EXPORTER", "zipkin")
+        monkeypatch.setenv("MESHMW_SAMPLING_RATIO", "nan")
+        assert faults_of(warn_window=-1, baggage_max_members="many") == (
+            "MESHMW_PROPAGATORS holds 'xray'; it takes a list of tracecontext, baggage, b3, b3multi; or none",
+            "argument baggage_max_members holds 'many'; it takes a number from 0 to 1024",
+            "MESHMW_EXPORTER holds 'zipkin'; it takes otlp, otlp-http, console or none",
+            "MESHMW_SAMPLING_RATIO holds 'nan'; it takes a number from 0 to 1",
+            "argument warn_window holds -1; it takes a number of seconds from 0 to 86400",
+        )
+
+    def test_the_error_reads_as_one_block(self):
+        with pytest.raises(SettingsError, match=r"cannot start with these settings:\n  - argument exporter holds 7;"):
+            Settings(exporter=7)
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("MESHMW_SERVICE_NAME", "two\nlines"),
+            ("MESHMW_SERVICE_NAME", "x" * 256),
+            ("MESHMW_SERVICE_VERSION", "\x1b[31m"),
+            ("MESHMW_PROPAGATORS", "none,b3"),
+            ("MESHMW_TRACEPARENT_POLICY", "lax"),
+            ("MESHMW_EXCLUDE", "health"),
+            ("MESHMW_EXCLUDE", "/a\x00b"),
+            ("MESHMW_BAGGAGE_MAX_MEMBERS", "-1"),
+            ("MESHMW_BAGGAGE_MAX_MEMBERS", "1025"),
+            ("MESHMW_BAGGAGE_MAX_BYTES", "61441"),
+            ("MESHMW_BAGGAGE_MAX_BYTES", "8kB"),
+            ("MESHMW_PASSTHROUGH_HEADERS", "x request id"),
+            ("MESHMW_PASSTHROUGH_HEADERS", "Traceparent"),
+            ("MESHMW_PASSTHROUGH_HEADERS", "x-b3-sampled"),
+            ("MESHMW_PASSTHROUGH_HEADERS", "content-length"),
+            ("MESHMW_PASSTHROUGH_HEADERS", ",".join(f"x-{n}" for n in range(33))),
+            ("MESHMW_EXPORTER", "otlp,console"),
+            ("MESHMW_ENDPOINT", "ftp://collector:4317"),
+            ("MESHMW_ENDPOINT", "http://"),
+            ("MESHMW_ENDPOINT", "collector:65536"),
+            ("MESHMW_ENDPOINT", "collector:0"),
+            ("MESHMW_ENDPOINT", "http://[::1"),
+            ("MESHMW_ENDPOINT", "http://col lector"),
+            ("MESHMW_ENDPOINT", "http://bücher:4317"),
+            ("MESHMW_ENDPOINT", "http://collector/#part"),
+            ("MESHMW_SAMPLING_RATIO", "1.01"),
+            ("MESHMW_SAMPLING_RATIO", "inf"),
+            ("MESHMW_WARN_WINDOW", "86401"),
+            ("MESHMW_SDK_DISABLED", "perhaps"),
+        ],
+    )
+    def test_a_bad_value_is_a_fault_of_its_variable(self, monkeypatch, variable, value):
+        environ = {**os.environ, variable: value}  # putenv() refuses a null character
+        monkeypatch.setattr(os, "environ", environ)
+        (fault,) = faults_of()
+        assert fault.startswith(f"{variable} holds ")
+        assert fault.isprintable()
+
+    def test_a_long_value_is_shortened(self):
+        (fault,) = faults_of(exporter="x" * 5000)
+        assert fault == f"argument exporter holds '{'x' * 60}... (5000 characters)'; it takes otlp, " + (
+            "otlp-http, console or none"
+        )
+
+    def test_many_bad_items_are_not_all_listed(self):
+        (fault,) = faults_of(propagators="one,two,three,four,five")
+        assert "holds 'one', 'two', 'three' and 2 more;" in fault
+
+    def test_credentials_are_refused_and_never_shown(self):
+        (fault,) = faults_of(endpoint="https://user:secret@collector")
+        assert "https://***@collector" in fault
+        assert "secret" not in fault
+
+    def test_an_argument_that_is_no_setting_is_a_fault(self):
+        assert faults_of(exporters="none", zzz=1) == (
+            "argument exporters is no setting (did you mean exporter?)",
+            "argument zzz is no setting",
+        )
+
+    def test_a_bad_variable_does_not_matter_under_a_good_argument(self, monkeypatch):
+        monkeypatch.setenv("MESHMW_EXPORTER", "zipkin")
+        assert Settings(exporter="none").exporter == "none"
+
+    def test_a_list_of_the_wrong_things_is_a_fault(self):
+        assert len(faults_of(propagators=3, exclude=[4], passthrough_headers=["x", 5])) == 3
+
+    def test_a_misspelt_variable_is_warned_of_with_the_nearest_name(self, monkeypatch, caplog):
+        monkeypatch.setenv("MESHMW_PROPAGATOR", "b3")
+        monkeypatch.setenv("MESHMW_QQ", "1")
+        assert Settings().propagators == ("tracecontext", "baggage")
+        assert sorted(caplog.messages) == [
+            "MESHMW_PROPAGATOR is no setting and is ignored (did you mean MESHMW_PROPAGATORS?)",
+            "MESHMW_QQ is no setting and is ignored",
+        ]
+
+    def test_a_fault_of_the_whole_model_keeps_its_own_words(self):
+        from pydantic import model_validator
+
+        class Stricter(Settings):
+            @model_validator(mode="after")
+            def _both(self):
+                raise ValueError("service_name and endpoint do not go together")
+
+        with pytest.raises(SettingsError, match="do not go together"):
+            Stricter()
+
+
+class TestValues:
+    def test_defaults(self):
+        settings = Settings()
+        assert settings.model_dump() == {
+            "service_name": None,
+            "service_version": None,
+            "propagators": ("tracecontext", "baggage"),
+            "traceparent_policy": "strict",
+            "exclude": (),
+            "baggage_max_members": 64,
+            "baggage_max_bytes": 8192,
+            "passthrough_headers": ("x-request-id",),
+            "exporter": "otlp",
+            "endpoint": None,
+            "sampling_ratio": None,
+            "warn_window": 60.0,
+            "sdk_disabled": False,
+        }
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "expected"),
+        [
+            ("MESHMW_SERVICE_NAME", " checkout ", "checkout"),
+            ("MESHMW_SERVICE_VERSION", "1.2", "1.2"),
+            ("MESHMW_PROPAGATORS", " B3 , tracecontext,b3,,", ("b3", "tracecontext")),
+            ("MESHMW_PROPAGATORS", "None", ()),
+            ("MESHMW_TRACEPARENT_POLICY", "W3C", "w3c"),
+            ("MESHMW_EXCLUDE", "/live, /metrics,*/Ready", ("/live", "/metrics", "*/Ready")),
+            ("MESHMW_BAGGAGE_MAX_MEMBERS", "0", 0),
+            ("MESHMW_BAGGAGE_MAX_BYTES", "4096", 4096),
+            ("MESHMW_PASSTHROUGH_HEADERS", "X-Request-Id, x-tenant,X-TENANT", ("x-request-id", "x-tenant")),
+            ("MESHMW_PASSTHROUGH_HEADERS", "none", ()),
+            ("MESHMW_EXPORTER", "OTLP-HTTP", "otlp-http"),
+            ("MESHMW_ENDPOINT", "collector:4317", "http://collector:4317"),
+            ("MESHMW_ENDPOINT", "https://[::1]:4318/in?x=1", "https://[::1]:4318/in?x=1"),
+            ("MESHMW_SAMPLING_RATIO", "0.25", 0.25),
+            ("MESHMW_WARN_WINDOW", "0", 0.0),
+            ("MESHMW_SDK_DISABLED", "1", True),
+        ],
+    )
+    def test_a_variable_is_read(self, monkeypatch, variable, value, expected):
+        monkeypatch.setenv(variable, value)
+        name = variable.removeprefix("MESHMW_").lower()
+        assert getattr(Settings(), name) == expected
+        assert Settings.origins() == {name: variable}
+
+    def test_a_list_may_be_an_argument(self):
+        settings = Settings(propagators=["b3 ", "b3", "B3MULTI"], exclude=("/a", "/a"))
+        assert (settings.propagators, settings.exclude) == (("b3", "b3multi"), ("/a",))
+
+    @pytest.mark.parametrize("blank", ["", "  ", " , ,"])
+    def test_a_blank_variable_is_not_set(self, monkeypatch, blank):
+        for doc in Settings.documentation():
+            for variable in (doc.variable, *doc.standard):
+                monkeypatch.setenv(variable, blank)
+        assert Settings() == Settings.model_construct()
+        assert Settings.origins() == {}
+
+    def test_settings_are_frozen_and_hashable(self):
+        with pytest.raises(ValueError, match="frozen"):
+            Settings().exporter = "none"
+        assert len({Settings(service_name="a"), Settings(service_name="a"), Settings(service_name="b")}) == 2
+
+    def test_a_subclass_reads_its_own_variables_under_its_own_prefix(self, monkeypatch, caplog):
+        class Mine(Settings, env_prefix="SHOP_"):
+            color: str = Field(default="red", description="The color.")
+
+        monkeypatch.setenv("SHOP_COLOR", "blue")
+        monkeypatch.setenv("SHOP_EXPORTER", "zipkin")
+        with pytest.raises(SettingsError, match="SHOP_EXPORTER holds"):
+            Mine()
+        assert Mine(exporter="none").color == "blue"
+        assert Mine.documentation()[-1].variable == "SHOP_COLOR"
+        assert Mine.documentation()[-1].takes == "<class 'str'>"
+        assert caplog.messages == []
+
+
+class TestPrecedence:
+    """An argument beats MESHMW_*, which beats OTEL_*, which beats the default."""
+
+    CASES = (
+        ("service_name", "OTEL_SERVICE_NAME", "standard", "standard", "own", "argument"),
+        ("service_version", "OTEL_RESOURCE_ATTRIBUTES", "service.version=1", "1", "2", "3"),
+        ("propagators", "OTEL_PROPAGATORS", "b3", ("b3",), "b3multi", ("baggage",)),
+        ("exporter", "OTEL_TRACES_EXPORTER", "console", "console", "none", "otlp"),
+        ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "a:1", "http://a:1", "http://b:1", "http://c:1"),
+        ("sdk_disabled", "OTEL_SDK_DISABLED", "TRUE", True, "false", True),
+    )
+
+    @pytest.mark.parametrize(("name", "standard", "text", "expected", "own", "argument"), CASES)
+    def test_each_step(self, monkeypatch, name, standard, text, expected, own, argument):
+        default = getattr(Settings(), name)
+        monkeypatch.setenv(standard, text)
+        assert getattr(Settings(), name) == expected != default
+        assert Settings.origins()[name] == standard
+        monkeypatch.setenv(f"MESHMW_{name.upper()}", own)
+        own_value = getattr(Settings(), name)
+        assert own_value == getattr(Settings.model_validate({name: own}), name) != expected
+        assert Settings.origins()[name] == f"MESHMW_{name.upper()}"
+        assert getattr(Settings(**{name: argument}), name) == argument != own_value
+
+    def test_the_service_name_variable_beats_the_resource_attribute(self, monkeypatch):
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=first,a,service.name = b%20c ,service.version=")
+        assert (Settings().service_name, Settings().service_version) == ("b c", None)
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "d")
+        assert Settings().service_name == "d"
+
+
+class TestStandardVariables:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("tracecontext,baggage,b3", ("tracecontext", "baggage", "b3")),
+            ("B3Multi , tracecontext,b3multi", ("b3multi", "tracecontext")),
+            ("meshmw", ("tracecontext", "baggage")),
+            ("b3,meshmw", ("b3", "tracecontext", "baggage")),
+            ("none", ()),
+            ("tracecontext,none", ()),
+        ],
+    )
+    def test_propagators(self, monkeypatch, caplog, value, expected):
+        monkeypatch.setenv("OTEL_PROPAGATORS", value)
+        assert Settings().propagators == expected
+        assert caplog.messages == []
+
+    @pytest.mark.parametrize(
+        ("variables", "expected"),
+        [
+            ({"OTEL_TRACES_EXPORTER": "otlp"}, "otlp"),
+            ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "otlp-http"),
+            ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "otlp-http"),
+            (
+                {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "GRPC"},
+                "otlp",
+            ),
+            ({"OTEL_TRACES_EXPORTER": "otlp_proto_http"}, "otlp-http"),
+            ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "none"),
+        ],
+    )
+    def test_exporter(self, monkeypatch, caplog, variables, expected):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert Settings().exporter == expected
+        assert caplog.messages == []
+
+    @pytest.mark.parametrize(
+        ("exporter", "variables", "expected"),
+        [
+            ("otlp", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, "http://c:4317"),
+            ("otlp-http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, "http://c:4318/v1/traces"),
+            ("otlp-http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/x/"}, "http://c:4318/x/v1/traces"),
+            ("otlp-http", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/x"}, "http://c:4318/x"),
+            ("otlp-http", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318"}, "http://c:4318/"),
+            (
+                "otlp",
+                {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "t:1", "OTEL_EXPORTER_OTLP_ENDPOINT": "all:1"},
+                "http://t:1",
+            ),
+            ("otlp", {"OTEL_EXPORTER_OTLP_ENDPOINT": "c:1", "OTEL_EXPORTER_OTLP_INSECURE": "False"}, "https://c:1"),
+            (
+                "otlp",
+                {
+                    "OTEL_EXPORTER_OTLP_ENDPOINT": "c:1",
+                    "OTEL_EXPORTER_OTLP_INSECURE": "false",
+                    "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true",
+                },
+                "http://c:1",
+            ),
+        ],
+    )
+    def test_endpoint(self, monkeypatch, exporter, variables, expected):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert Settings(exporter=exporter).endpoint == expected
+        monkeypatch.setenv("MESHMW_EXPORTER", exporter)
+        assert Settings().endpoint == expected
+
+    def test_the_endpoint_follows_the_standard_exporter(self, monkeypatch):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")
+        assert Settings().endpoint == "http://c:4318/v1/traces"
+
+    @pytest.mark.parametrize(
+        ("variables", "warning"),
+        [
+            ({"OTEL_SERVICE_NAME": "a\nb"}, r"OTEL_SERVICE_NAME holds 'a\nb', which is ignored"),
+            (
+                {"OTEL_PROPAGATORS": "xray"},
+                "OTEL_PROPAGATORS holds 'xray', which is ignored; meshmw takes tracecontext",
+            ),
+            ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER holds 'zipkin', which is ignored"),
+            ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL holds 'http/json', which"),
+            (
+                {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:p@c"},
+                "OTEL_EXPORTER_OTLP_ENDPOINT holds 'http://***@c', which",
+            ),
+            ({"OTEL_SDK_DISABLED": "1"}, "OTEL_SDK_DISABLED holds '1', which is ignored; meshmw takes true or false"),
+        ],
+    )
+    def test_an_unknown_value_is_warned_of_once_and_ignored(self, monkeypatch, caplog, variables, warning):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert Settings() == Settings.model_construct()
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert warning in caplog.text
+
+    def test_what_is_known_beside_an_unknown_value_is_kept(self, monkeypatch, caplog):
+        monkeypatch.setenv("OTEL_PROPAGATORS", "xray,b3")
+        monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console,otlp")
+        assert (Settings().propagators, Settings().exporter) == (("b3",), "console")
+
+    def test_a_value_that_is_decided_elsewhere_is_not_warned_of(self, monkeypatch, caplog):
+        monkeypatch.setenv("OTEL_PROPAGATORS", "xray")
+        Settings(propagators="b3")
+        assert caplog.messages == []
+
+    def test_hidden_variables_come_back(self, monkeypatch):
+        monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", " ")
+        with pytest.raises(KeyError), hidden("OTEL_SDK_DISABLED", "OTEL_PROPAGATORS"):
+            assert not is_set("OTEL_SDK_DISABLED")
+            raise KeyError
+        assert is_set("OTEL_SDK_DISABLED")
+        assert not is_set("OTEL_SERVICE_NAME")
+        assert not is_set("OTEL_PROPAGATORS")
+
+
+def test_every_setting_is_documented_in_one_sentence():
+    for doc in Settings.documentation():
+        assert doc.description.endswith(".")
+        assert doc.description.count(". ") == 0
+        assert doc.takes
+    first = Settings.documentation()[0]
+    assert (first.name, first.variable, first.default) == ("service_name", "MESHMW_SERVICE_NAME", "")
