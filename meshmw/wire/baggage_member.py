@@ -88,7 +88,9 @@ def format_member(key: str, value: str) -> str:
     """
     if not _KEY_ALONE.fullmatch(key):
         raise InvalidHeaderError("baggage", "key")
-    return f"{key}={quote(value, safe=_READABLE, errors='replace')}"
+    if "%" in value or not _VALUE_ALONE.fullmatch(value):
+        value = quote(value, safe=_READABLE, errors="replace")
+    return f"{key}={value}"
 
 
 def is_raw_of(key: str, raw: str) -> bool:

@@ -105,6 +105,7 @@ def test_invalid_others_hide_no_valid_single_header():
 @pytest.mark.parametrize(
     ("headers", "header", "reason"),
     [
+        ({"single": ""}, "b3", "empty"),
         ({"single": "banana"}, "b3", "sampled"),
         ({"single": "banana", "trace_id": "0" * 32, "span_id": SPAN_ID}, "b3", "sampled"),
         ({"single": None, "trace_id": "0" * 32, "span_id": SPAN_ID}, "x-b3-traceid", "zero_trace_id"),

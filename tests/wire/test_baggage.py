@@ -190,6 +190,8 @@ def test_writing_leaves_out_what_does_not_fit_and_no_more():
     items = {"a": "1", "b": "v" * 99, "c": " " * 40, "d": "4"}
 
     assert format_baggage(items, max_bytes=50) == ("a=1,d=4", ("too_many_bytes",))
+    assert format_baggage({"a": "1", "b": "2"}, max_bytes=7) == ("a=1,b=2", ())
+    assert format_baggage({"a": "1", "b": "2"}, max_bytes=6) == ("a=1", ("too_many_bytes",))
     assert format_baggage(items, max_members=0) == ("", ("too_many_members",))
 
 
@@ -199,7 +201,7 @@ def test_text_beyond_the_window_is_not_looked_at():
     assert parse_baggage(["a=1", spaces[4:] + "b=2"], max_bytes=10) == ({"a": "1", "b": "2"}, ())
     assert parse_baggage(["a=1", spaces[3:] + "b=23"], max_bytes=10) == ({"a": "1"}, ("too_many_bytes",))
     assert parse_baggage(["a=1", spaces[4:] + "b=2", ""], max_bytes=10) == ({"a": "1", "b": "2"}, ("too_many_bytes",))
-    assert parse_baggage(["a=1" + "," * 37 + "b=2"], max_bytes=10) == ({"a": "1"}, ("too_many_bytes",))
+    assert parse_baggage(["a=1" + "," * 37 + "b=2,c=3"], max_bytes=10) == ({"a": "1"}, ("too_many_bytes",))
 
 
 def test_work_is_bounded_on_any_text():
