@@ -66,8 +66,7 @@ class B3Context(NamedTuple):
             InvalidHeaderError: With one of `REASONS`.
         """
         text = text.strip(OWS)
-        match = _SINGLE.fullmatch(text)
-        if match is None:
+        if (match := _SINGLE.fullmatch(text)) is None:
             raise InvalidHeaderError("b3", *_fault_of_single(text))
         trace_id, span_id, state, lone_state = match.groups()
         state = state or lone_state
@@ -157,8 +156,7 @@ def _read_decision(state: str, flags: str) -> tuple[bool, bool | None]:
         raise InvalidHeaderError("x-b3-flags", "flags")
     if state and state.lower() not in _SAMPLED:
         raise InvalidHeaderError("x-b3-sampled", "sampled")
-    debug = flags == _DEBUG
-    return debug, True if debug else _SAMPLED.get(state.lower())
+    return (True, True) if flags == _DEBUG else (False, _SAMPLED.get(state.lower()))
 
 
 def _read_id(kind: str, text: str) -> int:
