@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 
 from meshmw.carriers import HeaderNames
 from meshmw.paths import PathPatterns
@@ -51,15 +52,23 @@ def current() -> Runtime:
 def _fall_back() -> Runtime:
     """Serve with what is there: a MeshPropagator set by OTEL_PROPAGATORS is a configuration too."""
     global _fallback
+    # Not at import: this module of OpenTelemetry raises where OTEL_PROPAGATORS names a package that is not installed.
+    from opentelemetry import propagate
+
     found = propagate.get_global_textmap()
-    if isinstance(found, MeshPropagator):
-        _fallback = Runtime(propagator=found)
-    else:
-        _fallback = Runtime()
+    ours = next((each for each in (found, *_parts(found)) if isinstance(each, MeshPropagator)), None)
+    if ours is None:
         LOGGER.warning(
             "meshmw serves before it was configured (global propagator: %s, tracer provider: %s). "
-            "Add as the first lines of the program:  import meshmw; meshmw.configure()",
+            "Add as the first line of the program:  import meshmw.auto",
             type(found).__name__,
             type(trace.get_tracer_provider()).__name__,
         )
+    _fallback = Runtime() if ours is None else Runtime(propagator=ours)
     return _fallback
+
+
+def _parts(propagator: object) -> Iterable[object]:
+    """Return what a composite is made of; OpenTelemetry wraps the propagators of OTEL_PROPAGATORS in one."""
+    parts = getattr(propagator, "_propagators", ())
+    return parts if isinstance(parts, Iterable) else ()

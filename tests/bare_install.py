@@ -1,0 +1,35 @@
+"""Proves, in an environment with no extra installed, that meshmw imports and names the extras that it misses.
+
+Run by the gates with a Python of its own; pytest does not collect it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+
+BARE = ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator", "meshmw.cli", "meshmw.testing"]
+EXTRAS = {"meshmw.flask": ("flask", "meshmw[flask]"), "meshmw.httpx2": ("httpx2", "meshmw[httpx2]")}
+
+
+def main() -> None:
+    for name in BARE:
+        importlib.import_module(name)
+    for name, (dependency, hint) in EXTRAS.items():
+        assert importlib.util.find_spec(dependency) is None, f"{dependency} is installed: this is no bare install"
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            assert hint in str(missing), missing
+        else:
+            raise AssertionError(f"{name} imported without {dependency}")
+    auto = subprocess.run([sys.executable, "-Ic", "import meshmw.auto"], capture_output=True, text=True, check=False)
+    assert auto.returncode == 1, auto
+    assert "meshmw[otlp]" in auto.stderr.splitlines()[-1], auto.stderr
+    print("a bare install imports, and names the extras that it misses")
+
+
+if __name__ == "__main__":
+    main()
