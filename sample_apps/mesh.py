@@ -83,7 +83,7 @@ class Services:
         self.logs = logs
         self.running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         # Whatever is set for the reader's own services must not decide here.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "MESHMW_"))}  # noqa: TID251
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "MESHMW_"))}
         self.environment = inherited | {
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "50",
@@ -128,7 +128,8 @@ class Services:
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
+        port: int = listening.getsockname()[1]
+    return port
 
 
 def accepts(port: int) -> bool:

@@ -150,7 +150,7 @@ class Envoy:
     def _is_ready(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
             raise EnvoyError(f"envoy {self.proxy.name!r} did not start: {self._reason()}")
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             self._admin = split_address((self._run_directory / "admin.address").read_text(encoding="utf-8").strip())
             if self._ask("/ready") == b"LIVE\n":
                 self._ports = self._ask_ports()
@@ -188,6 +188,9 @@ def start_all(envoys: Sequence[Envoy], timeout: float = 10.0) -> None:
         EnvoyError: As `Envoy.start` does.
     """
     program = find_envoy()
+    for envoy in envoys:
+        if envoy._process is not None:
+            raise EnvoyError(f"envoy {envoy.proxy.name!r} is running already")
     try:
         for envoy in envoys:
             envoy._spawn(program)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _not_installed(request: pytest.FixtureRequest, reason: Exception) -> None:
+def _not_installed(request: pytest.FixtureRequest, reason: Exception) -> NoReturn:
     if request.config.getoption("--meshmw-require-envoy"):
         pytest.fail(str(reason), pytrace=False)
     pytest.skip(str(reason))

@@ -122,6 +122,13 @@ def test_what_is_not_running_has_no_port():
         idle.port()
 
 
+def test_what_runs_is_not_started_twice():
+    with Envoy(proxy()) as envoy:
+        with pytest.raises(EnvoyError, match="envoy 'one' is running already"):
+            envoy.start()
+        assert status_of(envoy.url()) == 503
+
+
 def test_a_port_is_asked_for_by_the_listeners_name():
     sidecar = Proxy("s", [Listener(name="inbound", upstream=NOWHERE), Listener(name="outbound", upstream=NOWHERE)])
     with Envoy(sidecar) as envoy:

