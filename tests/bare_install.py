@@ -22,7 +22,8 @@ def main() -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as missing:
-            assert hint in str(missing), missing
+            if hint not in str(missing):
+                raise
         else:
             raise AssertionError(f"{name} imported without {dependency}")
     auto = subprocess.run([sys.executable, "-Ic", "import meshmw.auto"], capture_output=True, text=True, check=False)

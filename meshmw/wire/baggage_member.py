@@ -37,8 +37,10 @@ MEMBER: Final = re.compile(rf"({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+")
 _KEY_ALONE = re.compile(_KEY)
 _VALUE_ALONE = re.compile(_VALUE)
 
-# Every baggage-octet but `%`, which would be read as the start of an encoded one. `+` is literal in both directions.
-_READABLE: Final = "!#$&'()*+/:<=>?@[]^`{|}"
+# Every baggage-octet but `%`, which would be read as the start of an encoded one, and `+`: the W3C's is a plus sign,
+# but peers that decode as forms do read a space there, and every peer reads `%2B` as a plus.
+_READABLE: Final = "!#$&'()*/:<=>?@[]^`{|}"
+_NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
 
 
 class BaggageValue(str):
@@ -88,7 +90,7 @@ def format_member(key: str, value: str) -> str:
     """
     if not _KEY_ALONE.fullmatch(key):
         raise InvalidHeaderError("baggage", "key")
-    if "%" in value or not _VALUE_ALONE.fullmatch(value):
+    if not _NEEDS_NO_ENCODING.fullmatch(value):
         value = quote(value, safe=_READABLE, errors="replace")
     return f"{key}={value}"
 
