@@ -152,7 +152,10 @@ def _stand_hosts_down(scope: Scope, operation: Operation) -> list[str]:
 def _host_span(scope: Scope) -> Span | None:
     """Return the span that a host opened for this very scope, if it left its mark there."""
     if scope.get(_STARLETTE):
-        return trace.get_current_span()
+        # Starlette leaves no span there. One that records is known by its parent; of one that does not, only the mark
+        # tells whose it is.
+        ambient = trace.get_current_span()
+        return None if ambient.is_recording() else ambient
     span = getattr(scope.get(_FASTAPI), "span", None)
     return span if isinstance(span, Span) else None
 

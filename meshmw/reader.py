@@ -71,12 +71,7 @@ class HeaderReader:
         parent = self._read_trace_context(lines, rewrites) if self._w3c else None
         b3 = self._read_b3(lines, rewrites) if self._b3 else None
         if b3 is not None:
-            from_b3 = span_context.from_b3(b3)
-            if parent is None:
-                parent = from_b3
-            elif from_b3 is not None and _disagree(parent, from_b3):
-                self._rejections.record("b3", "conflict", "- it names another parent than traceparent, which decides")
-                b3 = None
+            parent, b3 = self._reconcile(parent, b3)
         baggage = self._read_baggage(lines["baggage"], rewrites) if self._baggage and "baggage" in lines else {}
         if (
             parent is None
@@ -92,6 +87,16 @@ class HeaderReader:
             self._read_passthrough(lines) if self._passthrough else {},
             rewrites,
         )
+
+    def _reconcile(self, parent: SpanContext | None, b3: B3Context) -> tuple[SpanContext | None, B3Context | None]:
+        """Let the traceparent decide (law 7); of B3 that agrees with it only the debug flag is news."""
+        from_b3 = span_context.from_b3(b3)
+        if parent is None:
+            return from_b3, b3
+        if from_b3 is not None and (from_b3.trace_id, from_b3.span_id) != (parent.trace_id, parent.span_id):
+            self._rejections.record("b3", "conflict", "- it names another parent than traceparent, which decides")
+            return parent, None
+        return parent, b3 if b3.debug else None
 
     def _read_trace_context(self, lines: Lines, rewrites: dict[str, str | None]) -> SpanContext | None:
         found = lines.get("traceparent")
@@ -163,7 +168,3 @@ def _only(found: Sequence[str] | None) -> str | None:
     if not found:
         return None
     return found[0] if len(found) == 1 else ",".join(found)
-
-
-def _disagree(parent: SpanContext, other: SpanContext) -> bool:
-    return parent.trace_id != other.trace_id or parent.span_id != other.span_id
