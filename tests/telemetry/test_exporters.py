@@ -1,0 +1,178 @@
+"""Exporters, resource and provider, as the settings ask for them."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+from meshmw.errors import SettingsError
+from meshmw.settings import Settings
+from meshmw.telemetry.bounded_session import BoundedSession
+from meshmw.telemetry.exporters import build_exporter, endpoint_of, shown_endpoint
+from meshmw.telemetry.provider import build_provider
+from meshmw.telemetry.resource import build_resource
+
+
+@pytest.mark.parametrize(
+    ("exporter", "endpoint", "expected"),
+    [
+        ("otlp", None, "http://localhost:4317"),
+        ("otlp", "c:1", "http://c:1"),
+        ("otlp-http", None, "http://localhost:4318/v1/traces"),
+        ("otlp-http", "c:1", "http://c:1/v1/traces"),
+        ("otlp-http", "https://c/in", "https://c/in"),
+        ("otlp-http", "https://c/", "https://c/"),
+        ("console", "c:1", None),
+        ("none", "c:1", None),
+    ],
+)
+def test_the_address_that_spans_go_to(exporter, endpoint, expected):
+    assert endpoint_of(Settings(exporter=exporter, endpoint=endpoint)) == expected
+
+
+def test_a_key_in_the_address_is_not_shown():
+    assert shown_endpoint(Settings(exporter="otlp-http", endpoint="https://c/in?key=secret")) == "https://c/in"
+
+
+@pytest.mark.parametrize(
+    ("exporter", "kind"), [("otlp", GrpcExporter), ("otlp-http", HttpExporter), ("console", ConsoleSpanExporter)]
+)
+def test_the_exporter_that_is_asked_for_is_built(exporter, kind):
+    built = build_exporter(Settings(exporter=exporter))
+    assert isinstance(built, kind)
+    built.shutdown()
+
+
+def test_none_builds_no_exporter():
+    assert build_exporter(Settings(exporter="none")) is None
+    assert build_provider(Settings(exporter="none"))[1] is None
+
+
+@pytest.mark.parametrize(("endpoint", "insecure"), [("c:1", True), ("http://c:1", True), ("https://c:1", False)])
+def test_the_scheme_alone_decides_whether_the_connection_is_secure(monkeypatch, endpoint, insecure):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", str(not insecure).lower())
+    exporter = build_exporter(Settings(endpoint=endpoint))
+    assert exporter._insecure is insecure
+    exporter.shutdown()
+
+
+def test_a_credential_provider_keeps_its_own_session(monkeypatch):
+    monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "absent")
+    with pytest.raises(SettingsError, match="absent"):
+        build_provider(Settings(exporter="otlp-http"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1"),
+    ],
+)
+def test_a_variable_that_opentelemetry_refuses_is_a_settings_error(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=r"an OTEL_\* variable, of which OpenTelemetry says"):
+        build_provider(Settings())
+
+
+def test_the_resource_holds_the_service_and_the_standard_attributes(monkeypatch):
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=other,deployment.environment.name=test")
+    attributes = build_resource(Settings(service_name="checkout", service_version="2")).attributes
+    assert attributes["service.name"] == "checkout"
+    assert attributes["service.version"] == "2"
+    assert attributes["deployment.environment.name"] == "test"
+
+
+def test_a_service_without_a_name_gets_the_sdks_default():
+    attributes = build_resource(Settings()).attributes
+    assert attributes["service.name"].startswith("unknown_service")
+    assert "service.version" not in attributes
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "expected"),
+    [
+        ({}, {}, "ParentBased{root:AlwaysOnSampler"),
+        ({}, {"OTEL_TRACES_SAMPLER": "always_off"}, "AlwaysOffSampler"),
+        ({"sampling_ratio": 0.25}, {"OTEL_TRACES_SAMPLER": "always_off"}, "ParentBased{root:TraceIdRatioBased{0.25}"),
+        ({"sampling_ratio": 0}, {}, "ParentBased{root:TraceIdRatioBased{0.0}"),
+    ],
+)
+def test_the_ratio_beats_the_standard_sampler(monkeypatch, settings, variables, expected):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    provider, _ = build_provider(Settings(exporter="none", **settings))
+    assert provider.sampler.get_description().startswith(expected)
+
+
+def test_an_argument_switches_the_sdk_on_again(monkeypatch):
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    provider, _ = build_provider(Settings(exporter="none", sdk_disabled=False))
+    assert provider.get_tracer("t").start_span("s").is_recording()
+
+
+def test_the_console_shows_each_span_at_once(capsys):
+    provider, processor = build_provider(Settings(exporter="console"))
+    assert isinstance(processor, SimpleSpanProcessor)
+    provider.get_tracer("t").start_span("seen").end()
+    assert '"name": "seen"' in capsys.readouterr().out
+    provider.shutdown()
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Gives a short answer, or one without an end."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.connections.add(self.client_address)
+        self.send_response(200)
+        if self.path == "/short":
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+            return
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(b"x" * 65_536)
+                self.server.written += 65_536
+        except OSError:
+            self.server.hung_up.set()
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture
+def collector():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.connections, server.written, server.hung_up = set(), 0, threading.Event()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_answer_without_an_end_is_not_read(collector):
+    with BoundedSession() as session:
+        response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/endless", data=b"x")
+    assert response.status_code == 200
+    assert collector.hung_up.wait(30)
+
+
+def test_a_short_answer_keeps_the_connection(collector):
+    with BoundedSession() as session:
+        for _ in range(3):
+            session.request("POST", f"http://127.0.0.1:{collector.server_port}/short", data=b"x")
+    assert len(collector.connections) == 1
