@@ -1,0 +1,25 @@
+"""An ASGI application without a framework that reads the body and answers with its report."""
+
+import json
+
+import httpx
+from report import echo, report, seen_in_scope
+
+from meshmw.httpx import AsyncClient
+
+next_service = AsyncClient(transport=httpx.MockTransport(echo))
+
+
+async def answer(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    response = await next_service.get("http://next.test/")
+    text = json.dumps({"size": size, **report(seen_in_scope(scope["headers"]), response.json())}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})

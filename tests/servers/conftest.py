@@ -1,0 +1,333 @@
+"""Real servers in processes of their own, and requests over raw sockets so that every byte arrives as written."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshmw.errors import MissingExtraError
+from meshmw.testing import OtlpReceiver, dies_with_parent, stop_processes
+
+APPS = Path(__file__).parent / "apps"
+START_SECONDS = 60
+ANSWER_SECONDS = 30
+
+# Every server is given port 0, and says in its log which port it got.
+_UVICORN = "uvicorn {app} --host 127.0.0.1 --port 0 --loop asyncio --no-access-log"
+_GUNICORN = "gunicorn {app} --bind 127.0.0.1:0"
+_READY = re.compile(r"(?:[Rr]unning on|Listening at:|Serving on) http://127\.0\.0\.1:(\d+)")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Is one way to serve an application.
+
+    Attributes:
+        interface: `asgi` or `wsgi`.
+        command: What follows `python -m`.
+        packages: The modules that it needs, under the names to install them by.
+    """
+
+    interface: str
+    command: str
+    packages: tuple[str, ...]
+
+
+# One thread or loop each, so that a request always follows the one before it in the same place. gunicorn refuses
+# header fields over 8190 bytes by default, and baggage may have 8192.
+KINDS = {
+    "uvicorn-h11": Kind("asgi", f"{_UVICORN} --http h11", ("uvicorn", "h11")),
+    "uvicorn-httptools": Kind("asgi", f"{_UVICORN} --http httptools", ("uvicorn", "httptools")),
+    "hypercorn": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0", ("hypercorn",)),
+    "gunicorn": Kind(
+        "wsgi", f"{_GUNICORN} --worker-class gthread --threads 1 --limit-request-field_size 16384", ("gunicorn",)
+    ),
+    "waitress": Kind("wsgi", "waitress --listen=127.0.0.1:0 --threads=1 {app}", ("waitress",)),
+    "werkzeug": Kind("wsgi", "flask --app {app} run --host 127.0.0.1 --port 0 --without-threads", ("flask",)),
+}
+# Further ways, for the tests that start a server of their own.
+WORKERS = {
+    "gunicorn-sync": Kind("wsgi", f"{_GUNICORN} --workers 2", ("gunicorn",)),
+    "gunicorn-gthread": Kind("wsgi", f"{_GUNICORN} --workers 2 --worker-class gthread --threads 2", ("gunicorn",)),
+    "gunicorn-uvicorn": Kind(
+        "asgi", f"{_GUNICORN} --workers 2 --worker-class uvicorn.workers.UvicornWorker", ("gunicorn", "uvicorn")
+    ),
+    "uvicorn-one": Kind("asgi", _UVICORN, ("uvicorn",)),
+    "uvicorn-workers": Kind("asgi", f"{_UVICORN} --workers 2", ("uvicorn",)),
+}
+POLICIES = ("strict", "w3c")
+ASGI_APPS = {"plain": "meshmw_asgi:app", "contrib": "contrib_asgi:app"}
+
+
+@dataclass
+class Answer:
+    """Is an HTTP response; `status` 0 where the server closed the connection without one."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def report(self) -> Any:
+        """What the application answered."""
+        assert self.status == 200, f"{self.status} {self.body[:500]!r}"
+        return json.loads(self.body)
+
+
+class Connection:
+    """Is one kept-alive connection."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS)
+        self._file = self.socket.makefile("rb")
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def write(self, lines: list[str], method: str = "GET", path: str = "/", body: bytes = b"") -> None:
+        """Send one request, its header lines byte for byte as they are given."""
+        head = [f"{method} {path} HTTP/1.1", "Host: server.test", *lines]
+        if body:
+            head.append(f"Content-Length: {len(body)}")
+        self.socket.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+
+    def read(self, method: str = "GET") -> Answer:
+        """Read one response."""
+        try:
+            status = self._file.readline().split(b" ")
+            if len(status) < 2:
+                return Answer(0)
+            answer = Answer(int(status[1]))
+            while line := self._file.readline().strip():
+                name, _, value = line.decode("latin-1").partition(":")
+                answer.headers[name.lower()] = value.strip()
+            if method != "HEAD" and answer.status != 304:
+                answer.body = self._body(answer.headers)
+        except ConnectionResetError:
+            # A server that refuses a request may close the connection with some of the request still unread.
+            return Answer(0)
+        return answer
+
+    def _body(self, headers: dict[str, str]) -> bytes:
+        if headers.get("transfer-encoding") != "chunked":
+            return self._file.read(int(headers.get("content-length", -1)))
+        chunks = []
+        while size := int(self._file.readline() or b"0", 16):
+            chunks.append(self._file.read(size))
+            self._file.readline()
+        self._file.readline()
+        return b"".join(chunks)
+
+    def reset(self) -> None:
+        """Go away at once, with a RST instead of a FIN."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._file.close()
+        self.socket.close()
+
+
+class Service:
+    """Is one running server with a test application."""
+
+    def __init__(self, name: str, kind: Kind, process: subprocess.Popen[bytes], log_file: Path) -> None:
+        self.name = name
+        self.interface = kind.interface
+        self.process = process
+        self.port = 0
+        self._log_file = log_file
+
+    @property
+    def server(self) -> str:
+        """The server's name without the variant, such as `uvicorn-h11`."""
+        return self.name.partition("/")[0]
+
+    @property
+    def policy(self) -> str:
+        """The variant, such as `strict`."""
+        return self.name.partition("/")[2]
+
+    @property
+    def log(self) -> str:
+        """Everything that the server and the application have written so far."""
+        return self._log_file.read_text(errors="replace")
+
+    def connect(self) -> Connection:
+        """Open a connection, to be used in a `with` block."""
+        return Connection(self.port)
+
+    def ask(self, *lines: str, method: str = "GET", path: str = "/", body: bytes = b"") -> Answer:
+        """Send one request on a connection of its own."""
+        with self.connect() as connection:
+            connection.write([*lines, "Connection: close"], method, path, body)
+            return connection.read(method)
+
+    def wait_until_it_answers(self) -> None:
+        """Find the port and see one answer.
+
+        Raises:
+            AssertionError: The server ended, or does not answer in time; shows what it wrote.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not (said := _READY.search(self.log)):
+            assert self.process.poll() is None, f"{self.name} ended:\n{self.log}"
+            assert time.monotonic() < deadline, f"{self.name} did not start:\n{self.log}"
+            time.sleep(0.02)
+        self.port = int(said[1])
+        # gunicorn and uvicorn with workers listen before a worker serves; a connection waits in the queue.
+        answer = self.ask()
+        assert answer.status == 200, f"{self.name} answers {answer}:\n{self.log}"
+
+    def stop(self) -> None:
+        """End the server, and whatever it started."""
+        stop_processes([self.process], timeout=10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Fleet:
+    """Starts services, several at once, and stops them all at its end.
+
+    Args:
+        config: Says whether a server that is not installed is a failure.
+        endpoint: Where spans go.
+        folder: For the log files.
+    """
+
+    def __init__(self, config: pytest.Config, endpoint: str, folder: Path) -> None:
+        self._must_be_there = config.getoption("--meshmw-require-envoy") or os.environ.get("CI") == "true"
+        self._endpoint = endpoint
+        self._folder = folder
+        self._services: dict[str, Service] = {}
+
+    def get(self, name: str) -> Service:
+        """Return a running service by its name, `server/variant`."""
+        self.launch(name)
+        if not self._services[name].port:
+            self._services[name].wait_until_it_answers()
+        return self._services[name]
+
+    def launch(self, *names: str, **settings: str) -> None:
+        """Begin to start services; those that run already, or are not installed, are left alone.
+
+        Args:
+            names: Such as `uvicorn-h11/strict`.
+            settings: Further environment variables.
+        """
+        for name in set(names) - self._services.keys():
+            kind = (KINDS | WORKERS)[name.partition("/")[0]]
+            self._require(kind.packages)
+            log_file = self._folder / f"{name.replace('/', '-')}.log"
+            self._services[name] = Service(name, kind, self._spawn(name, kind, settings, log_file), log_file)
+
+    def stop(self) -> None:
+        """Stop every service."""
+        for service in self._services.values():
+            service.process.terminate()
+        for service in self._services.values():
+            service.stop()
+        self._services.clear()
+
+    def _spawn(self, name: str, kind: Kind, settings: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+        variant = name.partition("/")[2]
+        app = ASGI_APPS.get(variant) or {"asgi": "fastapi_app:app", "wsgi": "flask_app:app"}[kind.interface]
+        command = dies_with_parent([sys.executable, "-m", *kind.command.format(app=app).split()])
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_", "K8S_"))
+        }
+        environment = inherited | {
+            "PYTHONPATH": str(APPS),
+            "PYTHONUNBUFFERED": "1",
+            "MESHMW_SERVICE_NAME": name,
+            "MESHMW_ENDPOINT": self._endpoint,
+            "MESHMW_TRACEPARENT_POLICY": variant if variant in POLICIES else "strict",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        with log_file.open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=APPS, env=environment | settings, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _require(self, packages: tuple[str, ...]) -> None:
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if not missing:
+            return
+        reason = f"not installed: run  pip install {' '.join(missing)}"
+        if self._must_be_there:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def collector(pytestconfig: pytest.Config) -> Iterator[OtlpReceiver]:
+    """Receives the spans of all services; they are told apart by `service`."""
+    try:
+        receiver = OtlpReceiver().__enter__()
+    except MissingExtraError as missing:
+        if pytestconfig.getoption("--meshmw-require-envoy") or os.environ.get("CI") == "true":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.push(receiver)
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def fleet(request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory):
+    """The services of this session: those that the selected tests need are started at once, when the first is used."""
+    fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path_factory.mktemp("servers"))
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    try:
+        for name in dict.fromkeys(each["service"] for each in params if "service" in each):
+            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+                fleet.launch(name)
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+@pytest.fixture(scope="session")
+def service(request: pytest.FixtureRequest, fleet: Fleet) -> Service:
+    """A running server: each of them under each policy, where a test does not name its own."""
+    return fleet.get(request.param)
+
+
+@pytest.fixture
+def own_fleet(request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path: Path) -> Iterator[Fleet]:
+    """Services that one test starts and stops for itself."""
+    fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path)
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+@pytest.fixture
+def new_ids():
+    """A function that returns a trace id and a span id which nothing has used before, with letters in both."""
+    return lambda: (f"{secrets.token_hex(15)}af", f"{secrets.token_hex(7)}af")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `service` on every server under every policy, unless it names the servers itself."""
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "service" in metafunc.fixturenames and "service" not in named:
+        names = [f"{server}/{policy}" for server in KINDS for policy in POLICIES]
+        metafunc.parametrize("service", names, indirect=True, scope="session")
