@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from opentelemetry import trace
-from opentelemetry.context import get_current
 from opentelemetry.trace import Span
 
 from meshmw import runtime, semconv
@@ -83,7 +82,7 @@ class TraceContextMiddleware:
         settled = self._runtime or runtime.current()
         exclude = settled.exclude if self._exclude is None else self._exclude
         lines = settled.headers.from_asgi(scope["headers"])
-        extraction = settled.propagator.read_once(lines, get_current())
+        extraction = settled.propagator.read_once(lines)
         if extraction.rewrites:
             scope["headers"] = rewrite_asgi(scope["headers"], extraction.rewrites)
         return begin_server(

@@ -23,7 +23,7 @@ SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Contex
 BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("key", "value", Context())))
 B3_KEY: Final = create_key("meshmw-b3")
 PASSTHROUGH_KEY: Final = create_key("meshmw-passthrough")
-# The lines that were read, and the Extraction made of them: a host's telemetry may read a request before we do.
+# The Extraction that a context was made of: a host's telemetry may read a request before we do.
 READ_KEY: Final = create_key("meshmw-read")
 _OF_ONE_REQUEST: Final = frozenset({SPAN_KEY, BAGGAGE_KEY, B3_KEY, PASSTHROUGH_KEY, READ_KEY})
 

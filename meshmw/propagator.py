@@ -5,8 +5,10 @@ Knows OpenTelemetry's propagator interface. Must not know a framework, a protoco
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, cast
+import re
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.context import get_current as get_current_context
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("tracecontext", "baggage", "b3", "b3multi")
 DEFAULT_FORMATS: Final = ("tracecontext", "baggage")
+_UNDECODABLE: Final = ["\ufffd"]
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
 class MeshPropagator(TextMapPropagator):
@@ -98,13 +102,14 @@ class MeshPropagator(TextMapPropagator):
         """Return what header lines, by name in lower case, say after validation. Never raises."""
         return self._reader.read(lines)
 
-    def read_once(self, lines: Lines, context: Context) -> Extraction:
-        """Do as `read`, but take what *context* has where a host read the same lines, so that they count once."""
-        read_before = context.get(READ_KEY)
-        if isinstance(read_before, tuple):
-            lines_before, extraction = read_before
-            if all(lines_before.get(name) == lines.get(name) for name in self._wanted):
-                return cast(Extraction, extraction)
+    def read_once(self, lines: Lines) -> Extraction:
+        """Do as `read`, but take the host's result where a host has read the same request, so that it counts once."""
+        read_before = _last_extract.get()
+        if read_before is not None:
+            _last_extract.set(None)
+            reader, lines_before, extraction = read_before
+            if reader is self and all(_are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
+                return extraction
         return self.read(lines)
 
     def write(self, context: Context) -> dict[str, str]:
@@ -121,7 +126,8 @@ class MeshPropagator(TextMapPropagator):
         """
         lines = self._lines(carrier, getter)
         extraction = self.read(lines)
-        return Context({**(context or {}), **extraction.into({}), READ_KEY: (lines, extraction)})
+        _last_extract.set((self, lines, extraction))
+        return Context({**(context or {}), **extraction.into({}), READ_KEY: extraction})
 
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
@@ -180,7 +186,7 @@ class MeshPropagator(TextMapPropagator):
     def _lines(self, carrier: Any, getter: Getter[Any]) -> dict[str, list[str]]:
         lines = {}
         for name in self._wanted:
-            values = getter.get(carrier, name)
+            values = _values(getter, carrier, name)
             if values:
                 lines[name] = [_text(value) for value in values]
         if getter is default_getter and PROPAGATION_HEADERS.isdisjoint(lines):
@@ -193,6 +199,27 @@ class MeshPropagator(TextMapPropagator):
             if isinstance(key, str) and key.lower() in self._wanted:
                 values = default_getter.get(carrier, key)
                 lines.setdefault(key.lower(), []).extend(_text(value) for value in values or ())
+
+
+# A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.
+_last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction] | None] = ContextVar("meshmw-extract", default=None)
+
+
+def _are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
+    """Say whether two readers saw one header: hosts join lines, and decode bytes that no format allows their own way."""
+    if before == now:
+        return True
+    if before == _UNDECODABLE:
+        return now is not None
+    return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
+
+
+def _values(getter: Getter[Any], carrier: Any, name: str) -> Sequence[object] | None:
+    try:
+        return getter.get(carrier, name)
+    except UnicodeError:
+        # contrib's ASGI getter raises for some bytes; the request must not fail for them.
+        return _UNDECODABLE
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Final, TypeAlias
 
 from opentelemetry import trace
-from opentelemetry.context import get_current
 
 from meshmw import runtime, semconv
 from meshmw.boundary import Operation, begin_server
@@ -78,7 +77,7 @@ class TraceContextMiddleware:
         settled = self._runtime or runtime.current()
         exclude = settled.exclude if self._exclude is None else self._exclude
         lines = settled.headers.from_wsgi(environ)
-        extraction = settled.propagator.read_once(lines, get_current())
+        extraction = settled.propagator.read_once(lines)
         rewrite_wsgi(environ, extraction.rewrites)
         return begin_server(
             extraction,
