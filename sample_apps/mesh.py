@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, Tracer, dies_with_parent, stop_processes
+from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, Tracer, start_process, stop_processes
 from sample_apps import NotReadyError
 
 HERE = Path(__file__).parents[1]
@@ -101,15 +101,8 @@ class Services:
 
     def _start(self, name: str, port: int, settings: dict[str, str], server: str, *options: str) -> None:
         command = [sys.executable, "-m", server, *options, f"sample_apps.{name}{self.flavour}:app"]
-        with (self.logs / name).open("wb") as log:
-            process = subprocess.Popen(
-                dies_with_parent(command),
-                env=self.environment | settings,
-                cwd=HERE,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        environment = self.environment | settings
+        process = start_process(command, self.logs / name, environment=environment, cwd=HERE)
         self.running[name] = (process, port)
 
     def wait(self, timeout: float = 30.0) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meshmw.testing.context_check import strict_context
     from meshmw.testing.envoy import Envoy, find_envoy, start_envoys
     from meshmw.testing.otlp import OtlpReceiver
-    from meshmw.testing.processes import dies_with_parent, stop_processes
+    from meshmw.testing.processes import dies_with_parent, start_process, stop_processes
     from meshmw.testing.proxies import Listener, Proxy, Route, Tracer
     from meshmw.testing.spans import (
         Event,
@@ -52,6 +52,7 @@ __all__ = [
     "render_tree",
     "roots",
     "start_envoys",
+    "start_process",
     "stop_processes",
     "strict_context",
 ]
@@ -60,7 +61,7 @@ _HOMES = {
     "context_check": {"strict_context"},
     "envoy": {"Envoy", "find_envoy", "start_envoys"},
     "otlp": {"OtlpReceiver"},
-    "processes": {"dies_with_parent", "stop_processes"},
+    "processes": {"dies_with_parent", "start_process", "stop_processes"},
     "proxies": {"Listener", "Proxy", "Route", "Tracer"},
 }
 

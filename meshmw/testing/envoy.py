@@ -19,7 +19,7 @@ from typing import Any
 
 from meshmw.errors import EnvoyError
 from meshmw.testing.envoy_config import bootstrap
-from meshmw.testing.processes import dies_with_parent, stop_processes
+from meshmw.testing.processes import start_process, stop_processes
 from meshmw.testing.proxies import Proxy, split_address
 
 _POLL = 0.01
@@ -143,9 +143,7 @@ class Envoy:
             str(run / "admin.address"),
             *_FLAGS,
         ]
-        with (run / "envoy.log").open("wb") as log:
-            nothing = subprocess.DEVNULL
-            self._process = subprocess.Popen(dies_with_parent(command), stdin=nothing, stdout=nothing, stderr=log)
+        self._process = start_process(command, run / "envoy.log")
 
     def _is_ready(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

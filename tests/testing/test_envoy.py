@@ -263,6 +263,21 @@ def test_outside_linux_a_command_stays_as_it_is(monkeypatch):
     assert dies_with_parent(["/bin/true"]) == ["/bin/true"]
 
 
+def test_ctrl_c_during_a_start_leaves_no_process(tmp_path, monkeypatch):
+    started = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        Envoy(proxy(), tmp_path).start()
+    assert [process.returncode is not None for process in started] == [True]
+
+
 def test_a_process_that_ignores_being_asked_is_killed():
     deaf = [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"]
     process = subprocess.Popen(deaf, stdout=subprocess.PIPE)
