@@ -63,4 +63,4 @@ def render_hops(wire: list[tuple[str, str]]) -> str:
 
 def count_traces(spans: list[ReceivedSpan]) -> str:
     tops = roots(spans)
-    return f"{len({span.trace_id for span in spans})} traces, {len(tops)} roots, {len(spans)} spans"
+    return f"{len({span.trace_id for span in spans})} traces, {len(tops)} roots, {len(spans)} spans for one request"

@@ -15,20 +15,17 @@ if TYPE_CHECKING:
     from meshmw.testing.otlp import OtlpReceiver
     from meshmw.testing.processes import dies_with_parent, start_process, stop_processes
     from meshmw.testing.proxies import Listener, Proxy, Route, Tracer
-    from meshmw.testing.spans import (
-        Event,
-        Link,
-        ReceivedSpan,
+    from meshmw.testing.span_tree import (
         assert_chain,
         assert_child_of,
         assert_one_trace,
         children,
         find_span,
         find_spans,
-        from_sdk,
         render_tree,
         roots,
     )
+    from meshmw.testing.spans import Event, Link, ReceivedSpan, from_sdk
 
 __all__ = [
     "Envoy",
@@ -63,13 +60,14 @@ _HOMES = {
     "otlp": {"OtlpReceiver"},
     "processes": {"dies_with_parent", "start_process", "stop_processes"},
     "proxies": {"Listener", "Proxy", "Route", "Tracer"},
+    "spans": {"Event", "Link", "ReceivedSpan", "from_sdk"},
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((module for module, names in _HOMES.items() if name in names), "spans")
+    home = next((module for module, names in _HOMES.items() if name in names), "span_tree")
     value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
     return value
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
 
-from meshmw.testing.proxies import Listener, Proxy, Route, Tracer, split_address
-
-Config: TypeAlias = dict[str, Any]
+from meshmw.testing.envoy_tracing import Config, collector_cluster, tracing, typed
+from meshmw.testing.proxies import Listener, Proxy, Route, split_address
 
 _ACCESS_LOG_FIELDS = {
     "type": "%ACCESS_LOG_TYPE%",
@@ -73,7 +71,7 @@ def _listener(proxy: Proxy, listener: Listener, access_log: Path) -> Config:
 
 def _hcm(proxy: Proxy, listener: Listener, access_log: Path) -> Config:
     hcm_type = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-    config = _typed(
+    config = typed(
         hcm_type,
         stat_prefix=listener.name,
         codec_type="AUTO",
@@ -82,14 +80,14 @@ def _hcm(proxy: Proxy, listener: Listener, access_log: Path) -> Config:
         # The line at the start of a request holds the headers that came in, the line at its end those that went out.
         access_log_options={"flush_access_log_on_new_request": True},
         route_config=_route_config(listener),
-        http_filters=[_filter("http.router", _typed("envoy.extensions.filters.http.router.v3.Router"))],
+        http_filters=[_filter("http.router", typed("envoy.extensions.filters.http.router.v3.Router"))],
     )
     if listener.early_remove_headers:
         config["early_header_mutation_extensions"] = [_early_removal(listener.early_remove_headers)]
     if listener.max_request_headers_kb is not None:
         config["max_request_headers_kb"] = listener.max_request_headers_kb
     if listener.tracer is not None and listener.tracer.kind != "none":
-        config.update(_tracing(proxy, listener.tracer))
+        config.update(tracing(proxy, listener.tracer))
     return config
 
 
@@ -98,7 +96,7 @@ def _access_log(listener: Listener, path: Path) -> Config:
     log_type = "envoy.extensions.access_loggers.file.v3.FileAccessLog"
     return {
         "name": "envoy.access_loggers.file",
-        "typed_config": _typed(log_type, path=str(path), log_format=log_format),
+        "typed_config": typed(log_type, path=str(path), log_format=log_format),
     }
 
 
@@ -126,53 +124,8 @@ def _early_removal(headers: Iterable[str]) -> Config:
     mutation_type = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
-        "typed_config": _typed(mutation_type, mutations=[{"remove": header} for header in headers]),
+        "typed_config": typed(mutation_type, mutations=[{"remove": header} for header in headers]),
     }
-
-
-def _tracing(proxy: Proxy, tracer: Tracer) -> Config:
-    zipkin = tracer.kind.startswith("zipkin")
-    tracing: Config = {
-        "random_sampling": {"value": tracer.random_sampling},
-        "spawn_upstream_span": tracer.spawn_upstream_span,
-        "provider": {
-            "name": "envoy.tracers.zipkin" if zipkin else "envoy.tracers.opentelemetry",
-            "typed_config": _zipkin(tracer) if zipkin else _opentelemetry(proxy, tracer),
-        },
-    }
-    if tracer.sample_by_request_id:
-        return {"tracing": tracing}
-    request_id_type = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig"
-    request_id = _typed(request_id_type, pack_trace_reason=False, use_request_id_for_trace_sampling=False)
-    return {"tracing": tracing, "request_id_extension": {"typed_config": request_id}}
-
-
-def _opentelemetry(proxy: Proxy, tracer: Tracer) -> Config:
-    config = _typed("envoy.config.trace.v3.OpenTelemetryConfig", service_name=tracer.service or proxy.name)
-    cluster = _collector_cluster(tracer)
-    if tracer.kind == "otel":
-        config["grpc_service"] = {"envoy_grpc": {"cluster_name": cluster}, "timeout": "1s"}
-    else:
-        host, port = split_address(tracer.collector)
-        uri = {"uri": f"http://{host}:{port}/v1/traces", "cluster": cluster, "timeout": "1s"}
-        config["http_service"] = {"http_uri": uri}
-    return config
-
-
-def _zipkin(tracer: Tracer) -> Config:
-    return _typed(
-        "envoy.config.trace.v3.ZipkinConfig",
-        collector_cluster=_collector_cluster(tracer),
-        collector_endpoint="/api/v2/spans",
-        collector_endpoint_version="HTTP_JSON",
-        trace_id_128bit=tracer.trace_id_128bit,
-        shared_span_context=tracer.shared_span_context,
-        trace_context_option="USE_B3" if tracer.kind == "zipkin-b3" else "USE_B3_WITH_W3C_PROPAGATION",
-    )
-
-
-def _collector_cluster(tracer: Tracer) -> str:
-    return f"{tracer.kind}:{tracer.collector}"
 
 
 def _clusters(proxy: Proxy) -> list[Config]:
@@ -182,7 +135,7 @@ def _clusters(proxy: Proxy) -> list[Config]:
             clusters[upstream] = _cluster(upstream, upstream)
         tracer = listener.tracer
         if tracer is not None and tracer.kind != "none":
-            name = _collector_cluster(tracer)
+            name = collector_cluster(tracer)
             clusters[name] = _cluster(name, tracer.collector, http2=tracer.kind == "otel")
     return list(clusters.values())
 
@@ -199,7 +152,7 @@ def _cluster(name: str, address: str, *, http2: bool = False) -> Config:
     }
     if http2:
         options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-        http2_only = _typed(options, explicit_http_config={"http2_protocol_options": {}})
+        http2_only = typed(options, explicit_http_config={"http2_protocol_options": {}})
         config["typed_extension_protocol_options"] = {options: http2_only}
     return config
 
@@ -218,7 +171,3 @@ def _address(host: str, port: int) -> Config:
 
 def _filter(name: str, config: Config) -> Config:
     return {"name": f"envoy.filters.{name}", "typed_config": config}
-
-
-def _typed(type_name: str, **fields: Any) -> Config:
-    return {"@type": f"type.googleapis.com/{type_name}", **fields}

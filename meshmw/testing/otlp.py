@@ -17,7 +17,8 @@ from typing import Any
 
 from meshmw.errors import MissingExtraError
 from meshmw.testing.otlp_decode import spans_from_otlp, spans_from_zipkin
-from meshmw.testing.spans import ReceivedSpan, render_tree
+from meshmw.testing.span_tree import render_tree
+from meshmw.testing.spans import ReceivedSpan
 
 
 class OtlpReceiver:

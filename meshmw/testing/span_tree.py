@@ -1,0 +1,150 @@
+"""A tree of finished spans as text, and assertions that show that tree when they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from meshmw.testing.spans import ReceivedSpan
+
+
+def _require(condition: bool, message: Callable[[], str]) -> None:
+    # pytest rewrites the asserts of every package with a plugin, and would add its own view of both sides.
+    if not condition:
+        raise AssertionError(message())
+
+
+def find_spans(
+    spans: Iterable[ReceivedSpan], *, service: str | None = None, kind: str | None = None, name: str | None = None
+) -> list[ReceivedSpan]:
+    """Return the spans that match every criterion given, in their order."""
+    wanted = {"service": service, "kind": kind, "name": name}
+    criteria = {key: value for key, value in wanted.items() if value is not None}
+    return [span for span in spans if all(getattr(span, key) == value for key, value in criteria.items())]
+
+
+def find_span(
+    spans: Sequence[ReceivedSpan], *, service: str | None = None, kind: str | None = None, name: str | None = None
+) -> ReceivedSpan:
+    """Return the one span that matches every criterion given.
+
+    Raises:
+        AssertionError: If none matches, or several; shows the tree.
+    """
+    found = find_spans(spans, service=service, kind=kind, name=name)
+    wanted = f"service={service!r} kind={kind!r} name={name!r}"
+    _require(len(found) == 1, lambda: f"{len(found)} spans match {wanted}, wanted one:\n{render_tree(spans)}")
+    return found[0]
+
+
+def roots(spans: Iterable[ReceivedSpan]) -> list[ReceivedSpan]:
+    """Return the spans whose parent is not among the spans, oldest first: roots and orphans."""
+    all_spans = sorted(spans, key=lambda span: span.start_ns)
+    present = {(span.trace_id, span.span_id) for span in all_spans}
+    return [span for span in all_spans if (span.trace_id, span.parent_id) not in present]
+
+
+def children(spans: Iterable[ReceivedSpan], parent: ReceivedSpan) -> list[ReceivedSpan]:
+    """Return the direct children of a span, oldest first."""
+    found = [span for span in spans if (span.trace_id, span.parent_id) == (parent.trace_id, parent.span_id)]
+    return sorted(found, key=lambda span: span.start_ns)
+
+
+def assert_one_trace(spans: Sequence[ReceivedSpan]) -> None:
+    """Assert that the spans are one trace with one root and no orphan.
+
+    Raises:
+        AssertionError: If they are not; shows the tree.
+    """
+    traces = {span.trace_id for span in spans}
+    tops = roots(spans)
+    orphans = [span for span in tops if span.parent_id]
+    _require(len(traces) == 1, lambda: f"{len(traces)} traces, wanted one:\n{render_tree(spans)}")
+    _require(not orphans, lambda: f"{orphans[0]} has a parent that is missing:\n{render_tree(spans)}")
+    _require(len(tops) == 1, lambda: f"{len(tops)} roots, wanted one:\n{render_tree(spans)}")
+
+
+def assert_child_of(child: ReceivedSpan, parent: ReceivedSpan) -> None:
+    """Assert that one span is the direct child of another, in the same trace.
+
+    Raises:
+        AssertionError: If it is not; shows both.
+    """
+    related = (child.trace_id, child.parent_id) == (parent.trace_id, parent.span_id)
+    _require(related, lambda: f"{child} is not a child of {parent}:\n{render_tree([parent, child])}")
+
+
+def assert_chain(spans: Sequence[ReceivedSpan], expected: Sequence[tuple[str, str]]) -> list[ReceivedSpan]:
+    """Assert that the spans are one trace and one unbranched chain of calls, each the child of the one before it.
+
+    Spans of kind INTERNAL are passed over: what hangs below one counts as hanging below its parent.
+
+    Args:
+        spans: The spans, in any order.
+        expected: The service and the kind of each span, from the root down.
+
+    Returns:
+        The spans of the chain from the root down.
+
+    Raises:
+        AssertionError: If they are anything else; shows the tree.
+    """
+    assert_one_trace(spans)
+    calls = _without_internal(spans)
+    chain = roots(calls)[:1]
+    while chain and len(below := children(calls, chain[-1])) == 1:
+        chain += below
+    got = [(span.service, span.kind) for span in chain]
+    _require(got == list(expected), lambda: f"the chain is {got}, wanted {list(expected)}:\n{render_tree(spans)}")
+    beside = [span for span in calls if span not in chain]
+    _require(not beside, lambda: f"{beside[0]} is beside the chain:\n{render_tree(spans)}")
+    return [span for link in chain for span in spans if span.span_id == link.span_id]
+
+
+def _without_internal(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
+    by_id = {span.span_id: span for span in spans}
+
+    def calling(span: ReceivedSpan) -> str:
+        parent = by_id.get(span.parent_id)
+        return calling(parent) if parent is not None and parent.kind == "INTERNAL" else span.parent_id
+
+    return [replace(span, parent_id=calling(span)) for span in spans if span.kind != "INTERNAL"]
+
+
+def render_tree(spans: Sequence[ReceivedSpan]) -> str:
+    """Draw spans as a text tree, one block for each trace: service, kind, name, milliseconds.
+
+    A span whose parent is not among them stands at the left and says so.
+    """
+    if not spans:
+        return "(no spans)"
+    tops = roots(spans)
+    rows = _aligned([row for top in tops for row in _rows(spans, top, "", "")])
+    lines = []
+    for trace_id in dict.fromkeys(span.trace_id for span in tops):
+        lines += ["", f"trace {trace_id}", *(text for owner, text in rows if owner == trace_id)]
+    return "\n".join(lines[1:])
+
+
+_Row: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+def _rows(spans: Sequence[ReceivedSpan], span: ReceivedSpan, lead: str, rest: str) -> list[_Row]:
+    orphan = span.parent_id and not lead
+    note = f"orphan: its parent {span.parent_id} is missing" if orphan else ""
+    cells = (lead + span.service, span.kind, span.name, f"{span.milliseconds:.1f} ms".rjust(9), note)
+    rows: list[_Row] = [(span.trace_id, cells)]
+    below = children(spans, span)
+    for index, child in enumerate(below):
+        corner, bar = ("└─ ", "   ") if index == len(below) - 1 else ("├─ ", "│  ")
+        rows += _rows(spans, child, rest + corner, rest + bar)
+    return rows
+
+
+def _aligned(rows: Sequence[_Row]) -> list[tuple[str, str]]:
+    widths = [max(map(len, column)) for column in zip(*(cells for _, cells in rows), strict=True)]
+    return [
+        (trace_id, "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        for trace_id, cells in rows
+    ]
