@@ -1,21 +1,23 @@
 """One trace through a service mesh: middleware, clients and a strict propagator for OpenTelemetry.
 
 `configure()` is the first act of the process; the middleware are in `meshmw.asgi`, `meshmw.wsgi` and `meshmw.flask`,
-the clients in `meshmw.httpx` and `meshmw.httpx2`. This module imports no optional dependency.
+the clients in `meshmw.httpx` and `meshmw.httpx2`. This module imports no optional dependency, and nothing at all before
+a name is used: the pytest plugin loads it in runs that never touch it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.context import Context
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
-from meshmw import runtime
-from meshmw.bootstrap import configure
-from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
-from meshmw.propagator import MeshPropagator
-from meshmw.settings import Settings
-from meshmw.telemetry.handle import Telemetry
+    from meshmw.bootstrap import configure
+    from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
+    from meshmw.propagator import MeshPropagator
+    from meshmw.settings import Settings
+    from meshmw.telemetry.handle import Telemetry
 
 __version__ = "0.1.0"
 
@@ -32,15 +34,41 @@ __all__ = [
     "inject",
 ]
 
+_HOMES = {
+    "InvalidHeaderError": "errors",
+    "MeshPropagator": "propagator",
+    "MeshmwError": "errors",
+    "MissingExtraError": "errors",
+    "Settings": "settings",
+    "SettingsError": "errors",
+    "Telemetry": "telemetry.handle",
+    "configure": "bootstrap",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
 
 def extract(carrier: Any, context: Context | None = None) -> Context:
     """Return a context with what a mapping of header names to values says, validated; empty where it says nothing.
 
     Never raises for what the headers hold.
     """
+    from meshmw import runtime
+
     return runtime.current().propagator.extract(carrier, context)
 
 
 def inject(carrier: Any, context: Context | None = None) -> None:
     """Write the trace headers of the current context into a mapping, and remove every stale one from it."""
+    from meshmw import runtime
+
     runtime.current().propagator.inject(carrier, context)
