@@ -82,24 +82,27 @@ class TraceContextMiddleware:
         settled = self._runtime or runtime.current()
         exclude = settled.exclude if self._exclude is None else self._exclude
         lines = settled.headers.from_asgi(scope["headers"])
-        extraction = settled.propagator.read_once(lines)
+        extraction, read_by_host = settled.propagator.read_once(lines)
         if extraction.rewrites:
             scope["headers"] = rewrite_asgi(scope["headers"], extraction.rewrites)
         return begin_server(
             extraction,
-            rejections=settled.propagator.rejections,
+            propagator=settled.propagator,
             method=scope.get("method", "GET"),
             attributes=semconv.LazyAttributes(lambda: _attributes(scope, lines)),
-            host_span=_host_span(scope),
+            host_span=_host_span(scope, read_by_host),
             traced=not exclude.match(scope["path"]),
             tracer=self._tracer,
         )
 
 
 class _Response:
-    """Watches what the application sends, and ends the operation with the last byte."""
+    """Watches what the application sends, and ends the operation with the last byte.
 
-    __slots__ = ("_complete", "_operation", "_scope", "_send", "_started", "_trailers")
+    A framework that answers 5xx for an exception raises it afterwards, so such an operation waits for its return.
+    """
+
+    __slots__ = ("_complete", "_is_failure", "_operation", "_scope", "_send", "_started", "_trailers")
 
     def __init__(self, operation: Operation, scope: Scope, send: Send) -> None:
         self._operation = operation
@@ -107,6 +110,7 @@ class _Response:
         self._send = send
         self._started = False
         self._trailers = False
+        self._is_failure = False
         self._complete = False
 
     async def send(self, message: Message) -> None:
@@ -115,11 +119,14 @@ class _Response:
         if kind in ("http.response.start", "accept", "close") and not self._started:
             self._started = True
             self._trailers = message.get("trailers", False)
-            self._operation.status(message.get("status", _HANDSHAKE_STATUS.get(kind, 0)), error_from=500)
+            status = message.get("status", _HANDSHAKE_STATUS.get(kind, 0))
+            self._is_failure = status >= 500
+            self._operation.status(status, error_from=500)
         await self._send(message)
         if self._is_last(kind, message):
             self._complete = True
-            self.end()
+            if not self._is_failure:
+                self.end()
 
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before it had answered."""
@@ -148,13 +155,11 @@ def _stand_hosts_down(scope: Scope, operation: Operation) -> list[str]:
     return new
 
 
-def _host_span(scope: Scope) -> Span | None:
+def _host_span(scope: Scope, read_by_host: bool) -> Span | None:
     """Return the span that a host opened for this very scope, if it left its mark there."""
     if scope.get(_STARLETTE):
-        # Starlette leaves no span there. One that records is known by its parent; of one that does not, only the mark
-        # tells whose it is.
-        ambient = trace.get_current_span()
-        return None if ambient.is_recording() else ambient
+        # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
+        return trace.get_current_span() if read_by_host else None
     span = getattr(scope.get(_FASTAPI), "span", None)
     return span if isinstance(span, Span) else None
 

@@ -6,15 +6,17 @@ Every adapter goes through here. Knows OpenTelemetry's spans and contexts. Must 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from meshmw.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY, Extraction
-from meshmw.rejections import Rejections
+from meshmw.extraction import READ_KEY, SPAN_KEY, Extraction
+from meshmw.propagator import MeshPropagator
+from meshmw.runtime import is_global
 from meshmw.semconv import Attributes, error_type, span_name
 
 _TRACER: Final = trace.get_tracer("meshmw")
@@ -85,7 +87,9 @@ class Operation:
         """Record what user code or the network raised. Cancellation and a closed generator are no errors."""
         if not self._owned or self._ended or isinstance(error, asyncio.CancelledError | GeneratorExit):
             return
-        self.span.record_exception(error)
+        # It asks the application's exception for its text, and that may raise.
+        with contextlib.suppress(Exception):
+            self.span.record_exception(error)
         self.span.set_attribute("error.type", error_type(error))
         self.span.set_status(StatusCode.ERROR, type(error).__name__)
 
@@ -106,7 +110,7 @@ def begin_server(
     *,
     method: str,
     attributes: Attributes,
-    rejections: Rejections,
+    propagator: MeshPropagator,
     host_span: Span | None = None,
     traced: bool = True,
     tracer: trace.Tracer | None = None,
@@ -117,17 +121,19 @@ def begin_server(
         extraction: What the request's headers say.
         method: The request's method.
         attributes: Of the span, if one is made.
-        rejections: Is told of a span that was current although it belongs to something else.
+        propagator: Read the headers; counts and warns of a current span that belongs to something else.
         host_span: A span that the host marked as this request's own.
         traced: False for an excluded path: the trace goes on, but gets no span here.
         tracer: Makes the span; the global provider's by default.
     """
     around = otel_context.get_current()
     ambient = trace.get_current_span(around)
-    if _is_of_this_request(ambient, extraction.span_context, around, host_span):
+    if _is_of_this_request(ambient, extraction, around, host_span, propagator):
         return Operation(ambient, _adopted(ambient, extraction, around), method, owned=False)
-    if ambient.get_span_context().is_valid:
-        rejections.record("context", "leaked_span", "- a span of something else was current here; it is no parent")
+    if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
+        propagator.rejections.record(
+            "context", "leaked_span", "- a span of something else was current here; it is no parent"
+        )
     parent = extraction.into(around)
     if not traced:
         span = trace.get_current_span(parent)
@@ -143,26 +149,30 @@ def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | Non
     return Operation(span, Context({**parent, SPAN_KEY: span}), method, owned=True)
 
 
-def _is_of_this_request(ambient: Span, remote: SpanContext | None, context: Context, host_span: Span | None) -> bool:
-    """Say whether a host opened the current span for this very request, by its marker or by its parent (law 3)."""
-    found = ambient.get_span_context()
+def _is_of_this_request(
+    ambient: Span, extraction: Extraction, context: Context, host_span: Span | None, propagator: MeshPropagator
+) -> bool:
+    """Say whether a host opened the current span for this very request (law 3).
+
+    The host shows it by its mark, or by having made current what our propagator read from this request's headers.
+    One that reads with another propagator shows it by the span's parent.
+    """
+    found, remote = ambient.get_span_context(), extraction.span_context
     if not found.is_valid or found.is_remote or context.get(_CLAIM_KEY) is ambient:
         return False
+    if context.get(READ_KEY) is extraction:
+        return True
     if ambient is host_span:
         return remote is None or found.trace_id == remote.trace_id
     if not ambient.is_recording() or getattr(ambient, "kind", None) is not SpanKind.SERVER:
         return False
     parent = getattr(ambient, "parent", None)
     if parent is None or remote is None:
-        return parent is remote
+        return parent is remote and not is_global(propagator)
     return bool(parent.trace_id == remote.trace_id and parent.span_id == remote.span_id)
 
 
 def _adopted(span: Span, extraction: Extraction, context: Context) -> Context:
-    """Return the host's context with what hosts leave out: baggage, and headers to pass on."""
-    values: dict[str, object] = {**context, _CLAIM_KEY: span}
-    if extraction.baggage:
-        values[BAGGAGE_KEY] = extraction.baggage
-    if extraction.passthrough:
-        values[PASSTHROUGH_KEY] = extraction.passthrough
-    return Context(values)
+    """Return the host's context, with what hosts leave out and without what they left in of an earlier request."""
+    own = context if context.get(READ_KEY) is extraction else extraction.into(context)
+    return Context({**own, SPAN_KEY: span, _CLAIM_KEY: span})

@@ -21,7 +21,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from meshmw.extraction import B3_HEADERS, PROPAGATION_HEADERS, READ_KEY, TRACE_HEADERS, Extraction
+from meshmw.extraction import B3_HEADERS, PROPAGATION_HEADERS, READ_KEY, SPAN_KEY, TRACE_HEADERS, Extraction
 from meshmw.reader import HeaderReader, Lines, TraceParentPolicy
 from meshmw.rejections import Rejections
 from meshmw.writer import HeaderWriter
@@ -102,15 +102,19 @@ class MeshPropagator(TextMapPropagator):
         """Return what header lines, by name in lower case, say after validation. Never raises."""
         return self._reader.read(lines)
 
-    def read_once(self, lines: Lines) -> Extraction:
-        """Do as `read`, but take the host's result where a host has read the same request, so that it counts once."""
+    def read_once(self, lines: Lines) -> tuple[Extraction, bool]:
+        """Do as `read`, but take the result of a host that has just read the same request, so that it counts once.
+
+        Returns:
+            What the lines say, and whether a host had read them.
+        """
         read_before = _last_extract.get()
         if read_before is not None:
             _last_extract.set(None)
             reader, lines_before, extraction = read_before
             if reader is self and all(_are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
-                return extraction
-        return self.read(lines)
+                return extraction, True
+        return self.read(lines), False
 
     def write(self, context: Context) -> dict[str, str]:
         """Return the propagation headers of *context* by name in lower case."""
@@ -127,7 +131,10 @@ class MeshPropagator(TextMapPropagator):
         lines = self._lines(carrier, getter)
         extraction = self.read(lines)
         _last_extract.set((self, lines, extraction))
-        return Context({**(context or {}), **extraction.into({}), READ_KEY: extraction})
+        base = Context() if context is None else context
+        # A span that was there before may be anybody's.
+        read = {} if SPAN_KEY in base else {READ_KEY: extraction}
+        return Context({**base, **extraction.into({}), **read})
 
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
@@ -206,7 +213,7 @@ _last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction] | None] = Con
 
 
 def _are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
-    """Say whether two readers saw one header: hosts join lines, and decode bytes that no format allows their own way."""
+    """Say whether two readers saw one header: hosts join lines, and decode odd bytes in their own way."""
     if before == now:
         return True
     if before == _UNDECODABLE:

@@ -49,6 +49,14 @@ def current() -> Runtime:
     return _installed or _fallback or _fall_back()
 
 
+def is_global(propagator: MeshPropagator) -> bool:
+    """Say whether hosts' own telemetry reads headers with this propagator."""
+    from opentelemetry import propagate
+
+    found = propagate.get_global_textmap()
+    return propagator in (found, *_parts(found))
+
+
 def _fall_back() -> Runtime:
     """Serve with what is there: a MeshPropagator set by OTEL_PROPAGATORS is a configuration too."""
     global _fallback

@@ -77,11 +77,11 @@ class TraceContextMiddleware:
         settled = self._runtime or runtime.current()
         exclude = settled.exclude if self._exclude is None else self._exclude
         lines = settled.headers.from_wsgi(environ)
-        extraction = settled.propagator.read_once(lines)
+        extraction, _ = settled.propagator.read_once(lines)
         rewrite_wsgi(environ, extraction.rewrites)
         return begin_server(
             extraction,
-            rejections=settled.propagator.rejections,
+            propagator=settled.propagator,
             method=environ["REQUEST_METHOD"],
             attributes=semconv.LazyAttributes(lambda: _attributes(environ, lines)),
             traced=not exclude.match(_path(environ)),

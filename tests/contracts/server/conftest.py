@@ -37,17 +37,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarletteTelemetry
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 import meshmw.flask
 from meshmw import MeshPropagator, asgi, wsgi
 
 Headers = Sequence[tuple[str, str]]
 FORMATS = ("tracecontext", "baggage", "b3", "b3multi")
-
-
-class AppError(Exception):
-    """What the application raises."""
 
 
 @dataclass
@@ -69,6 +66,7 @@ class Reply:
     status: int | None = None
     body: bytes = b""
     error: BaseException | None = None
+    sent: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -80,6 +78,7 @@ class Host:
     exclude: Sequence[str] | None = None
     visits: list[Visit] = field(default_factory=list)
     during: Callable[[], None] | None = None
+    error: BaseException = field(default_factory=lambda: LookupError("out of stock"))
 
     # Whether the SERVER span is meshmw's own where the host's telemetry is on.
     own_span = True
@@ -190,7 +189,7 @@ class ASGIHost(Host):
         headers: Headers = (),
         *,
         ambient: Context | None = None,
-        on_send: Callable[[dict[str, Any]], None] | None = None,
+        on_send: Callable[[dict[str, Any]], Any] | None = None,
         incoming: Sequence[dict[str, Any]] = ({"type": "http.request", "body": b"", "more_body": False},),
         **scope: Any,
     ) -> Reply:
@@ -204,6 +203,7 @@ class ASGIHost(Host):
             raise AssertionError("never set")
 
         async def send(message: Any) -> None:
+            reply.sent.append(message["type"])
             if on_send is not None:
                 on_send(message)
             if message["type"].endswith("http.response.start"):
@@ -228,17 +228,36 @@ class ASGIHost(Host):
             self.visit_scope(request.scope)
             yield b"chunk"
 
+    async def talk(self, socket: WebSocket) -> None:
+        """Answer a handshake in the way that the path names."""
+        self.visit_scope(socket.scope)
+        match socket.scope["path"]:
+            case "/ws/deny":
+                await socket.close()
+            case "/ws/reject":
+                await socket.send_denial_response(PlainTextResponse("who are you?", 401))
+            case "/ws/fail":
+                raise self.error
+            case _:
+                await socket.accept()
+                self.visit_scope(socket.scope)
+                await socket.send_text("hello")
+                await socket.close()
+
 
 class BareASGI(ASGIHost):
     """meshmw.asgi around a bare ASGI application."""
 
     async def application(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            return await self.talk(WebSocket(scope, receive, send))
+
         async def chunk(body: bytes, more: bool) -> None:
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
         if scope["path"] == "/fail":
             self.visit_scope(scope)
-            raise AppError("out of stock")
+            raise self.error
         status = 200 if scope["path"].startswith(("/items/", "/stream", "/health")) else 404
         if scope["path"] == "/stream":
             await send({"type": "http.response.start", "status": status, "headers": []})
@@ -263,7 +282,7 @@ class StarletteHost(ASGIHost):
     def ours(self) -> Middleware:
         return Middleware(asgi.TraceContextMiddleware, **self.options)
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         async def item(request: Request) -> PlainTextResponse:
             return PlainTextResponse(json.dumps(self.visit_scope(request.scope).outbound))
 
@@ -275,7 +294,7 @@ class StarletteHost(ASGIHost):
 
         async def fail(request: Request) -> PlainTextResponse:
             self.visit_scope(request.scope)
-            raise AppError("out of stock")
+            raise self.error
 
         return [
             Route("/items/{item}", item),
@@ -283,6 +302,7 @@ class StarletteHost(ASGIHost):
             Route("/health", item),
             Route("/stream", stream),
             Route("/fail", fail),
+            WebSocketRoute("/ws/{how}", self.talk),
         ]
 
     def build(self) -> Any:
@@ -349,10 +369,14 @@ class FastAPIHost(ASGIHost):
         async def stream(request: FastAPIRequest) -> StreamingResponse:
             return StreamingResponse(self.chunks(request))
 
+        @app.websocket("/ws/{how}")
+        async def talk(socket: WebSocket) -> None:
+            await self.talk(socket)
+
         @app.get("/fail")
         async def fail(request: FastAPIRequest) -> None:
             self.visit_scope(request.scope)
-            raise AppError("out of stock")
+            raise self.error
 
         return app
 
@@ -382,9 +406,7 @@ class ContribFastAPI(FastAPIHost):
 
     def build(self) -> Any:
         app = super().build()
-        FastAPIInstrumentor.instrument_app(
-            app, tracer_provider=self.tracer_provider, exclude_spans=["receive", "send"]
-        )
+        FastAPIInstrumentor.instrument_app(app, tracer_provider=self.tracer_provider, exclude_spans=["receive", "send"])
         return app
 
 
@@ -449,7 +471,7 @@ class BareWSGI(WSGIHost):
         found = path.startswith(("/items/", "/stream", "/health"))
         if path == "/fail":
             self.visit_environ(environ)
-            raise AppError("out of stock")
+            raise self.error
         start_response("200 OK" if found else "404 Not Found", [("Content-Type", "text/plain")])
         if path == "/stream":
             return self.chunks(environ)
@@ -510,7 +532,7 @@ class FlaskHost(WSGIHost):
         @app.get("/fail")
         def fail() -> None:
             self.visit_environ(flask_request.environ)
-            raise AppError("out of stock")
+            raise self.error
 
         self.finish(app)
         return app
