@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -191,6 +192,7 @@ class ASGIHost(Host):
         ambient: Context | None = None,
         on_send: Callable[[dict[str, Any]], Any] | None = None,
         incoming: Sequence[dict[str, Any]] = ({"type": "http.request", "body": b"", "more_body": False},),
+        changes: Mapping[str, Any] = MappingProxyType({}),
         **scope: Any,
     ) -> Reply:
         reply = Reply()
@@ -212,7 +214,7 @@ class ASGIHost(Host):
 
         with attached(ambient):
             try:
-                await self.app(self.scope(path, headers, **scope), receive, send)
+                await self.app(self.scope(path, headers, **scope) | changes, receive, send)
             except Exception as error:
                 reply.error = error
         return reply
