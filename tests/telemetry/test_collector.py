@@ -132,7 +132,7 @@ def test_an_export_under_way_at_the_end_counts_as_failed(caplog):
     exporter.hurry()
     assert not exporter._exporter.ended.is_set()  # it may yet arrive
     exporter.shutdown()
-    thread.join()
+    thread.join(10)
     assert said(caplog) == [("WARNING", "meshmw")]
     assert "(no answer in time)" in caplog.text
 
@@ -141,7 +141,7 @@ def test_the_end_does_not_wait_for_an_export_that_failed_before(caplog):
     exporter = CollectorExporter(Waiting(1), "http://c:1", 60)
     thread = in_a_thread(exporter)
     exporter.hurry()
-    thread.join()
+    thread.join(10)
     assert exporter.failing
 
 
@@ -149,7 +149,7 @@ class Retrying(Waiting):
     """Retries until it is shut down, as the SDK's exporters do for ten seconds."""
 
     def export(self, spans):
-        while not self.ended.is_set():
+        while not self.ended.is_set() and self.attempts < 100:
             self.attempts += 1
             SDK_LOG.warning("Transient error, attempt %s", self.attempts)
         return FAIL
