@@ -6,6 +6,7 @@ Knows how such a family's requests and responses look. Must not import any of th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -26,7 +27,6 @@ class OutboundCalls:
         tracer_provider: Makes the spans; the global one by default.
     """
 
-    request_class: ClassVar[type[Any]]
     stream_class: ClassVar[type[Any]]
 
     def __init__(
@@ -49,9 +49,11 @@ class OutboundCalls:
         headers, stale = propagator.outgoing(operation.context, present)
         sent = [pair for pair, (name, _) in zip(raw, present, strict=True) if name.lower() not in stale]
         sent += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-        return operation, self.request_class(
-            request.method, request.url, headers=sent, stream=request.stream, extensions=request.extensions
-        )
+        # A copy has the content that was read already, and leaves out these two.
+        carrying = copy.copy(request)
+        carrying.stream, carrying.extensions = request.stream, request.extensions
+        carrying.headers = type(request.headers)(sent)
+        return operation, carrying
 
     def answered(self, operation: Operation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""
