@@ -37,7 +37,7 @@ class TraceContextMiddleware:
 
     A malformed trace header is removed from the scope, and the request starts a new trace. A span that the host
     framework opened for the same request is adopted instead of doubled. HTTP requests and WebSocket handshakes are
-    handled; everything else passes untouched.
+    handled; everything else passes untouched. When the server shuts the application down, queued spans are exported.
 
     Args:
         app: The ASGI application to wrap.
@@ -62,7 +62,12 @@ class TraceContextMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] not in ("http", "websocket") or _OPERATION in scope:
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                if scope["type"] == "lifespan":
+                    # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
+                    runtime.flush()
             return
         operation = self._begin(scope)
         marks = _stand_hosts_down(scope, operation)

@@ -53,10 +53,10 @@ def _configure(settings: Settings) -> Telemetry:
     from meshmw.runtime import Runtime, install
 
     propagator = MeshPropagator.from_settings(settings)
-    runtime = Runtime(propagator=propagator, exclude=PathPatterns(settings.exclude))
+    exclude = PathPatterns(settings.exclude)
     telemetry = _telemetry(settings, propagator)
     propagate.set_global_textmap(propagator)
-    install(runtime)
+    install(Runtime(propagator=propagator, exclude=exclude, flush=telemetry.flush_before_end))
     atexit.register(telemetry.shutdown)
     return telemetry
 

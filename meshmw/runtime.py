@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,11 +23,13 @@ class Runtime:
     Attributes:
         propagator: Reads and writes the trace headers.
         exclude: Path patterns of requests that get no SERVER span.
+        flush: Exports what is queued, for a server that is about to end the process; None where nothing is to be done.
         headers: The header names that servers look for, in each carrier's spelling.
     """
 
     propagator: MeshPropagator = field(default_factory=MeshPropagator)
     exclude: PathPatterns = field(default_factory=PathPatterns)
+    flush: Callable[[], object] | None = None
     headers: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,12 @@ def is_global(propagator: MeshPropagator) -> bool:
 
     found = propagate.get_global_textmap()
     return propagator in (found, *_parts(found))
+
+
+def flush() -> None:
+    """Do what `configure()` installed for a server that is about to end the process."""
+    if _installed is not None and _installed.flush is not None:
+        _installed.flush()
 
 
 def _fall_back() -> Runtime:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import TracerProvider
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from meshmw.settings import Settings
 
 log = logging.getLogger("meshmw")
+
+# The rest of a pod's grace period, 30 seconds by default, belongs to the application.
+_BEFORE_END_SECONDS: Final = 2.0
 
 
 class Telemetry:
@@ -64,6 +67,14 @@ class Telemetry:
         if flush is None or self._ended:
             return flush is None
         return _within(timeout_seconds, lambda: bool(flush(int(timeout_seconds * 1000)))) and self._delivered()
+
+    def flush_before_end(self) -> None:
+        """Export what is queued within 2 seconds, unless the collector is known not to answer.
+
+        For a server that is about to end the process: exit handlers may not run any more.
+        """
+        if self._delivered():
+            self.force_flush(_BEFORE_END_SECONDS)
 
     def shutdown(self, timeout_seconds: float = 5.0) -> None:
         """Export what is queued and end, within the time, in seconds; a second call does nothing.
