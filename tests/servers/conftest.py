@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,13 @@ KINDS = {
 }
 # Further ways, for the tests that start a server of their own.
 WORKERS = {
+    "uvicorn": Kind("asgi", _UVICORN, ("uvicorn",)),
+    "uvicorn-workers": Kind("asgi", f"{_UVICORN} --workers 2", ("uvicorn",)),
     "gunicorn-sync": Kind("wsgi", f"{_GUNICORN} --workers 2", ("gunicorn",)),
     "gunicorn-gthread": Kind("wsgi", f"{_GUNICORN} --workers 2 --worker-class gthread --threads 2", ("gunicorn",)),
     "gunicorn-uvicorn": Kind(
         "asgi", f"{_GUNICORN} --workers 2 --worker-class uvicorn.workers.UvicornWorker", ("gunicorn", "uvicorn")
     ),
-    "uvicorn-one": Kind("asgi", _UVICORN, ("uvicorn",)),
-    "uvicorn-workers": Kind("asgi", f"{_UVICORN} --workers 2", ("uvicorn",)),
 }
 POLICIES = ("strict", "w3c")
 ASGI_APPS = {"plain": "meshmw_asgi:app", "contrib": "contrib_asgi:app"}
@@ -190,8 +190,13 @@ class Service:
             assert self.process.poll() is None, f"{self.name} ended:\n{self.log}"
             assert time.monotonic() < deadline, f"{self.name} did not start:\n{self.log}"
             time.sleep(0.02)
-        self.port = int(said[1])
-        # gunicorn and uvicorn with workers listen before a worker serves; a connection waits in the queue.
+        port = int(said[1])
+        # uvicorn with workers says where it will listen before it does.
+        while not _listens(port):
+            assert time.monotonic() < deadline, f"{self.name} does not listen:\n{self.log}"
+            time.sleep(0.02)
+        self.port = port
+        # gunicorn listens before a worker serves; a connection waits in the queue.
         answer = self.ask()
         assert answer.status == 200, f"{self.name} answers {answer}:\n{self.log}"
 
@@ -200,6 +205,11 @@ class Service:
         stop_processes([self.process], timeout=10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Fleet:
@@ -224,18 +234,25 @@ class Fleet:
             self._services[name].wait_until_it_answers()
         return self._services[name]
 
-    def launch(self, *names: str, **settings: str) -> None:
-        """Begin to start services; those that run already, or are not installed, are left alone.
+    def launch(self, name: str, **settings: str) -> None:
+        """Begin to start a service, if it does not run already.
 
         Args:
-            names: Such as `uvicorn-h11/strict`.
+            name: Such as `uvicorn-h11/strict`.
             settings: Further environment variables.
         """
-        for name in set(names) - self._services.keys():
-            kind = (KINDS | WORKERS)[name.partition("/")[0]]
-            self._require(kind.packages)
-            log_file = self._folder / f"{name.replace('/', '-')}.log"
-            self._services[name] = Service(name, kind, self._spawn(name, kind, settings, log_file), log_file)
+        if name in self._services:
+            return
+        kind = (KINDS | WORKERS)[name.partition("/")[0]]
+        self._require(kind.packages)
+        log_file = self._folder / f"{name.replace('/', '-')}.log"
+        self._services[name] = Service(name, kind, self._spawn(name, kind, settings, log_file), log_file)
+
+    def launch_those_installed(self, names: Iterable[str], **settings: str) -> None:
+        """Begin to start services at once, and leave it to `get()` to complain of one that is not installed."""
+        for name in dict.fromkeys(names):
+            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+                self.launch(name, **settings)
 
     def stop(self) -> None:
         """Stop every service."""
@@ -253,7 +270,7 @@ class Fleet:
             key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_", "K8S_"))
         }
         environment = inherited | {
-            "PYTHONPATH": str(APPS),
+            "PYTHONPATH": os.pathsep.join([str(APPS), os.environ.get("PYTHONPATH", "")]),
             "PYTHONUNBUFFERED": "1",
             "MESHMW_SERVICE_NAME": name,
             "MESHMW_ENDPOINT": self._endpoint,
@@ -295,9 +312,7 @@ def fleet(request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path_fact
     fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path_factory.mktemp("servers"))
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     try:
-        for name in dict.fromkeys(each["service"] for each in params if "service" in each):
-            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
-                fleet.launch(name)
+        fleet.launch_those_installed(each["service"] for each in params if "service" in each)
         yield fleet
     finally:
         fleet.stop()
@@ -309,10 +324,12 @@ def service(request: pytest.FixtureRequest, fleet: Fleet) -> Service:
     return fleet.get(request.param)
 
 
-@pytest.fixture
-def own_fleet(request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path: Path) -> Iterator[Fleet]:
-    """Services that one test starts and stops for itself."""
-    fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path)
+@pytest.fixture(scope="module")
+def own_fleet(
+    request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """Services that one module starts, and stops, for itself."""
+    fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path_factory.mktemp("own-servers"))
     try:
         yield fleet
     finally:

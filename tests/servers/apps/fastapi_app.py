@@ -42,7 +42,16 @@ async def call(to: str):
     return {"status": response.status_code}
 
 
-@app.api_route("/stream", methods=["GET", "HEAD"])
+@app.api_route("/pages", methods=["GET", "HEAD"])
+async def pages():
+    async def chunks():
+        for _ in range(3):
+            yield b"a page"
+
+    return StreamingResponse(chunks(), media_type="text/plain")
+
+
+@app.get("/stream")
 async def stream():
     async def chunks():
         for _ in range(10_000):

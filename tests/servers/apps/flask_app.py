@@ -37,6 +37,11 @@ def call():
     return {"status": network.get(request.args["to"]).status_code}
 
 
+@app.get("/pages")
+def pages():
+    return Response((b"a page" for _ in range(3)), mimetype="text/plain")
+
+
 @app.get("/stream")
 def stream():
     return Response((b"x" * 65_536 for _ in range(10_000)), mimetype="text/plain")
