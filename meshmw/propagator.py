@@ -51,7 +51,7 @@ class MeshPropagator(TextMapPropagator):
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A format is not known.
+        ValueError: A format is not known, or a trace header is to be passed through.
     """
 
     def __init__(
@@ -69,6 +69,9 @@ class MeshPropagator(TextMapPropagator):
             raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
         self.formats = tuple(formats)
         self.passthrough = tuple(name.lower() for name in passthrough)
+        unchecked = PROPAGATION_HEADERS.intersection(self.passthrough)
+        if unchecked:
+            raise ValueError(f"trace headers are never passed through unchecked: {', '.join(sorted(unchecked))}")
         self.rejections = Rejections(warn_window)
         limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
         self._reader = HeaderReader(
@@ -79,7 +82,7 @@ class MeshPropagator(TextMapPropagator):
             **limits,
         )
         self._writer = HeaderWriter(formats=self.formats, rejections=self.rejections, **limits)
-        self._wanted = tuple(sorted(self._names_read()))
+        self._wanted = frozenset(self._names_read())
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MeshPropagator:
@@ -173,8 +176,8 @@ class MeshPropagator(TextMapPropagator):
         return headers, stale
 
     def _inject_into_mapping(self, carrier: Any, context: Context, setter: Setter[Any]) -> None:
-        texts = {key: value for key, value in carrier.items() if isinstance(key, str) and isinstance(value, str)}
-        headers, stale = self.outgoing(context, texts.items())
+        present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in _texts(value)]
+        headers, stale = self.outgoing(context, present)
         for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
             del carrier[key]
         for name, value in headers.items():
@@ -191,21 +194,22 @@ class MeshPropagator(TextMapPropagator):
         return names
 
     def _lines(self, carrier: Any, getter: Getter[Any]) -> dict[str, list[str]]:
+        if getter is default_getter and isinstance(carrier, Mapping):
+            return self._lines_of_mapping(carrier)
         lines = {}
         for name in self._wanted:
             values = _values(getter, carrier, name)
             if values:
                 lines[name] = [_text(value) for value in values]
-        if getter is default_getter and PROPAGATION_HEADERS.isdisjoint(lines):
-            self._lines_in_any_case(carrier, lines)
         return lines
 
-    def _lines_in_any_case(self, carrier: Mapping[Any, Any], lines: dict[str, list[str]]) -> None:
-        """Find headers that a plain mapping spells `Traceparent`: the default getter knows one spelling alone."""
-        for key in carrier:
-            if isinstance(key, str) and key.lower() in self._wanted:
-                values = default_getter.get(carrier, key)
-                lines.setdefault(key.lower(), []).extend(_text(value) for value in values or ())
+    def _lines_of_mapping(self, carrier: Mapping[Any, Any]) -> dict[str, list[str]]:
+        """Find headers however a mapping spells them: the default getter knows one spelling of each alone."""
+        lines: dict[str, list[str]] = {}
+        for key, value in carrier.items():
+            if isinstance(key, str) and (name := key.lower()) in self._wanted and (texts := _texts(value)):
+                lines.setdefault(name, []).extend(texts)
+        return lines
 
 
 # A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.
@@ -227,6 +231,13 @@ def _values(getter: Getter[Any], carrier: Any, name: str) -> Sequence[object] | 
     except UnicodeError:
         # contrib's ASGI getter raises for some bytes; the request must not fail for them.
         return _UNDECODABLE
+
+
+def _texts(value: object) -> list[str]:
+    """Return the lines that a mapping holds for one header."""
+    if value is None:
+        return []
+    return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
 
 
 def _text(value: object) -> str:
