@@ -29,7 +29,7 @@ ANSWER_SECONDS = 30
 
 # Every server is given port 0, and says in its log which port it got.
 _UVICORN = "uvicorn {app} --host 127.0.0.1 --port 0 --loop asyncio --no-access-log"
-_GUNICORN = "gunicorn {app} --bind 127.0.0.1:0"
+_GUNICORN = "gunicorn {app} --bind 127.0.0.1:0 --no-control-socket"
 _READY = re.compile(r"(?:[Rr]unning on|Listening at:|Serving on) http://127\.0\.0\.1:(\d+)")
 
 
@@ -66,6 +66,7 @@ WORKERS = {
     "uvicorn-workers": Kind("asgi", f"{_UVICORN} --workers 2", ("uvicorn",)),
     "gunicorn-sync": Kind("wsgi", f"{_GUNICORN} --workers 2", ("gunicorn",)),
     "gunicorn-gthread": Kind("wsgi", f"{_GUNICORN} --workers 2 --worker-class gthread --threads 2", ("gunicorn",)),
+    "gunicorn-asgi": Kind("asgi", f"{_GUNICORN} --workers 2 --worker-class asgi", ("gunicorn",)),
     "gunicorn-uvicorn": Kind(
         "asgi", f"{_GUNICORN} --workers 2 --worker-class uvicorn.workers.UvicornWorker", ("gunicorn", "uvicorn")
     ),

@@ -22,7 +22,7 @@ network = AsyncClient(trust_env=False)
 
 
 async def answer(request):
-    response = await next_service.get("http://next.test/")
+    response = await next_service.get("http://next-service/")
     return report(seen_in_scope(request.scope["headers"]), response.json())
 
 

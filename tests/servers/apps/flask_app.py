@@ -19,7 +19,7 @@ network = Client(trust_env=False)
 
 
 def answer():
-    return report(seen_in_environ(request.environ), next_service.get("http://next.test/").json())
+    return report(seen_in_environ(request.environ), next_service.get("http://next-service/").json())
 
 
 @app.get("/")

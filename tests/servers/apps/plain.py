@@ -22,7 +22,7 @@ async def answer(scope, receive, send):
         message = await receive()
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
-    response = await next_service.get("http://next.test/")
+    response = await next_service.get("http://next-service/")
     text = json.dumps({"size": size, **report(seen_in_scope(scope["headers"]), response.json())}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
