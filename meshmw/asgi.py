@@ -12,11 +12,15 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime, semconv
-from meshmw.boundary import Operation, begin_server
+from meshmw.boundary import Operation
 from meshmw.carriers import rewrite_asgi
-from meshmw.paths import PathPatterns
+from meshmw.errors import MissingExtraError
 from meshmw.propagator import MeshPropagator
-from meshmw.reader import Lines
+from meshmw.reading import Lines
+from meshmw.request_view import RequestView
+from meshmw.runtime import Runtime, ServerSpans
+from meshmw.serving import ServerOptions
+from meshmw.trust import Trust, TrustCallable
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -41,9 +45,13 @@ class TraceContextMiddleware:
 
     Args:
         app: The ASGI application to wrap.
-        exclude: Path patterns of requests that get no span, as in `Settings.exclude`; the settings' own by default.
-        propagator: Reads the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
+        exclude: Path patterns of requests that get no span, as in `Settings.exclude`.
+        trust: `continue`, `restart` or `ignore`, or a callable that gets a `RequestView` and returns one of them.
+        server_spans: `auto`, `off`, or `contrib`: opentelemetry-instrumentation-asgi makes the SERVER span.
+        propagator: Reads the headers.
+        tracer_provider: Makes the spans.
+
+    Each option that is left out is what `configure()` settled.
     """
 
     def __init__(
@@ -51,13 +59,20 @@ class TraceContextMiddleware:
         app: App,
         *,
         exclude: Sequence[str] | None = None,
+        trust: Trust | TrustCallable | None = None,
+        server_spans: ServerSpans | None = None,
         propagator: MeshPropagator | None = None,
         tracer_provider: trace.TracerProvider | None = None,
     ) -> None:
         self.app = app
-        self._exclude = None if exclude is None else PathPatterns(exclude)
-        self._runtime = None if propagator is None else runtime.Runtime(propagator=propagator)
-        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
+        self._options = ServerOptions(
+            exclude=exclude,
+            trust=trust,
+            server_spans=server_spans,
+            propagator=propagator,
+            tracer_provider=tracer_provider,
+        )
+        self._contrib: App | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -69,12 +84,14 @@ class TraceContextMiddleware:
                     # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
                     runtime.flush()
             return
-        operation = self._begin(scope)
+        settled = self._options.settled()
+        app = self._under_contrib() if self._options.spans(settled) == "contrib" else self.app
+        operation = self._begin(scope, settled)
         marks = _stand_hosts_down(scope, operation)
         response = _Response(operation, scope, send)
         try:
             with operation.current():
-                await self.app(scope, receive, response.send)
+                await app(scope, receive, response.send)
         except BaseException as error:
             response.fail(error)
             raise
@@ -83,22 +100,29 @@ class TraceContextMiddleware:
             for mark in marks:
                 scope.pop(mark, None)
 
-    def _begin(self, scope: Scope) -> Operation:
-        settled = self._runtime or runtime.current()
-        exclude = settled.exclude if self._exclude is None else self._exclude
+    def _begin(self, scope: Scope, settled: Runtime) -> Operation:
         lines = settled.headers.from_asgi(scope["headers"])
-        extraction, read_by_host = settled.propagator.read_once(lines)
-        if extraction.rewrites:
-            scope["headers"] = rewrite_asgi(scope["headers"], extraction.rewrites)
-        return begin_server(
-            extraction,
-            propagator=settled.propagator,
+        operation, rewrites = self._options.begin(
+            lines,
+            settled,
+            view=lambda: RequestView.from_asgi(scope),
+            path=scope["path"],
             method=scope.get("method", "GET"),
             attributes=semconv.LazyAttributes(lambda: _attributes(scope, lines)),
-            host_span=_host_span(scope, read_by_host),
-            traced=not exclude.match(scope["path"]),
-            tracer=self._tracer,
+            host_span=lambda read_by_host: _host_span(scope, read_by_host),
         )
+        if rewrites:
+            scope["headers"] = rewrite_asgi(scope["headers"], rewrites)
+        return operation
+
+    def _under_contrib(self) -> App:
+        if self._contrib is None:
+            try:
+                from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+            except ModuleNotFoundError as missing:
+                raise MissingExtraError("opentelemetry-instrumentation-asgi", "contrib") from missing
+            self._contrib = OpenTelemetryMiddleware(self.app)
+        return self._contrib
 
 
 class _Response:

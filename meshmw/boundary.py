@@ -12,7 +12,7 @@ from typing import Final
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 
 from meshmw.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
@@ -22,6 +22,8 @@ from meshmw.semconv import Attributes, error_type, span_name
 _TRACER: Final = trace.get_tracer("meshmw")
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
 _CLAIM_KEY: Final = create_key("meshmw-claim")
+# On the link of a fresh root to the parent that its request named and that is not believed.
+_REJECTED: Final = {"meshmw.link": "rejected_parent"}
 
 
 class Current:
@@ -54,7 +56,7 @@ class Operation:
         span: The operation's span; not recording where there is no SDK, no sampling or no span wanted.
     """
 
-    __slots__ = ("_ended", "_failed", "_method", "_owned", "context", "span")
+    __slots__ = ("_ended", "_method", "_owned", "context", "span")
 
     def __init__(self, span: Span, context: Context, method: str, *, owned: bool) -> None:
         self.span = span
@@ -62,7 +64,6 @@ class Operation:
         self._method = method
         self._owned = owned
         self._ended = False
-        self._failed = False
 
     def current(self) -> Current:
         """Return a block that makes the context current; it must not contain a `yield` to another frame."""
@@ -112,7 +113,6 @@ def begin_server(
     attributes: Attributes,
     propagator: MeshPropagator,
     host_span: Span | None = None,
-    traced: bool = True,
     tracer: trace.Tracer | None = None,
 ) -> Operation:
     """Begin to serve a request.
@@ -123,23 +123,39 @@ def begin_server(
         attributes: Of the span, if one is made.
         propagator: Read the headers; counts and warns of a current span that belongs to something else.
         host_span: A span that the host marked as this request's own.
-        traced: False for an excluded path: the trace goes on, but gets no span here.
         tracer: Makes the span; the global provider's by default.
     """
     around = otel_context.get_current()
     ambient = trace.get_current_span(around)
     if _is_of_this_request(ambient, extraction, around, host_span, propagator):
+        _tell(ambient, extraction)
+        if extraction.rejected is not None and ambient.is_recording():
+            ambient.add_link(extraction.rejected, _REJECTED)
         return Operation(ambient, _adopted(ambient, extraction, around), method, owned=False)
     if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
         propagator.rejections.record(
             "context", "leaked_span", "- a span of something else was current here; it is no parent"
         )
     parent = extraction.into(around)
-    if not traced:
-        span = trace.get_current_span(parent)
-        return Operation(span, Context({**parent, _CLAIM_KEY: span}), method, owned=False)
-    span = (tracer or _TRACER).start_span(span_name(method), parent, SpanKind.SERVER, attributes)
+    links = [Link(extraction.rejected, _REJECTED)] if extraction.rejected is not None else None
+    span = (tracer or _TRACER).start_span(span_name(method), parent, SpanKind.SERVER, attributes, links)
+    _tell(span, extraction)
     return Operation(span, Context({**parent, SPAN_KEY: span, _CLAIM_KEY: span}), method, owned=True)
+
+
+def begin_without_span(extraction: Extraction, method: str, *, keep_parent: bool = True) -> Operation:
+    """Begin a request that gets no span here, while its trace goes on.
+
+    Args:
+        extraction: What the request's headers say.
+        method: The request's method.
+        keep_parent: False where another instrumentation further in makes the SERVER span: it takes a current span for
+            its own parent, and reads the headers itself.
+    """
+    context = extraction.into(otel_context.get_current())
+    span = trace.get_current_span(context)
+    values = {key: value for key, value in context.items() if keep_parent or key != SPAN_KEY}
+    return Operation(span, Context({**values, _CLAIM_KEY: span}), method, owned=False)
 
 
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> Operation:
@@ -170,6 +186,13 @@ def _is_of_this_request(
     if parent is None or remote is None:
         return parent is remote and not is_global(propagator)
     return bool(parent.trace_id == remote.trace_id and parent.span_id == remote.span_id)
+
+
+def _tell(span: Span, extraction: Extraction) -> None:
+    """Note on the span what was refused of its request."""
+    if extraction.refused and span.is_recording():
+        for header, reason in extraction.refused:
+            span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
 
 
 def _adopted(span: Span, extraction: Extraction, context: Context) -> Context:

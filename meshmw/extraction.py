@@ -6,7 +6,7 @@ Knows OpenTelemetry's context. Must not know how the headers were read, nor whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, create_key
@@ -17,6 +17,8 @@ from meshmw.wire import B3Context, BaggageValue
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 B3_HEADERS: Final = frozenset({"b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"})
 PROPAGATION_HEADERS: Final = TRACE_HEADERS | B3_HEADERS | {"baggage"}
+# Our client tells our server which flags it sent: on arrival the two say whether a proxy between has flipped them.
+FLAGS_HEADER: Final = "x-meshmw-trace-flags"
 
 # OpenTelemetry keeps these two keys private; what its public functions put into an empty context names them.
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
@@ -37,6 +39,8 @@ class Extraction(NamedTuple):
         b3: The B3 context that was believed, for what trace flags cannot say (deferred, debug).
         passthrough: Headers that outbound calls carry on as they are.
         rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
+        refused: Pairs of header and reason, for the span to tell.
+        rejected: A parent that was named but is not believed, for the span to link to.
     """
 
     span_context: SpanContext | None
@@ -44,6 +48,20 @@ class Extraction(NamedTuple):
     b3: B3Context | None
     passthrough: dict[str, str]
     rewrites: dict[str, str | None]
+    refused: tuple[tuple[str, str], ...]
+    rejected: SpanContext | None
+
+    def believed(self, trust: Literal["continue", "restart", "ignore"]) -> Extraction:
+        """Return what remains where the sender is trusted so far: all, a link to its span, or nothing of it."""
+        if trust == "continue":
+            return self
+        return self._replace(
+            span_context=None,
+            baggage={},
+            b3=None,
+            rewrites={**self.rewrites, **dict.fromkeys(PROPAGATION_HEADERS)},
+            rejected=(self.span_context or self.rejected) if trust == "restart" else None,
+        )
 
     def into(self, base: Mapping[str, object]) -> Context:
         """Return *base* with this extraction in it, and with no span or baggage of another request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -9,6 +10,8 @@ from opentelemetry import trace
 from meshmw.boundary import Operation
 from meshmw.errors import MissingExtraError
 from meshmw.propagator import MeshPropagator
+from meshmw.runtime import ServerSpans
+from meshmw.trust import Trust, TrustCallable
 from meshmw.wsgi import OPERATION, TraceContextMiddleware
 
 try:
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 def init_app(
     app: Flask,
     *,
-    exclude: list[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    trust: Trust | TrustCallable | None = None,
+    server_spans: ServerSpans | None = None,
     propagator: MeshPropagator | None = None,
     tracer_provider: trace.TracerProvider | None = None,
 ) -> None:
@@ -33,14 +38,21 @@ def init_app(
 
     Args:
         app: The application; its `wsgi_app` is wrapped.
-        exclude: Path patterns of requests that get no span, as in `Settings.exclude`; the settings' own by default.
-        propagator: Reads the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
+        exclude: As for the middleware in `meshmw.wsgi`, and so the others.
+        trust: `continue`, `restart` or `ignore`, or a callable.
+        server_spans: `auto` or `off`.
+        propagator: Reads the headers.
+        tracer_provider: Makes the spans.
     """
     if isinstance(app.wsgi_app, TraceContextMiddleware):
         return
     app.wsgi_app = TraceContextMiddleware(  # type: ignore[method-assign]  # the way that Flask documents
-        app.wsgi_app, exclude=exclude, propagator=propagator, tracer_provider=tracer_provider
+        app.wsgi_app,
+        exclude=exclude,
+        trust=trust,
+        server_spans=server_spans,
+        propagator=propagator,
+        tracer_provider=tracer_provider,
     )
     request_started.connect(_name_after_rule, app)
 

@@ -21,9 +21,15 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
+from meshmw.baggage_keys import BaggageKeys
 from meshmw.extraction import B3_HEADERS, PROPAGATION_HEADERS, READ_KEY, SPAN_KEY, TRACE_HEADERS, Extraction
-from meshmw.reader import HeaderReader, Lines, TraceParentPolicy
+from meshmw.header_budget import MAX_BYTES, MAX_HEADERS, HeaderBudget
+from meshmw.outbound import OutboundScope
+from meshmw.reader import HeaderReader
+from meshmw.reading import Lines
 from meshmw.rejections import Rejections
+from meshmw.trace_reader import Duplicates, Prefer, TraceParentPolicy, TraceReader
+from meshmw.trust import Trust
 from meshmw.writer import HeaderWriter
 
 if TYPE_CHECKING:
@@ -45,8 +51,17 @@ class MeshPropagator(TextMapPropagator):
     Args:
         formats: Of `tracecontext`, `baggage`, `b3` (single header), `b3multi`. Either B3 format reads both.
         traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
+        duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
+        prefer: Which of `w3c` and `b3` decides where they disagree; `auto` takes the one that was written last, where
+            B3 tells.
+        trust: `continue` believes the sender; `restart` starts a new trace that links to the sender's; `ignore` does
+            not look.
         baggage_max_members: Members taken and sent at most.
         baggage_max_bytes: Bytes of baggage taken and sent at most, all header lines together.
+        baggage_keys: Which keys are taken and sent.
+        propagate_to: Hosts that get trace headers, as `Destinations` takes them.
+        baggage_to: Hosts that get baggage.
+        header_budget: What the proxies on the way accept.
         passthrough: Headers, in lower case, that outbound requests carry on as they came in.
         warn_window: Seconds between two warnings of the same reason.
 
@@ -59,29 +74,41 @@ class MeshPropagator(TextMapPropagator):
         formats: Collection[str] = DEFAULT_FORMATS,
         *,
         traceparent_policy: TraceParentPolicy = "strict",
+        duplicates: Duplicates = "restart",
+        prefer: Prefer = "w3c",
+        trust: Trust = "continue",
         baggage_max_members: int = 64,
         baggage_max_bytes: int = 8192,
+        baggage_keys: BaggageKeys | None = None,
+        propagate_to: Sequence[str] = ("*",),
+        baggage_to: Sequence[str] = ("mesh",),
+        header_budget: HeaderBudget | None = None,
         passthrough: Collection[str] = ("x-request-id",),
         warn_window: float = 60.0,
     ) -> None:
-        unknown = [name for name in formats if name not in FORMATS]
-        if unknown:
-            raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
-        self.formats = tuple(formats)
-        self.passthrough = tuple(name.lower() for name in passthrough)
-        unchecked = PROPAGATION_HEADERS.intersection(self.passthrough)
-        if unchecked:
-            raise ValueError(f"trace headers are never passed through unchecked: {', '.join(sorted(unchecked))}")
+        self.formats = _known(formats)
+        self.passthrough = _passable(passthrough)
+        self.trust: Trust = trust
         self.rejections = Rejections(warn_window)
         limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
+        keys = baggage_keys or BaggageKeys()
         self._reader = HeaderReader(
-            formats=self.formats,
-            traceparent_policy=traceparent_policy,
+            trace=TraceReader(
+                formats=self.formats, traceparent_policy=traceparent_policy, duplicates=duplicates, prefer=prefer
+            ),
+            baggage="baggage" in self.formats,
+            baggage_keys=keys,
             passthrough=self.passthrough,
             rejections=self.rejections,
             **limits,
         )
-        self._writer = HeaderWriter(formats=self.formats, rejections=self.rejections, **limits)
+        self._writer = HeaderWriter(formats=self.formats, baggage_keys=keys, rejections=self.rejections, **limits)
+        self._scope = OutboundScope(
+            propagate_to=propagate_to,
+            baggage_to=baggage_to,
+            budget=header_budget or HeaderBudget(MAX_BYTES, MAX_HEADERS),
+            rejections=self.rejections,
+        )
         self._wanted = frozenset(self._names_read())
 
     @classmethod
@@ -105,19 +132,19 @@ class MeshPropagator(TextMapPropagator):
         """Return what header lines, by name in lower case, say after validation. Never raises."""
         return self._reader.read(lines)
 
-    def read_once(self, lines: Lines) -> tuple[Extraction, bool]:
+    def read_once(self, lines: Lines) -> tuple[Extraction, Extraction | None]:
         """Do as `read`, but take the result of a host that has just read the same request, so that it counts once.
 
         Returns:
-            What the lines say, and whether a host had read them.
+            What the lines say, and what a host that had read them was told to believe of it.
         """
         read_before = _last_extract.get()
         if read_before is not None:
             _last_extract.set(None)
-            reader, lines_before, extraction = read_before
+            reader, lines_before, extraction, believed = read_before
             if reader is self and all(_are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
-                return extraction, True
-        return self.read(lines), False
+                return extraction, believed
+        return self.read(lines), None
 
     def write(self, context: Context) -> dict[str, str]:
         """Return the propagation headers of *context* by name in lower case."""
@@ -133,11 +160,12 @@ class MeshPropagator(TextMapPropagator):
         """
         lines = self._lines(carrier, getter)
         extraction = self.read(lines)
-        _last_extract.set((self, lines, extraction))
+        believed = extraction.believed(self.trust)
+        _last_extract.set((self, lines, extraction, believed))
         base = Context() if context is None else context
         # A span that was there before may be anybody's.
-        read = {} if SPAN_KEY in base else {READ_KEY: extraction}
-        return Context({**base, **extraction.into({}), **read})
+        read = {} if SPAN_KEY in base else {READ_KEY: believed}
+        return Context({**base, **believed.into({}), **read})
 
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
@@ -154,12 +182,15 @@ class MeshPropagator(TextMapPropagator):
             for name, value in self.write(context).items():
                 setter.set(carrier, name, value)
 
-    def outgoing(self, context: Context, present: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:
+    def outgoing(
+        self, context: Context, present: Iterable[tuple[str, str]], host: str | None = None
+    ) -> tuple[dict[str, str], frozenset[str]]:
         """Return the headers to write, and the names in lower case of those to remove first.
 
         Args:
             context: The context that the operation runs in.
             present: The headers that the caller has put on the carrier, as pairs of name and value.
+            host: Where they go, without the port; None where that is not known, and nothing is withheld.
         """
         headers = self.write(context)
         stale = self._writer.stale(headers)
@@ -171,9 +202,12 @@ class MeshPropagator(TextMapPropagator):
             rewrites = self.read(kept).rewrites
             stale |= rewrites.keys()
             headers.update((name, text) for name, text in rewrites.items() if text is not None)
-        carried = self._writer.passthrough(context)
-        headers.update((name, value) for name, value in carried.items() if name not in kept)
-        return headers, stale
+        carried = {name: text for name, text in self._writer.passthrough(context).items() if name not in kept}
+        return (headers | carried, stale) if host is None else self._scope.narrow(host, headers, carried, stale)
+
+    def fit(self, headers: list[tuple[bytes, bytes]], method: str, target: bytes) -> list[tuple[bytes, bytes]]:
+        """Return a request's headers with no more baggage than the proxies on the way accept."""
+        return self._scope.fit(headers, method, target)
 
     def _inject_into_mapping(self, carrier: Any, context: Context, setter: Setter[Any]) -> None:
         present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in _texts(value)]
@@ -213,7 +247,9 @@ class MeshPropagator(TextMapPropagator):
 
 
 # A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.
-_last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction] | None] = ContextVar("meshmw-extract", default=None)
+_last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction, Extraction] | None] = ContextVar(
+    "meshmw-extract", default=None
+)
 
 
 def _are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
@@ -243,3 +279,18 @@ def _texts(value: object) -> list[str]:
 def _text(value: object) -> str:
     """Return a header value as text; carriers hand out bytes too, and no byte may raise."""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _known(formats: Collection[str]) -> tuple[str, ...]:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
+    return tuple(formats)
+
+
+def _passable(names: Collection[str]) -> tuple[str, ...]:
+    lowered = tuple(name.lower() for name in names)
+    unchecked = PROPAGATION_HEADERS.intersection(lowered)
+    if unchecked:
+        raise ValueError(f"trace headers are never passed through unchecked: {', '.join(sorted(unchecked))}")
+    return lowered

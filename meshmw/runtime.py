@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from opentelemetry import trace
 
 from meshmw.carriers import HeaderNames
 from meshmw.paths import PathPatterns
 from meshmw.propagator import MeshPropagator
+from meshmw.trust import TrustPolicy
 
+ServerSpans = Literal["auto", "contrib", "off"]
 LOGGER: Final = logging.getLogger("meshmw")
 
 
@@ -24,12 +26,16 @@ class Runtime:
         propagator: Reads and writes the trace headers.
         exclude: Path patterns of requests that get no SERVER span.
         flush: Exports what is queued, for a server that is about to end the process; None where nothing is to be done.
+        trust: How far callers are believed.
+        server_spans: Who makes the SERVER span: this package unless a host has (`auto`), contrib, or nobody (`off`).
         headers: The header names that servers look for, in each carrier's spelling.
     """
 
     propagator: MeshPropagator = field(default_factory=MeshPropagator)
     exclude: PathPatterns = field(default_factory=PathPatterns)
     flush: Callable[[], object] | None = None
+    trust: TrustPolicy = field(default_factory=TrustPolicy)
+    server_spans: ServerSpans = "auto"
     headers: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:

@@ -46,13 +46,13 @@ class OutboundCalls:
         operation = begin_client(request.method, semconv.LazyAttributes(lambda: _attributes(request)), self._tracer)
         raw = request.headers.raw
         present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw]
-        headers, stale = propagator.outgoing(operation.context, present)
+        headers, stale = propagator.outgoing(operation.context, present, request.url.host)
         sent = [pair for pair, (name, _) in zip(raw, present, strict=True) if name.lower() not in stale]
         sent += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         # A copy has the content that was read already, and leaves out these two.
         carrying = copy.copy(request)
         carrying.stream, carrying.extensions = request.stream, request.extensions
-        carrying.headers = type(request.headers)(sent)
+        carrying.headers = type(request.headers)(propagator.fit(sent, request.method, request.url.raw_path))
         return operation, carrying
 
     def answered(self, operation: Operation, response: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Final
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, TraceState
 
+from meshmw.baggage_keys import BaggageKeys
 from meshmw.errors import InvalidHeaderError
 from meshmw.extraction import B3_HEADERS, B3_KEY, BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY, TRACE_HEADERS
 from meshmw.rejections import Rejections
@@ -32,14 +33,22 @@ class HeaderWriter:
 
     Args:
         formats: Which formats are written: `tracecontext`, `baggage`, `b3`, `b3multi`.
+        baggage_keys: Which keys are let out.
         baggage_max_members: Members written at most.
         baggage_max_bytes: Bytes of the baggage header at most, commas included.
         rejections: Counts and warns.
     """
 
     def __init__(
-        self, *, formats: Collection[str], baggage_max_members: int, baggage_max_bytes: int, rejections: Rejections
+        self,
+        *,
+        formats: Collection[str],
+        baggage_keys: BaggageKeys,
+        baggage_max_members: int,
+        baggage_max_bytes: int,
+        rejections: Rejections,
     ) -> None:
+        self._keys = baggage_keys
         self._formats = frozenset(formats)
         self._max_members = baggage_max_members
         self._max_bytes = baggage_max_bytes
@@ -86,7 +95,8 @@ class HeaderWriter:
                 headers.update(b3.to_multi())
 
     def _write_baggage(self, members: dict[str, object], headers: dict[str, str]) -> None:
-        text, reasons = format_baggage(members, max_members=self._max_members, max_bytes=self._max_bytes)
+        permitted = self._keys.permitted(members)
+        text, reasons = format_baggage(permitted, max_members=self._max_members, max_bytes=self._max_bytes)
         for reason in reasons:
             self._rejections.record("baggage", reason, "- the members concerned are not sent, the others are")
         if text:

@@ -10,12 +10,15 @@ from typing import Any, Final, TypeAlias
 
 from opentelemetry import trace
 
-from meshmw import runtime, semconv
-from meshmw.boundary import Operation, begin_server
+from meshmw import semconv
+from meshmw.boundary import Operation
 from meshmw.carriers import rewrite_wsgi
-from meshmw.paths import PathPatterns
 from meshmw.propagator import MeshPropagator
-from meshmw.reader import Lines
+from meshmw.reading import Lines
+from meshmw.request_view import RequestView
+from meshmw.runtime import ServerSpans
+from meshmw.serving import ServerOptions
+from meshmw.trust import Trust, TrustCallable
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
@@ -33,9 +36,13 @@ class TraceContextMiddleware:
 
     Args:
         app: The WSGI application to wrap.
-        exclude: Path patterns of requests that get no span, as in `Settings.exclude`; the settings' own by default.
-        propagator: Reads the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
+        exclude: Path patterns of requests that get no span, as in `Settings.exclude`.
+        trust: `continue`, `restart` or `ignore`, or a callable that gets a `RequestView` and returns one of them.
+        server_spans: `auto` or `off`; `contrib` is `auto` here, for there is no such mode for WSGI.
+        propagator: Reads the headers.
+        tracer_provider: Makes the spans.
+
+    Each option that is left out is what `configure()` settled.
     """
 
     def __init__(
@@ -43,13 +50,20 @@ class TraceContextMiddleware:
         app: App,
         *,
         exclude: Sequence[str] | None = None,
+        trust: Trust | TrustCallable | None = None,
+        server_spans: ServerSpans | None = None,
         propagator: MeshPropagator | None = None,
         tracer_provider: trace.TracerProvider | None = None,
     ) -> None:
         self.app = app
-        self._exclude = None if exclude is None else PathPatterns(exclude)
-        self._runtime = None if propagator is None else runtime.Runtime(propagator=propagator)
-        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
+        self._options = ServerOptions(
+            exclude=exclude,
+            trust=trust,
+            server_spans=server_spans,
+            propagator=propagator,
+            tracer_provider=tracer_provider,
+            contrib=False,
+        )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -74,19 +88,19 @@ class TraceContextMiddleware:
         return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
 
     def _begin(self, environ: Environ) -> Operation:
-        settled = self._runtime or runtime.current()
-        exclude = settled.exclude if self._exclude is None else self._exclude
+        settled = self._options.settled()
         lines = settled.headers.from_wsgi(environ)
-        extraction, _ = settled.propagator.read_once(lines)
-        rewrite_wsgi(environ, extraction.rewrites)
-        return begin_server(
-            extraction,
-            propagator=settled.propagator,
+        operation, rewrites = self._options.begin(
+            lines,
+            settled,
+            view=lambda: RequestView.from_wsgi(environ),
+            path=_path(environ),
             method=environ["REQUEST_METHOD"],
             attributes=semconv.LazyAttributes(lambda: _attributes(environ, lines)),
-            traced=not exclude.match(_path(environ)),
-            tracer=self._tracer,
+            host_span=lambda _: None,
         )
+        rewrite_wsgi(environ, rewrites)
+        return operation
 
 
 class _Body:

@@ -75,7 +75,7 @@ class Caller:
     family: str
     is_async: bool
     over: str
-    address: str = "http://shop.mesh"
+    address: str = "http://shop.internal"
     got: list[Lines] = field(default_factory=list)
     inner: Any = None
     formats: tuple[str, ...] = ("tracecontext", "baggage")

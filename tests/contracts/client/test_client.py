@@ -432,8 +432,8 @@ def test_an_unknown_method_is_not_taken_into_the_name(caller):
 
 def test_credentials_and_secret_query_values_are_not_in_the_url(in_memory):
     caller = in_memory()
-    caller.call("http://user:pa55@shop.mesh/items/7?q=1&X-Amz-Signature=5ecret&sig=5ecret")
-    assert caller.span.attributes["url.full"] == ("http://shop.mesh/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED")
+    caller.call("http://user:pa55@shop.internal/items/7?q=1&X-Amz-Signature=5ecret&sig=5ecret")
+    assert caller.span.attributes["url.full"] == ("http://shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED")
     assert caller.sent["authorization"] == ["Basic dXNlcjpwYTU1"]
 
 
@@ -473,7 +473,7 @@ def test_every_argument_of_the_client_is_accepted_at_once(in_memory):
         "limits": library.Limits(max_connections=2),
         "max_redirects": 3,
         "event_hooks": {"request": [hook], "response": [hook]},
-        "base_url": "http://shop.mesh",
+        "base_url": "http://shop.internal",
         "transport": caller.wrap(caller.inner),
         "trust_env": False,
         "default_encoding": "utf-8",
@@ -495,9 +495,9 @@ def test_a_client_wraps_its_own_transport_mounts_and_proxy(in_memory):
     mounted = caller.library.MockTransport(caller.answer)
 
     async def use(client):
-        for url in ("http://shop.mesh/a", "http://mounted.mesh/b"):
+        for url in ("http://shop.internal/a", "http://mounted.mesh/b"):
             await caller_result(client.get(url))
-        proxied = client._transport_for_url(caller.library.URL("https://shop.mesh"))
+        proxied = client._transport_for_url(caller.library.URL("https://shop.internal"))
         ours = caller.ours.AsyncTraceContextTransport if caller.is_async else caller.ours.TraceContextTransport
         assert type(proxied) is ours
 

@@ -178,7 +178,7 @@ class ASGIHost(Host):
             "raw_path": latin(path),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"host", b"shop.mesh:8080")]
+            "headers": [(b"host", b"shop.internal:8080")]
             + [(latin(name).lower(), latin(value)) for name, value in headers],
             "client": ("10.0.0.9", 41000),
             "server": ("10.0.0.1", 8080),
@@ -421,7 +421,7 @@ class WSGIHost(Host):
             "PATH_INFO": path,
             "REMOTE_ADDR": "10.0.0.9",
             "REMOTE_PORT": "41000",
-            "HTTP_HOST": "shop.mesh:8080",
+            "HTTP_HOST": "shop.internal:8080",
             "SERVER_PROTOCOL": "HTTP/1.1",
             "QUERY_STRING": "",
         }

@@ -213,7 +213,7 @@ COMMON = {
     "http.response.status_code": 200,
     "url.path": "/items/7",
     "url.scheme": "http",
-    "server.address": "shop.mesh",
+    "server.address": "shop.internal",
     "server.port": 8080,
     "client.address": "10.0.0.9",
     "network.peer.address": "10.0.0.9",

@@ -1,0 +1,51 @@
+"""What is found out while the headers of one request are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from opentelemetry.trace import SpanContext
+
+from meshmw.rejections import Rejections
+
+Lines = Mapping[str, Sequence[str]]
+
+
+class Reading:
+    """Collects, for one request, what was refused and why, and what must change in the headers.
+
+    Attributes:
+        lines: The header lines, by name in lower case.
+        refused: Pairs of header and reason, in the order in which they were met.
+        rejected: The parent that a refused header named, where it still parses: for a link.
+        rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
+    """
+
+    __slots__ = ("_rejections", "lines", "refused", "rejected", "rewrites")
+
+    def __init__(self, lines: Lines, rejections: Rejections) -> None:
+        self.lines = lines
+        self.refused: list[tuple[str, str]] = []
+        self.rejected: SpanContext | None = None
+        self.rewrites: dict[str, str | None] = {}
+        self._rejections = rejections
+
+    def line(self, name: str) -> str | None:
+        """Return a header's text, several lines joined (RFC 9110, 5.3), so that no grammar of one value takes two."""
+        found = self.lines.get(name)
+        if not found:
+            return None
+        return found[0] if len(found) == 1 else ",".join(found)
+
+    def accept(self, header: str) -> None:
+        """Count a header that is believed."""
+        self._rejections.accepted(header)
+
+    def refuse(
+        self, header: str, reason: str, consequence: str, text: str | None = None, *, remove: Iterable[str] = ()
+    ) -> None:
+        """Count and say a refusal, note it for the span, and mark headers for removal."""
+        self._rejections.record(header, reason, consequence, text)
+        self.refused.append((header, reason))
+        for name in remove:
+            self.rewrites[name] = None

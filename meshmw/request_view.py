@@ -1,0 +1,109 @@
+"""One inbound request as a trust decision sees it, built of what is there and read only when asked.
+
+Knows where ASGI and WSGI keep things. Must not know what is decided.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+# Envoy quotes a whole certificate chain where it is told to, which takes some thousand characters.
+_MAX_CHARACTERS: Final = 16_384
+# XFCC = element *( "," element ); element = pair *( ";" pair ); a value with `,` `;` or `=` is quoted, `"` is `\"`
+_PAIR: Final = re.compile(r'[ \t]*+([A-Za-z]++)=("(?:[^"\\]|\\.)*+"|[^",;]*+)[ \t]*+([,;]|\Z)', re.DOTALL)
+# SPIFFE-ID, section 2: no empty segment, and neither `.` nor `..`; 2,048 bytes at most
+_SPIFFE_ID: Final = re.compile(r"(?=.{10,2048}\Z)spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestView:
+    """Shows one inbound request to whoever decides how far it is trusted. Nothing in it has been verified.
+
+    Attributes:
+        method: Such as `GET`; a WebSocket's handshake is one.
+        path: The path, decoded, without the query.
+        peer: The client's address as the server reports it, or None where it has none, as on a Unix socket. Behind a
+            sidecar it is the sidecar's own, unless the server takes the caller's from `x-forwarded-for`.
+    """
+
+    method: str
+    path: str
+    peer: str | None
+    _lookup: Callable[[str], str | None]
+
+    @classmethod
+    def from_asgi(cls, scope: Mapping[str, Any]) -> RequestView:
+        """Return a view of an HTTP or WebSocket scope."""
+        client = scope.get("client")
+        headers = scope["headers"]
+
+        def lookup(name: str) -> str | None:
+            wanted = name.encode("latin-1", "replace")
+            lines = [value.decode("latin-1") for found, value in headers if found == wanted]
+            return ",".join(lines) if lines else None
+
+        return cls(scope.get("method", "GET"), scope["path"], client[0] if client else None, lookup)
+
+    @classmethod
+    def from_wsgi(cls, environ: Mapping[str, Any]) -> RequestView:
+        """Return a view of a WSGI environ."""
+
+        def lookup(name: str) -> str | None:
+            key = name.upper().replace("-", "_")
+            # CGI spells these two without the prefix.
+            value = environ.get(key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}")
+            return None if value is None else str(value)
+
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        # PEP 3333 hands out the path's bytes as latin-1.
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+        return cls(environ.get("REQUEST_METHOD", "GET"), path, environ.get("REMOTE_ADDR") or None, lookup)
+
+    def header(self, name: str) -> str | None:
+        """Return a header's text, several lines joined with commas, or None; the case of the name does not matter."""
+        return self._lookup(name.lower())
+
+    @property
+    def spiffe_id(self) -> str | None:
+        """Return the SPIFFE ID of the nearest client that `x-forwarded-client-cert` names, or None.
+
+        That is the last element of the header. It proves something only where the sidecar sets or sanitizes the header
+        and the process is reachable through the sidecar alone.
+        """
+        header = self.header("x-forwarded-client-cert")
+        return None if header is None else spiffe_id(header)
+
+
+def spiffe_id(xfcc: str) -> str | None:
+    """Return the SPIFFE ID in the last element of an `x-forwarded-client-cert` header.
+
+    It is None where there is no well-formed one, or more than one, or where the header is malformed or longer than
+    16,384 characters.
+    """
+    if len(xfcc) > _MAX_CHARACTERS:
+        return None
+    found: list[str] = []
+    position, separator = 0, ","
+    while separator:
+        match = _PAIR.match(xfcc, position)
+        if match is None:
+            return None
+        key, value, next_separator = match.groups()
+        if separator == ",":
+            found = []
+        if key.lower() == "uri":
+            found.append(_unquoted(value))
+        position, separator = match.end(), next_separator
+    return _only_spiffe_id(found)
+
+
+def _only_spiffe_id(uris: list[str]) -> str | None:
+    ids = [uri for uri in uris if uri[:9].lower() == "spiffe://"]
+    return ids[0] if len(ids) == 1 and _SPIFFE_ID.fullmatch(ids[0]) else None
+
+
+def _unquoted(value: str) -> str:
+    return re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL) if value.startswith('"') else value

@@ -1,0 +1,172 @@
+"""Inbound: which parent a request's traceparent, tracestate and B3 headers name, and which of them is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Final, Literal
+
+from opentelemetry.trace import SpanContext
+
+from meshmw import span_context
+from meshmw.errors import InvalidHeaderError
+from meshmw.extraction import B3_HEADERS, FLAGS_HEADER, TRACE_HEADERS
+from meshmw.reading import Reading
+from meshmw.wire import B3Context, TraceParent, TraceState, read_b3
+
+TraceParentPolicy = Literal["strict", "w3c"]
+Duplicates = Literal["restart", "same-trace"]
+Prefer = Literal["w3c", "b3", "auto"]
+
+FRESH_ROOT: Final = "- the request starts a new trace"
+_FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
+_MAX_DUPLICATES: Final = 8
+_KIND_CHARACTERS: Final = 256
+# Peers repeat the same tracestate on every request; 32 members of 513 characters each bound an entry.
+_TRACESTATE_CACHE_ENTRIES: Final = 256
+
+
+@lru_cache(maxsize=_TRACESTATE_CACHE_ENTRIES)
+def _trace_state(lines: tuple[str, ...]) -> span_context.W3CTraceState:
+    return span_context.W3CTraceState(TraceState.parse(lines))
+
+
+class TraceReader:
+    """Finds the remote parent of one request. Nothing in its headers can make it raise.
+
+    Args:
+        formats: Which formats are read: `tracecontext`, `b3`, `b3multi`.
+        traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
+        duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
+        prefer: Which format decides where two valid ones disagree; `auto` takes B3 where a proxy has written it below
+            the span that the traceparent names.
+    """
+
+    def __init__(
+        self,
+        *,
+        formats: Collection[str],
+        traceparent_policy: TraceParentPolicy,
+        duplicates: Duplicates,
+        prefer: Prefer,
+    ) -> None:
+        self.reads_w3c = "tracecontext" in formats
+        self.reads_b3 = "b3" in formats or "b3multi" in formats
+        self._policy: TraceParentPolicy = traceparent_policy
+        self._duplicates = duplicates
+        self._prefer = prefer
+
+    def read(self, reading: Reading) -> tuple[SpanContext | None, B3Context | None]:
+        """Return the believed parent, and the B3 context where that says more than the parent can."""
+        parent = self._read_w3c(reading) if self.reads_w3c else None
+        b3 = _read_b3(reading) if self.reads_b3 else None
+        return (parent, None) if b3 is None else self._reconcile(parent, b3, reading)
+
+    def _reconcile(
+        self, parent: SpanContext | None, b3: B3Context, reading: Reading
+    ) -> tuple[SpanContext | None, B3Context | None]:
+        """Let one format decide (law 7); of B3 that agrees with traceparent only the debug flag is news."""
+        from_b3 = span_context.from_b3(b3)
+        if parent is None:
+            return from_b3, b3
+        if from_b3 is None or (from_b3.trace_id, from_b3.span_id) == (parent.trace_id, parent.span_id):
+            return parent, b3 if b3.debug else None
+        if self._prefer == "b3" or (self._prefer == "auto" and _is_below(reading, from_b3, parent)):
+            reading.refuse("traceparent", "conflict", "- it names another parent than B3, which decides here")
+            return _with_state(from_b3, parent), b3
+        reading.refuse("b3", "conflict", "- it names another parent than traceparent, which decides")
+        return parent, None
+
+    def _read_w3c(self, reading: Reading) -> SpanContext | None:
+        found = reading.lines.get("traceparent")
+        if not found:
+            if "tracestate" in reading.lines:
+                reading.rewrites["tracestate"] = None
+            return None
+        try:
+            parent = self._parse(found, reading)
+        except InvalidHeaderError as fault:
+            reading.refuse("traceparent", fault.reason, FRESH_ROOT, found[0], remove=TRACE_HEADERS)
+            reading.rejected = _still_parses(found[0])
+            return None
+        reading.accept("traceparent")
+        if not parent.sampled and reading.line(FLAGS_HEADER) == "01":
+            reading.refuse("traceparent", "flipped", _FLIPPED)
+        return span_context.from_traceparent(parent, _read_trace_state(reading))
+
+    def _parse(self, found: Sequence[str], reading: Reading) -> TraceParent:
+        if len(found) == 1 and "," not in found[0]:
+            return TraceParent.parse(found[0], self._policy)
+        # WSGI servers have joined repeated lines with a comma, ASGI servers have not.
+        copies = [text for line in found for text in line.split(",", _MAX_DUPLICATES)]
+        if self._duplicates == "restart" or len(copies) > _MAX_DUPLICATES:
+            raise InvalidHeaderError("traceparent", "duplicate")
+        parents = [self._parse_copy(text) for text in copies]
+        if any(parent.trace_id != parents[0].trace_id for parent in parents):
+            raise InvalidHeaderError("traceparent", "duplicate")
+        reading.refuse("traceparent", "duplicate", "- all copies name one trace, which goes on below the first")
+        reading.rewrites["traceparent"] = str(parents[0])
+        return parents[0]
+
+    def _parse_copy(self, text: str) -> TraceParent:
+        try:
+            return TraceParent.parse(text, self._policy)
+        except InvalidHeaderError:
+            raise InvalidHeaderError("traceparent", "duplicate") from None
+
+
+def _read_trace_state(reading: Reading) -> span_context.W3CTraceState:
+    found = reading.lines.get("tracestate")
+    if not found:
+        return span_context.NO_STATE
+    try:
+        return _trace_state(tuple(found))
+    except InvalidHeaderError as fault:
+        consequence = "- dropped whole; traceparent is kept"
+        reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])
+        return span_context.NO_STATE
+
+
+def _read_b3(reading: Reading) -> B3Context | None:
+    if B3_HEADERS.isdisjoint(reading.lines):
+        return None
+    single, trace_id = reading.line("b3"), reading.line("x-b3-traceid")
+    try:
+        b3 = read_b3(
+            single,
+            trace_id=trace_id,
+            span_id=reading.line("x-b3-spanid"),
+            sampled=reading.line("x-b3-sampled"),
+            flags=reading.line("x-b3-flags"),
+        )
+    except InvalidHeaderError as fault:
+        reading.refuse("b3", fault.reason, "- no B3 context is taken", single or trace_id, remove=B3_HEADERS)
+        return None
+    if b3 is not None:
+        reading.accept("b3")
+    return b3
+
+
+def _is_below(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
+    """Say whether B3 names a child of the traceparent's span: a proxy wrote it later, and left traceparent alone."""
+    if b3.trace_id != parent.trace_id:
+        return False
+    fields = (reading.line("b3") or "").split("-", 4)
+    above = fields[3] if len(fields) == 4 else reading.line("x-b3-parentspanid")
+    return above == f"{parent.span_id:016x}"
+
+
+def _with_state(b3: SpanContext, parent: SpanContext) -> SpanContext:
+    """Return B3's context with the tracestate that came along, if that is of the same trace."""
+    if b3.trace_id != parent.trace_id:
+        return b3
+    return SpanContext(b3.trace_id, b3.span_id, True, b3.trace_flags, parent.trace_state)
+
+
+def _still_parses(text: str) -> SpanContext | None:
+    """Return what a refused traceparent names, read as kindly as possible: it is for a link alone."""
+    try:
+        parent = TraceParent.parse(text[:_KIND_CHARACTERS].partition(",")[0].lower(), "w3c")
+    except InvalidHeaderError:
+        return None
+    return span_context.from_traceparent(parent, span_context.NO_STATE)
