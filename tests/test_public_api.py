@@ -1,0 +1,82 @@
+"""What `import meshmw` offers, and what it costs."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import meshmw
+
+PUBLIC = ["meshmw", "meshmw.httpx", "meshmw.httpx2", "meshmw.wire", "meshmw.testing", "meshmw.settings"]
+OPTIONAL = ["fastapi", "starlette", "flask", "werkzeug", "httpx2", "grpc", "confluent_kafka", "aiokafka", "pika"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_sorted_and_everything_in_it_is_there(name):
+    module = importlib.import_module(name)
+    assert list(module.__all__) == sorted(
+        module.__all__, key=lambda each: (not each.isupper(), each[0].islower(), each)
+    )
+    assert all(hasattr(module, each) for each in module.__all__)
+
+
+def test_dir_shows_the_public_names_and_others_raise():
+    assert set(dir(meshmw)) == {*meshmw.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = meshmw.nonsense
+
+
+def test_every_public_object_says_what_it_does():
+    for name in meshmw.__all__:
+        assert inspect.getdoc(getattr(meshmw, name)), name
+
+
+def test_type_checkers_and_the_program_find_the_same_names():
+    tree = ast.parse(Path(meshmw.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {alias.name for node in block.body for alias in node.names} - {"Context"}
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
+    assert imported | defined == set(meshmw.__all__)
+
+
+@pytest.mark.parametrize("name", ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator"])
+def test_a_bare_import_needs_no_extra(name):
+    """The optional packages are hidden, as in an installation without any extra."""
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))"
+    use = "meshmw.configure; meshmw.MeshPropagator(); meshmw.Settings" if name == "meshmw" else "pass"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{hidden}\nimport {name}\nimport meshmw\n{use}"],
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("meshmw.flask", "flask", "flask"), ("meshmw.httpx2", "httpx2", "httpx2")]
+)
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(name, package, extra):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules[{package!r}] = None\nimport {name}"],
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"pip install 'meshmw[{extra}]'" in done.stderr.splitlines()[-1]
+
+
+def test_importing_the_package_alone_loads_no_sdk():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, meshmw; sys.exit('opentelemetry.sdk' in sys.modules)"],
+        env={},
+        check=False,
+    )
+    assert done.returncode == 0

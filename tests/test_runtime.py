@@ -1,0 +1,90 @@
+"""What adapters use before and after `configure()`. Each case is a process of its own, for it sets globals."""
+
+import subprocess
+import sys
+
+import pytest
+
+WARNING = "meshmw serves before it was configured"
+
+
+def run(*lines, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(lines)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_serving_before_configure_is_said_once_with_the_remedy():
+    done = run("from meshmw import runtime", "a = runtime.current()", "assert runtime.current() is a")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(WARNING) == 1
+    assert "CompositePropagator" in done.stderr
+    assert "ProxyTracerProvider" in done.stderr
+    assert "import meshmw.auto" in done.stderr
+
+
+def test_a_propagator_that_was_set_globally_is_a_configuration_too():
+    done = run(
+        "from opentelemetry import propagate",
+        "from meshmw import MeshPropagator, runtime",
+        "ours = MeshPropagator(['b3'])",
+        "propagate.set_global_textmap(ours)",
+        "assert runtime.current().propagator is ours",
+        "assert runtime.is_global(ours)",
+    )
+    assert done.returncode == 0, done.stderr
+    assert WARNING not in done.stderr
+
+
+def test_a_global_propagator_that_is_no_composite_is_looked_at_without_harm():
+    done = run(
+        "from opentelemetry import propagate",
+        "from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator as Theirs",
+        "from meshmw import MeshPropagator, runtime",
+        "theirs = Theirs(); theirs._propagators = 7",
+        "propagate.set_global_textmap(theirs)",
+        "assert not runtime.is_global(MeshPropagator())",
+        "runtime.current()",
+    )
+    assert done.returncode == 0, done.stderr
+    assert WARNING in done.stderr
+
+
+@pytest.mark.parametrize("first", ["adapter", "configure"])
+def test_the_order_of_construction_does_not_matter(first):
+    adapter = "app = wsgi.TraceContextMiddleware(lambda environ, start: [b''])"
+    configure = "meshmw.configure(meshmw.Settings(exporter='none', propagators=('b3',)))"
+    done = run(
+        "import meshmw",
+        "from meshmw import runtime, wsgi",
+        *([adapter, configure] if first == "adapter" else [configure, adapter]),
+        "environ = {'REQUEST_METHOD': 'GET', 'HTTP_B3': 'junk'}",
+        "app(environ, None).close()",
+        "assert 'HTTP_B3' not in environ",
+        "assert runtime.current().propagator.rejections.counts",
+    )
+    assert done.returncode == 0, done.stderr
+    assert WARNING not in done.stderr
+
+
+def test_refusals_and_acceptances_are_counted_as_a_metric():
+    done = run(
+        "from opentelemetry import metrics",
+        "from opentelemetry.sdk.metrics import MeterProvider",
+        "from opentelemetry.sdk.metrics.export import InMemoryMetricReader",
+        "from meshmw import MeshPropagator",
+        "reader = InMemoryMetricReader()",
+        "propagator = MeshPropagator()",
+        "metrics.set_meter_provider(MeterProvider([reader]))",
+        "for text in ('junk', 'junk', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'):",
+        "    propagator.extract({'traceparent': text})",
+        "(metric,) = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics",
+        "found = {(p.attributes['outcome'], p.attributes.get('reason')): p.value for p in metric.data.data_points}",
+        "assert found == {('refused', 'hex'): 2, ('accepted', None): 1}, found",
+        "assert metric.name == 'meshmw.context.extractions'",
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,101 @@
+"""The attribute values of the stable HTTP conventions."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshmw import semconv
+
+
+@pytest.mark.parametrize(
+    ("given_version", "expected"),
+    [
+        ("HTTP/1.1", "1.1"),
+        ("HTTP/1.0", "1.0"),
+        ("HTTP/2", "2"),
+        ("HTTP/2.0", "2"),
+        ("h2", "2"),
+        ("h3", "3"),
+        ("3.0", "3"),
+        ("", ""),
+    ],
+)
+def test_versions_are_named_as_the_conventions_name_them(given_version, expected):
+    assert semconv.protocol_version(given_version) == expected
+
+
+@pytest.mark.parametrize(
+    ("authority", "scheme", "expected"),
+    [
+        ("shop.mesh", "http", {"server.address": "shop.mesh", "server.port": 80}),
+        ("shop.mesh", "https", {"server.address": "shop.mesh", "server.port": 443}),
+        ("shop.mesh:8080", "http", {"server.address": "shop.mesh", "server.port": 8080}),
+        ("[::1]:80", "http", {"server.address": "::1", "server.port": 80}),
+        ("shop.mesh", "gopher", {"server.address": "shop.mesh"}),
+        ("", "http", {}),
+        (None, "http", {}),
+        (":80", "http", {}),
+        ("shop.mesh:99999", "http", {}),
+        ("shop.mesh:x", "http", {}),
+        ("user@shop.mesh", "http", {}),
+        ("shop.mesh/path", "http", {}),
+        ("shop.mesh?q", "http", {}),
+        ("shop.mesh#f", "http", {}),
+        ("[::1", "http", {}),
+    ],
+)
+def test_an_authority_is_said_if_it_is_one(authority, scheme, expected):
+    assert semconv.address_attributes("server", authority, scheme) == expected
+
+
+@given(st.text())
+def test_no_authority_can_raise(authority):
+    semconv.address_attributes("server", authority, "http")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("q=1", "q=1"),
+        ("sig=a", "sig=REDACTED"),
+        ("q=1&X-Amz-Signature=a&r=2", "q=1&X-Amz-Signature=REDACTED&r=2"),
+        ("AWSAccessKeyId=a&Signature=b", "AWSAccessKeyId=REDACTED&Signature=REDACTED"),
+        ("X-Goog-Signature=a=b%26", "X-Goog-Signature=REDACTED"),
+        ("sig=a&sig=b", "sig=REDACTED&sig=REDACTED"),
+        ("design=a&xsig=b", "design=a&xsig=b"),
+        ("", ""),
+    ],
+)
+def test_values_of_known_signatures_are_redacted(query, expected):
+    assert semconv.redact_query(query) == expected
+
+
+def test_an_unknown_method_is_other_and_its_text_is_bounded():
+    assert semconv.method_attributes("PROPFIND" * 20) == {
+        "http.request.method": "_OTHER",
+        "http.request.method_original": ("PROPFIND" * 20)[:64],
+    }
+    assert semconv.span_name("PROPFIND", "/x") == "HTTP /x"
+    assert semconv.span_name("GET") == "GET"
+
+
+def test_an_error_is_named_by_its_class():
+    class OutOfStock(Exception):
+        pass
+
+    assert semconv.error_type(LookupError()) == "LookupError"
+    assert semconv.error_type(OutOfStock()).endswith("OutOfStock")
+    assert semconv.error_type(OutOfStock()).startswith(f"{__name__}.")
+
+
+def test_lazy_attributes_are_computed_once_and_only_if_somebody_looks():
+    computed = []
+
+    def build():
+        computed.append(1)
+        return {"a": 1}
+
+    attributes = semconv.LazyAttributes(build)
+    assert computed == []
+    assert (dict(attributes), len(attributes), attributes["a"], "b" in attributes) == ({"a": 1}, 1, 1, False)
+    assert computed == [1]
