@@ -6,29 +6,17 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from meshmw.errors import SettingsError
 from meshmw.settings.documentation import SettingDoc, as_text
 from meshmw.settings.faults import faults_of, takes, warn_unknown_variables
+from meshmw.settings.fields import Fields
 from meshmw.settings.standard import VARIABLES, Standard, StandardSource
-from meshmw.settings.values import (
-    BaggageBytes,
-    BaggageMembers,
-    Endpoint,
-    Exporter,
-    Formats,
-    HeaderNames,
-    Paths,
-    Policy,
-    Ratio,
-    Seconds,
-    Text,
-)
 
 
-class Settings(BaseSettings):
+class Settings(Fields):
     """Holds everything that a user may choose, frozen.
 
     An argument beats a `MESHMW_*` variable, which beats the standard `OTEL_*` variable for the same thing, which beats
@@ -38,74 +26,6 @@ class Settings(BaseSettings):
     Raises:
         SettingsError: Some values cannot be used; it names all of them.
     """
-
-    model_config = SettingsConfigDict(env_prefix="MESHMW_", frozen=True, extra="forbid")
-
-    service_name: Text | None = Field(
-        default=None,
-        description="The name of this service in every trace.",
-        json_schema_extra={"takes": "1 to 255 printable characters"},
-    )
-    service_version: Text | None = Field(
-        default=None,
-        description="The version of this service in every trace.",
-        json_schema_extra={"takes": "1 to 255 printable characters"},
-    )
-    propagators: Formats = Field(
-        default=("tracecontext", "baggage"),
-        description="The header formats that are read and written; W3C trace context decides wherever it is listed.",
-        json_schema_extra={"takes": "a list of tracecontext, baggage, b3, b3multi; or none"},
-    )
-    traceparent_policy: Policy = Field(
-        default="strict",
-        description="Whether only version 00 of traceparent is read (strict), or later versions too (w3c).",
-        json_schema_extra={"takes": "strict or w3c"},
-    )
-    exclude: Paths = Field(
-        default=(),
-        description="The request paths that get no span: /live means it and all below it, a pattern the whole path.",
-        json_schema_extra={"takes": "a list of paths that begin with /, or of patterns with * and ?"},
-    )
-    baggage_max_members: BaggageMembers = Field(
-        default=64,
-        description="The number of baggage members that are kept, in each direction.",
-        json_schema_extra={"takes": "a number from 0 to 1024"},
-    )
-    baggage_max_bytes: BaggageBytes = Field(
-        default=8192,
-        description="The bytes of baggage that are kept, in each direction, all header lines together.",
-        json_schema_extra={"takes": "a number from 0 to 61440"},
-    )
-    passthrough_headers: HeaderNames = Field(
-        default=("x-request-id",),
-        description="The request headers that go out again, unchanged, on outbound calls.",
-        json_schema_extra={"takes": "a list of up to 32 header names, no trace header and none of HTTP's own; or none"},
-    )
-    exporter: Exporter = Field(
-        default="otlp",
-        description="Where spans go: OTLP over gRPC (otlp), OTLP over HTTP (otlp-http), standard output, or nowhere.",
-        json_schema_extra={"takes": "otlp, otlp-http, console or none"},
-    )
-    endpoint: Endpoint | None = Field(
-        default=None,
-        description="The collector's address; otlp-http adds /v1/traces where it has no path.",
-        json_schema_extra={"takes": "host:port or an http:// or https:// URL without credentials"},
-    )
-    sampling_ratio: Ratio | None = Field(
-        default=None,
-        description="The share of new traces that is recorded; a trace that a caller began follows the caller.",
-        json_schema_extra={"takes": "a number from 0 to 1"},
-    )
-    warn_window: Seconds = Field(
-        default=60.0,
-        description="The seconds in which the same warning is not said again.",
-        json_schema_extra={"takes": "a number of seconds from 0 to 86400"},
-    )
-    sdk_disabled: bool = Field(
-        default=False,
-        description="Whether to record no spans; headers are still passed on.",
-        json_schema_extra={"takes": "true or false"},
-    )
 
     # Type checkers keep the signature that they derive from the fields.
     if TYPE_CHECKING:

@@ -12,6 +12,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
+from meshmw.addresses import Networks
+from meshmw.baggage_keys import BaggageKeys
+from meshmw.destinations import Destinations
+
 # RFC 9110 section 5.6.2: the characters of a header's name.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
@@ -81,10 +85,36 @@ def _header_name(name: str) -> str:
     return name
 
 
+def _host_pattern(text: str) -> str:
+    Destinations([text])
+    return text
+
+
+def _cidr(text: str) -> str:
+    Networks([text])
+    return text
+
+
+def _key_pattern(text: str) -> str:
+    BaggageKeys([text])
+    return text
+
+
 Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=255)]
 Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
 Formats: TypeAlias = Annotated[tuple[Format, ...], NoDecode, BeforeValidator(words), BeforeValidator(_lower)]
 Policy: TypeAlias = Annotated[Literal["strict", "w3c"], BeforeValidator(_lower)]
+Duplicates: TypeAlias = Annotated[Literal["restart", "same-trace"], BeforeValidator(_lower)]
+Prefer: TypeAlias = Annotated[Literal["w3c", "b3", "auto"], BeforeValidator(_lower)]
+Trust: TypeAlias = Annotated[Literal["continue", "restart", "ignore"], BeforeValidator(_lower)]
+SamplingOwner: TypeAlias = Annotated[Literal["parent", "service"], BeforeValidator(_lower)]
+ServerSpans: TypeAlias = Annotated[Literal["auto", "contrib", "off"], BeforeValidator(_lower)]
+Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
+Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(words)]
+Cidr: TypeAlias = Annotated[str, AfterValidator(_cidr)]
+Cidrs: TypeAlias = Annotated[tuple[Cidr, ...], NoDecode, BeforeValidator(words)]
+KeyPattern: TypeAlias = Annotated[str, AfterValidator(_key_pattern)]
+KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(words)]
 Path: TypeAlias = Annotated[str, AfterValidator(_path_pattern)]
 Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)]
 HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
@@ -98,3 +128,6 @@ Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False
 # Envoy refuses a request whose headers together pass 60 KiB, so a longer baggage could never arrive.
 BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=61_440)]
 BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
+# Envoy's own `max_request_headers_kb` ends at 8,192.
+BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
+BudgetCount: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
