@@ -1,0 +1,128 @@
+"""Which host gets what, at every hop; and a request is never made too big for the proxies on its way."""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from meshmw import MeshPropagator
+from meshmw.header_budget import HeaderBudget
+from meshmw.httpx import TraceContextTransport
+
+INBOUND = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "baggage": "user=alice;p=1,tenant=5",
+    "x-request-id": "abc",
+}
+
+
+def sent_to(
+    url: str,
+    propagator: MeshPropagator,
+    *,
+    headers: dict[str, str] | None = None,
+    redirect: str | None = None,
+    provider: TracerProvider | None = None,
+) -> httpx.Headers:
+    """Send a request within the context of an inbound one, and return the headers of its last hop."""
+    got: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        got.append(request)
+        return (
+            httpx.Response(302, headers={"location": redirect}) if redirect and len(got) == 1 else httpx.Response(200)
+        )
+
+    transport = TraceContextTransport(
+        httpx.MockTransport(answer), propagator=propagator, tracer_provider=provider or TracerProvider()
+    )
+    token = otel_context.attach(propagator.extract(INBOUND))
+    try:
+        with httpx.Client(transport=transport, follow_redirects=True) as client:
+            client.get(url, headers=headers)
+    finally:
+        otel_context.detach(token)
+    return got[-1].headers
+
+
+class TestScope:
+    @pytest.mark.parametrize(
+        "url", ["http://inventory", "http://a.default.svc.cluster.local:81/x", "http://10.1.2.3", "http://[fd00::1]:80"]
+    )
+    def test_a_host_in_the_mesh_gets_all(self, url: str) -> None:
+        headers = sent_to(url, MeshPropagator())
+        assert headers["baggage"] == INBOUND["baggage"]
+        assert headers["x-request-id"] == "abc"
+        assert headers["x-meshmw-trace-flags"] == "01"
+        assert headers["traceparent"].startswith(INBOUND["traceparent"][:35])
+
+    def test_a_stranger_gets_the_trace_and_no_baggage_which_is_said_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        propagator = MeshPropagator()
+        for _ in range(2):
+            headers = sent_to("https://api.example.com", propagator, headers={"Baggage": "by=hand"})
+            assert "baggage" not in headers
+            assert "x-meshmw-trace-flags" not in headers
+            assert headers["traceparent"].startswith(INBOUND["traceparent"][:35])
+            assert headers["x-request-id"] == "abc"
+        (line,) = [record.getMessage() for record in caplog.records if "api.example.com" in record.getMessage()]
+        assert "MESHMW_BAGGAGE_TO" in line
+        assert "alice" not in caplog.text
+
+    def test_hosts_are_named_for_a_while_only(self, caplog: pytest.LogCaptureFixture) -> None:
+        propagator = MeshPropagator()
+        for number in range(300):
+            sent_to(f"https://{number}.example.com", propagator)
+        assert len([r for r in caplog.records if "is not in the mesh" in r.getMessage()]) == 256
+
+    def test_a_host_out_of_scope_gets_nothing_not_even_what_the_caller_wrote(self) -> None:
+        by_hand = {"Traceparent": INBOUND["traceparent"], "B3": "0", "baggage": "by=hand", "x-request-id": "mine"}
+        headers = sent_to("https://api.example.com", MeshPropagator(propagate_to=["mesh"]), headers=by_hand)
+        assert not {"traceparent", "tracestate", "b3", "baggage", "x-meshmw-trace-flags"} & headers.keys()
+        assert headers["x-request-id"] == "mine"
+
+    def test_a_host_out_of_scope_does_not_get_the_request_id_either(self) -> None:
+        assert "x-request-id" not in sent_to("https://api.example.com", MeshPropagator(propagate_to=["mesh"]))
+
+    @pytest.mark.parametrize("propagate_to", [["*"], ["mesh"]])
+    def test_a_redirect_to_a_stranger_takes_nothing_along_that_he_is_not_to_get(self, propagate_to: list[str]) -> None:
+        propagator = MeshPropagator(propagate_to=propagate_to)
+        by_hand = {"baggage": "by=hand", "traceparent": INBOUND["traceparent"]}
+        headers = sent_to("http://shop/", propagator, headers=by_hand, redirect="https://evil.example/")
+        assert "baggage" not in headers
+        assert ("traceparent" in headers) == (propagate_to == ["*"])
+
+    def test_baggage_goes_where_the_setting_sends_it(self) -> None:
+        propagator = MeshPropagator(baggage_to=[".example.com"])
+        assert sent_to("https://api.example.com", propagator)["baggage"] == INBOUND["baggage"]
+        assert "baggage" not in sent_to("http://inventory", propagator)
+
+    def test_an_unsampled_call_does_not_claim_to_be_sampled(self) -> None:
+        provider = TracerProvider(sampler=ALWAYS_OFF)
+        stale = {"x-meshmw-trace-flags": "01"}
+        assert "x-meshmw-trace-flags" not in sent_to("http://shop", MeshPropagator(), headers=stale, provider=provider)
+
+
+class TestBudget:
+    def test_baggage_gives_way_before_a_proxy_refuses_the_request(self, caplog: pytest.LogCaptureFixture) -> None:
+        propagator = MeshPropagator(header_budget=HeaderBudget(max_bytes=2_500, max_headers=100))
+        with caplog.at_level(logging.WARNING):
+            cookies = ({"cookie": "c" * length} for length in range(50, 300))
+            sent = (sent_to("http://shop", propagator, headers=cookie)["baggage"] for cookie in cookies)
+            assert next(baggage for baggage in sent if baggage != INBOUND["baggage"]) == "user=alice;p=1"
+        assert propagator.rejections.counts == {("baggage", "header_budget"): 1}
+        assert "1 members are not sent" in caplog.text
+        assert "alice" not in caplog.text
+
+    def test_where_other_headers_alone_are_too_big_it_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
+        propagator = MeshPropagator(header_budget=HeaderBudget(max_bytes=2_500, max_headers=100))
+        headers = sent_to("http://shop", propagator, headers={"cookie": "c" * 3000})
+        assert "baggage" not in headers
+        assert len(headers["cookie"]) == 3000
+        assert "a proxy may answer 431" in caplog.text
