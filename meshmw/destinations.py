@@ -21,7 +21,7 @@ _MAX_CHARACTERS: Final = 254
 # Not str.lower(): that makes a `k` of U+212A, and so one name of two that differ in DNS.
 _LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 # Letters beyond ASCII may stand in a name: a client may not have encoded them yet.
-_CHARACTER: Final = r"""[^\x00-\x20\x7f-\xa0"#%&'()*+,./:;<=>?@\[\\\]^`{|}]"""
+_CHARACTER: Final = r"""[^\x00-\x20\x7f-\xa0\ud800-\udfff"#%&'()*+,./:;<=>?@\[\\\]^`{|}]"""
 _NAME: Final = re.compile(rf"{_CHARACTER}+(?:\.{_CHARACTER}+)*")
 _PATTERN: Final = re.compile(rf"(?:{_CHARACTER}|[.*?])+")
 # `10.0.*` would also be the name 10.0.attacker.example.

@@ -14,7 +14,7 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 MAX_BYTES: Final = 61_440
 MAX_HEADERS: Final = 100
 
-# What proxies add before the last of them counts: an Envoy edge 5 headers of together 181 bytes, its tracers a few more.
+# What proxies add before the last of them counts: an Envoy edge 5 headers of 181 bytes together, a tracer a few more.
 # The room beyond is for meshes that also add the client's certificate and metadata of the peer.
 RESERVED_BYTES: Final = 2_048
 RESERVED_HEADERS: Final = 10
