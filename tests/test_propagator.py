@@ -1,6 +1,7 @@
 """MeshPropagator: what a carrier says, and what a context sends."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -452,7 +453,7 @@ assert carrier == {{"traceparent": "{VALID}"}}
 def test_otel_propagators_may_name_it(first):
     done = subprocess.run(
         [sys.executable, "-c", f"{first}\n{BY_NAME}"],
-        env={"OTEL_PROPAGATORS": "meshmw", "PYTHONWARNINGS": "error"},
+        env={**os.environ, "OTEL_PROPAGATORS": "meshmw", "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
         check=False,

@@ -50,7 +50,6 @@ def test_a_bare_import_needs_no_extra(name):
     use = "meshmw.configure; meshmw.MeshPropagator(); meshmw.Settings" if name == "meshmw" else "pass"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{hidden}\nimport {name}\nimport meshmw\n{use}"],
-        env={},
         capture_output=True,
         text=True,
         check=False,
@@ -64,7 +63,6 @@ def test_a_bare_import_needs_no_extra(name):
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(name, package, extra):
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.modules[{package!r}] = None\nimport {name}"],
-        env={},
         capture_output=True,
         text=True,
         check=False,
@@ -76,7 +74,6 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(name, package,
 def test_importing_the_package_alone_loads_no_sdk():
     done = subprocess.run(
         [sys.executable, "-c", "import sys, meshmw; sys.exit('opentelemetry.sdk' in sys.modules)"],
-        env={},
         check=False,
     )
     assert done.returncode == 0

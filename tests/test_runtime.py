@@ -1,5 +1,6 @@
 """What adapters use before and after `configure()`. Each case is a process of its own, for it sets globals."""
 
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ WARNING = "meshmw serves before it was configured"
 def run(*lines, **environment):
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", "\n".join(lines)],
-        env=environment,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

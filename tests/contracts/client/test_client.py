@@ -433,7 +433,9 @@ def test_an_unknown_method_is_not_taken_into_the_name(caller):
 def test_credentials_and_secret_query_values_are_not_in_the_url(in_memory):
     caller = in_memory()
     caller.call("http://user:pa55@shop.internal/items/7?q=1&X-Amz-Signature=5ecret&sig=5ecret")
-    assert caller.span.attributes["url.full"] == ("http://shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED")
+    assert caller.span.attributes["url.full"] == (
+        "http://shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED"
+    )
     assert caller.sent["authorization"] == ["Basic dXNlcjpwYTU1"]
 
 

@@ -1,0 +1,197 @@
+"""Whole processes, with OpenTelemetry's globals set as a service sets them. Each case is a process of its own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+COMMON = """
+import asyncio, inspect
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+def spans(kind):
+    return [span for span in exporter.get_finished_spans() if span.kind is kind]
+
+async def serve(app, headers=(), path="/items/7"):
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+    async def send(message):
+        pass
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
+             "server": ("10.0.0.1", 80), "client": ("10.0.0.9", 4), "headers": list(headers)}
+    await app(scope, receive, send)
+"""
+
+PROVIDER = """
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+"""
+
+CONFIGURED = """
+import meshmw
+meshmw.configure(meshmw.Settings(exporter="none"))
+"""
+
+
+def run(*parts, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(textwrap.dedent(part) for part in (COMMON, *parts))],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Failed to detach" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
+def test_a_ready_client_needs_nothing_but_configure(family):
+    """Its own transport, a mount and a redirect are each wrapped once."""
+    run(
+        PROVIDER,
+        CONFIGURED,
+        f"import {family} as library, meshmw.{family} as ours",
+        """
+        got = []
+        def answer(request):
+            got.append(request.headers["traceparent"])
+            if request.url.path == "/redirect":
+                return library.Response(302, headers={"location": "http://mounted.internal/items"})
+            return library.Response(200)
+        async def main(kind):
+            double = library.MockTransport(answer)
+            client = kind(transport=double, mounts={"http://mounted.internal": double}, follow_redirects=True)
+            result = client.get("http://shop.internal/redirect")
+            result = await result if inspect.isawaitable(result) else result
+            closing = client.aclose() if hasattr(client, "aclose") else client.close()
+            if inspect.isawaitable(closing):
+                await closing
+        for kind in (ours.Client, ours.AsyncClient):
+            got.clear()
+            exporter.clear()
+            with provider.get_tracer("work").start_as_current_span("work") as work:
+                asyncio.run(main(kind))
+            calls = spans(SpanKind.CLIENT)
+            assert len(calls) == 2, calls
+            assert [sent[36:52] for sent in got] == [f"{span.context.span_id:016x}" for span in calls]
+            assert {span.parent.span_id for span in calls} == {work.get_span_context().span_id}
+        """,
+    )
+
+
+FASTAPI = """
+import fastapi
+from meshmw.asgi import TraceContextMiddleware
+seen = []
+
+def build():
+    app = fastapi.FastAPI()
+
+    @app.get("/items/{item}")
+    async def read(item: str):
+        carrier = {}
+        meshmw.inject(carrier)
+        seen.append(carrier)
+
+    return app
+
+def inside(app):
+    app.add_middleware(TraceContextMiddleware)
+    return app
+
+def outside(app):
+    return TraceContextMiddleware(app)
+
+def both(app):
+    return outside(inside(app))
+
+def none(app):
+    return app
+"""
+
+ONE_SERVER_SPAN = """
+for place in (inside, outside, both, none):
+    app = build()
+    served = place(app)
+    instrument(app)
+    for headers, parent in [([(b"traceparent", VALID.encode())], 0x00f067aa0ba902b7), ([], None),
+                            ([(b"traceparent", VALID.encode())] * 2, None), ([(b"traceparent", b"junk")], None)]:
+        exporter.clear()
+        seen.clear()
+        asyncio.run(serve(served, headers))
+        (span,) = spans(SpanKind.SERVER)
+        assert (span.parent and span.parent.span_id) == parent, (place, span.parent)
+        assert span.name in ("GET /items/{item}", "GET"), span.name
+        assert seen[0]["traceparent"][3:35] == f"{span.context.trace_id:032x}"
+"""
+
+TELEMETRY = {
+    "native": "instrument = lambda app: None",
+    "contrib on the application": """
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+        instrument = FastAPIInstrumentor.instrument_app
+        """,
+    "contrib on every application": """
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+        FastAPIInstrumentor().instrument()
+        instrument = lambda app: None
+        """,
+}
+
+
+@pytest.mark.parametrize("telemetry", TELEMETRY.values(), ids=TELEMETRY)
+def test_after_configure_there_is_one_strict_server_span_wherever_the_middleware_is(telemetry):
+    """Within FastAPI's own middleware, around the application, both, or nowhere."""
+    run(PROVIDER, CONFIGURED, FASTAPI, telemetry, ONE_SERVER_SPAN)
+
+
+def test_flask_under_contrib_is_one_server_span():
+    run(
+        PROVIDER,
+        CONFIGURED,
+        """
+        from flask import Flask
+        from opentelemetry.instrumentation.flask import FlaskInstrumentor
+        from meshmw.flask import init_app
+        for order in ("contrib first", "contrib last"):
+            app = Flask("shop")
+            app.get("/items/<item>")(lambda item: "ok")
+            steps = [FlaskInstrumentor().instrument_app, init_app]
+            for step in steps if order == "contrib first" else steps[::-1]:
+                step(app)
+            for headers in ({}, {"traceparent": VALID}, {"traceparent": "junk"}, {"traceparent": VALID + "," + VALID}):
+                exporter.clear()
+                assert app.test_client().get("/items/7", headers=headers).text == "ok"
+                (span,) = spans(SpanKind.SERVER)
+                assert bool(span.parent) == (headers.get("traceparent") == VALID), (order, span.parent)
+                assert span.name == "GET /items/<item>", (order, span.name)
+        """,
+    )
+
+
+def test_with_the_sdk_disabled_the_caller_goes_through_a_whole_service():
+    run(
+        CONFIGURED,
+        FASTAPI,
+        """
+        served = inside(build())
+        asyncio.run(serve(served, [(b"traceparent", VALID.encode()), (b"x-request-id", b"7")]))
+        asyncio.run(serve(served))
+        assert seen == [{"traceparent": VALID, "x-request-id": "7"}, {}], seen
+        """,
+        OTEL_SDK_DISABLED="true",
+    )
