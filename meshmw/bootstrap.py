@@ -8,12 +8,15 @@ import threading
 
 from opentelemetry import trace
 
+from meshmw.paths import PathPatterns
 from meshmw.propagator import MeshPropagator
+from meshmw.runtime import Runtime, install
 from meshmw.settings import Settings, as_text, hidden
 from meshmw.settings.faults import escaped
 from meshmw.telemetry.exporters import shown_endpoint
 from meshmw.telemetry.handle import Telemetry
 from meshmw.telemetry.provider import build_provider
+from meshmw.trust import TrustPolicy
 
 log = logging.getLogger("meshmw")
 
@@ -49,14 +52,20 @@ def _configure(settings: Settings) -> Telemetry:
     _import_propagate()
     from opentelemetry import propagate
 
-    from meshmw.paths import PathPatterns
-    from meshmw.runtime import Runtime, install
-
     propagator = MeshPropagator.from_settings(settings)
     exclude = PathPatterns(settings.exclude)
+    trust = TrustPolicy(settings.trust, settings.trusted_peers, propagator.rejections)
     telemetry = _telemetry(settings, propagator)
     propagate.set_global_textmap(propagator)
-    install(Runtime(propagator=propagator, exclude=exclude, flush=telemetry.flush_before_end))
+    install(
+        Runtime(
+            propagator=propagator,
+            exclude=exclude,
+            trust=trust,
+            server_spans=settings.server_spans,
+            flush=telemetry.flush_before_end,
+        )
+    )
     atexit.register(telemetry.shutdown)
     return telemetry
 
@@ -96,3 +105,12 @@ def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
         (own and shown_endpoint(settings)) or "-",
         whose,
     )
+
+
+def propagator_from_environment() -> MeshPropagator:
+    """Return the propagator that the environment asks for; OTEL_PROPAGATORS=meshmw calls this.
+
+    Raises:
+        SettingsError: Some settings cannot be used.
+    """
+    return MeshPropagator.from_settings(Settings())

@@ -117,8 +117,15 @@ class MeshPropagator(TextMapPropagator):
         return cls(
             settings.propagators,
             traceparent_policy=settings.traceparent_policy,
+            duplicates=settings.duplicates,
+            prefer=settings.prefer,
+            trust=settings.trust,
             baggage_max_members=settings.baggage_max_members,
             baggage_max_bytes=settings.baggage_max_bytes,
+            baggage_keys=BaggageKeys(settings.baggage_allow, settings.baggage_deny),
+            propagate_to=settings.propagate_to,
+            baggage_to=settings.baggage_to,
+            header_budget=HeaderBudget(settings.header_budget_bytes, settings.header_budget_count),
             passthrough=settings.passthrough_headers,
             warn_window=settings.warn_window,
         )

@@ -113,7 +113,7 @@ class ServerOptions:
             return told
         settled.propagator.rejections.record(
             "context",
-            "host_believed",
-            "- a host outside this middleware believed a caller that is not trusted: wrap the middleware around it",
+            "host_trust",
+            "- a host outside this middleware has trusted this caller otherwise: wrap the middleware around the host",
         )
         return extraction
