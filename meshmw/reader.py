@@ -77,7 +77,8 @@ class HeaderReader:
         kept = self._keys.permitted(members)
         for reason in reasons:
             reading.refuse("baggage", reason, "- the members concerned are dropped, the others kept")
-        if reasons or len(kept) < len(members):
+        # Blanks and commas are refused by no rule, and count for the next proxy all the same.
+        if reasons or len(kept) < len(members) or sum(map(len, found)) > self._max_bytes:
             reading.rewrites["baggage"] = ",".join(value.raw for value in kept.values()) or None
         if not reasons:
             reading.accept("baggage")

@@ -49,3 +49,8 @@ class Reading:
         self.refused.append((header, reason))
         for name in remove:
             self.rewrites[name] = None
+
+    def note(self, header: str, reason: str, consequence: str) -> None:
+        """Count and say what is odd about a header that is believed all the same, and note it for the span."""
+        self._rejections.record(header, reason, consequence, outcome="noted")
+        self.refused.append((header, reason))

@@ -56,7 +56,9 @@ class Rejections:
         """Count a header that was read and believed."""
         _EXTRACTIONS.add(1, {"header": header, "outcome": "accepted"})
 
-    def record(self, header: str, reason: str, consequence: str, text: str | None = None) -> None:
+    def record(
+        self, header: str, reason: str, consequence: str, text: str | None = None, *, outcome: str = "refused"
+    ) -> None:
         """Count one refusal, and log it unless the same one was logged within the window.
 
         Args:
@@ -64,14 +66,15 @@ class Rejections:
             reason: The reason code.
             consequence: What happens now, for the engineer who reads the line.
             text: What the header held, where it may be shown. Only an escaped excerpt is logged.
+            outcome: `refused`, or `noted` where it is believed all the same.
         """
-        _EXTRACTIONS.add(1, {"header": header, "outcome": "refused", "reason": reason})
+        _EXTRACTIONS.add(1, {"header": header, "outcome": outcome, "reason": reason})
         suppressed = self._count(header, reason)
         if suppressed is None:
             return
         shown = "" if text is None else f" {excerpt(text)}"
         more = f" ({suppressed} more since the last such line)" if suppressed else ""
-        LOGGER.warning("%s refused (%s):%s %s%s", header, reason, shown, consequence, more)
+        LOGGER.warning("%s %s (%s):%s %s%s", header, outcome, reason, shown, consequence, more)
 
     def _count(self, header: str, reason: str) -> int | None:
         """Return how many were not said since the last warning, or None while the window is open."""

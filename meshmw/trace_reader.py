@@ -91,7 +91,7 @@ class TraceReader:
             return None
         reading.accept("traceparent")
         if not parent.sampled and reading.line(FLAGS_HEADER) == "01":
-            reading.refuse("traceparent", "flipped", _FLIPPED)
+            reading.note("traceparent", "flipped", _FLIPPED)
         return span_context.from_traceparent(parent, _read_trace_state(reading))
 
     def _parse(self, found: Sequence[str], reading: Reading) -> TraceParent:
@@ -104,7 +104,7 @@ class TraceReader:
         parents = [self._parse_copy(text) for text in copies]
         if any(parent.trace_id != parents[0].trace_id for parent in parents):
             raise InvalidHeaderError("traceparent", "duplicate")
-        reading.refuse("traceparent", "duplicate", "- all copies name one trace, which goes on below the first")
+        reading.note("traceparent", "duplicate", "- all copies name one trace, which goes on below the first")
         reading.rewrites["traceparent"] = str(parents[0])
         return parents[0]
 

@@ -12,7 +12,12 @@ from meshmw.wire import REASONS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 # What is decided above the formats.
-DECIDED_LATER = {"traceparent": {"missing"}, "tracestate": set(), "baggage": set(), "b3": {"conflict"}}
+DECIDED_LATER = {
+    "traceparent": {"missing", "conflict", "flipped"},
+    "tracestate": set(),
+    "baggage": {"header_budget"},
+    "b3": {"conflict"},
+}
 
 
 def settings_table() -> str:

@@ -1,4 +1,4 @@
-"""Which parent is believed: duplicates, formats that disagree, flags that flipped, and what is left of a refused one."""
+"""Which parent is believed: duplicates, formats that disagree, flags that flipped, what a refused one leaves."""
 
 from __future__ import annotations
 

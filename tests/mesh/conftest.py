@@ -149,13 +149,14 @@ def mesh(
         a_out: str | None = None,
         edge: dict[str, Any] | None = None,
         edge_kind: str | None = None,
+        sidecars_sample: float = 100.0,
     ) -> Mesh:
         running = services(formats)
 
-        def tracer(of_kind: str) -> Tracer:
+        def tracer(of_kind: str, percent: float = sidecars_sample) -> Tracer:
             zipkin_or_http = of_kind.startswith("zipkin") or of_kind == "otel-http"
             collector = receiver.http_endpoint if zipkin_or_http else receiver.grpc_endpoint
-            return Tracer(kind=of_kind, collector=collector)  # type: ignore[arg-type]
+            return Tracer(kind=of_kind, collector=collector, random_sampling=percent)  # type: ignore[arg-type]
 
         def sidecar(name: str, app: int, out: str, out_kind: str) -> Proxy:
             inbound = Listener(name="inbound", upstream=f"127.0.0.1:{app}", direction="inbound", tracer=tracer(kind))
@@ -168,7 +169,7 @@ def mesh(
             name="edge",
             upstream=f"127.0.0.1:{a.port('inbound')}",
             edge=True,
-            tracer=tracer(edge_kind or kind),
+            tracer=tracer(edge_kind or kind, 100.0),
             **(edge or {}),
         )
         (front,) = envoys(Proxy("edge", [gateway]))

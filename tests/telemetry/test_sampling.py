@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 
-from meshmw import MeshPropagator
+from meshmw import MeshPropagator, Settings
+from meshmw.telemetry.provider import build_provider
 from meshmw.telemetry.sampling import DeferredDecisionSampler
 
 IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
@@ -46,3 +49,42 @@ def test_a_root_is_the_root_samplers_and_the_description_too() -> None:
     assert sampler.should_sample(None, 1, "root").decision.is_sampled()
     assert sampler.should_sample(Context(), 1, "root").decision.is_sampled()
     assert sampler.get_description() == ParentBased(ALWAYS_ON).get_description()
+
+
+class TestOwner:
+    """Who decides: the caller's flag, or this service by trace id."""
+
+    REMOTE = "00-{}-b7ad6b7169203331-{}"
+
+    def is_sampled(self, traceparent: str, **how: Any) -> bool:
+        provider, _ = build_provider(Settings(exporter="none", **how))
+        context = MeshPropagator().extract({"traceparent": traceparent})
+        span = provider.get_tracer("test").start_span("server", context)
+        inner = provider.get_tracer("test").start_span("inner", trace.set_span_in_context(span, context))
+        flags = span.get_span_context().trace_flags
+        assert inner.get_span_context().trace_flags == flags
+        assert flags.random_trace_id == (traceparent[-2:] in ("02", "03"))
+        return flags.sampled
+
+    @pytest.mark.parametrize("flags", ["00", "01", "02", "03"])
+    def test_the_parent_decides_by_default_whatever_the_ratio(self, flags: str) -> None:
+        traceparent = self.REMOTE.format("1" * 32, flags)
+        assert self.is_sampled(traceparent, sampling_ratio=0.0) is (flags in ("01", "03"))
+
+    @pytest.mark.parametrize("flags", ["00", "01", "02", "03"])
+    @pytest.mark.parametrize(("ratio", "expected"), [(None, True), (1.0, True), (0.0, False)])
+    def test_the_service_decides_where_it_owns_the_decision(
+        self, flags: str, ratio: float | None, expected: bool
+    ) -> None:
+        traceparent = self.REMOTE.format("1" * 32, flags)
+        assert self.is_sampled(traceparent, sampling_owner="service", sampling_ratio=ratio) is expected
+
+    @pytest.mark.parametrize(
+        "trace_id", ["0" * 17 + "1" * 15, "f" * 32, "1" * 16 + "3" + "f" * 15, "1" * 16 + "c" * 16]
+    )
+    def test_services_of_one_ratio_decide_alike_by_trace_id(self, trace_id: str) -> None:
+        decisions = {
+            self.is_sampled(self.REMOTE.format(trace_id, flags), sampling_owner="service", sampling_ratio=0.5)
+            for flags in ("00", "01")
+        }
+        assert decisions == {int(trace_id[16:], 16) < 2**63}
