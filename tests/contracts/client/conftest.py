@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -189,11 +190,16 @@ def name_of(kind: tuple[str, bool]) -> str:
     return f"{kind[0]}-{'async' if kind[1] else 'sync'}"
 
 
+@pytest.fixture
+def make() -> Any:
+    """Makes a caller of one client class, whose requests end in memory."""
+    return lambda family, is_async, **options: Caller(family, is_async, "memory", **options)
+
+
 @pytest.fixture(params=KINDS, ids=name_of)
-def in_memory(request: pytest.FixtureRequest) -> Any:
+def in_memory(make: Any, request: pytest.FixtureRequest) -> Any:
     """Makes a caller of each client class, whose requests end in memory."""
-    family, is_async = request.param
-    return lambda **options: Caller(family, is_async, "memory", **options)
+    return partial(make, *request.param)
 
 
 @pytest.fixture(params=["memory", "network"])

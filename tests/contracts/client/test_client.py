@@ -182,10 +182,9 @@ def test_an_error_of_the_transport_is_the_same_object(in_memory):
     assert len(caller.span.events) == 1
 
 
-def test_a_cancelled_call_ends_its_span_without_an_error(in_memory):
-    caller = in_memory()
-    if not caller.is_async:
-        pytest.skip("a sync call cannot be cancelled")
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
+def test_a_cancelled_call_ends_its_span_without_an_error(make, family):
+    caller = make(family, True)
 
     async def cancel(client):
         started = asyncio.Event()

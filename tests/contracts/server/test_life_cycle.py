@@ -259,9 +259,9 @@ def test_what_is_no_request_passes_untouched(make, kind):
 # WSGI bodies
 
 
-def test_the_context_is_not_current_between_two_steps_of_a_body(wsgi_host):
-    if type(wsgi_host).__name__ == "ContribWSGIOutside":
-        pytest.skip("contrib holds its context between two steps")
+@pytest.mark.parametrize("name", ["BareWSGI", "FlaskHost", "ContribWSGIInside", "ContribFlask"])
+def test_the_context_is_not_current_between_two_steps_of_a_body(make, name):
+    wsgi_host = make(name)
     outside = get_current()
     between = []
     wsgi_host.get("/stream", between=lambda: between.append(get_current() == outside))

@@ -1,8 +1,11 @@
 """Hosts whose own telemetry reads headers with OpenTelemetry's propagators, as where `configure()` was never called."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from opentelemetry import propagate
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import get_current
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -22,6 +25,19 @@ def test_a_valid_caller_is_the_parent_of_the_one_server_span(lax_host):
     assert lax_host.server_span.parent.span_id == int(PARENT_ID, 16)
     assert lax_host.seen.outbound["baggage"] == "k=v;p=1"
     assert lax_host.refusals == {}
+
+
+def test_a_request_that_is_being_served_lends_its_span_to_no_other(lax_host):
+    def next_request():
+        lax_host.during = None
+        context = get_current()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(lambda: lax_host.get(ambient=context)).result()
+
+    lax_host.during = next_request
+    lax_host.get()
+    first, second = lax_host.server_spans
+    assert first.context.trace_id != second.context.trace_id
 
 
 def test_a_request_without_headers_has_one_server_span(lax_host):

@@ -10,6 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, SpanContext, SpanKind, TraceFlags
+from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarletteTelemetry
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -111,6 +112,57 @@ def test_what_an_earlier_request_of_ours_left_is_no_parent(host):
     assert second.context.trace_id != first.context.trace_id
 
 
+@pytest.mark.parametrize("kind", LEAKS)
+def test_a_mark_of_starlette_without_a_span_proves_nothing(make, kind):
+    """Starlette marks the scope also of a request that its telemetry leaves out."""
+    host = make("StarletteHost")
+    host.app = StarletteTelemetry(host.app, tracer_provider=host.tracer_provider, excluded_urls=["/items"])
+    host.get(ambient=leak(kind))
+    assert host.server_span.parent is None
+    assert host.server_span.context.trace_id == host.seen.trace_id
+
+
+@pytest.mark.parametrize("name", ["NativeFastAPI", "ContribFastAPI"])
+def test_a_span_of_middleware_between_the_host_and_ours_stays_the_parent_of_what_follows(make, name):
+    host = make(name)
+    tracer = host.tracer_provider.get_tracer("application")
+
+    class Audit:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            with tracer.start_as_current_span("audit"):
+                await self.app(scope, receive, send)
+
+    host.app.add_middleware(Audit)
+    host.get(headers=[("traceparent", VALID)])
+    (audit,) = [span for span in host.spans if span.name == "audit"]
+    assert audit.parent.span_id == host.server_span.context.span_id
+    assert host.seen.span_id == audit.context.span_id
+
+
+@pytest.mark.parametrize("headers", [[], [("traceparent", VALID)]], ids=["root", "same caller"])
+def test_a_request_that_is_being_served_lends_its_span_to_no_other(host, headers):
+    """A server that reads the next request while it serves one may run it in the context of the first."""
+    serve_within(host, headers)
+    first, second = host.server_spans
+    assert first.context.span_id != second.context.span_id
+    assert first.parent == second.parent
+    assert host.visits[0].span_id != host.visits[1].span_id
+
+
+def serve_within(host, headers):
+    def next_request():
+        host.during = None
+        context = trace.context_api.get_current()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(lambda: host.get(headers=headers, ambient=context)).result()
+
+    host.during = next_request
+    host.get(headers=headers)
+
+
 def test_a_leak_is_counted_and_said(new_host, caplog):
     host = new_host()
     host.get(headers=[("traceparent", VALID)], ambient=leak("remote"))
@@ -201,12 +253,11 @@ def test_an_excluded_malformed_request_sends_nothing_on(new_host):
     assert not host.seen.outbound.get("traceparent", "").startswith(f"00-{7:032x}")
 
 
-def test_nested_middleware_opens_one_server_span(host):
+@pytest.mark.parametrize("name", ["BareASGI", "AroundNativeFastAPI", "BareWSGI", "ContribWSGIInside"])
+def test_nested_middleware_opens_one_server_span(make, name):
     """An application that is wrapped twice, as a gateway that mounts an application with its own middleware."""
-    outer = type(host.app) if type(host.app).__module__.startswith("meshmw.") else None
-    if outer is None:
-        pytest.skip("the framework holds the middleware")
-    host.app = outer(host.app, propagator=host.propagator, tracer_provider=host.tracer_provider)
+    host = make(name)
+    host.app = type(host.app)(host.app, propagator=host.propagator, tracer_provider=host.tracer_provider)
     host.get(headers=[("traceparent", VALID)])
     assert host.server_span.parent.span_id == int(PARENT_ID, 16)
 
