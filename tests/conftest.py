@@ -6,7 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from opentelemetry import context as otel_context
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile("meshmw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meshmw")
 
 
 @pytest.fixture(autouse=True)
