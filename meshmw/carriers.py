@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any, Final, TypeAlias
 
-from meshmw.extraction import FLAGS_HEADER, PROPAGATION_HEADERS
+from meshmw.extraction import PROPAGATION_HEADERS, SENT_HEADER
 
 AsgiHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
 
@@ -23,7 +23,7 @@ class HeaderNames:
     """
 
     def __init__(self, passthrough: Collection[str] = ()) -> None:
-        names = PROPAGATION_HEADERS | DESCRIBING_HEADERS | {FLAGS_HEADER, *passthrough}
+        names = PROPAGATION_HEADERS | DESCRIBING_HEADERS | {SENT_HEADER, *passthrough}
         self._asgi = {name.encode("ascii"): name for name in names}
         self._wsgi = {"HTTP_" + name.upper().replace("-", "_"): name for name in names}
 

@@ -17,8 +17,9 @@ from meshmw.wire import B3Context, BaggageValue
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 B3_HEADERS: Final = frozenset({"b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"})
 PROPAGATION_HEADERS: Final = TRACE_HEADERS | B3_HEADERS | {"baggage"}
-# Our client tells our server which flags it sent: on arrival the two say whether a proxy between has flipped them.
-FLAGS_HEADER: Final = "x-meshmw-trace-flags"
+# Our client tells our server which span and flags it sent, as the end of its traceparent: on arrival that says what
+# proxies between have changed, and what they have left alone.
+SENT_HEADER: Final = "x-meshmw-sent"
 
 # OpenTelemetry keeps these two keys private; what its public functions put into an empty context names them.
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from meshmw.destinations import Destinations
-from meshmw.extraction import FLAGS_HEADER, PROPAGATION_HEADERS
+from meshmw.extraction import PROPAGATION_HEADERS, SENT_HEADER
 from meshmw.header_budget import HeaderBudget, request_line_bytes
 from meshmw.rejections import LOGGER, Rejections, excerpt
 
@@ -17,6 +17,8 @@ Pairs = list[tuple[bytes, bytes]]
 
 # A crawler meets hosts without end; what is said of the first of them is enough.
 _HOSTS_NAMED: Final = 256
+# Of a traceparent: parent-id and trace-flags.
+_SPAN_AND_FLAGS: Final = slice(36, 55)
 
 
 class OutboundScope:
@@ -50,13 +52,13 @@ class OutboundScope:
             stale: The names of headers to remove first.
         """
         if not self._propagate_to.matches(host):
-            return {}, PROPAGATION_HEADERS | {FLAGS_HEADER}
-        stale |= {FLAGS_HEADER}
+            return {}, PROPAGATION_HEADERS | {SENT_HEADER}
+        stale |= {SENT_HEADER}
         headers = headers | carried
         if self._baggage_to.matches(host):
             # Only there: to strangers our own header says nothing.
-            if headers.get("traceparent", "")[-1:] in ("1", "3"):
-                headers[FLAGS_HEADER] = "01"
+            if "traceparent" in headers:
+                headers[SENT_HEADER] = headers["traceparent"][_SPAN_AND_FLAGS]
             return headers, stale
         if headers.pop("baggage", None) is not None:
             self._say_withheld(host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Final, Literal
@@ -10,7 +11,7 @@ from opentelemetry.trace import SpanContext
 
 from meshmw import span_context
 from meshmw.errors import InvalidHeaderError
-from meshmw.extraction import B3_HEADERS, FLAGS_HEADER, TRACE_HEADERS
+from meshmw.extraction import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.reading import Reading
 from meshmw.wire import B3Context, TraceParent, TraceState, read_b3
 
@@ -22,6 +23,7 @@ FRESH_ROOT: Final = "- the request starts a new trace"
 _FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
 _MAX_DUPLICATES: Final = 8
 _KIND_CHARACTERS: Final = 256
+_SENT_SAMPLED: Final = re.compile(r"[0-9a-f]{16}-0[13]")
 # Peers repeat the same tracestate on every request; 32 members of 513 characters each bound an entry.
 _TRACESTATE_CACHE_ENTRIES: Final = 256
 
@@ -38,8 +40,8 @@ class TraceReader:
         formats: Which formats are read: `tracecontext`, `b3`, `b3multi`.
         traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
         duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
-        prefer: Which format decides where two valid ones disagree; `auto` takes B3 where a proxy has written it below
-            the span that the traceparent names.
+        prefer: Which format decides where two valid ones disagree; `auto` takes B3 where it can tell that a proxy has
+            written that last.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class TraceReader:
             return from_b3, b3
         if from_b3 is None or (from_b3.trace_id, from_b3.span_id) == (parent.trace_id, parent.span_id):
             return parent, b3 if b3.debug else None
-        if self._prefer == "b3" or (self._prefer == "auto" and _is_below(reading, from_b3, parent)):
+        if self._prefer == "b3" or (self._prefer == "auto" and _is_newer(reading, from_b3, parent)):
             reading.refuse("traceparent", "conflict", "- it names another parent than B3, which decides here")
             return _with_state(from_b3, parent), b3
         reading.refuse("b3", "conflict", "- it names another parent than traceparent, which decides")
@@ -90,7 +92,7 @@ class TraceReader:
             reading.rejected = _still_parses(found[0])
             return None
         reading.accept("traceparent")
-        if not parent.sampled and reading.line(FLAGS_HEADER) == "01":
+        if not parent.sampled and _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or ""):
             reading.note("traceparent", "flipped", _FLIPPED)
         return span_context.from_traceparent(parent, _read_trace_state(reading))
 
@@ -147,13 +149,18 @@ def _read_b3(reading: Reading) -> B3Context | None:
     return b3
 
 
-def _is_below(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
-    """Say whether B3 names a child of the traceparent's span: a proxy wrote it later, and left traceparent alone."""
+def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
+    """Say whether a proxy has written B3 after our client, or another, wrote both, and has left traceparent alone."""
     if b3.trace_id != parent.trace_id:
         return False
+    traceparent_span = f"{parent.span_id:016x}"
+    sent = reading.line(SENT_HEADER)
+    if sent is not None:
+        return sent.partition("-")[0] == traceparent_span
+    # Without our client's word, only a proxy directly below the sender can be told: it names the sender's span.
     fields = (reading.line("b3") or "").split("-", 4)
     above = fields[3] if len(fields) == 4 else reading.line("x-b3-parentspanid")
-    return above == f"{parent.span_id:016x}"
+    return above == traceparent_span
 
 
 def _with_state(b3: SpanContext, parent: SpanContext) -> SpanContext:

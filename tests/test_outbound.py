@@ -58,7 +58,7 @@ class TestScope:
         headers = sent_to(url, MeshPropagator())
         assert headers["baggage"] == INBOUND["baggage"]
         assert headers["x-request-id"] == "abc"
-        assert headers["x-meshmw-trace-flags"] == "01"
+        assert headers["x-meshmw-sent"] == headers["traceparent"][36:]
         assert headers["traceparent"].startswith(INBOUND["traceparent"][:35])
 
     def test_a_stranger_gets_the_trace_and_no_baggage_which_is_said_once(
@@ -68,7 +68,7 @@ class TestScope:
         for _ in range(2):
             headers = sent_to("https://api.example.com", propagator, headers={"Baggage": "by=hand"})
             assert "baggage" not in headers
-            assert "x-meshmw-trace-flags" not in headers
+            assert "x-meshmw-sent" not in headers
             assert headers["traceparent"].startswith(INBOUND["traceparent"][:35])
             assert headers["x-request-id"] == "abc"
         (line,) = [record.getMessage() for record in caplog.records if "api.example.com" in record.getMessage()]
@@ -84,7 +84,7 @@ class TestScope:
     def test_a_host_out_of_scope_gets_nothing_not_even_what_the_caller_wrote(self) -> None:
         by_hand = {"Traceparent": INBOUND["traceparent"], "B3": "0", "baggage": "by=hand", "x-request-id": "mine"}
         headers = sent_to("https://api.example.com", MeshPropagator(propagate_to=["mesh"]), headers=by_hand)
-        assert not {"traceparent", "tracestate", "b3", "baggage", "x-meshmw-trace-flags"} & headers.keys()
+        assert not {"traceparent", "tracestate", "b3", "baggage", "x-meshmw-sent"} & headers.keys()
         assert headers["x-request-id"] == "mine"
 
     def test_a_host_out_of_scope_does_not_get_the_request_id_either(self) -> None:
@@ -103,10 +103,12 @@ class TestScope:
         assert sent_to("https://api.example.com", propagator)["baggage"] == INBOUND["baggage"]
         assert "baggage" not in sent_to("http://inventory", propagator)
 
-    def test_an_unsampled_call_does_not_claim_to_be_sampled(self) -> None:
+    def test_what_is_said_of_the_call_is_said_anew(self) -> None:
         provider = TracerProvider(sampler=ALWAYS_OFF)
-        stale = {"x-meshmw-trace-flags": "01"}
-        assert "x-meshmw-trace-flags" not in sent_to("http://shop", MeshPropagator(), headers=stale, provider=provider)
+        stale = {"X-Meshmw-Sent": "3333333333333333-01"}
+        headers = sent_to("http://shop", MeshPropagator(), headers=stale, provider=provider)
+        assert headers.get_list("x-meshmw-sent") == [headers["traceparent"][36:]]
+        assert headers["x-meshmw-sent"].endswith("-00")
 
 
 class TestBudget:

@@ -118,10 +118,13 @@ class TestConflict:
             (BELOW, f"{TRACE_ID}-{OTHER_PARENT}"),
             (BELOW_MULTI, f"{TRACE_ID}-{OTHER_PARENT}"),
             ({**BELOW_MULTI, "x-b3-parentspanid": ["3" * 16]}, f"{TRACE_ID}-{PARENT_ID}"),
+            ({**SAME_TRACE, "x-meshmw-sent": [f"{PARENT_ID}-01"]}, f"{TRACE_ID}-{OTHER_PARENT}"),
+            ({**BELOW, "x-meshmw-sent": [f"{'3' * 16}-01"]}, f"{TRACE_ID}-{PARENT_ID}"),
+            ({**OTHER, "x-meshmw-sent": [f"{PARENT_ID}-01"]}, f"{TRACE_ID}-{PARENT_ID}"),
             ({**OTHER, "b3": [f"{OTHER_TRACE}-{OTHER_PARENT}-1-{PARENT_ID}"]}, f"{TRACE_ID}-{PARENT_ID}"),
         ],
     )
-    def test_auto_takes_b3_where_a_proxy_wrote_it_below_the_traceparent(self, lines: Any, expected: str) -> None:
+    def test_auto_takes_b3_where_it_can_tell_that_a_proxy_wrote_it_last(self, lines: Any, expected: str) -> None:
         assert parent_of(read(lines, BOTH, prefer="auto")) == expected
 
     def test_formats_that_agree_are_no_conflict(self) -> None:
@@ -148,16 +151,16 @@ class TestFlippedFlag:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         propagator = MeshPropagator()
-        found = propagator.read({**self.UNSAMPLED, "x-meshmw-trace-flags": ["01"]})
+        found = propagator.read({**self.UNSAMPLED, "x-meshmw-sent": [f"{OTHER_PARENT}-01"]})
         assert propagator.rejections.counts == {("traceparent", "flipped"): 1}
         assert found.refused == (("traceparent", "flipped"),)
         assert found.rewrites == {}
         assert parent_of(found) == f"{TRACE_ID}-{PARENT_ID}"
         assert "a proxy between samples by its own rate" in caplog.text
 
-    @pytest.mark.parametrize("sent", [[], ["00"], ["01", "01"], ["junk"]])
+    @pytest.mark.parametrize("sent", [[], [f"{PARENT_ID}-00"], [f"{PARENT_ID}-01"] * 2, ["junk"], ["01"]])
     def test_nothing_is_said_where_nothing_flipped(self, sent: list[str], caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.DEBUG):
-            assert read({**self.UNSAMPLED, "x-meshmw-trace-flags": sent}).refused == ()
-            assert read({"traceparent": [TRACEPARENT], "x-meshmw-trace-flags": ["01"]}).refused == ()
+            assert read({**self.UNSAMPLED, "x-meshmw-sent": sent}).refused == ()
+            assert read({"traceparent": [TRACEPARENT], "x-meshmw-sent": [f"{OTHER_PARENT}-01"]}).refused == ()
         assert not caplog.records

@@ -61,7 +61,9 @@ def _wait_until_listening(processes: Sequence[subprocess.Popen[bytes]], ports: S
 
 
 @contextlib.contextmanager
-def _running_services(directory: Path, receiver: OtlpReceiver, formats: str) -> Iterator[Services]:
+def _running_services(
+    directory: Path, receiver: OtlpReceiver, formats: str, settings: dict[str, str]
+) -> Iterator[Services]:
     ports, log = (_free_port(), _free_port()), directory / "services.log"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))},
@@ -69,6 +71,7 @@ def _running_services(directory: Path, receiver: OtlpReceiver, formats: str) -> 
         "MESHMW_PROPAGATORS": formats,
         "MESHMW_WARN_WINDOW": "0.001",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
+        **settings,
     }
     uvicorn = [sys.executable, "-m", "uvicorn", "--app-dir", str(APPS), "checkout:app", "--port", str(ports[0])]
     waitress = [sys.executable, str(APPS / "inventory.py"), str(ports[1])]
@@ -87,16 +90,17 @@ def _running_services(directory: Path, receiver: OtlpReceiver, formats: str) -> 
 
 
 @pytest.fixture(scope="session")
-def services(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) -> Iterator[Callable[[str], Services]]:
-    """Start the two services for a list of formats, once per list."""
+def services(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) -> Iterator[Callable[..., Services]]:
+    """Start the two services for a list of formats and further settings, once for each."""
     with contextlib.ExitStack() as stack:
         running: dict[str, Services] = {}
 
-        def of(formats: str) -> Services:
-            if formats not in running:
+        def of(formats: str, **settings: str) -> Services:
+            key = f"{formats} {settings}"
+            if key not in running:
                 directory = tmp_path_factory.mktemp("services")
-                running[formats] = stack.enter_context(_running_services(directory, receiver, formats))
-            return running[formats]
+                running[key] = stack.enter_context(_running_services(directory, receiver, formats, settings))
+            return running[key]
 
         yield of
 
@@ -138,7 +142,7 @@ class Mesh:
 
 @pytest.fixture
 def mesh(
-    envoys: Callable[..., list[Envoy]], services: Callable[[str], Services], receiver: OtlpReceiver
+    envoys: Callable[..., list[Envoy]], services: Callable[..., Services], receiver: OtlpReceiver
 ) -> Callable[..., Mesh]:
     """Build a mesh whose sidecars have a tracer of the given kind; `edge` and `a_out` may differ from the rest."""
 
@@ -150,8 +154,9 @@ def mesh(
         edge: dict[str, Any] | None = None,
         edge_kind: str | None = None,
         sidecars_sample: float = 100.0,
+        settings: dict[str, str] | None = None,
     ) -> Mesh:
-        running = services(formats)
+        running = services(formats, **(settings or {}))
 
         def tracer(of_kind: str, percent: float = sidecars_sample) -> Tracer:
             zipkin_or_http = of_kind.startswith("zipkin") or of_kind == "otel-http"

@@ -83,6 +83,35 @@ def test_b3_proxies_between_apps_of_both_formats_are_in_the_trace_but_not_betwee
     assert_child_of(find_span(spans, service="sidecar-a", kind="CLIENT"), client)
 
 
+def test_b3_proxies_between_apps_of_both_formats_are_in_line_where_the_apps_prefer_what_was_written_last(
+    mesh: Build,
+) -> None:
+    running = mesh("zipkin-b3", formats=ALL_FORMATS, settings={"MESHMW_PREFER": "auto"})
+    running.call(B3_CLIENT)
+    assert_linear(running.spans(7, TRACE_ID), PARENT_ID, EVERY_HOP)
+
+
+def test_an_edge_that_does_not_trust_starts_one_tree_that_links_to_the_strangers_span(mesh: Build) -> None:
+    running = mesh("none", settings={"MESHMW_TRUST": "restart"})
+    running.call(W3C_CLIENT)
+    spans = running.spans(2)
+    server = find_span(spans, service="checkout", kind="SERVER")
+    assert server.parent_id == ""
+    assert [(link.trace_id, link.span_id) for link in server.links] == [(TRACE_ID, PARENT_ID)]
+
+
+def test_with_the_sdk_disabled_what_came_in_goes_out_again(mesh: Build) -> None:
+    running = mesh("none", settings={"OTEL_SDK_DISABLED": "true"})
+    seen = running.call([*W3C_CLIENT, ("x-request-id", "9acb4236-4cdf-4863-b1e2-5f786b9484ea")])
+    arrived = seen["downstream"]["seen"]
+    assert arrived["traceparent"] == TRACEPARENT
+    assert arrived["tracestate"] == "vendor=1"
+    assert arrived["baggage"] == "user=alice;p=1"
+    assert arrived["x-request-id"] == seen["seen"]["x-request-id"]
+    assert not {"traceparent", "tracestate", "baggage"} & running.call([])["downstream"]["seen"].keys()
+    assert running.receiver.spans == []
+
+
 def test_b3_proxies_and_a_w3c_client_keep_the_clients_trace_from_the_first_app_on(mesh: Build) -> None:
     """The proxies in front of the first app read B3 alone: they cannot join a trace that came as traceparent."""
     running = mesh("zipkin-b3", formats=ALL_FORMATS)
