@@ -1,0 +1,194 @@
+"""Generators and other iterators that run each of their steps in a context of their own, and leave none behind.
+
+Between two steps a generator shares its thread or task with whoever consumes it. What it attaches around a `yield` is
+current for the consumer too, and its `detach` fails where the last step runs somewhere else. Here nothing is attached
+but while a step runs. Knows OpenTelemetry's context. Must not know what the streams carry.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import Iterator as IteratorType
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+Y = TypeVar("Y")
+S = TypeVar("S")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+class StepContext:
+    """Makes a context current for each step of one stream, and keeps for the next step what that one left current.
+
+    Args:
+        context: What is current when the first step begins.
+    """
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call *step* with the context current, and return what it returns."""
+        token = otel_context.attach(self._context)
+        try:
+            return step(*args, **kwargs)
+        finally:
+            self._context = otel_context.get_current()
+            otel_context.detach(token)
+
+
+# What runs a step: `StepContext.run`, or the `run` of a copy of all context variables.
+Run = Callable[..., Any]
+
+
+@overload
+def stream(source: Generator[Y, S, R], context: Context | None = None) -> Generator[Y, S, R]: ...
+@overload
+def stream(source: AsyncGenerator[Y, S], context: Context | None = None) -> AsyncGenerator[Y, S]: ...
+@overload
+def stream(source: AsyncIterable[Y], context: Context | None = None) -> AsyncIterator[Y]: ...
+@overload
+def stream(source: Iterable[Y], context: Context | None = None) -> IteratorType[Y]: ...
+def stream(source: Any, context: Context | None = None) -> Any:
+    """Return *source* with a context of its own: current during each of its steps, and at no other time.
+
+    What a generator makes current across a `yield` is current again in its next step. A half-consumed generator that
+    is dropped is closed, in that same context.
+
+    Args:
+        source: A generator, an asynchronous generator, or anything that can be iterated over in either way.
+        context: What is current in the first step; what is current now by default.
+
+    Raises:
+        TypeError: *source* cannot be iterated over.
+    """
+    run = StepContext(otel_context.get_current() if context is None else context).run
+    if isinstance(source, Generator):
+        return GeneratorSteps(source, run)
+    if isinstance(source, AsyncGenerator):
+        return AsyncGeneratorSteps(source, run)
+    if isinstance(source, AsyncIterable):
+        return AsyncSteps(source, run)
+    return Steps(source, run)
+
+
+class Steps(IteratorType[Y]):
+    """Is an iterator that makes each step of *source* through *run*; `close()` closes the source where it can be."""
+
+    def __init__(self, source: Iterable[Y], run: Run) -> None:
+        self._source: Any = source
+        self._run = run
+        self._next = run(iter, source).__next__
+
+    def __next__(self) -> Y:
+        return self._run(self._next)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the source, if it has anything to close."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            self._run(close)
+
+
+class GeneratorSteps(Generator[Y, S, R], Generic[Y, S, R]):
+    """Is a generator that makes each step of *source* through *run*; dropped half-way, it closes the source."""
+
+    __slots__ = ("__weakref__", "_run", "_source")
+
+    def __init__(self, source: Generator[Y, S, R], run: Run) -> None:
+        self._source = source
+        self._run = run
+
+    def __next__(self) -> Y:
+        return self._run(self._source.__next__)  # type: ignore[no-any-return]
+
+    def send(self, value: S, /) -> Y:
+        """Go on, with *value* as what the `yield` returns."""
+        return self._run(self._source.send, value)  # type: ignore[no-any-return]
+
+    def throw(self, *error: Any) -> Y:
+        """Go on by raising an exception where the source stands."""
+        return self._run(self._source.throw, *error)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the source: it may finish what it has begun, and yields no more."""
+        self._run(self._source.close)
+
+    def __del__(self) -> None:
+        # The source's own end of life would run its `finally` blocks in the context of whoever triggered the
+        # garbage collection.
+        self.close()
+
+
+class AwaitableSteps(Awaitable[R]):
+    """Is an awaitable that makes each step of another one through *run*."""
+
+    __slots__ = ("_run", "_source")
+
+    def __init__(self, source: Awaitable[R], run: Run) -> None:
+        self._source = source
+        self._run = run
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        steps: Any = self._run(self._source.__await__)
+        kind: Any = GeneratorSteps if isinstance(steps, Generator) else Steps
+        return kind(steps, self._run)  # type: ignore[no-any-return]
+
+
+class AsyncSteps(AsyncIterator[Y]):
+    """Is an asynchronous iterator that makes each step of *source* through *run*; `aclose()` closes the source."""
+
+    def __init__(self, source: AsyncIterable[Y], run: Run) -> None:
+        self._source: Any = source
+        self._run = run
+        self._steps: Any = run(source.__aiter__)
+        self._begun = False
+
+    async def __anext__(self) -> Y:
+        return await self._step(self._steps.__anext__)
+
+    async def aclose(self) -> None:
+        """Close the source, if it has anything to close."""
+        aclose = getattr(self._source, "aclose", None)
+        if aclose is not None:
+            await self._step(aclose)
+
+    def _step(self, ask: Callable[..., Awaitable[Y]], *args: Any) -> AwaitableSteps[Y]:
+        if self._begun:
+            return AwaitableSteps(ask(*args), self._run)
+        self._begun = True
+        return AwaitableSteps(self._begin(ask, *args), self._run)
+
+    def _begin(self, ask: Callable[..., Awaitable[Y]], *args: Any) -> Awaitable[Y]:
+        """Ask for the first step; from then on the event loop closes the source where it is dropped half-way.
+
+        The loop's task for that copies the context variables of whoever triggered the garbage collection. So the
+        source is told of a finalizer that is called in the source's own context.
+        """
+        finalizer = sys.get_asyncgen_hooks().finalizer
+        if finalizer is None:
+            return ask(*args)
+        sys.set_asyncgen_hooks(finalizer=partial(self._run, finalizer))
+        try:
+            return ask(*args)
+        finally:
+            sys.set_asyncgen_hooks(finalizer=finalizer)
+
+
+class AsyncGeneratorSteps(AsyncSteps[Y], AsyncGenerator[Y, S], Generic[Y, S]):
+    """Is an asynchronous generator that makes each step of *source* through *run*."""
+
+    async def asend(self, value: S, /) -> Y:
+        """Go on, with *value* as what the `yield` returns."""
+        return await self._step(self._source.asend, value)
+
+    async def athrow(self, *error: Any) -> Y:
+        """Go on by raising an exception where the source stands."""
+        return await self._step(self._source.athrow, *error)
