@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from meshmw.version import __version__
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from meshmw.settings import Settings
     from meshmw.telemetry.handle import Telemetry
 
-__version__ = "0.1.0"
-
 __all__ = [
     "InvalidHeaderError",
     "MeshPropagator",
@@ -29,6 +29,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Telemetry",
+    "__version__",
     "configure",
     "extract",
     "inject",
@@ -44,9 +45,13 @@ _HOMES = {
     "Telemetry": "telemetry.handle",
     "configure": "bootstrap",
 }
+# So that `import meshmw` is enough, as in `meshmw.wsgi.TraceContextMiddleware`.
+_MODULES = ("asgi", "baggage", "baggage_filter", "flask", "httpx", "httpx2", "testing", "trust", "wsgi")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -54,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_MODULES]
 
 
 def extract(carrier: Any, context: Context | None = None) -> Context:
@@ -67,8 +72,19 @@ def extract(carrier: Any, context: Context | None = None) -> Context:
     return runtime.current().propagator.extract(carrier, context)
 
 
-def inject(carrier: Any, context: Context | None = None) -> None:
-    """Write the trace headers of the current context into a mapping, and remove every stale one from it."""
+def inject(carrier: Any, context: Context | None = None, *, host: str | None = None) -> None:
+    """Write the trace headers of the current context into a mapping, and remove every stale one from it.
+
+    Args:
+        carrier: The headers of an outbound call, by name.
+        context: The current one by default.
+        host: Where the call goes, without the port: it gets what `propagate_to` and `baggage_to` let it have. Without
+            a host nothing is withheld.
+    """
     from meshmw import runtime
 
-    runtime.current().propagator.inject(carrier, context)
+    propagator = runtime.current().propagator
+    if host is None:
+        propagator.inject(carrier, context)
+    else:
+        propagator.inject_for(host, carrier, context)

@@ -12,9 +12,9 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime, semconv
-from meshmw.boundary import Operation
+from meshmw.boundary import Operation, tell
 from meshmw.carriers import rewrite_asgi
-from meshmw.errors import MissingExtraError
+from meshmw.contrib import under_contrib
 from meshmw.propagator import MeshPropagator
 from meshmw.reading import Lines
 from meshmw.request_view import RequestView
@@ -72,7 +72,9 @@ class TraceContextMiddleware:
             propagator=propagator,
             tracer_provider=tracer_provider,
         )
-        self._contrib: App | None = None
+        self._tracer_provider = tracer_provider
+        # What is missing is said here, where a program starts, and not by each request.
+        self._contrib = under_contrib(self._told, tracer_provider) if server_spans == "contrib" else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -85,8 +87,8 @@ class TraceContextMiddleware:
                     runtime.flush()
             return
         settled = self._options.settled()
-        app = self._under_contrib() if self._options.spans(settled) == "contrib" else self.app
         operation = self._begin(scope, settled)
+        app = self.app if operation.delegated is None else self._under_contrib()
         marks = _stand_hosts_down(scope, operation)
         response = _Response(operation, scope, send)
         try:
@@ -117,12 +119,15 @@ class TraceContextMiddleware:
 
     def _under_contrib(self) -> App:
         if self._contrib is None:
-            try:
-                from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-            except ModuleNotFoundError as missing:
-                raise MissingExtraError("opentelemetry-instrumentation-asgi", "contrib") from missing
-            self._contrib = OpenTelemetryMiddleware(self.app)
+            self._contrib = under_contrib(self._told, self._tracer_provider)
         return self._contrib
+
+    async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve inside contrib's span, and note on it what contrib does not know."""
+        operation = scope.get(_OPERATION)
+        if isinstance(operation, Operation) and operation.delegated is not None:
+            tell(trace.get_current_span(), operation.delegated)
+        await self.app(scope, receive, send)
 
 
 class _Response:
@@ -165,7 +170,8 @@ class _Response:
 
     def end(self) -> None:
         """End the operation under the route that the framework left in the scope."""
-        self._operation.route(_route(self._scope))
+        if self._operation.is_open:
+            self._operation.route(_route(self._scope))
         self._operation.end(complete=self._complete)
 
     def _is_last(self, kind: str, message: Message) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import threading
 
 from opentelemetry import trace
 
-from meshmw.paths import PathPatterns
+from meshmw.contrib import require_contrib
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, install
 from meshmw.settings import Settings, as_text, hidden
@@ -16,7 +17,6 @@ from meshmw.settings.faults import escaped
 from meshmw.telemetry.exporters import shown_endpoint
 from meshmw.telemetry.handle import Telemetry
 from meshmw.telemetry.provider import build_provider
-from meshmw.trust import TrustPolicy
 
 log = logging.getLogger("meshmw")
 
@@ -43,6 +43,8 @@ def configure(settings: Settings | None = None) -> Telemetry:
     with _lock:
         if _configured is None:
             _configured = _configure(Settings() if settings is None else settings)
+        elif _configured.ended:
+            log.warning("meshmw was shut down; OpenTelemetry sets a provider once in a process, so nothing is recorded")
         elif settings is not None and settings != _configured.settings:
             log.warning("meshmw is configured already; the settings of the first call stay in force")
         return _configured
@@ -53,19 +55,12 @@ def _configure(settings: Settings) -> Telemetry:
     from opentelemetry import propagate
 
     propagator = MeshPropagator.from_settings(settings)
-    exclude = PathPatterns(settings.exclude)
-    trust = TrustPolicy(settings.trust, settings.trusted_peers, propagator.rejections)
+    if settings.server_spans == "contrib":
+        require_contrib()
+    runtime = Runtime.from_settings(settings, propagator)
     telemetry = _telemetry(settings, propagator)
     propagate.set_global_textmap(propagator)
-    install(
-        Runtime(
-            propagator=propagator,
-            exclude=exclude,
-            trust=trust,
-            server_spans=settings.server_spans,
-            flush=telemetry.flush_before_end,
-        )
-    )
+    install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))
     atexit.register(telemetry.shutdown)
     return telemetry
 

@@ -5,7 +5,6 @@ Every adapter goes through here. Knows OpenTelemetry's spans and contexts. Must 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import Final
 
@@ -16,10 +15,11 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 
 from meshmw.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import is_global
+from meshmw.runtime import ServerSpans, is_global
 from meshmw.semconv import Attributes, error_type, span_name
+from meshmw.version import __version__
 
-_TRACER: Final = trace.get_tracer("meshmw")
+_TRACER: Final = trace.get_tracer("meshmw", __version__)
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
 _CLAIM_KEY: Final = create_key("meshmw-claim")
 # On the link of a fresh root to the parent that its request named and that is not believed.
@@ -54,13 +54,17 @@ class Operation:
     Attributes:
         context: What is current while user code runs.
         span: The operation's span; not recording where there is no SDK, no sampling or no span wanted.
+        delegated: What the headers say, where an instrumentation further in is to make the span; else None.
     """
 
-    __slots__ = ("_ended", "_method", "_owned", "context", "span")
+    __slots__ = ("_ended", "_method", "_owned", "context", "delegated", "span")
 
-    def __init__(self, span: Span, context: Context, method: str, *, owned: bool) -> None:
+    def __init__(
+        self, span: Span, context: Context, method: str, *, owned: bool, delegated: Extraction | None = None
+    ) -> None:
         self.span = span
         self.context = context
+        self.delegated = delegated
         self._method = method
         self._owned = owned
         self._ended = False
@@ -69,9 +73,14 @@ class Operation:
         """Return a block that makes the context current; it must not contain a `yield` to another frame."""
         return Current(self.context)
 
+    @property
+    def is_open(self) -> bool:
+        """Say whether there is a span of our own to which something can still be added."""
+        return self._owned and not self._ended and self.span.is_recording()
+
     def route(self, route: str | None) -> None:
         """Name the span after the route template that the framework matched."""
-        if route and self._owned and not self._ended:
+        if route and self.is_open:
             self.span.update_name(span_name(self._method, route))
             self.span.set_attribute("http.route", route)
 
@@ -85,8 +94,8 @@ class Operation:
             self.span.set_status(StatusCode.ERROR)
 
     def fail(self, error: BaseException) -> None:
-        """Record what user code or the network raised. Cancellation and a closed generator are no errors."""
-        if not self._owned or self._ended or isinstance(error, asyncio.CancelledError | GeneratorExit):
+        """Record what user code or the network raised. Cancellation and the end of the process are no errors."""
+        if not self._owned or self._ended or not isinstance(error, Exception):
             return
         # It asks the application's exception for its text, and that may raise.
         with contextlib.suppress(Exception):
@@ -113,6 +122,8 @@ def begin_server(
     attributes: Attributes,
     propagator: MeshPropagator,
     host_span: Span | None = None,
+    spans: ServerSpans = "auto",
+    beside_host: bool = False,
     tracer: trace.Tracer | None = None,
 ) -> Operation:
     """Begin to serve a request.
@@ -123,39 +134,49 @@ def begin_server(
         attributes: Of the span, if one is made.
         propagator: Read the headers; counts and warns of a current span that belongs to something else.
         host_span: A span that the host marked as this request's own.
+        spans: `off` makes no span, while the trace goes on; `contrib` leaves it to an instrumentation further in.
+        beside_host: Whether a host has opened a SERVER span for this request in a trace that is not believed.
         tracer: Makes the span; the global provider's by default.
     """
     around = otel_context.get_current()
     ambient = trace.get_current_span(around)
-    if _is_of_this_request(ambient, extraction, around, host_span, propagator):
-        _tell(ambient, extraction)
-        if extraction.rejected is not None and ambient.is_recording():
-            ambient.add_link(extraction.rejected, _REJECTED)
+    if not beside_host and _is_of_this_request(ambient, extraction, around, host_span, propagator):
+        tell(ambient, extraction)
         return Operation(ambient, _adopted(ambient, extraction, around), method, owned=False)
-    if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
+    if not beside_host and ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
         propagator.rejections.record(
             "context", "leaked_span", "- a span of something else was current here; it is no parent"
         )
     parent = extraction.into(around)
+    if spans != "auto":
+        return _without_span(parent, extraction, method, delegated=spans == "contrib")
     links = [Link(extraction.rejected, _REJECTED)] if extraction.rejected is not None else None
-    span = (tracer or _TRACER).start_span(span_name(method), parent, SpanKind.SERVER, attributes, links)
-    _tell(span, extraction)
+    kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
+    span = (tracer or _TRACER).start_span(span_name(method), parent, kind, attributes, links)
+    _tell_refusals(span, extraction)
     return Operation(span, Context({**parent, SPAN_KEY: span, _CLAIM_KEY: span}), method, owned=True)
 
 
-def begin_without_span(extraction: Extraction, method: str, *, keep_parent: bool = True) -> Operation:
-    """Begin a request that gets no span here, while its trace goes on.
+def tell(span: Span, extraction: Extraction) -> None:
+    """Note on a span that somebody else made what was refused of its request, and which parent is not believed."""
+    if span.is_recording():
+        _tell_refusals(span, extraction)
+        if extraction.rejected is not None:
+            span.add_link(extraction.rejected, _REJECTED)
 
-    Args:
-        extraction: What the request's headers say.
-        method: The request's method.
-        keep_parent: False where another instrumentation further in makes the SERVER span: it takes a current span for
-            its own parent, and reads the headers itself.
-    """
-    context = extraction.into(otel_context.get_current())
-    span = trace.get_current_span(context)
-    values = {key: value for key, value in context.items() if keep_parent or key != SPAN_KEY}
-    return Operation(span, Context({**values, _CLAIM_KEY: span}), method, owned=False)
+
+def _tell_refusals(span: Span, extraction: Extraction) -> None:
+    if extraction.refused and span.is_recording():
+        for header, reason in extraction.refused:
+            span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
+
+
+def _without_span(parent: Context, extraction: Extraction, method: str, *, delegated: bool) -> Operation:
+    span = trace.get_current_span(parent)
+    # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
+    values = {key: value for key, value in parent.items() if not delegated or key != SPAN_KEY}
+    delegate = extraction if delegated else None
+    return Operation(span, Context({**values, _CLAIM_KEY: span}), method, owned=False, delegated=delegate)
 
 
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> Operation:
@@ -176,23 +197,17 @@ def _is_of_this_request(
     found, remote = ambient.get_span_context(), extraction.span_context
     if not found.is_valid or found.is_remote or context.get(_CLAIM_KEY) is ambient:
         return False
-    if context.get(READ_KEY) is extraction:
+    is_server = getattr(ambient, "kind", SpanKind.SERVER) is SpanKind.SERVER
+    if context.get(READ_KEY) is extraction and (is_server or host_span is not None or extraction.says_something):
         return True
     if ambient is host_span:
         return remote is None or found.trace_id == remote.trace_id
-    if not ambient.is_recording() or getattr(ambient, "kind", None) is not SpanKind.SERVER:
+    if not ambient.is_recording() or not is_server:
         return False
     parent = getattr(ambient, "parent", None)
     if parent is None or remote is None:
         return parent is remote and not is_global(propagator)
     return bool(parent.trace_id == remote.trace_id and parent.span_id == remote.span_id)
-
-
-def _tell(span: Span, extraction: Extraction) -> None:
-    """Note on the span what was refused of its request."""
-    if extraction.refused and span.is_recording():
-        for header, reason in extraction.refused:
-            span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
 
 
 def _adopted(span: Span, extraction: Extraction, context: Context) -> Context:

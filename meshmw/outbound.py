@@ -48,18 +48,20 @@ class OutboundScope:
         Args:
             host: The request's host, without its port.
             headers: The propagation headers that would be written.
-            carried: The headers to pass on; they go where trace headers go.
+            carried: The headers to pass on; they go where baggage goes, and the request id where trace headers go.
             stale: The names of headers to remove first.
         """
         if not self._propagate_to.matches(host):
             return {}, PROPAGATION_HEADERS | {SENT_HEADER}
         stale |= {SENT_HEADER}
-        headers = headers | carried
         if self._baggage_to.matches(host):
+            headers = headers | carried
             # Only there: to strangers our own header says nothing.
             if "traceparent" in headers:
                 headers[SENT_HEADER] = headers["traceparent"][_SPAN_AND_FLAGS]
             return headers, stale
+        if "x-request-id" in carried:
+            headers["x-request-id"] = carried["x-request-id"]
         if headers.pop("baggage", None) is not None:
             self._say_withheld(host)
         return headers, stale | {"baggage"}

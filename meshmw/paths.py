@@ -12,9 +12,15 @@ class PathPatterns:
 
     Args:
         patterns: Such as `/health`, `/metrics`, `/api/*/status`.
+
+    Raises:
+        ValueError: A pattern begins neither with `/` nor with `*`, and would never match.
     """
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
+        for pattern in patterns:
+            if not pattern.startswith(("/", "*")):
+                raise ValueError(f"{pattern!r} is no pattern of paths: they begin with /")
         self._regex = re.compile("|".join(_expression(each) for each in patterns)) if patterns else None
 
     def match(self, path: str) -> bool:

@@ -22,12 +22,21 @@ from opentelemetry.propagators.textmap import (
 )
 
 from meshmw.baggage_keys import BaggageKeys
-from meshmw.extraction import B3_HEADERS, PROPAGATION_HEADERS, READ_KEY, SPAN_KEY, TRACE_HEADERS, Extraction
+from meshmw.extraction import (
+    B3_HEADERS,
+    PROPAGATION_HEADERS,
+    READ_KEY,
+    SENT_HEADER,
+    SPAN_KEY,
+    TRACE_HEADERS,
+    Extraction,
+)
 from meshmw.header_budget import MAX_BYTES, MAX_HEADERS, HeaderBudget
 from meshmw.outbound import OutboundScope
+from meshmw.passthrough import passable
 from meshmw.reader import HeaderReader
 from meshmw.reading import Lines
-from meshmw.rejections import Rejections
+from meshmw.rejections import Rejections, Unheard
 from meshmw.trace_reader import Duplicates, Prefer, TraceParentPolicy, TraceReader
 from meshmw.trust import Trust
 from meshmw.writer import HeaderWriter
@@ -87,21 +96,26 @@ class MeshPropagator(TextMapPropagator):
         warn_window: float = 60.0,
     ) -> None:
         self.formats = _known(formats)
-        self.passthrough = _passable(passthrough)
+        self.passthrough = passable(passthrough)
         self.trust: Trust = trust
         self.rejections = Rejections(warn_window)
         limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
         keys = baggage_keys or BaggageKeys()
-        self._reader = HeaderReader(
-            trace=TraceReader(
-                formats=self.formats, traceparent_policy=traceparent_policy, duplicates=duplicates, prefer=prefer
-            ),
-            baggage="baggage" in self.formats,
-            baggage_keys=keys,
-            passthrough=self.passthrough,
-            rejections=self.rejections,
-            **limits,
+        trace_reader = TraceReader(
+            formats=self.formats, traceparent_policy=traceparent_policy, duplicates=duplicates, prefer=prefer
         )
+
+        def reader(rejections: Rejections) -> HeaderReader:
+            return HeaderReader(
+                trace=trace_reader,
+                baggage="baggage" in self.formats,
+                baggage_keys=keys,
+                passthrough=self.passthrough,
+                rejections=rejections,
+                **limits,
+            )
+
+        self._reader, self._checker = reader(self.rejections), reader(Unheard())
         self._writer = HeaderWriter(formats=self.formats, baggage_keys=keys, rejections=self.rejections, **limits)
         self._scope = OutboundScope(
             propagate_to=propagate_to,
@@ -110,6 +124,8 @@ class MeshPropagator(TextMapPropagator):
             rejections=self.rejections,
         )
         self._wanted = frozenset(self._names_read())
+        watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
+        self._watched = frozenset(name.encode("ascii") for name in watched)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MeshPropagator:
@@ -189,6 +205,10 @@ class MeshPropagator(TextMapPropagator):
             for name, value in self.write(context).items():
                 setter.set(carrier, name, value)
 
+    def watches(self, name: bytes) -> bool:
+        """Say whether a header, named in any case, is one that outbound calls replace, remove or check."""
+        return name.lower() in self._watched
+
     def outgoing(
         self, context: Context, present: Iterable[tuple[str, str]], host: str | None = None
     ) -> tuple[dict[str, str], frozenset[str]]:
@@ -206,19 +226,34 @@ class MeshPropagator(TextMapPropagator):
             if name.lower() not in stale:
                 kept.setdefault(name.lower(), []).append(value)
         if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
-            rewrites = self.read(kept).rewrites
+            rewrites = self._rewrites_of_caller(kept)
             stale |= rewrites.keys()
             headers.update((name, text) for name, text in rewrites.items() if text is not None)
         carried = {name: text for name, text in self._writer.passthrough(context).items() if name not in kept}
         return (headers | carried, stale) if host is None else self._scope.narrow(host, headers, carried, stale)
 
+    def _rewrites_of_caller(self, lines: Lines) -> dict[str, str | None]:
+        """Check what a caller has written by hand, and what this process does not replace (law 2)."""
+        checked = self._checker.read(lines)
+        for header, reason in checked.refused:
+            if header in lines and reason != "flipped":
+                self.rejections.record(header, reason, "- it was written by hand on an outbound call, and is not sent")
+        return checked.rewrites
+
     def fit(self, headers: list[tuple[bytes, bytes]], method: str, target: bytes) -> list[tuple[bytes, bytes]]:
         """Return a request's headers with no more baggage than the proxies on the way accept."""
         return self._scope.fit(headers, method, target)
 
-    def _inject_into_mapping(self, carrier: Any, context: Context, setter: Setter[Any]) -> None:
+    def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
+        """Do as `inject`, and withhold what *host* is not to get; for HTTP libraries that have no transport of ours."""
+        context = get_current_context() if context is None else context
+        self._inject_into_mapping(carrier, context, default_setter, host)
+
+    def _inject_into_mapping(
+        self, carrier: Any, context: Context, setter: Setter[Any], host: str | None = None
+    ) -> None:
         present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in _texts(value)]
-        headers, stale = self.outgoing(context, present)
+        headers, stale = self.outgoing(context, present, host)
         for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
             del carrier[key]
         for name, value in headers.items():
@@ -227,7 +262,7 @@ class MeshPropagator(TextMapPropagator):
     def _names_read(self) -> set[str]:
         names = set(self.passthrough)
         if "tracecontext" in self.formats:
-            names |= TRACE_HEADERS
+            names |= TRACE_HEADERS | {SENT_HEADER}
         if "baggage" in self.formats:
             names.add("baggage")
         if "b3" in self.formats or "b3multi" in self.formats:
@@ -293,11 +328,3 @@ def _known(formats: Collection[str]) -> tuple[str, ...]:
     if unknown:
         raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
     return tuple(formats)
-
-
-def _passable(names: Collection[str]) -> tuple[str, ...]:
-    lowered = tuple(name.lower() for name in names)
-    unchecked = PROPAGATION_HEADERS.intersection(lowered)
-    if unchecked:
-        raise ValueError(f"trace headers are never passed through unchecked: {', '.join(sorted(unchecked))}")
-    return lowered

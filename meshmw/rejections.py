@@ -31,6 +31,24 @@ def excerpt(text: str) -> str:
     return shown if len(text) <= EXCERPT_CHARACTERS else f"{shown}... ({len(text)} characters)"
 
 
+# What is decided above the formats; the formats' own reasons are in `meshmw.wire.REASONS`.
+REASONS: Final = {
+    "traceparent": {
+        "missing": "tracestate or baggage came without it, as if a proxy had stripped it",
+        "conflict": "B3 names another parent, and decides by `prefer`",
+        "flipped": "our client sent it sampled, and it arrived unsampled; it is believed",
+    },
+    "baggage": {"header_budget": "members were left out of an outbound request, which proxies would have refused"},
+    "b3": {"conflict": "traceparent names another parent, and decides"},
+    "context": {
+        "leaked_span": "a span of something else was current when the request began; it is no parent",
+        "host_trust": "a host outside the middleware has trusted the caller otherwise",
+        "trust_raised": "the trust callable raised; the request starts a new trace",
+        "trust_answer": "the trust callable returned none of its words; the request starts a new trace",
+    },
+}
+
+
 class Rejections:
     """Counts refused headers by reason, and warns of each reason once per window.
 
@@ -86,3 +104,15 @@ class Rejections:
                 return None
             self._said[key] = (now, self._counts[key])
             return self._counts[key] - said_count - 1
+
+
+class Unheard(Rejections):
+    """Takes what a reader has to say and keeps it to itself, for a look at headers that are not a request's."""
+
+    def accepted(self, header: str) -> None:
+        """Do nothing."""
+
+    def record(
+        self, header: str, reason: str, consequence: str, text: str | None = None, *, outcome: str = "refused"
+    ) -> None:
+        """Do nothing."""

@@ -10,8 +10,10 @@ from typing import Final, Literal
 from opentelemetry import trace
 
 from meshmw.carriers import HeaderNames
+from meshmw.errors import SettingsError
 from meshmw.paths import PathPatterns
 from meshmw.propagator import MeshPropagator
+from meshmw.settings import Settings
 from meshmw.trust import TrustPolicy
 
 ServerSpans = Literal["auto", "contrib", "off"]
@@ -27,6 +29,7 @@ class Runtime:
         exclude: Path patterns of requests that get no SERVER span.
         flush: Exports what is queued, for a server that is about to end the process; None where nothing is to be done.
         trust: How far callers are believed.
+        trusted_peers: Networks in CIDR notation that `trust` was made with, for a middleware with its own.
         server_spans: Who makes the SERVER span: this package unless a host has (`auto`), contrib, or nobody (`off`).
         headers: The header names that servers look for, in each carrier's spelling.
     """
@@ -35,11 +38,26 @@ class Runtime:
     exclude: PathPatterns = field(default_factory=PathPatterns)
     flush: Callable[[], object] | None = None
     trust: TrustPolicy = field(default_factory=TrustPolicy)
+    trusted_peers: tuple[str, ...] = ()
     server_spans: ServerSpans = "auto"
     headers: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", HeaderNames(self.propagator.passthrough))
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, propagator: MeshPropagator, flush: Callable[[], object] | None = None
+    ) -> Runtime:
+        """Return what the settings say, with a propagator that was made of them."""
+        return cls(
+            propagator=propagator,
+            exclude=PathPatterns(settings.exclude),
+            trust=TrustPolicy(settings.trust, settings.trusted_peers, propagator.rejections),
+            trusted_peers=settings.trusted_peers,
+            server_spans=settings.server_spans,
+            flush=flush,
+        )
 
 
 _installed: Runtime | None = None
@@ -50,6 +68,11 @@ def install(runtime: Runtime) -> None:
     """Make a runtime the one that adapters use from now on."""
     global _installed
     _installed = runtime
+
+
+def installed() -> Runtime | None:
+    """Return what `configure()` installed, or None before it was called."""
+    return _installed
 
 
 def current() -> Runtime:
@@ -86,8 +109,16 @@ def _fall_back() -> Runtime:
             type(found).__name__,
             type(trace.get_tracer_provider()).__name__,
         )
-    _fallback = Runtime() if ours is None else Runtime(propagator=ours)
+    _fallback = Runtime() if ours is None else _of_environment(ours)
     return _fallback
+
+
+def _of_environment(propagator: MeshPropagator) -> Runtime:
+    try:
+        return Runtime.from_settings(Settings(), propagator)
+    except SettingsError:
+        # Somebody made the propagator by hand, beside settings that cannot be used: no request fails for those.
+        return Runtime(propagator=propagator)
 
 
 def _parts(propagator: object) -> Iterable[object]:

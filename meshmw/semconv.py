@@ -122,7 +122,9 @@ def client_attributes(*, method: str, scheme: str, host: str, port: int | None, 
     """Return the attributes of an HTTP client span that are known when the request leaves."""
     found = method_attributes(method)
     found["server.address"] = host
-    found["server.port"] = port or DEFAULT_PORTS.get(scheme, 0)
+    number = port or DEFAULT_PORTS.get(scheme)
+    if number:
+        found["server.port"] = number
     base, question_mark, query = url.partition("?")
     found["url.full"] = base + question_mark + redact_query(query)
     return found

@@ -5,15 +5,15 @@ Both middleware take the same options and begin a request in the same way; only 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime
-from meshmw.boundary import Operation, begin_server, begin_without_span
-from meshmw.extraction import Extraction
+from meshmw.boundary import Operation, begin_server
 from meshmw.paths import PathPatterns
 from meshmw.propagator import MeshPropagator
 from meshmw.reading import Lines
@@ -21,8 +21,11 @@ from meshmw.request_view import RequestView
 from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv import Attributes
 from meshmw.trust import Trust, TrustCallable, TrustPolicy
+from meshmw.version import __version__
 
 Rewrites: TypeAlias = Mapping[str, str | None]
+
+_WRAP: Final = "- a host outside this middleware has trusted this caller otherwise: wrap the middleware around the host"
 
 
 class ServerOptions:
@@ -49,20 +52,38 @@ class ServerOptions:
     ) -> None:
         self._contrib = contrib
         self._exclude = None if exclude is None else PathPatterns(exclude)
-        self._runtime = None if propagator is None else Runtime(propagator=propagator)
+        self._propagator = propagator
         self._spans = server_spans
-        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
-        rejections = None if propagator is None else propagator.rejections
-        self._trust = None if trust is None else TrustPolicy(trust, rejections=rejections)
+        self._trust = trust
+        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
+        if trust is not None:
+            TrustPolicy(trust)  # misuse raises here, not at the first request
+        self._settled: tuple[Runtime | None, Runtime] | None = None
 
     def settled(self) -> Runtime:
-        """Return what this request is served with."""
-        return self._runtime or runtime.current()
+        """Return what this request is served with: the process's settings, and this middleware's options over them."""
+        base = runtime.installed() if self._propagator else runtime.current()
+        if self._settled is None or self._settled[0] is not base:
+            self._settled = (base, self._over(base or Runtime()))
+        return self._settled[1]
 
-    def spans(self, settled: Runtime) -> ServerSpans:
-        """Return who makes the SERVER span."""
-        spans = self._spans or settled.server_spans
-        return "auto" if spans == "contrib" and not self._contrib else spans
+    def _over(self, base: Runtime) -> Runtime:
+        propagator = self._propagator or base.propagator
+        spans = self._spans or base.server_spans
+        return dataclasses.replace(
+            base,
+            propagator=propagator,
+            exclude=base.exclude if self._exclude is None else self._exclude,
+            trust=self._trust_over(base, propagator),
+            server_spans="auto" if spans == "contrib" and not self._contrib else spans,
+        )
+
+    def _trust_over(self, base: Runtime, propagator: MeshPropagator) -> TrustPolicy:
+        if self._trust is not None:
+            return TrustPolicy(self._trust, base.trusted_peers, propagator.rejections)
+        if self._propagator is not None and propagator.trust != "continue":
+            return TrustPolicy(propagator.trust, base.trusted_peers, propagator.rejections)
+        return base.trust
 
     def begin(
         self,
@@ -87,33 +108,22 @@ class ServerOptions:
             host_span: Returns the span that the host marked as this request's; it is told whether one read the lines.
         """
         read, told = settled.propagator.read_once(lines)
-        extraction = self._believed(read, told, settled, view)
-        exclude = settled.exclude if self._exclude is None else self._exclude
-        spans = self.spans(settled)
-        if spans != "auto" or exclude.match(path):
-            return begin_without_span(extraction, method, keep_parent=spans != "contrib"), extraction.rewrites
+        extraction = read.believed(settled.trust.static or settled.trust.decide(view()))
+        beside_host = False
+        if told is not None and told is not extraction:
+            beside_host = told != extraction
+            extraction = extraction if beside_host else told
+        marked = host_span(told is not None)
+        if beside_host and (beside_host := trace.get_current_span().get_span_context().is_valid):
+            settled.propagator.rejections.record("context", "host_trust", _WRAP)
         operation = begin_server(
             extraction,
             propagator=settled.propagator,
             method=method,
             attributes=attributes,
-            host_span=host_span(told is not None) if told is None or told is extraction else None,
+            host_span=marked,
+            spans="off" if settled.exclude.match(path) else settled.server_spans,
+            beside_host=beside_host,
             tracer=self._tracer,
         )
         return operation, extraction.rewrites
-
-    def _believed(
-        self, read: Extraction, told: Extraction | None, settled: Runtime, view: Callable[[], RequestView]
-    ) -> Extraction:
-        policy = self._trust or settled.trust
-        extraction = read.believed(policy.static or policy.decide(view()))
-        if told is None or told is extraction:
-            return extraction
-        if told == extraction:
-            return told
-        settled.propagator.rejections.record(
-            "context",
-            "host_trust",
-            "- a host outside this middleware has trusted this caller otherwise: wrap the middleware around the host",
-        )
-        return extraction

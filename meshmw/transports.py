@@ -45,9 +45,9 @@ class OutboundCalls:
         propagator = self._propagator or runtime.current().propagator
         operation = begin_client(request.method, semconv.LazyAttributes(lambda: _attributes(request)), self._tracer)
         raw = request.headers.raw
-        present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw]
+        present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw if propagator.watches(name)]
         headers, stale = propagator.outgoing(operation.context, present, request.url.host)
-        sent = [pair for pair, (name, _) in zip(raw, present, strict=True) if name.lower() not in stale]
+        sent = [pair for pair in raw if pair[0].lower().decode("latin-1") not in stale] if present else list(raw)
         sent += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         # A copy has the content that was read already, and leaves out these two.
         carrying = copy.copy(request)

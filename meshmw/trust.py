@@ -13,6 +13,8 @@ from meshmw.addresses import Networks, parse_address
 from meshmw.rejections import Rejections
 from meshmw.request_view import RequestView
 
+__all__ = ["RequestView", "Trust", "TrustCallable", "TrustPolicy"]
+
 Trust: TypeAlias = Literal["continue", "restart", "ignore"]
 TrustCallable: TypeAlias = Callable[[RequestView], Trust]
 

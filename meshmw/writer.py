@@ -13,13 +13,14 @@ from opentelemetry.trace import Span, SpanContext, TraceState
 
 from meshmw.baggage_keys import BaggageKeys
 from meshmw.errors import InvalidHeaderError
-from meshmw.extraction import B3_HEADERS, B3_KEY, BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY, TRACE_HEADERS
+from meshmw.extraction import B3_HEADERS, B3_KEY, BAGGAGE_KEY, PASSTHROUGH_KEY, SENT_HEADER, SPAN_KEY, TRACE_HEADERS
 from meshmw.rejections import Rejections
 from meshmw.span_context import W3CTraceState
 from meshmw.wire import B3Context, TraceParent, format_baggage
 from meshmw.wire import TraceState as WireTraceState
 
 _TRACE_FORMATS: Final = TRACE_HEADERS | B3_HEADERS
+_STALE_WITH_TRACE: Final = _TRACE_FORMATS | {SENT_HEADER}
 _WRITES: Final = {
     "tracecontext": ("traceparent", "tracestate"),
     "baggage": ("baggage",),
@@ -79,7 +80,7 @@ class HeaderWriter:
         A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
         """
         owned = frozenset({"baggage"}) if "baggage" in headers else frozenset()
-        return owned | _TRACE_FORMATS if _sends_trace(headers) else owned
+        return owned | _STALE_WITH_TRACE if _sends_trace(headers) else owned
 
     def _write_trace(self, parent: SpanContext, received: object, headers: dict[str, str]) -> None:
         if "tracecontext" in self._formats:

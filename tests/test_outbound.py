@@ -6,6 +6,7 @@ import logging
 
 import httpx
 import pytest
+from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -28,6 +29,7 @@ def sent_to(
     headers: dict[str, str] | None = None,
     redirect: str | None = None,
     provider: TracerProvider | None = None,
+    inbound: dict[str, str] = INBOUND,
 ) -> httpx.Headers:
     """Send a request within the context of an inbound one, and return the headers of its last hop."""
     got: list[httpx.Request] = []
@@ -41,7 +43,7 @@ def sent_to(
     transport = TraceContextTransport(
         httpx.MockTransport(answer), propagator=propagator, tracer_provider=provider or TracerProvider()
     )
-    token = otel_context.attach(propagator.extract(INBOUND))
+    token = otel_context.attach(propagator.extract(inbound))
     try:
         with httpx.Client(transport=transport, follow_redirects=True) as client:
             client.get(url, headers=headers)
@@ -128,3 +130,59 @@ class TestBudget:
         assert "baggage" not in headers
         assert len(headers["cookie"]) == 3000
         assert "a proxy may answer 431" in caplog.text
+
+
+class TestWhatTheCallerWrote:
+    def test_baggage_by_hand_is_no_sign_of_a_proxy_that_strips(self, caplog: pytest.LogCaptureFixture) -> None:
+        propagator = MeshPropagator()
+        headers: dict[str, str] = {"baggage": "a=1"}
+        propagator.inject(headers, propagator.extract({"traceparent": INBOUND["traceparent"]}))
+        assert headers["baggage"] == "a=1"
+        assert propagator.rejections.counts == {}
+        assert not caplog.records
+
+    def test_a_malformed_header_by_hand_is_said_to_be_the_callers(self, caplog: pytest.LogCaptureFixture) -> None:
+        propagator = MeshPropagator()
+        headers = {"Traceparent": "00-xyz", "x-meshmw-sent": "junk"}
+        propagator.inject(headers, propagator.extract({}))
+        assert headers == {"x-meshmw-sent": "junk"}
+        assert "written by hand on an outbound call, and is not sent" in caplog.text
+
+    def test_what_was_said_of_another_call_does_not_stay_on_a_carrier(self) -> None:
+        headers = {"X-Meshmw-Sent": "junk"}
+        propagator = MeshPropagator()
+        propagator.inject(headers, propagator.extract(INBOUND))
+        assert headers.keys() == {"traceparent", "baggage", "x-request-id"}
+
+    def test_a_key_that_is_no_text_is_left_out_and_nothing_raises(self) -> None:
+        headers: dict[str, str] = {}
+        context = baggage.set_baggage(7, "x", baggage.set_baggage("a", "1"))  # type: ignore[arg-type]
+        MeshPropagator().inject(headers, context)
+        assert headers == {"baggage": "a=1"}
+
+
+class TestPassthrough:
+    @pytest.mark.parametrize(
+        "name", ["authorization", "Cookie", "x-forwarded-client-cert", "host", "traceparent", "x-é", "a\r\nb", ""]
+    )
+    def test_credentials_and_what_is_no_name_are_never_passed_through(self, name: str) -> None:
+        with pytest.raises(ValueError, match="not passed through"):
+            MeshPropagator(passthrough=[name])
+
+    def test_only_the_request_id_goes_to_strangers(self) -> None:
+        propagator = MeshPropagator(passthrough=["x-request-id", "x-tenant"])
+        inbound = {**INBOUND, "x-tenant": "north"}
+        assert sent_to("http://shop", propagator, inbound=inbound)["x-tenant"] == "north"
+        strangers = sent_to("https://api.example.com", propagator, inbound=inbound)
+        assert strangers["x-request-id"] == "abc"
+        assert "x-tenant" not in strangers
+
+    def test_with_a_host_that_is_not_to_get_it_a_mapping_gets_no_baggage(self) -> None:
+        propagator = MeshPropagator()
+        context = propagator.extract(INBOUND)
+        there: dict[str, str] = {}
+        here: dict[str, str] = {}
+        propagator.inject_for("api.example.com", there, context)
+        propagator.inject_for("shop", here, context)
+        assert "baggage" not in there
+        assert here["baggage"] == INBOUND["baggage"]

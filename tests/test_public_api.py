@@ -25,7 +25,7 @@ def test_all_is_sorted_and_everything_in_it_is_there(name):
 
 
 def test_dir_shows_the_public_names_and_others_raise():
-    assert set(dir(meshmw)) == {*meshmw.__all__, "__version__"}
+    assert set(dir(meshmw)) == {*meshmw.__all__, *meshmw._MODULES}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = meshmw.nonsense
 
@@ -40,7 +40,13 @@ def test_type_checkers_and_the_program_find_the_same_names():
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imported = {alias.name for node in block.body for alias in node.names} - {"Context"}
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
-    assert imported | defined == set(meshmw.__all__)
+    assert imported | defined | {"__version__"} == set(meshmw.__all__)
+
+
+def test_one_import_is_enough_for_every_public_module():
+    used = "; ".join(f"meshmw.{name}" for name in meshmw._MODULES)
+    done = subprocess.run([sys.executable, "-c", f"import meshmw; {used}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator"])

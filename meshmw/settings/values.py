@@ -5,7 +5,6 @@ A validator raises `ValueError`; the words a user reads are those of the field's
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -15,15 +14,7 @@ from pydantic_settings import NoDecode
 from meshmw.addresses import Networks
 from meshmw.baggage_keys import BaggageKeys
 from meshmw.destinations import Destinations
-
-# RFC 9110 section 5.6.2: the characters of a header's name.
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
-
-# The trace headers are written by the propagator, once each; the others belong to one connection or one message.
-_NEVER_PASSED_THROUGH = {"traceparent", "tracestate", "baggage", "b3"}
-_NEVER_PASSED_THROUGH |= {"x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"}
-_NEVER_PASSED_THROUGH |= {"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade"}
-_NEVER_PASSED_THROUGH |= {"keep-alive", "proxy-connection"}
+from meshmw.passthrough import passable
 
 
 def words(value: object) -> object:
@@ -80,9 +71,7 @@ def _path_pattern(text: str) -> str:
 
 
 def _header_name(name: str) -> str:
-    if not _TOKEN.fullmatch(name) or name in _NEVER_PASSED_THROUGH:
-        raise ValueError("not a header that can be passed through")
-    return name
+    return passable([name])[0]
 
 
 def _host_pattern(text: str) -> str:

@@ -53,6 +53,11 @@ class Telemetry:
         self._lock = threading.Lock()
         self._ended = False
 
+    @property
+    def ended(self) -> bool:
+        """Say whether it was shut down."""
+        return self._ended
+
     def __enter__(self) -> Self:
         return self
 

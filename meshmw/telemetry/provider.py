@@ -13,7 +13,7 @@ from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.exporters import build_exporter, shown_endpoint
 from meshmw.telemetry.processor import PromptBatchSpanProcessor
 from meshmw.telemetry.resource import build_resource
-from meshmw.telemetry.sampling import DeferredDecisionSampler
+from meshmw.telemetry.sampling import RemoteParentSampler
 
 
 def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | None]:
@@ -34,7 +34,9 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
         # OTEL_EXPORTER_OTLP_TIMEOUT, _COMPRESSION, OTEL_BSP_* and the like: the SDK raises what it likes.
         fault = f"an OTEL_* variable, of which OpenTelemetry says {escaped(str(error), 200)}"
         raise SettingsError([fault]) from error
-    provider.sampler = DeferredDecisionSampler(provider.sampler)
+    # A remote parent's flag may be a proxy's doing: where this service decides, it counts as little as that of a root.
+    owns = settings.sampling_owner == "service"
+    provider.sampler = RemoteParentSampler(provider.sampler, service_owns=owns)
     if processor is not None:
         provider.add_span_processor(processor)
     return provider, processor
@@ -43,10 +45,6 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
 def _sampler(settings: Settings) -> Sampler | None:
     """Return the sampler that the settings ask for; None lets the SDK read OTEL_TRACES_SAMPLER."""
     ratio = settings.sampling_ratio
-    if settings.sampling_owner == "service":
-        # A remote parent's flag may be a proxy's doing: it is asked as little as that of a root.
-        own = TraceIdRatioBased(1.0 if ratio is None else ratio)
-        return ParentBased(own, remote_parent_sampled=own, remote_parent_not_sampled=own)
     return None if ratio is None else ParentBased(TraceIdRatioBased(ratio))
 
 

@@ -110,7 +110,9 @@ def format_baggage(
     return ",".join(kept), tuple(dropped)
 
 
-def _outgoing(key: str, value: object, max_bytes: int) -> str:
+def _outgoing(key: object, value: object, max_bytes: int) -> str:
+    if not isinstance(key, str):
+        raise InvalidHeaderError("baggage", "key")
     # An application may copy a value to another key, and then the raw text would write the old one.
     if isinstance(value, BaggageValue) and is_raw_of(key, value.raw):
         return value.raw

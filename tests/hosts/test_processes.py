@@ -195,3 +195,47 @@ def test_with_the_sdk_disabled_the_caller_goes_through_a_whole_service():
         """,
         OTEL_SDK_DISABLED="true",
     )
+
+
+def test_an_empty_extraction_at_start_up_proves_nothing_about_a_later_request():
+    """A job that reads its own empty environment leaves a context that many frameworks copy to every request."""
+    run(
+        PROVIDER,
+        CONFIGURED,
+        """
+        from opentelemetry import context, propagate
+        from meshmw.asgi import TraceContextMiddleware
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def main():
+            context.attach(propagate.extract({}))
+            with trace.get_tracer("boot").start_as_current_span("boot"):
+                for _ in range(2):
+                    await asyncio.create_task(serve(TraceContextMiddleware(app)))
+
+        asyncio.run(main())
+        found = spans(SpanKind.SERVER)
+        assert [span.parent for span in found] == [None, None], found
+        assert len({span.context.trace_id for span in found}) == 2
+        """,
+    )
+
+
+def test_contrib_that_is_not_installed_is_said_by_configure():
+    run(
+        """
+        import sys
+        sys.modules["opentelemetry.instrumentation.asgi"] = None  # as if it were not installed
+        import meshmw
+        try:
+            meshmw.configure(meshmw.Settings(exporter="none", server_spans="contrib"))
+        except meshmw.MissingExtraError as missing:
+            assert "meshmw[contrib]" in str(missing)
+        else:
+            raise AssertionError("configured without contrib")
+        assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        """
+    )

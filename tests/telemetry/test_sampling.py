@@ -12,14 +12,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 
 from meshmw import MeshPropagator, Settings
 from meshmw.telemetry.provider import build_provider
-from meshmw.telemetry.sampling import DeferredDecisionSampler
+from meshmw.telemetry.sampling import RemoteParentSampler
 
 IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
 DEFERRED, DENIED, ACCEPTED = {"b3": IDS}, {"b3": f"{IDS}-0"}, {"b3": f"{IDS}-1"}
 
 
 def is_sampled(root: Sampler, carrier: dict[str, str], *, deeper: bool = False) -> bool:
-    tracer = TracerProvider(sampler=DeferredDecisionSampler(ParentBased(root))).get_tracer("test")
+    tracer = TracerProvider(sampler=RemoteParentSampler(ParentBased(root))).get_tracer("test")
     context = MeshPropagator(["b3", "tracecontext"]).extract(carrier)
     span = tracer.start_span("server", context)
     if deeper:
@@ -45,7 +45,7 @@ def test_a_w3c_parent_beside_a_deferred_b3_of_another_trace_decides() -> None:
 
 
 def test_a_root_is_the_root_samplers_and_the_description_too() -> None:
-    sampler = DeferredDecisionSampler(ParentBased(ALWAYS_ON))
+    sampler = RemoteParentSampler(ParentBased(ALWAYS_ON))
     assert sampler.should_sample(None, 1, "root").decision.is_sampled()
     assert sampler.should_sample(Context(), 1, "root").decision.is_sampled()
     assert sampler.get_description() == ParentBased(ALWAYS_ON).get_description()
