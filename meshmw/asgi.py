@@ -15,12 +15,12 @@ from meshmw import runtime, semconv
 from meshmw.boundary import Operation, tell
 from meshmw.carriers import rewrite_asgi
 from meshmw.contrib import under_contrib
+from meshmw.policy.request_view import RequestView
+from meshmw.policy.trust import Trust, TrustCallable
+from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
-from meshmw.reading import Lines
-from meshmw.request_view import RequestView
 from meshmw.runtime import Runtime, ServerSpans
 from meshmw.serving import ServerOptions
-from meshmw.trust import Trust, TrustCallable
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

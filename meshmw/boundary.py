@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 
-from meshmw.extraction import READ_KEY, SPAN_KEY, Extraction
+from meshmw.propagation.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans, is_global
 from meshmw.semconv import Attributes, error_type, span_name

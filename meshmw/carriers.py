@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any, Final, TypeAlias
 
-from meshmw.extraction import PROPAGATION_HEADERS, SENT_HEADER
+from meshmw.propagation.extraction import PROPAGATION_HEADERS, SENT_HEADER
 
 AsgiHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
 

@@ -9,9 +9,9 @@ from opentelemetry import trace
 
 from meshmw.boundary import Operation
 from meshmw.errors import MissingExtraError
+from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans
-from meshmw.trust import Trust, TrustCallable
 from meshmw.wsgi import OPERATION, TraceContextMiddleware
 
 try:

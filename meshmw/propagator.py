@@ -21,8 +21,11 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from meshmw.baggage_keys import BaggageKeys
-from meshmw.extraction import (
+from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw.policy.header_budget import MAX_BYTES, MAX_HEADERS, HeaderBudget
+from meshmw.policy.passthrough import passable
+from meshmw.policy.trust import Trust
+from meshmw.propagation.extraction import (
     B3_HEADERS,
     PROPAGATION_HEADERS,
     READ_KEY,
@@ -31,15 +34,12 @@ from meshmw.extraction import (
     TRACE_HEADERS,
     Extraction,
 )
-from meshmw.header_budget import MAX_BYTES, MAX_HEADERS, HeaderBudget
-from meshmw.outbound import OutboundScope
-from meshmw.passthrough import passable
-from meshmw.reader import HeaderReader
-from meshmw.reading import Lines
+from meshmw.propagation.outbound import OutboundScope
+from meshmw.propagation.reader import HeaderReader
+from meshmw.propagation.reading import Lines
+from meshmw.propagation.trace_reader import Duplicates, Prefer, TraceParentPolicy, TraceReader
+from meshmw.propagation.writer import HeaderWriter
 from meshmw.rejections import Rejections, Unheard
-from meshmw.trace_reader import Duplicates, Prefer, TraceParentPolicy, TraceReader
-from meshmw.trust import Trust
-from meshmw.writer import HeaderWriter
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings

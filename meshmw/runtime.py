@@ -11,10 +11,10 @@ from opentelemetry import trace
 
 from meshmw.carriers import HeaderNames
 from meshmw.errors import SettingsError
-from meshmw.paths import PathPatterns
+from meshmw.policy.paths import PathPatterns
+from meshmw.policy.trust import TrustPolicy
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
-from meshmw.trust import TrustPolicy
 
 ServerSpans = Literal["auto", "contrib", "off"]
 LOGGER: Final = logging.getLogger("meshmw")

@@ -14,13 +14,13 @@ from opentelemetry.trace import Span
 
 from meshmw import runtime
 from meshmw.boundary import Operation, begin_server
-from meshmw.paths import PathPatterns
+from meshmw.policy.paths import PathPatterns
+from meshmw.policy.request_view import RequestView
+from meshmw.policy.trust import Trust, TrustCallable, TrustPolicy
+from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
-from meshmw.reading import Lines
-from meshmw.request_view import RequestView
 from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv import Attributes
-from meshmw.trust import Trust, TrustCallable, TrustPolicy
 from meshmw.version import __version__
 
 Rewrites: TypeAlias = Mapping[str, str | None]

@@ -13,12 +13,12 @@ from opentelemetry import trace
 from meshmw import semconv
 from meshmw.boundary import Operation
 from meshmw.carriers import rewrite_wsgi
+from meshmw.policy.request_view import RequestView
+from meshmw.policy.trust import Trust, TrustCallable
+from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
-from meshmw.reading import Lines
-from meshmw.request_view import RequestView
 from meshmw.runtime import ServerSpans
 from meshmw.serving import ServerOptions
-from meshmw.trust import Trust, TrustCallable
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.addresses import Networks, parse_address, parse_network
-from meshmw.destinations import Destinations
+from meshmw.policy.addresses import Networks, parse_address, parse_network
+from meshmw.policy.destinations import Destinations
 
 MESH = Destinations(["mesh"])
 JUNK = (

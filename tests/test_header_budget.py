@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.header_budget import (
+from meshmw.policy.header_budget import (
     MAX_BYTES,
     MAX_HEADERS,
     RESERVED_BYTES,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshmw.paths import PathPatterns
+from meshmw.policy.paths import PathPatterns
 
 
 @pytest.mark.parametrize(

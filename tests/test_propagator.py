@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from meshmw import MeshPropagator
-from meshmw.extraction import B3_HEADERS
+from meshmw.propagation.extraction import B3_HEADERS
+from meshmw.propagation.span_context import W3CTraceState
 from meshmw.propagator import FORMATS
-from meshmw.span_context import W3CTraceState
 from meshmw.wire import TraceState as WireTraceState
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from meshmw import MeshPropagator, asgi, runtime, wsgi
 from meshmw.errors import MissingExtraError
-from meshmw.request_view import RequestView
-from meshmw.trust import TrustPolicy
+from meshmw.policy.request_view import RequestView
+from meshmw.policy.trust import TrustPolicy
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 VALID = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("baggage", "user=alice"), ("x-request-id", "abc")]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmw.policy.request_view import RequestView, spiffe_id
+from meshmw.policy.trust import TrustPolicy
 from meshmw.rejections import Rejections
-from meshmw.request_view import RequestView, spiffe_id
-from meshmw.trust import TrustPolicy
 
 ID = "spiffe://cluster.local/ns/shop/sa/checkout"
 

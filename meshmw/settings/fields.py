@@ -151,7 +151,7 @@ class Fields(BaseSettings):
     )
     sampling_ratio: Ratio | None = Field(
         default=None,
-        description="The share of new traces that is recorded; a caller decides for his own, unless sampling_owner is service.",
+        description="The share of new traces that is recorded; sampling_owner says who decides for the others.",
         json_schema_extra={"takes": "a number from 0 to 1"},
     )
     warn_window: Seconds = Field(

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from meshmw.addresses import Networks
-from meshmw.baggage_keys import BaggageKeys
-from meshmw.destinations import Destinations
-from meshmw.passthrough import passable
+from meshmw.policy.addresses import Networks
+from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw.policy.destinations import Destinations
+from meshmw.policy.passthrough import passable
 
 
 def words(value: object) -> object:

@@ -5,9 +5,12 @@ Imported only with the OTLP exporter for HTTP, which brings `requests`.
 
 from __future__ import annotations
 
+import os
+from collections import OrderedDict
 from typing import Any
 
 from requests import Response, Session
+from requests.adapters import HTTPAdapter
 
 # A collector answers with an empty message, or with a few words about what it refused.
 _LONGEST_ANSWER = 65_536
@@ -16,11 +19,27 @@ _LONGEST_ANSWER = 65_536
 class BoundedSession(Session):
     """Reads short answers of a known length, so that the connection is used again, and hangs up on all others."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+        self._inherited: list[Any] = []
+
     def send(self, request: Any, **options: Any) -> Response:
         """Send the request, without reading the answer before its length is known."""
+        if self._process != os.getpid():
+            self._leave_connections_to_the_parent()
         response = super().send(request, **{**options, "stream": True})
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) <= _LONGEST_ANSWER:
             response.raw.read(decode_content=False)
         response.close()
         return response
+
+    def _leave_connections_to_the_parent(self) -> None:
+        """Open connections of its own in a forked process: two that write into one lose each other's spans."""
+        self._process = os.getpid()
+        # Not closed: a lock in there may have been held when the process forked, and nobody would release it.
+        self._inherited.append(self.adapters)
+        self.adapters = OrderedDict()
+        self.mount("https://", HTTPAdapter())
+        self.mount("http://", HTTPAdapter())

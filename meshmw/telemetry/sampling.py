@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
 
-from meshmw.extraction import B3_KEY, SPAN_KEY
+from meshmw.propagation.extraction import B3_KEY, SPAN_KEY
 from meshmw.wire import B3Context
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from meshmw.destinations import Destinations
-from meshmw.extraction import PROPAGATION_HEADERS, SENT_HEADER
-from meshmw.header_budget import HeaderBudget, request_line_bytes
+from meshmw.policy.destinations import Destinations
+from meshmw.policy.header_budget import HeaderBudget, request_line_bytes
+from meshmw.propagation.extraction import PROPAGATION_HEADERS, SENT_HEADER
 from meshmw.rejections import LOGGER, Rejections, excerpt
 
 Pairs = list[tuple[bytes, bytes]]

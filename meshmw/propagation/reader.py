@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from meshmw.baggage_keys import BaggageKeys
-from meshmw.extraction import Extraction
-from meshmw.reading import Lines, Reading
+from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw.propagation.extraction import Extraction
+from meshmw.propagation.reading import Lines, Reading
+from meshmw.propagation.trace_reader import TraceReader
 from meshmw.rejections import Rejections
-from meshmw.trace_reader import TraceReader
 from meshmw.wire import BaggageValue, parse_baggage
 
 STRIPPED: Final = (

@@ -9,9 +9,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias, get_args
 
-from meshmw.addresses import Networks, parse_address
+from meshmw.policy.addresses import Networks, parse_address
+from meshmw.policy.request_view import RequestView
 from meshmw.rejections import Rejections
-from meshmw.request_view import RequestView
 
 __all__ = ["RequestView", "Trust", "TrustCallable", "TrustPolicy"]
 

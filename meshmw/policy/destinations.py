@@ -11,7 +11,7 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Final
 
-from meshmw.addresses import Networks, parse_address
+from meshmw.policy.addresses import Networks, parse_address
 
 # A service talks to few hosts, and a crawler must not fill the memory with the others.
 _CACHED_HOSTS: Final = 1024

@@ -9,10 +9,10 @@ from typing import Final, Literal
 
 from opentelemetry.trace import SpanContext
 
-from meshmw import span_context
 from meshmw.errors import InvalidHeaderError
-from meshmw.extraction import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
-from meshmw.reading import Reading
+from meshmw.propagation import span_context
+from meshmw.propagation.extraction import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
+from meshmw.propagation.reading import Reading
 from meshmw.wire import B3Context, TraceParent, TraceState, read_b3
 
 TraceParentPolicy = Literal["strict", "w3c"]

@@ -11,11 +11,19 @@ from typing import Final
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, TraceState
 
-from meshmw.baggage_keys import BaggageKeys
 from meshmw.errors import InvalidHeaderError
-from meshmw.extraction import B3_HEADERS, B3_KEY, BAGGAGE_KEY, PASSTHROUGH_KEY, SENT_HEADER, SPAN_KEY, TRACE_HEADERS
+from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw.propagation.extraction import (
+    B3_HEADERS,
+    B3_KEY,
+    BAGGAGE_KEY,
+    PASSTHROUGH_KEY,
+    SENT_HEADER,
+    SPAN_KEY,
+    TRACE_HEADERS,
+)
+from meshmw.propagation.span_context import W3CTraceState
 from meshmw.rejections import Rejections
-from meshmw.span_context import W3CTraceState
 from meshmw.wire import B3Context, TraceParent, format_baggage
 from meshmw.wire import TraceState as WireTraceState
 
