@@ -11,6 +11,8 @@ from opentelemetry import context as otel_context
 
 # How long an example takes says something of the machine, and nothing of the code.
 settings.register_profile("meshmw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On demand: pytest tests/test_propagator_properties.py -k bytes --hypothesis-profile=million
+settings.register_profile("million", settings.get_profile("meshmw"), max_examples=1_000_000)
 settings.load_profile("meshmw")
 
 
