@@ -5,10 +5,9 @@ Knows OpenTelemetry's propagator interface. Must not know a framework, a protoco
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
 from opentelemetry.context import get_current as get_current_context
@@ -34,7 +33,9 @@ from meshmw.propagation.extraction import (
     TRACE_HEADERS,
     Extraction,
 )
+from meshmw.propagation.getters import are_same, lines_of
 from meshmw.propagation.outbound import OutboundScope
+from meshmw.propagation.outgoing import OutgoingHeaders
 from meshmw.propagation.reader import HeaderReader
 from meshmw.propagation.reading import Lines
 from meshmw.propagation.trace_reader import Duplicates, Prefer, TraceParentPolicy, TraceReader
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("tracecontext", "baggage", "b3", "b3multi")
 DEFAULT_FORMATS: Final = ("tracecontext", "baggage")
-_UNDECODABLE: Final = ["\ufffd"]
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
 class MeshPropagator(TextMapPropagator):
@@ -115,13 +114,16 @@ class MeshPropagator(TextMapPropagator):
                 **limits,
             )
 
-        self._reader, self._checker = reader(self.rejections), reader(Unheard())
+        self._reader = reader(self.rejections)
         self._writer = HeaderWriter(formats=self.formats, baggage_keys=keys, rejections=self.rejections, **limits)
         self._scope = OutboundScope(
             propagate_to=propagate_to,
             baggage_to=baggage_to,
             budget=header_budget or HeaderBudget(MAX_BYTES, MAX_HEADERS),
             rejections=self.rejections,
+        )
+        self._outgoing = OutgoingHeaders(
+            writer=self._writer, checker=reader(Unheard()), scope=self._scope, rejections=self.rejections
         )
         self._wanted = frozenset(self._names_read())
         watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
@@ -165,7 +167,7 @@ class MeshPropagator(TextMapPropagator):
         if read_before is not None:
             _last_extract.set(None)
             reader, lines_before, extraction, believed = read_before
-            if reader is self and all(_are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
+            if reader is self and all(are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
                 return extraction, believed
         return self.read(lines), None
 
@@ -181,7 +183,7 @@ class MeshPropagator(TextMapPropagator):
         A span in *context* is left alone where the carrier has no valid parent. Never raises for what a carrier
         holds: a header that is refused is counted and warned of.
         """
-        lines = self._lines(carrier, getter)
+        lines = lines_of(carrier, getter, self._wanted)
         extraction = self.read(lines)
         believed = extraction.believed(self.trust)
         _last_extract.set((self, lines, extraction, believed))
@@ -200,7 +202,7 @@ class MeshPropagator(TextMapPropagator):
         """
         context = get_current_context() if context is None else context
         if isinstance(carrier, MutableMapping):
-            self._inject_into_mapping(carrier, context, setter)
+            self._outgoing.replace_in(carrier, context, setter, None)
         else:
             for name, value in self.write(context).items():
                 setter.set(carrier, name, value)
@@ -219,26 +221,7 @@ class MeshPropagator(TextMapPropagator):
             present: The headers that the caller has put on the carrier, as pairs of name and value.
             host: Where they go, without the port; None where that is not known, and nothing is withheld.
         """
-        headers = self.write(context)
-        stale = self._writer.stale(headers)
-        kept: dict[str, list[str]] = {}
-        for name, value in present:
-            if name.lower() not in stale:
-                kept.setdefault(name.lower(), []).append(value)
-        if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
-            rewrites = self._rewrites_of_caller(kept)
-            stale |= rewrites.keys()
-            headers.update((name, text) for name, text in rewrites.items() if text is not None)
-        carried = {name: text for name, text in self._writer.passthrough(context).items() if name not in kept}
-        return (headers | carried, stale) if host is None else self._scope.narrow(host, headers, carried, stale)
-
-    def _rewrites_of_caller(self, lines: Lines) -> dict[str, str | None]:
-        """Check what a caller has written by hand, and what this process does not replace (law 2)."""
-        checked = self._checker.read(lines)
-        for header, reason in checked.refused:
-            if header in lines and reason != "flipped":
-                self.rejections.record(header, reason, "- it was written by hand on an outbound call, and is not sent")
-        return checked.rewrites
+        return self._outgoing.replace(context, present, host)
 
     def fit(self, headers: list[tuple[bytes, bytes]], method: str, target: bytes) -> list[tuple[bytes, bytes]]:
         """Return a request's headers with no more baggage than the proxies on the way accept."""
@@ -247,17 +230,7 @@ class MeshPropagator(TextMapPropagator):
     def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
         """Do as `inject`, and withhold what *host* is not to get; for HTTP libraries that have no transport of ours."""
         context = get_current_context() if context is None else context
-        self._inject_into_mapping(carrier, context, default_setter, host)
-
-    def _inject_into_mapping(
-        self, carrier: Any, context: Context, setter: Setter[Any], host: str | None = None
-    ) -> None:
-        present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in _texts(value)]
-        headers, stale = self.outgoing(context, present, host)
-        for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
-            del carrier[key]
-        for name, value in headers.items():
-            setter.set(carrier, name, value)
+        self._outgoing.replace_in(carrier, context, default_setter, host)
 
     def _names_read(self) -> set[str]:
         names = set(self.passthrough)
@@ -269,58 +242,11 @@ class MeshPropagator(TextMapPropagator):
             names |= B3_HEADERS
         return names
 
-    def _lines(self, carrier: Any, getter: Getter[Any]) -> dict[str, list[str]]:
-        if getter is default_getter and isinstance(carrier, Mapping):
-            return self._lines_of_mapping(carrier)
-        lines = {}
-        for name in self._wanted:
-            values = _values(getter, carrier, name)
-            if values:
-                lines[name] = [_text(value) for value in values]
-        return lines
-
-    def _lines_of_mapping(self, carrier: Mapping[Any, Any]) -> dict[str, list[str]]:
-        """Find headers however a mapping spells them: the default getter knows one spelling of each alone."""
-        lines: dict[str, list[str]] = {}
-        for key, value in carrier.items():
-            if isinstance(key, str) and (name := key.lower()) in self._wanted and (texts := _texts(value)):
-                lines.setdefault(name, []).extend(texts)
-        return lines
-
 
 # A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.
 _last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction, Extraction] | None] = ContextVar(
     "meshmw-extract", default=None
 )
-
-
-def _are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
-    """Say whether two readers saw one header: hosts join lines, and decode odd bytes in their own way."""
-    if before == now:
-        return True
-    if before == _UNDECODABLE:
-        return now is not None
-    return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
-
-
-def _values(getter: Getter[Any], carrier: Any, name: str) -> Sequence[object] | None:
-    try:
-        return getter.get(carrier, name)
-    except UnicodeError:
-        # contrib's ASGI getter raises for some bytes; the request must not fail for them.
-        return _UNDECODABLE
-
-
-def _texts(value: object) -> list[str]:
-    """Return the lines that a mapping holds for one header."""
-    if value is None:
-        return []
-    return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
-
-
-def _text(value: object) -> str:
-    """Return a header value as text; carriers hand out bytes too, and no byte may raise."""
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def _known(formats: Collection[str]) -> tuple[str, ...]:

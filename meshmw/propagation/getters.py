@@ -1,0 +1,65 @@
+"""What carriers hold: header lines by name in lower case, through OpenTelemetry's getters or from plain mappings.
+
+Knows carriers of every kind. Must not know what headers mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from opentelemetry.propagators.textmap import Getter, default_getter
+
+_UNDECODABLE: Final = ["\ufffd"]
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+
+
+def lines_of(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
+    if getter is default_getter and isinstance(carrier, Mapping):
+        return _lines_of_mapping(carrier, wanted)
+    lines = {}
+    for name in wanted:
+        values = _values(getter, carrier, name)
+        if values:
+            lines[name] = [_text(value) for value in values]
+    return lines
+
+
+def texts(value: object) -> list[str]:
+    """Return the lines that a mapping holds for one header."""
+    if value is None:
+        return []
+    return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
+
+
+def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
+    """Say whether two readers saw one header: hosts join lines, and decode odd bytes in their own way."""
+    if before == now:
+        return True
+    if before == _UNDECODABLE:
+        return now is not None
+    return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
+
+
+def _lines_of_mapping(carrier: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Find headers however a mapping spells them: the default getter knows one spelling of each alone."""
+    lines: dict[str, list[str]] = {}
+    for key, value in carrier.items():
+        if isinstance(key, str) and (name := key.lower()) in wanted and (found := texts(value)):
+            lines.setdefault(name, []).extend(found)
+    return lines
+
+
+def _values(getter: Getter[Any], carrier: Any, name: str) -> Sequence[object] | None:
+    try:
+        return getter.get(carrier, name)
+    except UnicodeError:
+        # contrib's ASGI getter raises for some bytes; the request must not fail for them.
+        return _UNDECODABLE
+
+
+def _text(value: object) -> str:
+    """Return a header value as text; carriers hand out bytes too, and no byte may raise."""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,76 @@
+"""Outbound: the headers of one call, what must not stay beside them, and what its host is not to get.
+
+Knows what a caller may have written by hand. Must not know clients or a span's life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Setter
+
+from meshmw.propagation.extraction import PROPAGATION_HEADERS
+from meshmw.propagation.getters import texts
+from meshmw.propagation.outbound import OutboundScope
+from meshmw.propagation.reader import HeaderReader
+from meshmw.propagation.reading import Lines
+from meshmw.propagation.writer import HeaderWriter
+from meshmw.rejections import Rejections
+
+
+class OutgoingHeaders:
+    """Replaces the propagation headers of outbound calls.
+
+    Args:
+        writer: Writes the headers of a context.
+        checker: Reads what a caller wrote, without counting it as a request.
+        scope: Withholds what a host is not to get.
+        rejections: Counts and warns.
+    """
+
+    def __init__(
+        self, *, writer: HeaderWriter, checker: HeaderReader, scope: OutboundScope, rejections: Rejections
+    ) -> None:
+        self._writer = writer
+        self._checker = checker
+        self._scope = scope
+        self._rejections = rejections
+
+    def replace(
+        self, context: Context, present: Iterable[tuple[str, str]], host: str | None
+    ) -> tuple[dict[str, str], frozenset[str]]:
+        """Return the headers to write, and the names in lower case of those to remove first."""
+        headers = self._writer.write(context)
+        stale = self._writer.stale(headers)
+        kept: dict[str, list[str]] = {}
+        for name, value in present:
+            if name.lower() not in stale:
+                kept.setdefault(name.lower(), []).append(value)
+        if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
+            rewrites = self._check(kept)
+            stale |= rewrites.keys()
+            headers.update((name, text) for name, text in rewrites.items() if text is not None)
+        carried = {name: text for name, text in self._writer.passthrough(context).items() if name not in kept}
+        return (headers | carried, stale) if host is None else self._scope.narrow(host, headers, carried, stale)
+
+    def replace_in(
+        self, carrier: MutableMapping[Any, Any], context: Context, setter: Setter[Any], host: str | None
+    ) -> None:
+        """Replace the propagation headers of a mapping, whatever their case."""
+        present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+        headers, stale = self.replace(context, present, host)
+        for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
+            del carrier[key]
+        for name, value in headers.items():
+            setter.set(carrier, name, value)
+
+    def _check(self, lines: Lines) -> dict[str, str | None]:
+        """Check what a caller has written by hand, and what this process does not replace (law 2)."""
+        checked = self._checker.read(lines)
+        for header, reason in checked.refused:
+            if header in lines and reason != "flipped":
+                consequence = "- it was written by hand on an outbound call, and is not sent"
+                self._rejections.record(header, reason, consequence)
+        return checked.rewrites
