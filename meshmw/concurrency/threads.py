@@ -1,0 +1,57 @@
+"""Threads whose work sees the context variables of whoever asked for it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from meshmw.streams import GeneratorSteps
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+    """Is the standard library's executor, with one copy of all context variables for each task.
+
+    It takes the same arguments, and serves as an event loop's default executor too.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        """Schedule a call in a copy of the caller's context variables, as the standard executor does without."""
+        run: Callable[..., T] = contextvars.copy_context().run
+        return super().submit(run, fn, *args, **kwargs)
+
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+        """Call *fn* for each item, in the caller's context variables also where items are asked for later."""
+        return GeneratorSteps(super().map(fn, *iterables, **options), contextvars.copy_context().run)  # type: ignore[arg-type]
+
+
+class Thread(threading.Thread):
+    """Is the standard library's thread, run in a copy of the context variables of whoever starts it.
+
+    A subclass with a `run()` of its own is run in the copy too.
+    """
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: It was started before, or the system has no thread to give.
+        """
+        context, run = contextvars.copy_context(), self.run
+
+        def run_in_context() -> None:
+            # The thread lives on as an object: it shall not keep the request's context alive.
+            del self.run
+            context.run(run)
+
+        self.run = run_in_context  # type: ignore[method-assign]
+        try:
+            super().start()
+        except BaseException:
+            self.__dict__.pop("run", None)
+            raise
