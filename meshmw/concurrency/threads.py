@@ -36,12 +36,27 @@ class Thread(threading.Thread):
     A subclass with a `run()` of its own is run in the copy too.
     """
 
+    _was_started = False
+
     def start(self) -> None:
         """Start the thread.
 
         Raises:
             RuntimeError: It was started before, or the system has no thread to give.
         """
+        is_first = not self._was_started
+        if is_first:
+            self._take_context()
+        try:
+            super().start()
+        except BaseException:
+            # What a first start left belongs to the thread that runs.
+            if is_first:
+                del self.run
+                self._was_started = False
+            raise
+
+    def _take_context(self) -> None:
         context, run = contextvars.copy_context(), self.run
 
         def run_in_context() -> None:
@@ -50,8 +65,4 @@ class Thread(threading.Thread):
             context.run(run)
 
         self.run = run_in_context  # type: ignore[method-assign]
-        try:
-            super().start()
-        except BaseException:
-            self.__dict__.pop("run", None)
-            raise
+        self._was_started = True

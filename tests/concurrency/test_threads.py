@@ -227,6 +227,14 @@ class TestThread:
         thread.run()
         assert seen == [None]
 
+    def test_a_subclass_that_was_not_made_is_told_so_as_by_the_standard_thread(self):
+        class Worker(Thread):
+            def __init__(self):
+                pass
+
+        with pytest.raises(RuntimeError, match=r"__init__\(\) not called"):
+            Worker().start()
+
     def test_a_thread_that_has_ended_keeps_no_context(self):
         class Payload:
             pass
