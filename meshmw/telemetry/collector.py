@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw.settings.faults import escaped
+from meshmw.telemetry.forking import ForkGate
 from meshmw.telemetry.muting import install_mute, muted
 
 log = logging.getLogger("meshmw")
@@ -35,13 +36,14 @@ class CollectorExporter(SpanExporter):
         self._reason = ""
         self._attempts_failed = 0
         self._hurried = False
+        self._gate = ForkGate(lambda: self.failing)
         install_mute()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export, and turn every exception into a failure."""
         self._busy, self._reason, self._attempts_failed = True, "", 0
         try:
-            with muted(self._keep_reason):
+            with self._gate, muted(self._keep_reason):
                 result = self._exporter.export(spans)
         except Exception as error:
             result, self._reason = SpanExportResult.FAILURE, repr(error)
