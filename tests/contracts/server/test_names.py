@@ -156,7 +156,9 @@ def test_middleware_within_a_sub_application_alone_names_the_whole_route(make):
 
 
 @pytest.mark.parametrize(
-    "scope", [{"route": None}, {"route": object()}, {"route": "/items"}, {"endpoint": plain}], ids=str
+    "scope",
+    [{"route": None}, {"route": object()}, {"route": "/items"}, {"endpoint": plain}],
+    ids=["none", "object", "text", "endpoint"],
 )
 def test_a_framework_of_another_kind_leaves_the_method_alone(make, scope):
     host = make("BareASGI")
