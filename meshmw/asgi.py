@@ -124,9 +124,7 @@ class TraceContextMiddleware:
 
     async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve inside contrib's span, and note on it what contrib does not know."""
-        operation = scope.get(_OPERATION)
-        if isinstance(operation, Operation) and operation.delegated is not None:
-            tell(trace.get_current_span(), operation.delegated)
+        tell(trace.get_current_span(), scope[_OPERATION].delegated)
         await self.app(scope, receive, send)
 
 

@@ -99,3 +99,9 @@ def test_lazy_attributes_are_computed_once_and_only_if_somebody_looks():
     assert computed == []
     assert (dict(attributes), len(attributes), attributes["a"], "b" in attributes) == ({"a": 1}, 1, 1, False)
     assert computed == [1]
+
+
+def test_the_port_of_a_scheme_that_has_none_is_left_out():
+    found = semconv.client_attributes(method="GET", scheme="unix", host="shop", port=None, url="unix://shop")
+    assert found["server.address"] == "shop"
+    assert "server.port" not in found

@@ -274,3 +274,23 @@ class TestServerSpans:
         monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.asgi", None)
         with pytest.raises(MissingExtraError, match=r"meshmw\[contrib\]"):
             Served("asgi").get(VALID, propagator=MeshPropagator(), server_spans="contrib")
+
+
+class TestOwnPropagator:
+    """A middleware with a propagator of its own is asked for what that one says, and the settings for the rest."""
+
+    def test_its_trust_counts(self, served: Served) -> None:
+        served.get(VALID, propagator=MeshPropagator(trust="restart"))
+        assert served.span.parent is None
+        assert [f"{link.context.span_id:016x}" for link in served.span.links] == [PARENT_ID]
+
+    def test_the_settings_trust_counts_where_it_says_nothing(self, served: Served) -> None:
+        runtime.install(runtime.Runtime(trust=TrustPolicy("restart")))
+        served.get(VALID, propagator=MeshPropagator())
+        assert served.span.parent is None
+
+
+@pytest.mark.parametrize("pattern", ["health", "", "?", "[a]"])
+def test_a_path_pattern_that_could_never_match_is_refused(served: Served, pattern: str) -> None:
+    with pytest.raises(ValueError, match="pattern of paths"):
+        served.get(VALID, propagator=MeshPropagator(), exclude=[pattern])

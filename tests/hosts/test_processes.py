@@ -239,3 +239,48 @@ def test_contrib_that_is_not_installed_is_said_by_configure():
         assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         """
     )
+
+
+def test_a_hand_made_global_propagator_serves_beside_settings_that_cannot_be_used():
+    run(
+        """
+        import os
+        os.environ["MESHMW_TRUST"] = "nonsense"
+        import meshmw
+        from opentelemetry import propagate
+        from meshmw import runtime
+        mine = meshmw.MeshPropagator()
+        propagate.set_global_textmap(mine)
+        assert runtime.current().propagator is mine
+        assert runtime.current() is runtime.current()
+        """
+    )
+
+
+def test_configure_after_the_end_says_that_nothing_is_recorded():
+    done = run(
+        """
+        import logging, meshmw
+        logging.basicConfig(level=logging.WARNING)
+        handle = meshmw.configure(meshmw.Settings(exporter="none"))
+        handle.shutdown()
+        assert meshmw.configure() is handle
+        """
+    )
+    assert "meshmw was shut down" in done.stderr
+
+
+def test_a_host_that_is_not_to_get_baggage_gets_none_from_inject():
+    run(
+        """
+        import meshmw
+        from opentelemetry import baggage
+        meshmw.configure(meshmw.Settings(exporter="none"))
+        context = baggage.set_baggage("tenant", "north")
+        for host, expected in ((None, {"baggage": "tenant=north"}), ("shop", {"baggage": "tenant=north"}),
+                               ("api.example.com", {})):
+            headers = {}
+            meshmw.inject(headers, context, host=host)
+            assert headers == expected, (host, headers)
+        """
+    )
