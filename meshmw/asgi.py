@@ -71,6 +71,7 @@ class TraceContextMiddleware:
             server_spans=server_spans,
             propagator=propagator,
             tracer_provider=tracer_provider,
+            protocol="asgi",
         )
         self._tracer_provider = tracer_provider
         # What is missing is said here, where a program starts, and not by each request.
@@ -78,13 +79,11 @@ class TraceContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if scope["type"] == "lifespan" and _OPERATION not in scope:
+            await self._live(scope, receive, send)
+            return
         if scope["type"] not in ("http", "websocket") or _OPERATION in scope:
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                if scope["type"] == "lifespan":
-                    # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
-                    runtime.flush()
+            await self.app(scope, receive, send)
             return
         settled = self._options.settled()
         operation = self._begin(scope, settled)
@@ -101,6 +100,16 @@ class TraceContextMiddleware:
             response.end()
             for mark in marks:
                 scope.pop(mark, None)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the lifespan on, and export what is queued once it is over; only the outermost of several does."""
+        scope[_OPERATION] = None
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            scope.pop(_OPERATION, None)
+            # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
+            runtime.flush()
 
     def _begin(self, scope: Scope, settled: Runtime) -> Operation:
         lines = settled.headers.from_asgi(scope["headers"])
@@ -156,7 +165,7 @@ class _Response:
             self._operation.status(status, error_from=500)
         await self._send(message)
         if self._is_last(kind, message):
-            self._complete = True
+            self._complete = self._operation.answered = True
             if not self._is_failure:
                 self.end()
 

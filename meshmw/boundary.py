@@ -6,7 +6,7 @@ Every adapter goes through here. Knows OpenTelemetry's spans and contexts. Must 
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -14,6 +14,8 @@ from opentelemetry.context import Context, create_key
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 
 from meshmw.propagation.extraction import READ_KEY, SPAN_KEY, Extraction
+from meshmw.propagation.getters import are_same
+from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans, is_global
 from meshmw.semconv import Attributes, error_type, span_name
@@ -22,6 +24,7 @@ from meshmw.version import __version__
 _TRACER: Final = trace.get_tracer("meshmw", __version__)
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
 _CLAIM_KEY: Final = create_key("meshmw-claim")
+_OPERATION_KEY: Final = create_key("meshmw-operation")
 # On the link of a fresh root to the parent that its request named and that is not believed.
 _REJECTED: Final = {"meshmw.link": "rejected_parent"}
 
@@ -48,6 +51,31 @@ class Current:
             otel_context.detach(self._token)
 
 
+class Request(NamedTuple):
+    """Tells one request from others.
+
+    Attributes:
+        method: Its method.
+        path: Its path, whole.
+        lines: Its header lines as the application sees them, by name in lower case.
+        protocol: Between server and application: `asgi` or `wsgi`.
+    """
+
+    method: str
+    path: str
+    lines: Lines
+    protocol: str
+
+    def is_same(self, other: Request) -> bool:
+        """Say whether this is the other request in another protocol.
+
+        Within one protocol the mark in the scope or environ tells, and a request that looks alike is another one.
+        """
+        if self.protocol == other.protocol or (self.method, self.path) != (other.method, other.path):
+            return False
+        return all(are_same(self.lines.get(name), other.lines.get(name)) for name in {*self.lines, *other.lines})
+
+
 class Operation:
     """Is one request, from its first header to its last byte.
 
@@ -55,9 +83,10 @@ class Operation:
         context: What is current while user code runs.
         span: The operation's span; not recording where there is no SDK, no sampling or no span wanted.
         delegated: What the headers say, where an instrumentation further in is to make the span; else None.
+        answered: Whether the last byte of the response went out.
     """
 
-    __slots__ = ("_ended", "_method", "_owned", "context", "delegated", "span")
+    __slots__ = ("_ended", "_method", "_owned", "_request", "answered", "context", "delegated", "span")
 
     def __init__(
         self, span: Span, context: Context, method: str, *, owned: bool, delegated: Extraction | None = None
@@ -68,10 +97,17 @@ class Operation:
         self._method = method
         self._owned = owned
         self._ended = False
+        self._request: Request | None = None
+        self.answered = False
 
     def current(self) -> Current:
         """Return a block that makes the context current; it must not contain a `yield` to another frame."""
         return Current(self.context)
+
+    def identify(self, request: Request) -> None:
+        """Let a middleware further in, behind another protocol, know that it serves this very request."""
+        self._request = request
+        self.context = Context({**self.context, _OPERATION_KEY: self})
 
     @property
     def is_open(self) -> bool:
@@ -113,6 +149,21 @@ class Operation:
         if not complete:
             self.span.set_attribute("meshmw.response.incomplete", True)
         self.span.end()
+
+
+def begin_nested(request: Request) -> Operation | None:
+    """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
+
+    A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
+    not cross. The current span tells of nothing, it may be a leaked one; so the whole request must be the same.
+    """
+    around = otel_context.get_current()
+    outer = around.get(_OPERATION_KEY)
+    if not isinstance(outer, Operation) or outer._ended or outer.answered or outer._request is None:
+        return None
+    if not outer._request.is_same(request):
+        return None
+    return Operation(trace.get_current_span(around), around, request.method, owned=False)
 
 
 def begin_server(

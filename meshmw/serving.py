@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime
-from meshmw.boundary import Operation, begin_server
+from meshmw.boundary import Operation, Request, begin_nested, begin_server
 from meshmw.policy.paths import PathPatterns
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable, TrustPolicy
@@ -37,7 +37,7 @@ class ServerOptions:
         server_spans: Who makes the SERVER span.
         propagator: Reads the headers.
         tracer_provider: Makes the spans.
-        contrib: Whether this middleware has a mode in which contrib makes the span.
+        protocol: What the middleware speaks; contrib makes spans for ASGI alone.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class ServerOptions:
         server_spans: ServerSpans | None,
         propagator: MeshPropagator | None,
         tracer_provider: trace.TracerProvider | None,
-        contrib: bool = True,
+        protocol: Literal["asgi", "wsgi"],
     ) -> None:
-        self._contrib = contrib
+        self._protocol = protocol
         self._exclude = None if exclude is None else PathPatterns(exclude)
         self._propagator = propagator
         self._spans = server_spans
@@ -75,7 +75,7 @@ class ServerOptions:
             propagator=propagator,
             exclude=base.exclude if self._exclude is None else self._exclude,
             trust=self._trust_over(base, propagator),
-            server_spans="auto" if spans == "contrib" and not self._contrib else spans,
+            server_spans="auto" if spans == "contrib" and self._protocol == "wsgi" else spans,
         )
 
     def _trust_over(self, base: Runtime, propagator: MeshPropagator) -> TrustPolicy:
@@ -107,6 +107,9 @@ class ServerOptions:
             attributes: Of the span, if one is made.
             host_span: Returns the span that the host marked as this request's; it is told whether one read the lines.
         """
+        nested = begin_nested(Request(method, path, lines, self._protocol))
+        if nested is not None:
+            return nested, {}
         read, told = settled.propagator.read_once(lines)
         extraction = read.believed(settled.trust.static or settled.trust.decide(view()))
         beside_host = False
@@ -126,4 +129,12 @@ class ServerOptions:
             beside_host=beside_host,
             tracer=self._tracer,
         )
+        operation.identify(Request(method, path, _rewritten(lines, extraction.rewrites), self._protocol))
         return operation, extraction.rewrites
+
+
+def _rewritten(lines: Lines, rewrites: Rewrites) -> Lines:
+    if not rewrites:
+        return lines
+    kept = {name: found for name, found in lines.items() if name not in rewrites}
+    return kept | {name: [text] for name, text in rewrites.items() if text is not None}

@@ -62,7 +62,7 @@ class TraceContextMiddleware:
             server_spans=server_spans,
             propagator=propagator,
             tracer_provider=tracer_provider,
-            contrib=False,
+            protocol="wsgi",
         )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

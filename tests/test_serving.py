@@ -161,6 +161,17 @@ class TestTrust:
         assert served.seen["outgoing"]["x-request-id"] == "abc"
         assert "baggage" not in served.seen["outgoing"]
 
+    def test_of_what_he_wanted_passed_on_only_the_request_id_is(self, served: Served) -> None:
+        propagator = MeshPropagator(passthrough=["x-request-id", "x-cloud-trace-context"])
+        context = propagator.extract({**dict(VALID), "x-cloud-trace-context": "a/1"})
+        outgoing: dict[str, str] = {}
+        MeshPropagator(trust="restart", passthrough=propagator.passthrough).inject(outgoing, context)
+        assert outgoing["x-cloud-trace-context"] == "a/1"
+        strict = MeshPropagator(trust="restart", passthrough=propagator.passthrough)
+        outgoing = {}
+        strict.inject(outgoing, strict.extract({**dict(VALID), "x-cloud-trace-context": "a/1"}))
+        assert outgoing == {"x-request-id": "abc"}
+
     def test_his_sampled_flag_is_not_believed(self, served: Served) -> None:
         unsampled = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-00")]
         served.get(unsampled, propagator=MeshPropagator(), trust="restart")

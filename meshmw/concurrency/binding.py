@@ -56,4 +56,5 @@ def _streaming(fn: Callable[..., Any], bound: contextvars.Context, steps: Callab
 
 def is_kind(kind: Callable[[object], bool], fn: Callable[..., Any]) -> bool:
     """Say whether a callable, function or object, is of a kind that `inspect` knows for functions."""
-    return kind(fn) or kind(fn.__call__)  # type: ignore[operator]  # an object may have the method that is of the kind
+    # A class is called to make an object; what that object is called for is another matter.
+    return kind(fn) or (not isinstance(fn, type) and kind(fn.__call__))  # type: ignore[operator]  # an object may have the method that is of the kind

@@ -65,7 +65,9 @@ class Extraction(NamedTuple):
             span_context=None,
             baggage={},
             b3=None,
-            rewrites={**self.rewrites, **dict.fromkeys(PROPAGATION_HEADERS)},
+            # Other headers that are passed on may name a trace too; the request id names this request alone.
+            passthrough={name: text for name, text in self.passthrough.items() if name == "x-request-id"},
+            rewrites={**self.rewrites, **dict.fromkeys((*PROPAGATION_HEADERS, SENT_HEADER))},
             rejected=(self.span_context or self.rejected) if trust == "restart" else None,
         )
 

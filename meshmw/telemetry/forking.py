@@ -22,6 +22,7 @@ class ForkGate:
     def __init__(self, is_hopeless: Callable[[], bool]) -> None:
         self._is_hopeless = is_hopeless
         self._lock = threading.RLock()
+        self._gave_up = False
         if hasattr(os, "register_at_fork"):
             gate = weakref.ref(self)
             os.register_at_fork(
@@ -34,10 +35,13 @@ class ForkGate:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
+        self._gave_up = False
         self._lock.release()
 
     def _close(self) -> None:
-        self._lock.acquire(timeout=0 if self._is_hopeless() else _WAIT_SECONDS)
+        # One wait for each export: a pool forks its workers one after the other.
+        hopeless = self._gave_up or self._is_hopeless()
+        self._gave_up = not self._lock.acquire(timeout=0 if hopeless else _WAIT_SECONDS)
 
     def _open(self) -> None:
         # Not ours to open where the wait was over before the export.

@@ -467,3 +467,11 @@ class TestBind:
             return [await asyncio.create_task(steps.asend(None)) for _ in range(2)], value()
 
         assert asyncio.run(main()) == (["inner", "a"], None)
+
+
+def test_a_class_is_bound_as_what_makes_an_object_whatever_its_objects_are_called_for():
+    class Handler:
+        async def __call__(self):
+            return None
+
+    assert isinstance(bind(Handler)(), Handler)

@@ -284,3 +284,65 @@ def test_a_host_that_is_not_to_get_baggage_gets_none_from_inject():
             assert headers == expected, (host, headers)
         """
     )
+
+
+@pytest.mark.parametrize("settings", ["", "trust='restart', "])
+@pytest.mark.parametrize(
+    "headers", ["[]", "[(b'traceparent', VALID.encode()), (b'baggage', b'a=1'), (b'baggage', b'=')]"]
+)
+def test_a_flask_application_mounted_in_fastapi_is_one_request(settings, headers):
+    done = run(
+        PROVIDER,
+        f"""
+        import logging, warnings, meshmw, meshmw.flask
+        warnings.simplefilter("ignore")
+        logging.basicConfig(level=logging.WARNING)
+        meshmw.configure(meshmw.Settings({settings}exporter="none"))
+        from fastapi import FastAPI
+        from flask import Flask
+        from starlette.middleware.wsgi import WSGIMiddleware
+        from meshmw.asgi import TraceContextMiddleware
+
+        inner = Flask("inner")
+        meshmw.flask.init_app(inner)
+
+        @inner.get("/x")
+        def x():
+            with trace.get_tracer("user").start_as_current_span("work"):
+                return "hi"
+
+        app = FastAPI(telemetry={{"operation_spans": False}})
+        app.add_middleware(TraceContextMiddleware)
+        app.mount("/v1", WSGIMiddleware(inner))
+        for _ in range(2):
+            asyncio.run(serve(app, {headers}, path="/v1/x"))
+        servers = spans(SpanKind.SERVER)
+        assert len(servers) == 2, [span.name for span in servers]
+        work = spans(SpanKind.INTERNAL)
+        assert [span.parent.span_id for span in work] == [span.context.span_id for span in servers]
+        """,
+    )
+    assert "leaked_span" not in done.stderr
+
+
+def test_of_several_middleware_only_the_outermost_exports_at_the_end_of_the_lifespan():
+    run(
+        """
+        import meshmw
+        from meshmw import runtime
+        from meshmw.asgi import TraceContextMiddleware
+        flushed = []
+        runtime.install(runtime.Runtime(flush=lambda: flushed.append(1)))
+
+        async def app(scope, receive, send):
+            pass
+
+        async def main():
+            scope = {"type": "lifespan"}
+            await TraceContextMiddleware(TraceContextMiddleware(app))(scope, None, None)
+            assert scope == {"type": "lifespan"}
+
+        asyncio.run(main())
+        assert flushed == [1]
+        """
+    )

@@ -113,3 +113,17 @@ def test_where_no_process_forks_there_is_nothing_to_do(monkeypatch):
     monkeypatch.delattr(os, "register_at_fork")
     with ForkGate(lambda: False):
         pass
+
+
+def test_forks_wait_once_for_an_export_that_hangs_and_again_for_the_next(hooks, monkeypatch):
+    """A pool forks its workers one after the other."""
+    monkeypatch.setattr(forking, "_WAIT_SECONDS", 0.01)
+    gate = ForkGate(lambda: False)
+    with Export(gate):
+        hooks["before"]()
+        hooks["after_in_parent"]()
+        monkeypatch.setattr(forking, "_WAIT_SECONDS", -1)
+        # Without end now: it would never return.
+        hooks["before"]()
+        hooks["after_in_parent"]()
+    assert not gate._gave_up
