@@ -11,8 +11,8 @@ from typing import Any, Final, TypeAlias
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from meshmw import runtime, semconv
-from meshmw.boundary import Operation, tell
+from meshmw import runtime
+from meshmw.boundary.http import HttpOperation, tell
 from meshmw.carriers import rewrite_asgi
 from meshmw.contrib import under_contrib
 from meshmw.policy.request_view import RequestView
@@ -20,6 +20,8 @@ from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, ServerSpans
+from meshmw.semconv import http as semconv
+from meshmw.semconv.attributes import AttributeValue, LazyAttributes
 from meshmw.serving import ServerOptions
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -111,7 +113,7 @@ class TraceContextMiddleware:
             # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
             runtime.flush()
 
-    def _begin(self, scope: Scope, settled: Runtime) -> Operation:
+    def _begin(self, scope: Scope, settled: Runtime) -> HttpOperation:
         lines = settled.headers.from_asgi(scope["headers"])
         operation, rewrites = self._options.begin(
             lines,
@@ -119,7 +121,7 @@ class TraceContextMiddleware:
             view=lambda: RequestView.from_asgi(scope),
             path=scope["path"],
             method=scope.get("method", "GET"),
-            attributes=semconv.LazyAttributes(lambda: _attributes(scope, lines)),
+            attributes=LazyAttributes(lambda: _attributes(scope, lines)),
             host_span=lambda read_by_host: _host_span(scope, read_by_host),
         )
         if rewrites:
@@ -145,7 +147,7 @@ class _Response:
 
     __slots__ = ("_complete", "_is_failure", "_operation", "_scope", "_send", "_started", "_trailers")
 
-    def __init__(self, operation: Operation, scope: Scope, send: Send) -> None:
+    def __init__(self, operation: HttpOperation, scope: Scope, send: Send) -> None:
         self._operation = operation
         self._scope = scope
         self._send = send
@@ -179,7 +181,7 @@ class _Response:
         """End the operation under the route that the framework left in the scope."""
         if self._operation.is_open:
             self._operation.route(_route(self._scope))
-        self._operation.end(complete=self._complete)
+        self._operation.finish(complete=self._complete)
 
     def _is_last(self, kind: str, message: Message) -> bool:
         if kind in ("http.response.body", "http.response.zerocopysend"):
@@ -189,7 +191,7 @@ class _Response:
         return kind in ("http.response.pathsend", "accept", "close")
 
 
-def _stand_hosts_down(scope: Scope, operation: Operation) -> list[str]:
+def _stand_hosts_down(scope: Scope, operation: HttpOperation) -> list[str]:
     """Mark the scope, so that neither we nor a host further in open a second SERVER span; return the new marks."""
     marks = {_OPERATION: operation, _FASTAPI: None, _STARLETTE: True}
     new = [mark for mark in marks if mark not in scope]
@@ -235,7 +237,7 @@ def _mounted_at(scope: Scope, template: str) -> str:
     return "/".join(shown)
 
 
-def _attributes(scope: Scope, lines: Lines) -> dict[str, semconv.AttributeValue]:
+def _attributes(scope: Scope, lines: Lines) -> dict[str, AttributeValue]:
     server, client = scope.get("server"), scope.get("client")
     authority = lines["host"][0] if "host" in lines else f"{server[0]}:{server[1]}" if server and server[1] else None
     return semconv.server_attributes(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from meshmw.boundary import Operation
+from meshmw.boundary.http import HttpOperation
 from meshmw.errors import MissingExtraError
 from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagator import MeshPropagator
@@ -59,5 +59,5 @@ def init_app(
 
 def _name_after_rule(_app: Flask, **_: Any) -> None:
     operation = request.environ.get(OPERATION)
-    if isinstance(operation, Operation) and request.url_rule is not None:
+    if isinstance(operation, HttpOperation) and request.url_rule is not None:
         operation.route(request.url_rule.rule)

@@ -13,14 +13,15 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime
-from meshmw.boundary import Operation, Request, begin_nested, begin_server
+from meshmw.boundary.http import HttpOperation, begin_nested, begin_server
+from meshmw.boundary.request import Request
 from meshmw.policy.paths import PathPatterns
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable, TrustPolicy
 from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, ServerSpans
-from meshmw.semconv import Attributes
+from meshmw.semconv.attributes import Attributes
 from meshmw.version import __version__
 
 Rewrites: TypeAlias = Mapping[str, str | None]
@@ -95,7 +96,7 @@ class ServerOptions:
         method: str,
         attributes: Attributes,
         host_span: Callable[[bool], Span | None],
-    ) -> tuple[Operation, Rewrites]:
+    ) -> tuple[HttpOperation, Rewrites]:
         """Begin to serve a request; return the operation, and the headers to rewrite for the application.
 
         Args:

@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Self
 
 from opentelemetry import trace
 
-from meshmw import runtime, semconv
-from meshmw.boundary import Operation, begin_client
+from meshmw import runtime
+from meshmw.boundary.http import HttpOperation, begin_client
 from meshmw.propagator import MeshPropagator
+from meshmw.semconv import http as semconv
+from meshmw.semconv.attributes import AttributeValue, LazyAttributes
 
 
 class OutboundCalls:
@@ -40,10 +42,10 @@ class OutboundCalls:
         self._propagator = propagator
         self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
 
-    def begin(self, request: Any) -> tuple[Operation, Any]:
+    def begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or runtime.current().propagator
-        operation = begin_client(request.method, semconv.LazyAttributes(lambda: _attributes(request)), self._tracer)
+        operation = begin_client(request.method, LazyAttributes(lambda: _attributes(request)), self._tracer)
         raw = request.headers.raw
         present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw if propagator.watches(name)]
         headers, stale = propagator.outgoing(operation.context, present, request.url.host)
@@ -55,7 +57,7 @@ class OutboundCalls:
         carrying.headers = type(request.headers)(propagator.fit(sent, request.method, request.url.raw_path))
         return operation, carrying
 
-    def answered(self, operation: Operation, response: Any) -> Any:
+    def answered(self, operation: HttpOperation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""
         operation.status(response.status_code, error_from=400)
         version = response.extensions.get("http_version", b"")
@@ -133,7 +135,7 @@ class AsyncTransport(OutboundCalls):
 class SyncBody:
     """Is a response body that ends its operation when it closes."""
 
-    def __init__(self, stream: Any, operation: Operation) -> None:
+    def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
 
@@ -155,7 +157,7 @@ class SyncBody:
 class AsyncBody:
     """Is an async response body that ends its operation when it closes."""
 
-    def __init__(self, stream: Any, operation: Operation) -> None:
+    def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
 
@@ -175,7 +177,7 @@ class AsyncBody:
             self._operation.end()
 
 
-def _attributes(request: Any) -> dict[str, semconv.AttributeValue]:
+def _attributes(request: Any) -> dict[str, AttributeValue]:
     url = request.url.copy_with(username=None, password=None) if request.url.userinfo else request.url
     return semconv.client_attributes(
         method=request.method, scheme=url.scheme, host=url.host, port=url.port, url=str(url)

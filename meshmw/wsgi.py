@@ -10,14 +10,15 @@ from typing import Any, Final, TypeAlias
 
 from opentelemetry import trace
 
-from meshmw import semconv
-from meshmw.boundary import Operation
+from meshmw.boundary.http import HttpOperation
 from meshmw.carriers import rewrite_wsgi
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans
+from meshmw.semconv import http as semconv
+from meshmw.semconv.attributes import AttributeValue, LazyAttributes
 from meshmw.serving import ServerOptions
 
 Environ: TypeAlias = dict[str, Any]
@@ -83,11 +84,11 @@ class TraceContextMiddleware:
         except BaseException as error:
             operation.status(500, error_from=500)
             operation.fail(error)
-            operation.end(complete=False)
+            operation.finish(complete=False)
             raise
         return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
 
-    def _begin(self, environ: Environ) -> Operation:
+    def _begin(self, environ: Environ) -> HttpOperation:
         settled = self._options.settled()
         lines = settled.headers.from_wsgi(environ)
         operation, rewrites = self._options.begin(
@@ -96,7 +97,7 @@ class TraceContextMiddleware:
             view=lambda: RequestView.from_wsgi(environ),
             path=_path(environ),
             method=environ["REQUEST_METHOD"],
-            attributes=semconv.LazyAttributes(lambda: _attributes(environ, lines)),
+            attributes=LazyAttributes(lambda: _attributes(environ, lines)),
             host_span=lambda _: None,
         )
         rewrite_wsgi(environ, rewrites)
@@ -109,7 +110,7 @@ class _Body:
     An object rather than a generator: a server may close a body that it never began to read.
     """
 
-    def __init__(self, body: Iterable[bytes], operation: Operation) -> None:
+    def __init__(self, body: Iterable[bytes], operation: HttpOperation) -> None:
         self._body = body
         self._operation = operation
         self._steps: Iterator[bytes] | None = None
@@ -128,7 +129,7 @@ class _Body:
             raise
         except BaseException as error:
             self._operation.fail(error)
-            self._operation.end(complete=False)
+            self._operation.finish(complete=False)
             raise
 
     def close(self) -> None:
@@ -142,7 +143,7 @@ class _Body:
             self._operation.fail(error)
             raise
         finally:
-            self._operation.end(complete=False)
+            self._operation.finish(complete=False)
 
 
 class _SizedBody(_Body):
@@ -158,7 +159,7 @@ def _path(environ: Environ) -> str:
     return text.encode("latin-1", "replace").decode("utf-8", "replace") or "/"
 
 
-def _attributes(environ: Environ, lines: Lines) -> dict[str, semconv.AttributeValue]:
+def _attributes(environ: Environ, lines: Lines) -> dict[str, AttributeValue]:
     client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
     own = f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
     return semconv.server_attributes(

@@ -66,7 +66,7 @@ class TestFrame:
 
     def test_the_current_context_and_the_configured_propagator_are_the_defaults(self, context, monkeypatch):
         monkeypatch.setattr(runtime, "_installed", runtime.Runtime())
-        from meshmw.boundary import Current
+        from meshmw.boundary.operation import Current
 
         with Current(context):
             data = encode()

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from opentelemetry.context import Context, get_current
 
-from meshmw.boundary import Current
+from meshmw.boundary.operation import Current
 from meshmw.propagation.extraction import PASSTHROUGH_KEY, PROPAGATION_HEADERS
 from meshmw.propagator import MeshPropagator
 

@@ -14,7 +14,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from meshmw.boundary import Current, Operation
+from meshmw.boundary.operation import Current, Operation
 from meshmw.concurrency.binding import is_kind
 from meshmw.concurrency.carried import from_headers
 
@@ -110,7 +110,7 @@ def _new_root(
     origin = trace.get_current_span().get_span_context()
     context = from_headers({}, get_current())
     span = tracer.start_span(name, context, kind, attributes, [Link(origin, _ORIGIN)] if origin.is_valid else None)
-    operation = Operation(span, trace.set_span_in_context(span, context), "", owned=True)
+    operation = Operation(span, trace.set_span_in_context(span, context), owned=True)
     try:
         with operation.current():
             yield span

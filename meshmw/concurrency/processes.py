@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from opentelemetry.context import Context
 
 from meshmw import bootstrap, runtime
-from meshmw.boundary import Current
+from meshmw.boundary.operation import Current
 from meshmw.concurrency.carried import Carried
 from meshmw.settings import Settings
 from meshmw.streams import GeneratorSteps

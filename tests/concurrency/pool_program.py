@@ -12,7 +12,7 @@ from opentelemetry import baggage, propagate, trace
 from opentelemetry.context import get_current
 
 import meshmw
-from meshmw.boundary import Current
+from meshmw.boundary.operation import Current
 from meshmw.concurrency import ProcessPoolExecutor, ThreadPoolExecutor, run_in_executor
 
 TRACER = trace.get_tracer("program")

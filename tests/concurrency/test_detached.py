@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from meshmw.boundary import Current
+from meshmw.boundary.operation import Current
 from meshmw.concurrency import ThreadPoolExecutor, bind, detached, linked
 from meshmw.propagator import MeshPropagator
 from meshmw.testing.spans import from_sdk

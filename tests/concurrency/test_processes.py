@@ -18,7 +18,7 @@ from opentelemetry.context import Context, create_key
 
 import meshmw
 from meshmw import bootstrap
-from meshmw.boundary import Current
+from meshmw.boundary.operation import Current
 from meshmw.concurrency import ProcessPoolExecutor, processes
 from meshmw.concurrency.carried import Carried, from_headers, to_headers
 from meshmw.propagator import MeshPropagator

@@ -6,49 +6,17 @@ Knows attribute names and values. Must not know OpenTelemetry's objects, framewo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
 from typing import Final
-from urllib.parse import urlsplit
 
-AttributeValue = str | int
-Attributes = Mapping[str, AttributeValue]
+from meshmw.semconv.attributes import DEFAULT_PORTS, AttributeValue, address_attributes
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
-DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 # "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query
 _SECRET_IN_QUERY: Final = re.compile(
     r"((?:^|&)(?:AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)"
     r"[^&]*"
 )
-
-
-class LazyAttributes(Mapping[str, AttributeValue]):
-    """Computes attributes when somebody first looks at them, so that an unsampled span costs none.
-
-    Args:
-        build: Returns the attributes; called at most once.
-    """
-
-    __slots__ = ("_build", "_built")
-
-    def __init__(self, build: Callable[[], dict[str, AttributeValue]]) -> None:
-        self._build = build
-        self._built: dict[str, AttributeValue] | None = None
-
-    def _attributes(self) -> dict[str, AttributeValue]:
-        if self._built is None:
-            self._built = self._build()
-        return self._built
-
-    def __getitem__(self, key: str) -> AttributeValue:
-        return self._attributes()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._attributes())
-
-    def __len__(self) -> int:
-        return len(self._attributes())
 
 
 def method_attributes(method: str) -> dict[str, AttributeValue]:
@@ -62,25 +30,6 @@ def span_name(method: str, route: str | None = None) -> str:
     """Return `{method} {route}`, or the method alone; an unknown method is named `HTTP`."""
     verb = method if method in METHODS else "HTTP"
     return f"{verb} {route}" if route else verb
-
-
-def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:
-    """Return `{prefix}.address` and `{prefix}.port` of a `host[:port]`, or nothing where it is malformed.
-
-    A port that is not given is the scheme's own.
-    """
-    if not authority:
-        return {}
-    try:
-        url = urlsplit(f"//{authority}")
-        address, port = url.hostname, url.port
-    except ValueError:
-        return {}
-    if not address or url.path or url.query or url.fragment or url.username is not None:
-        return {}
-    port = port or DEFAULT_PORTS.get(scheme)
-    found: dict[str, AttributeValue] = {f"{prefix}.address": address}
-    return found | {f"{prefix}.port": port} if port else found
 
 
 def redact_query(query: str) -> str:
@@ -134,9 +83,3 @@ def protocol_version(version: str) -> str:
     """Return `1.1`, `2` or `3` for what servers and clients call `HTTP/1.1`, `HTTP/2`, `2.0`, `h2`."""
     number = version.rpartition("/")[2].removeprefix("h")
     return number.removesuffix(".0") if number in {"2.0", "3.0"} else number
-
-
-def error_type(error: BaseException) -> str:
-    """Return the fully qualified name of an exception's class, without `builtins`."""
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

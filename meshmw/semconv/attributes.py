@@ -1,0 +1,68 @@
+"""What the attributes of every kind of span have in common: their types, addresses, and the name of an error.
+
+Must not know OpenTelemetry's objects, nor any one protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+AttributeValue = str | int
+Attributes = Mapping[str, AttributeValue]
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+class LazyAttributes(Mapping[str, AttributeValue]):
+    """Computes attributes when somebody first looks at them, so that an unsampled span costs none.
+
+    Args:
+        build: Returns the attributes; called at most once.
+    """
+
+    __slots__ = ("_build", "_built")
+
+    def __init__(self, build: Callable[[], dict[str, AttributeValue]]) -> None:
+        self._build = build
+        self._built: dict[str, AttributeValue] | None = None
+
+    def _attributes(self) -> dict[str, AttributeValue]:
+        if self._built is None:
+            self._built = self._build()
+        return self._built
+
+    def __getitem__(self, key: str) -> AttributeValue:
+        return self._attributes()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._attributes())
+
+    def __len__(self) -> int:
+        return len(self._attributes())
+
+
+def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:
+    """Return `{prefix}.address` and `{prefix}.port` of a `host[:port]`, or nothing where it is malformed.
+
+    A port that is not given is the scheme's own.
+    """
+    if not authority:
+        return {}
+    try:
+        url = urlsplit(f"//{authority}")
+        address, port = url.hostname, url.port
+    except ValueError:
+        return {}
+    if not address or url.path or url.query or url.fragment or url.username is not None:
+        return {}
+    port = port or DEFAULT_PORTS.get(scheme)
+    found: dict[str, AttributeValue] = {f"{prefix}.address": address}
+    return found | {f"{prefix}.port": port} if port else found
+
+
+def error_type(error: BaseException) -> str:
+    """Return the fully qualified name of an exception's class, without `builtins`."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
