@@ -18,15 +18,15 @@ def spans_from_otlp(request: Any) -> list[ReceivedSpan]:
 
 def _otlp(request: Any) -> Iterator[ReceivedSpan]:
     for resource_spans in request.resource_spans:
-        service = str(_attributes(resource_spans.resource.attributes).get("service.name", ""))
+        resource = _attributes(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
-                yield _otlp_span(service, scope_spans.scope.name, span)
+                yield _otlp_span(resource, scope_spans.scope.name, span)
 
 
-def _otlp_span(service: str, scope: str, span: Any) -> ReceivedSpan:
+def _otlp_span(resource: dict[str, Any], scope: str, span: Any) -> ReceivedSpan:
     return ReceivedSpan(
-        service=service,
+        service=str(resource.get("service.name", "")),
         name=span.name,
         kind=type(span).SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
         trace_id=span.trace_id.hex(),
@@ -42,6 +42,7 @@ def _otlp_span(service: str, scope: str, span: Any) -> ReceivedSpan:
         scope=scope,
         trace_state=span.trace_state,
         flags=span.flags,
+        resource=resource,
     )
 
 

@@ -44,6 +44,7 @@ class ReceivedSpan:
         scope: The name of the instrumentation that made the span.
         trace_state: The span's tracestate as text.
         flags: OTLP's span flags: the low byte holds the trace flags. 0 where the exporter sent none.
+        resource: The attributes of whoever made the span; empty from Zipkin.
     """
 
     service: str
@@ -62,6 +63,7 @@ class ReceivedSpan:
     scope: str = ""
     trace_state: str = ""
     flags: int = 0
+    resource: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def milliseconds(self) -> float:
@@ -101,4 +103,5 @@ def from_sdk(span: ReadableSpan) -> ReceivedSpan:
         scope="" if scope is None else scope.name,
         trace_state=context.trace_state.to_header(),
         flags=int(context.trace_flags),
+        resource=dict(span.resource.attributes),
     )
