@@ -5,7 +5,7 @@ Knows the WSGI protocol (PEP 3333). Must not know the formats, nor how a span li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 from opentelemetry import trace
@@ -20,6 +20,7 @@ from meshmw.runtime import ServerSpans
 from meshmw.semconv import http as semconv
 from meshmw.semconv.attributes import AttributeValue, LazyAttributes
 from meshmw.serving import ServerOptions
+from meshmw.wsgi_body import watched
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
@@ -86,7 +87,7 @@ class TraceContextMiddleware:
             operation.fail(error)
             operation.finish(complete=False)
             raise
-        return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
+        return watched(body, operation, environ.get("wsgi.file_wrapper"))
 
     def _begin(self, environ: Environ) -> HttpOperation:
         settled = self._options.settled()
@@ -102,55 +103,6 @@ class TraceContextMiddleware:
         )
         rewrite_wsgi(environ, rewrites)
         return operation
-
-
-class _Body:
-    """Is the response body, with the context current during each of its steps and at no other time.
-
-    An object rather than a generator: a server may close a body that it never began to read.
-    """
-
-    def __init__(self, body: Iterable[bytes], operation: HttpOperation) -> None:
-        self._body = body
-        self._operation = operation
-        self._steps: Iterator[bytes] | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            with self._operation.current():
-                if self._steps is None:
-                    self._steps = iter(self._body)
-                return next(self._steps)
-        except StopIteration:
-            self._operation.end()
-            raise
-        except BaseException as error:
-            self._operation.fail(error)
-            self._operation.finish(complete=False)
-            raise
-
-    def close(self) -> None:
-        """Close the application's body, and end the operation if its last byte never went out."""
-        try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                with self._operation.current():
-                    close()
-        except BaseException as error:
-            self._operation.fail(error)
-            raise
-        finally:
-            self._operation.finish(complete=False)
-
-
-class _SizedBody(_Body):
-    """Is a body whose number of chunks the server may ask for, to set Content-Length itself."""
-
-    def __len__(self) -> int:
-        return len(self._body)  # type: ignore[arg-type]  # made for sized bodies alone
 
 
 def _path(environ: Environ) -> str:
