@@ -1,0 +1,47 @@
+"""`python -m tests.benchmarks`: times meshmw beside its peers, and prints the README's table and its chart."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+from tests.benchmarks.chart import chart
+from tests.benchmarks.measure import Case, measure
+from tests.benchmarks.report import table
+
+MODULES = ("servers", "hosts", "clients", "formats", "threads", "kafka", "rpc")
+ROUNDS = 41
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Time what the arguments name, and print it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(MODULES)}; all by default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="batches of each rival")
+    parser.add_argument("--times", type=int, help="how often the thing is done in a batch, instead of each case's own")
+    parser.add_argument("--svg", type=Path, help="where to write the chart")
+    options = parser.parse_args(arguments)
+    cases = [case for name in options.what or MODULES for case in _cases(name)]
+    began = time.monotonic()
+    results = []
+    for case in cases:
+        results.append(measure(case, options.rounds, options.times))
+        print(f"{case.name}: done after {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(table(results))
+    if options.svg:
+        options.svg.write_text(chart(results), encoding="utf-8")
+    return 0
+
+
+def _cases(name: str) -> list[Case]:
+    path = f"tests.benchmarks.{name}"
+    if importlib.util.find_spec(path) is None:
+        return []
+    return list(importlib.import_module(path).cases())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

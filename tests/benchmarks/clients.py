@@ -1,0 +1,79 @@
+"""httpx, sync and async: what each tracing transport adds to an outbound request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import httpx
+from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransport, SyncOpenTelemetryTransport
+from opentelemetry.trace import get_tracer
+
+from meshmw import MeshPropagator
+from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
+from tests.benchmarks.measure import Batch, Case
+from tests.benchmarks.traffic import SAMPLED, UNSAMPLED, flush, loop, provider
+
+URL = "http://items.local:8000/items/1?page=1"
+
+
+class _Answers(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers at once, so that only what is around it takes time."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b"ok")
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b"ok")
+
+
+def cases() -> list[Case]:
+    """Return the cases of this file."""
+    provider()
+    target = {"contrib": 1 / 4}
+    sync = {
+        "bare": _Answers(),
+        "meshmw": TraceContextTransport(_Answers()),
+        "contrib": SyncOpenTelemetryTransport(_Answers()),
+    }
+    asynchronous = {
+        "bare": _Answers(),
+        "meshmw": AsyncTraceContextTransport(_Answers()),
+        "contrib": AsyncOpenTelemetryTransport(_Answers()),
+    }
+    cases = []
+    for name, traceparent in (("sampled", SAMPLED), ("unsampled", UNSAMPLED)):
+        batches = {label: _sync(transport, traceparent) for label, transport in sync.items()}
+        cases.append(Case(f"httpx request, {name}", batches, floor="bare", between=flush, target=target))
+    batches = {label: _async(transport) for label, transport in asynchronous.items()}
+    cases.append(Case("httpx request, async, sampled", batches, floor="bare", between=flush, target=target))
+    return cases
+
+
+def _sync(transport: httpx.BaseTransport, traceparent: str) -> Batch:
+    around = _around(traceparent)
+
+    def send(times: int) -> None:
+        with around():
+            for _ in range(times):
+                transport.handle_request(httpx.Request("GET", URL)).close()
+
+    return send
+
+
+def _async(transport: httpx.AsyncBaseTransport) -> Batch:
+    around = _around(SAMPLED)
+
+    async def send(times: int) -> None:
+        with around():
+            for _ in range(times):
+                response = await transport.handle_async_request(httpx.Request("GET", URL))
+                await response.aclose()
+
+    return lambda times: loop().run_until_complete(send(times))
+
+
+def _around(traceparent: str) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes a SERVER span current, as where a service calls the next one."""
+    context = MeshPropagator().extract({"traceparent": traceparent, "baggage": "user=alice,tenant=5"})
+    return lambda: get_tracer("service").start_as_current_span("GET", context)

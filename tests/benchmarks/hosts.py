@@ -1,0 +1,84 @@
+"""FastAPI and Flask: what each way to trace them adds to a request, and what we add to a span of the host's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from flask import Flask
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+
+import meshmw.flask
+from meshmw.asgi import TraceContextMiddleware
+from tests.benchmarks.measure import Case
+from tests.benchmarks.traffic import SAMPLED, asgi_batch, flush, headers, provider, wsgi_batch
+
+QUIET = {"tracing": False, "metrics": False, "logs": False}
+ONE_SPAN = {"operation_spans": False}
+
+
+def fastapi_app(telemetry: dict[str, bool]) -> FastAPI:
+    """Return an application of one route."""
+    app = FastAPI(telemetry=telemetry)  # type: ignore[arg-type]
+
+    @app.get("/items/{item}")
+    async def item(item: int, page: int = 0) -> dict[str, int]:
+        return {"item": item, "page": page}
+
+    return app
+
+
+def flask_app() -> Flask:
+    """Return an application of one route."""
+    app = Flask(__name__)
+
+    @app.get("/items/<int:item>")
+    def item(item: int) -> dict[str, int]:
+        return {"item": item}
+
+    return app
+
+
+def cases() -> list[Case]:
+    """Return the cases of this file."""
+    provider()
+    return [_fastapi(), _adopted(), _flask()]
+
+
+def _fastapi() -> Case:
+    contrib = fastapi_app(QUIET)
+    FastAPIInstrumentor.instrument_app(contrib)
+    apps: dict[str, Any] = {
+        "bare": fastapi_app(QUIET),
+        "meshmw": TraceContextMiddleware(fastapi_app({})),
+        "FastAPI's own": fastapi_app({}),
+        "FastAPI's own, one span": fastapi_app(ONE_SPAN),
+        "contrib": contrib,
+    }
+    batches = {label: asgi_batch(app, headers(SAMPLED)) for label, app in apps.items()}
+    target = {"FastAPI's own": 1 / 7, "FastAPI's own, one span": 1 / 4}
+    return Case("FastAPI request", batches, floor="bare", times=100, between=flush, target=target)
+
+
+def _adopted() -> Case:
+    """The middleware inside of FastAPI finds FastAPI's span and adopts it."""
+    inside = fastapi_app(ONE_SPAN)
+    inside.add_middleware(TraceContextMiddleware)
+    apps: dict[str, Any] = {
+        "bare": fastapi_app(QUIET),
+        "meshmw": inside,
+        "FastAPI's own, one span": fastapi_app(ONE_SPAN),
+    }
+    batches = {label: asgi_batch(app, headers(SAMPLED)) for label, app in apps.items()}
+    target = {"FastAPI's own, one span": 1.05}
+    return Case("FastAPI request, its own span adopted", batches, "bare", times=100, between=flush, target=target)
+
+
+def _flask() -> Case:
+    ours, contrib = flask_app(), flask_app()
+    meshmw.flask.init_app(ours)
+    FlaskInstrumentor().instrument_app(contrib)
+    apps = {"bare": flask_app(), "meshmw": ours, "contrib": contrib}
+    batches = {label: wsgi_batch(app, headers(SAMPLED)) for label, app in apps.items()}
+    return Case("Flask request", batches, floor="bare", times=100, between=flush, target={"contrib": 1 / 4})
