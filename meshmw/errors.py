@@ -4,7 +4,8 @@ MeshmwError
 ├── InvalidHeaderError (ValueError)           a header from outside does not follow its format
 ├── SettingsError (ValueError)                settings that cannot be used, all faults together
 ├── MissingExtraError (ModuleNotFoundError)   an optional dependency is not installed
-└── EnvoyError (RuntimeError)                 a test proxy could not be found or would not start
+├── EnvoyError (RuntimeError)                 a test proxy could not be found or would not start
+└── MeshError (ValueError)                    services that cannot be made a test mesh, or one that did not start
 
 `InvalidHeaderError` is raised by the parsers in `meshmw.wire` alone. The propagator catches exactly that one, so no
 header raises into an application.
@@ -68,3 +69,7 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
 
 class EnvoyError(MeshmwError, RuntimeError):
     """Says in one line why a test proxy is not there or would not start, in Envoy's own words where it gave any."""
+
+
+class MeshError(MeshmwError, ValueError):
+    """Says in one line why services cannot be made a test mesh, or which of them did not start, in its own words."""

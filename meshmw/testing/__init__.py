@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meshmw.testing.context_check import strict_context
     from meshmw.testing.envoy import Envoy, find_envoy, start_envoys
+    from meshmw.testing.header_matrix import HEADER_MATRIX, HeaderCase
+    from meshmw.testing.linkerd_like import LinkerdLike
+    from meshmw.testing.mesh import EnvoyMesh, start_mesh
+    from meshmw.testing.mesh_client import Answer
     from meshmw.testing.otlp import OtlpReceiver
     from meshmw.testing.processes import dies_with_parent, start_process, stop_processes
     from meshmw.testing.proxies import Listener, Proxy, Route, Tracer
+    from meshmw.testing.services import Service
     from meshmw.testing.span_tree import (
         assert_chain,
         assert_child_of,
@@ -28,14 +33,20 @@ if TYPE_CHECKING:
     from meshmw.testing.spans import Event, Link, ReceivedSpan, from_sdk
 
 __all__ = [
+    "HEADER_MATRIX",
+    "Answer",
     "Envoy",
+    "EnvoyMesh",
     "Event",
+    "HeaderCase",
     "Link",
+    "LinkerdLike",
     "Listener",
     "OtlpReceiver",
     "Proxy",
     "ReceivedSpan",
     "Route",
+    "Service",
     "Tracer",
     "assert_chain",
     "assert_child_of",
@@ -49,6 +60,7 @@ __all__ = [
     "render_tree",
     "roots",
     "start_envoys",
+    "start_mesh",
     "start_process",
     "stop_processes",
     "strict_context",
@@ -57,9 +69,14 @@ __all__ = [
 _HOMES = {
     "context_check": {"strict_context"},
     "envoy": {"Envoy", "find_envoy", "start_envoys"},
+    "header_matrix": {"HEADER_MATRIX", "HeaderCase"},
+    "linkerd_like": {"LinkerdLike"},
+    "mesh": {"EnvoyMesh", "start_mesh"},
+    "mesh_client": {"Answer"},
     "otlp": {"OtlpReceiver"},
     "processes": {"dies_with_parent", "start_process", "stop_processes"},
     "proxies": {"Listener", "Proxy", "Route", "Tracer"},
+    "services": {"Service"},
     "spans": {"Event", "Link", "ReceivedSpan", "from_sdk"},
 }
 

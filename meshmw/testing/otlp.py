@@ -86,7 +86,8 @@ class OtlpReceiver:
         aim = f"{wanted} spans" if isinstance(wanted, int) else "the spans that were waited for"
         return f"{aim} did not arrive in {timeout:g} seconds; {len(self._spans)} did:\n{render_tree(self._spans)}"
 
-    def _add(self, spans: list[ReceivedSpan]) -> None:
+    def add(self, spans: list[ReceivedSpan]) -> None:
+        """Take spans that came in another way than over the network."""
         with self._arrived:
             self._spans += spans
             self._arrived.notify_all()
@@ -101,7 +102,7 @@ class OtlpReceiver:
             )
         except ImportError as missing:
             raise MissingExtraError(missing.name or "grpcio", "testing") from missing
-        add = self._add
+        add = self.add
 
         class Servicer(TraceServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name in the protocol
@@ -115,7 +116,7 @@ class OtlpReceiver:
         self._servers.callback(lambda: server.stop(grace=0).wait())
 
     def _start_http(self) -> None:
-        handler = type("Handler", (_Handler,), {"add": staticmethod(self._add)})
+        handler = type("Handler", (_Handler,), {"add": staticmethod(self.add)})
         server = self._servers.enter_context(_HttpServer(("127.0.0.1", 0), handler))
         self._http_port = server.server_port
         # The default interval would make each close take half a second.

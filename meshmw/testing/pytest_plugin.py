@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from meshmw.testing import Envoy, OtlpReceiver, Proxy
+    from meshmw.testing import Envoy, EnvoyMesh, HeaderCase, OtlpReceiver, Proxy, Service
+    from meshmw.testing.services import Sidecar
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +23,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail, instead of skipping, tests that need Envoy or an OTLP receiver where these are not installed",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marks are."""
+    config.addinivalue_line(
+        "markers",
+        "meshmw_headers(*names): run the test once for each of these cases of the header matrix; all by default",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `trace_headers` once for each case of the header matrix."""
+    if "trace_headers" not in metafunc.fixturenames:
+        return
+    from meshmw.testing.header_matrix import header_cases
+
+    marker = metafunc.definition.get_closest_marker("meshmw_headers")
+    metafunc.parametrize("trace_headers", header_cases(marker.args if marker else ()), ids=str, indirect=True)
+
+
+@pytest.fixture
+def trace_headers(request: pytest.FixtureRequest) -> HeaderCase:
+    """A case of the header matrix; `@pytest.mark.meshmw_headers("w3c", "twice")` chooses which."""
+    case: HeaderCase = request.param
+    return case
 
 
 def _not_installed(request: pytest.FixtureRequest, reason: Exception) -> NoReturn:
@@ -58,6 +84,28 @@ def envoys(request: pytest.FixtureRequest) -> Iterator[Callable[..., list[Envoy]
 
         def start(*proxies: Proxy) -> list[Envoy]:
             return stack.enter_context(start_envoys(proxies))
+
+        yield start
+
+
+@pytest.fixture
+def envoy_mesh(request: pytest.FixtureRequest) -> Iterator[Callable[..., EnvoyMesh]]:
+    """A function that runs `meshmw.testing.Service`s with a sidecar each and an edge, and returns the `EnvoyMesh`.
+
+    It takes what `meshmw.testing.start_mesh` takes. Meshes of one test share a receiver.
+    """
+    from meshmw.errors import EnvoyError
+    from meshmw.testing import find_envoy, start_mesh
+
+    try:
+        find_envoy()
+    except EnvoyError as missing:
+        _not_installed(request, missing)
+    receiver: OtlpReceiver = request.getfixturevalue("otlp_receiver")
+    with contextlib.ExitStack() as stack:
+
+        def start(*services: Service, sidecar: Sidecar = "otel", edge: Sidecar | None = "otel") -> EnvoyMesh:
+            return stack.enter_context(start_mesh(*services, receiver=receiver, sidecar=sidecar, edge=edge))
 
         yield start
 

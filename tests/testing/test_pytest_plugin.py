@@ -42,7 +42,7 @@ def test_a_leaked_context_fails_the_test(pytester):
     result.stdout.fnmatch_lines(["*A context is still attached: no span, keys ?'colour'?*"])
 
 
-@pytest.mark.parametrize("fixture", ["envoys", "otlp_receiver"])
+@pytest.mark.parametrize("fixture", ["envoys", "otlp_receiver", "envoy_mesh"])
 @pytest.mark.parametrize(("options", "outcome"), [([], "skipped"), (["--meshmw-require-envoy"], "errors")])
 def test_what_is_not_installed_skips_unless_it_is_required(pytester, monkeypatch, fixture, options, outcome):
     monkeypatch.setenv("PATH", str(pytester.path))
@@ -64,6 +64,6 @@ def test_every_public_name_is_there():
 
     assert dir(meshmw.testing) == sorted(meshmw.testing.__all__)
     for name in meshmw.testing.__all__:
-        assert getattr(meshmw.testing, name).__name__ == name
+        assert getattr(getattr(meshmw.testing, name), "__name__", name) == name
     with pytest.raises(AttributeError, match=r"'meshmw.testing' has no attribute 'Sidecar'"):
         meshmw.testing.Sidecar  # noqa: B018 - the access is the test

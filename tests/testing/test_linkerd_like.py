@@ -1,0 +1,107 @@
+"""The stand-in for Linkerd, by the rules that Linkerd's source states."""
+
+import http.client
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from meshmw.testing import LinkerdLike, Listener, Proxy
+from meshmw.testing.linkerd_like import continue_trace
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+B3 = [("X-B3-TraceId", TRACE), ("X-B3-SpanId", SPAN), ("X-B3-Sampled", "1")]
+
+
+def test_a_traceparent_is_continued_with_a_new_span_id_and_b3_beside_it_goes_stale():
+    trace = continue_trace([("TraceParent", f"00-{TRACE}-{SPAN}-01"), *B3, ("tracestate", "a=1")])
+    assert (trace.trace_id, trace.parent_id, trace.sampled) == (TRACE, SPAN, True)
+    assert trace.span_id != SPAN
+    assert trace.headers == [*B3, ("tracestate", "a=1"), ("traceparent", f"00-{TRACE}-{trace.span_id}-01")]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("traceparent", "")],
+        [("traceparent", f"01-{TRACE}-{SPAN}-01")],
+        [("traceparent", "00-xyz")],
+        B3[:1],
+        [("a", "b")],
+    ],
+    ids=["none", "empty", "later-version", "malformed", "half-b3", "others"],
+)
+def test_it_never_starts_a_trace(headers):
+    assert continue_trace(headers) is None
+
+
+def test_short_ids_are_padded_and_hex_may_be_upper_case():
+    trace = continue_trace([("traceparent", "00-ABC-DEF-00")])
+    assert (trace.trace_id, trace.parent_id, trace.sampled) == ("ABC".rjust(32, "0"), "DEF".rjust(16, "0"), False)
+
+
+@pytest.mark.parametrize(("flag", "sampled"), [("1", True), ("0", False)])
+def test_without_traceparent_b3_is_continued(flag, sampled):
+    trace = continue_trace([*B3[:2], ("x-b3-sampled", flag)])
+    assert (trace.trace_id, trace.parent_id, trace.sampled) == (TRACE, SPAN, sampled)
+    assert trace.headers == [
+        B3[0],
+        ("x-b3-sampled", flag),
+        ("x-b3-spanid", trace.span_id),
+        ("x-b3-parentspanid", SPAN),
+    ]
+
+
+class Echo(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.dumps(
+            [self.path, self.rfile.read(int(self.headers["Content-Length"])).decode(), self.headers.items()]
+        )
+        self.send_response(201)
+        self.send_header("X-Answer", "yes")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def echo():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_it_forwards_everything_and_reports_what_is_sampled(echo):
+    reported = []
+    listeners = [Listener(name=name, upstream=echo, direction=name) for name in ("inbound", "outbound")]
+    with LinkerdLike(Proxy("sidecar", listeners), reported.extend) as sidecar:
+        assert sidecar.url("inbound") == f"http://127.0.0.1:{sidecar.port('inbound')}"
+        for name, flags in (("inbound", "01"), ("outbound", "01"), ("inbound", "00")):
+            connection = http.client.HTTPConnection("127.0.0.1", sidecar.port(name), timeout=30)
+            connection.request(
+                "POST", "/x?y=1", b"body", {"traceparent": f"00-{TRACE}-{SPAN}-{flags}", "baggage": "a=1"}
+            )
+            answer = connection.getresponse()
+            path, body, headers = json.loads(answer.read())
+            connection.close()
+            assert (answer.status, answer.getheader("X-Answer"), path, body) == (201, "yes", "/x?y=1", "body")
+            assert dict(headers)["baggage"] == "a=1"
+            assert dict(headers)["traceparent"].startswith(f"00-{TRACE}-")
+        # A client that breaks off is no news.
+        connection = http.client.HTTPConnection("127.0.0.1", sidecar.port("inbound"), timeout=30)
+        connection.request("POST", "/", b"", {"Content-Length": "5"})
+        connection.close()
+        lines = sidecar.access_log()
+    assert [(span.service, span.kind, span.parent_id) for span in reported] == [
+        ("sidecar", "SERVER", SPAN),
+        ("sidecar", "CLIENT", SPAN),
+    ]
+    assert [line["listener"] for line in lines[:6:2]] == ["inbound", "outbound", "inbound"]

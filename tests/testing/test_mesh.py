@@ -1,0 +1,140 @@
+"""A mesh of one's own services, on real Envoys."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from meshmw.errors import MeshError
+from meshmw.testing import Envoy, Service, assert_child_of, assert_one_trace, find_span, render_tree, roots
+
+HERE = Path(__file__).parent / "services"
+SHOP = Service("shop", "shop:app", calls=["stock"], directory=HERE)
+STOCK = Service("stock", "stock:app", interface="wsgi", directory=HERE)
+KEEPING = ["none", "otel", "zipkin-b3-w3c", "linkerd-like"]
+
+
+@pytest.mark.parametrize("sidecar", KEEPING)
+def test_services_go_in_as_they_are_and_come_out_as_one_trace(envoy_mesh, sidecar):
+    mesh = envoy_mesh(SHOP, STOCK, sidecar=sidecar)
+    assert mesh.get("/").json()["item"] == "teapot"
+    spans = mesh.spans()
+    assert_one_trace(spans)
+    assert {"edge", "shop", "stock"} <= {span.service for span in spans}
+    if sidecar != "none":
+        behind = find_span(spans, service="stock-sidecar")
+        assert_child_of(find_span(spans, service="stock"), behind)
+
+
+@pytest.mark.meshmw_headers("w3c", "both", "not-hex", "twice", "zero-trace-id")
+def test_what_the_mesh_makes_of_the_headers(mesh_of_both, trace_headers):
+    answer = mesh_of_both.get("/", trace_headers)
+    assert answer.status == 200
+    spans = mesh_of_both.spans()
+    assert_one_trace(spans)
+    assert (spans[0].trace_id == trace_headers.trace_id) == bool(trace_headers.sampled)
+
+
+@pytest.fixture
+def mesh_of_both(envoy_mesh):
+    return envoy_mesh(SHOP, STOCK, sidecar="none", edge="none")
+
+
+def test_a_sidecar_that_strips_headers_is_seen_to_break_the_trace(envoy_mesh):
+    mesh = envoy_mesh(SHOP, STOCK, sidecar="strip")
+    mesh.get("/")
+    spans = mesh.spans(timeout=2)
+    with pytest.raises(AssertionError, match="3 traces, wanted one"):
+        assert_one_trace(spans)
+    assert {root.service for root in roots(spans)} == {"edge", "shop", "stock"}
+
+
+def test_each_service_may_have_its_own_sidecar_and_there_may_be_no_edge(envoy_mesh):
+    linkerd = Service("stock", "stock:app", interface="wsgi", directory=HERE, sidecar="linkerd-like")
+    mesh = envoy_mesh(SHOP, linkerd, edge=None)
+    assert mesh.edge is None
+    assert isinstance(mesh.sidecars["shop"], Envoy)
+    mesh.get("/", {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+    spans = mesh.spans()
+    assert_one_trace(spans)
+    assert find_span(spans, service="stock-sidecar").scope == "linkerd-like"
+    assert [span.service for span in roots(spans)] == ["client"]
+    lines = mesh.sidecars["stock"].access_log()
+    assert [line["type"] for line in lines] == ["DownstreamStart", "DownstreamEnd"]
+    assert all(line["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-") for line in lines)
+    assert mesh.sidecars["shop"].access_log(at_least=4)
+
+
+def test_six_envoys_and_any_command(envoy_mesh):
+    relay = [sys.executable, str(HERE / "relay.py"), "{port}"]
+    names = ["a", "b", "c", "d", "e"]
+    chain = [
+        Service(name, command=[*relay, f"{{{after}}}"], calls=[after]) for name, after in itertools.pairwise(names)
+    ]
+    mesh = envoy_mesh(*chain, Service("e", command=relay, environment={"SAYS": "from port {port}"}))
+    answer = mesh.get("/", [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])
+    assert answer.text.startswith("from port ")
+    assert dict(answer.headers)["content-length"] == str(len(answer.body))
+    spans = mesh.spans("edge", *(f"{name}-sidecar" for name in names))
+    assert len({span.service for span in spans}) == 7, render_tree(spans)
+
+
+def test_the_client_sends_what_it_is_told(envoy_mesh):
+    mesh = envoy_mesh(
+        Service("echo", command=[sys.executable, str(HERE / "relay.py"), "{port}"]), sidecar="none", edge=None
+    )
+    answer = mesh.request("POST", "/", [("traceparent", "malformed")], b"body")
+    assert (answer.status, answer.body) == (200, b"POST body")
+    assert mesh.spans(timeout=0.1) == []
+
+
+def test_a_service_that_does_not_start_is_named_with_its_last_words(envoy_mesh):
+    broken = Service("broken", command=[sys.executable, "-c", "raise SystemExit('no database')"])
+    with pytest.raises(MeshError, match=r"service 'broken' ended:\nno database"):
+        envoy_mesh(broken)
+
+
+def test_a_program_that_is_not_there_is_named(envoy_mesh):
+    with pytest.raises(MeshError, match="'no-such-server' is not a program"):
+        envoy_mesh(Service("shop", command=["no-such-server", "--port={port}"]))
+
+
+def test_a_style_that_does_not_exist_is_refused(envoy_mesh):
+    with pytest.raises(MeshError, match="no sidecar 'istio': choose of none, otel"):
+        envoy_mesh(STOCK, sidecar="istio")
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path):
+    program = tmp_path / "interrupted.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, time
+            from pathlib import Path
+            from meshmw.testing import OtlpReceiver, Service, start_mesh
+
+            stock = Service("stock", "stock:app", interface="wsgi", directory=Path({str(HERE)!r}))
+            with OtlpReceiver() as receiver, start_mesh(stock, receiver=receiver) as mesh:
+                print(*(envoy._process.pid for envoy in (mesh.edge, mesh.sidecars["stock"])), flush=True)
+                time.sleep(60)
+            """
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
