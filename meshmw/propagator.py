@@ -122,8 +122,9 @@ class MeshPropagator(TextMapPropagator):
             budget=header_budget or HeaderBudget(MAX_BYTES, MAX_HEADERS),
             rejections=self.rejections,
         )
+        self._checker = reader(Unheard())
         self._outgoing = OutgoingHeaders(
-            writer=self._writer, checker=reader(Unheard()), scope=self._scope, rejections=self.rejections
+            writer=self._writer, checker=self._checker, scope=self._scope, rejections=self.rejections
         )
         self._wanted = frozenset(self._names_read())
         watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
@@ -152,6 +153,15 @@ class MeshPropagator(TextMapPropagator):
     def fields(self) -> set[str]:
         """Return the names of the headers that `inject` writes."""
         return set(self._writer.fields)
+
+    @property
+    def names_read(self) -> frozenset[str]:
+        """Return the names, in lower case, of the headers that `read` looks at."""
+        return self._wanted
+
+    def check(self, lines: Lines) -> Extraction:
+        """Do as `read` with what this process wrote by itself: nothing is counted as a request's, nothing said."""
+        return self._checker.read(lines)
 
     def read(self, lines: Lines) -> Extraction:
         """Return what header lines, by name in lower case, say after validation. Never raises."""

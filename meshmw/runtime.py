@@ -17,6 +17,7 @@ from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
 
 ServerSpans = Literal["auto", "contrib", "off"]
+MessagingParent = Literal["parent", "link"]
 LOGGER: Final = logging.getLogger("meshmw")
 
 
@@ -31,6 +32,7 @@ class Runtime:
         trust: How far callers are believed.
         trusted_peers: Networks in CIDR notation that `trust` was made with, for a middleware with its own.
         server_spans: Who makes the SERVER span: this package unless a host has (`auto`), contrib, or nobody (`off`).
+        messaging_parent: Whether processing one message is a child of what sent it, or a new trace that links to that.
         headers: The header names that servers look for, in each carrier's spelling.
     """
 
@@ -40,6 +42,7 @@ class Runtime:
     trust: TrustPolicy = field(default_factory=TrustPolicy)
     trusted_peers: tuple[str, ...] = ()
     server_spans: ServerSpans = "auto"
+    messaging_parent: MessagingParent = "parent"
     headers: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class Runtime:
             trust=TrustPolicy(settings.trust, settings.trusted_peers, propagator.rejections),
             trusted_peers=settings.trusted_peers,
             server_spans=settings.server_spans,
+            messaging_parent=settings.messaging_parent,
             flush=flush,
         )
 

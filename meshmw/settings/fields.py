@@ -18,6 +18,7 @@ from meshmw.settings.values import (
     HeaderNames,
     Hosts,
     KeyPatterns,
+    MessagingParent,
     Paths,
     Policy,
     Prefer,
@@ -44,6 +45,11 @@ class Fields(BaseSettings):
         default=None,
         description="The version of this service in every trace.",
         json_schema_extra={"takes": "1 to 255 printable characters"},
+    )
+    kubernetes_labels: bool = Field(
+        default=False,
+        description="Whether the pod's labels app.kubernetes.io/instance, name and version name the service.",
+        json_schema_extra={"takes": "true or false"},
     )
     propagators: Formats = Field(
         default=("tracecontext", "baggage"),
@@ -138,6 +144,11 @@ class Fields(BaseSettings):
         default=100,
         description="The request headers that every proxy accepts; baggage is cut to stay 10 below.",
         json_schema_extra={"takes": "a number from 20 to 10000"},
+    )
+    messaging_parent: MessagingParent = Field(
+        default="parent",
+        description="Whether processing one message is a child of what sent it, or a new trace that links to that.",
+        json_schema_extra={"takes": "parent or link"},
     )
     exporter: Exporter = Field(
         default="otlp",

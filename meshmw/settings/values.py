@@ -98,6 +98,7 @@ Prefer: TypeAlias = Annotated[Literal["w3c", "b3", "auto"], BeforeValidator(_low
 Trust: TypeAlias = Annotated[Literal["continue", "restart", "ignore"], BeforeValidator(_lower)]
 SamplingOwner: TypeAlias = Annotated[Literal["parent", "service"], BeforeValidator(_lower)]
 ServerSpans: TypeAlias = Annotated[Literal["auto", "contrib", "off"], BeforeValidator(_lower)]
+MessagingParent: TypeAlias = Annotated[Literal["parent", "link"], BeforeValidator(_lower)]
 Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
 Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(words)]
 Cidr: TypeAlias = Annotated[str, AfterValidator(_cidr)]

@@ -1,0 +1,271 @@
+"""Messages, sent and processed: their spans, their contexts and the headers that carry these.
+
+Knows OpenTelemetry's spans and contexts, and headers as text. Must not know a broker's client.
+
+A process span's parent, or its link, is what its message says: what is current where it begins belongs to another
+message as likely as not (law 3), and is linked to, never a parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Generic, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind
+
+from meshmw import runtime
+from meshmw.boundary.http import tell
+from meshmw.boundary.operation import TRACER, Current, Operation
+from meshmw.propagation.extraction import PROPAGATION_HEADERS, SENT_HEADER, SPAN_KEY, Extraction
+from meshmw.propagation.reading import Lines
+from meshmw.propagator import MeshPropagator
+from meshmw.runtime import MessagingParent
+from meshmw.semconv.attributes import AttributeValue, LazyAttributes
+from meshmw.semconv.messaging import OperationType, operation_attributes, span_name
+from meshmw.version import __version__
+
+T = TypeVar("T")
+Specific = Callable[[], Mapping[str, AttributeValue]]
+
+# Whatever a message's headers hold of these was written for another message.
+OWNED_HEADERS: Final = PROPAGATION_HEADERS | {SENT_HEADER}
+_AMBIENT: Final = {"meshmw.link": "ambient"}
+_KINDS: Final[Mapping[OperationType, SpanKind]] = {
+    "create": SpanKind.PRODUCER,
+    "send": SpanKind.PRODUCER,
+    "receive": SpanKind.CLIENT,
+    "process": SpanKind.CONSUMER,
+    "settle": SpanKind.CLIENT,
+}
+
+
+class Messaging:
+    """Begins the operations of one messaging system; options that are None are the settings' own, per message.
+
+    Args:
+        system: As the conventions name it: `kafka`, `rabbitmq`.
+        propagator: Reads and writes the headers.
+        tracer_provider: Makes the spans; the global one by default.
+        parent: Whether the span that processes one message is the `parent` message's child, or a new trace with a
+            `link` to it.
+    """
+
+    __slots__ = ("_parent", "_propagator", "_tracer", "system")
+
+    def __init__(
+        self,
+        system: str,
+        *,
+        propagator: MeshPropagator | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
+        parent: MessagingParent | None = None,
+    ) -> None:
+        self.system = system
+        self._propagator = propagator
+        self._tracer = TRACER if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
+        self._parent = parent
+
+    @property
+    def propagator(self) -> MeshPropagator:
+        """Return what reads and writes the headers now."""
+        return self._propagator or runtime.current().propagator
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Return the names, in lower case, of the headers that `read` looks at."""
+        return self.propagator.names_read
+
+    def read(self, lines: Lines) -> Extraction:
+        """Return what a message's lines, by name in lower case, say, as far as it is believed. Never raises."""
+        propagator = self.propagator
+        return propagator.read(lines).believed(propagator.trust)
+
+    def write(self, context: Context | None, present: Lines, *, keep: bool = False) -> dict[str, str]:
+        """Return the headers to write on a message, from whose own every one of `OWNED_HEADERS` is to be removed.
+
+        Args:
+            context: What to write; the current context by default.
+            present: The lines, by name in lower case, that the application has put there.
+            keep: Whether a valid parent among *present* stays, with what came along with it.
+        """
+        propagator = self.propagator
+        context = otel_context.get_current() if context is None else context
+        own = propagator.check(present).into({}) if keep else {}
+        # The request id and its like are the application's wherever it has written them.
+        others = [(name, line) for name, found in present.items() if name not in OWNED_HEADERS for line in found]
+        headers, _ = propagator.outgoing(Context(own) if SPAN_KEY in own else context, others)
+        return headers
+
+    def begin_send(
+        self, destination: str | None, specific: Specific = dict, *, operation: str = "send", count: int | None = None
+    ) -> Operation:
+        """Begin to send a message, or *count* of them at once, as a child of what is current.
+
+        The context to write on the message is the operation's own: `write(operation.context, ...)`.
+
+        Args:
+            destination: The topic or exchange.
+            specific: Returns further attributes; not called where nobody looks at them.
+            operation: What the system calls it.
+            count: How many messages there are, where there may be several.
+        """
+        around = otel_context.get_current()
+        return self._begin(around, operation, "send", destination, specific, (), count)
+
+    def begin_process(
+        self,
+        extraction: Extraction,
+        destination: str | None,
+        specific: Specific = dict,
+        *,
+        operation: str = "process",
+        operation_type: OperationType = "process",
+    ) -> Operation:
+        """Begin to process one message, in its own trace or in a new one that links to it.
+
+        Args:
+            extraction: What the message's headers say.
+            destination: The topic or queue.
+            specific: Returns further attributes; not called where nobody looks at them.
+            operation: What the system calls it.
+            operation_type: `receive` for what is over when the application gets the message.
+        """
+        parent, links = extraction.into({}), _ambient_links()
+        if (self._parent or runtime.current().messaging_parent) == "link" and extraction.span_context is not None:
+            parent = Context({key: value for key, value in parent.items() if key != SPAN_KEY})
+            links = [Link(extraction.span_context), *links]
+        begun = self._begin(parent, operation, operation_type, destination, specific, links)
+        if not begun.span.get_span_context().is_valid:
+            begun.context = extraction.into({})  # without an SDK the message's own trace goes on
+        tell(begun.span, extraction)
+        return begun
+
+    def begin_batch(
+        self,
+        extractions: Sequence[Extraction],
+        destination: str | None,
+        specific: Specific = dict,
+        *,
+        operation: str = "process",
+        operation_type: OperationType = "process",
+    ) -> Operation:
+        """Begin to process several messages at once, in a new trace that links to all of them.
+
+        There is no baggage in it, because messages may disagree. An operation for one of them can be begun inside.
+
+        Args:
+            extractions: What the headers of each message say.
+            destination: The topic or queue, if it is the same for all.
+            specific: Returns further attributes; not called where nobody looks at them.
+            operation: What the system calls it.
+            operation_type: `receive` for what is over when the application gets the messages.
+        """
+        creators = dict.fromkeys(each.span_context for each in extractions if each.span_context is not None)
+        links = [*map(Link, creators), *_ambient_links()]
+        count = len(extractions)
+        begun = self._begin(Context(), operation, operation_type, destination, specific, links, count)
+        for extraction in extractions:
+            tell(begun.span, extraction)
+        return begun
+
+    def begin_settle(self, destination: str | None, specific: Specific = dict, *, operation: str) -> Operation:
+        """Begin to settle messages, by `commit`, `ack`, `nack` or the like, as a child of what is current."""
+        return self._begin(otel_context.get_current(), operation, "settle", destination, specific, ())
+
+    def _begin(
+        self,
+        parent: Context,
+        operation: str,
+        operation_type: OperationType,
+        destination: str | None,
+        specific: Specific,
+        links: Sequence[Link],
+        count: int | None = None,
+    ) -> Operation:
+        attributes = LazyAttributes(
+            lambda: {
+                **operation_attributes(self.system, operation, operation_type, destination, batch=count),
+                **specific(),
+            }
+        )
+        name, kind = span_name(operation, destination), _KINDS[operation_type]
+        span = self._tracer.start_span(name, parent, kind, attributes, links)
+        return Operation(span, Context({**parent, SPAN_KEY: span}), owned=True)
+
+
+class OperationScope:
+    """Is a block in which one operation is current, and at whose end it has ended; for one use.
+
+    Works in `async` functions as it is. Whatever the block raises is recorded and goes on.
+
+    Args:
+        begin: Begins the operation, when the block is entered.
+    """
+
+    __slots__ = ("_begin", "_current", "operation")
+
+    def __init__(self, begin: Callable[[], Operation]) -> None:
+        self._begin = begin
+        self.operation: Operation | None = None
+
+    def __enter__(self) -> Span:
+        if self.operation is not None:
+            raise RuntimeError("this block was entered before; make one for each message")
+        self.operation = self._begin()
+        self._current: Current = self.operation.current()
+        self._current.__enter__()
+        return self.operation.span
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.operation is None:
+            return
+        self._current.__exit__(kind, error, at)
+        if error is not None:
+            self.operation.fail(error)
+        self.operation.end()
+
+
+class Delivery(Generic[T]):
+    """Is one message that an iterator handed out: `with delivery as message:` processes it, in a span of its own.
+
+    There is no span before the block and none without it: what is handed out and not processed leaves nothing behind.
+
+    Attributes:
+        message: What the client's own iterator would have handed out.
+    """
+
+    __slots__ = ("_scope", "message")
+
+    def __init__(self, message: T, begin: Callable[[], Operation]) -> None:
+        self.message = message
+        self._scope = OperationScope(begin)
+
+    def __enter__(self) -> T:
+        self._scope.__enter__()
+        return self.message
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._scope.__exit__(kind, error, at)
+
+
+def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return message headers as lines: the last line of each name, and all lines of those that are lists by nature."""
+    lines: dict[str, list[str]] = {}
+    for name, line in pairs:
+        if name in _LISTS:
+            lines.setdefault(name, []).append(line)
+        else:
+            lines[name] = [line]
+    return lines
+
+
+_LISTS: Final = frozenset({"baggage", "tracestate"})
+
+
+def _ambient_links() -> list[Link]:
+    ambient = trace.get_current_span().get_span_context()
+    return [Link(ambient, _AMBIENT)] if ambient.is_valid else []

@@ -1,0 +1,132 @@
+"""What a client library must offer for the messaging contract to run on it.
+
+A contract test is written once, for an async client. A sync library's methods are `async` here and do not wait.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, ClassVar
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Span
+
+from meshmw import MeshPropagator
+
+# What a test wants to have on a message: names with text, with bytes that may be no text, or with null.
+Headers = Sequence[tuple[str, str | bytes | None]]
+
+
+class MessagingClient(abc.ABC):
+    """Sends and processes messages through meshmw with one client library, over a real broker.
+
+    Made for one test, with its own spans; connections may live longer. A destination is a topic or a queue of one
+    test's own.
+
+    Args:
+        broker: Where the broker is, as the file that binds the client has found it.
+        options: Of `Messaging`, beside the propagator and the provider: `parent="link"`.
+    """
+
+    # What differs by the protocol, and not by the client.
+    system: ClassVar[str]
+    repeats_headers: ClassVar[bool] = False  # a name may be there twice
+    null_headers: ClassVar[bool] = True  # a header may have no value
+    null_bodies: ClassVar[bool] = True  # a message may have no body; else it is empty
+    send_operation: ClassVar[str] = "send"
+
+    def __init__(self, broker: str, **options: Any) -> None:
+        self.broker = broker
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.propagator = MeshPropagator()
+        self.options: dict[str, Any] = {
+            "propagator": self.propagator,
+            "tracer_provider": self.provider,
+            **options,
+        }
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Connect, where that is needed before anything else."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Disconnect."""
+
+    @abc.abstractmethod
+    async def send_plain(self, destination: str, body: bytes | None = b"body", headers: Headers = ()) -> None:
+        """Send a message as it is, without meshmw, and wait until the broker has it."""
+
+    @abc.abstractmethod
+    async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        """Send as the README says: in a producer span, with `inject(headers)`; wait until the broker has it."""
+
+    @abc.abstractmethod
+    async def send_instrumented(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        """Send through the wrapper that needs no code; wait until the broker has it."""
+
+    @abc.abstractmethod
+    async def receive(self, destination: str, count: int = 1) -> list[Any]:
+        """Return the next messages as the library hands them out, without meshmw, settled where that is needed."""
+
+    @abc.abstractmethod
+    def deliveries(self, destination: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Return meshmw's iterator over `Delivery` objects, whose consumer closes at the end of the block."""
+
+    @abc.abstractmethod
+    def extract(self, message: Any) -> Context:
+        """Return meshmw's `extract` of a received message."""
+
+    @abc.abstractmethod
+    def inject(self, headers: Any = None, **options: Any) -> Any:
+        """Return meshmw's `inject` of headers, such as `headers_of` a received message returns."""
+
+    @abc.abstractmethod
+    def producer_span(self, destination: str) -> AbstractContextManager[Span]:
+        """Return meshmw's block around the sending of one message."""
+
+    @abc.abstractmethod
+    def consumer_span(self, message: Any) -> AbstractContextManager[Span]:
+        """Return meshmw's block around the processing of one message."""
+
+    @abc.abstractmethod
+    def batch_span(self, messages: Sequence[Any]) -> AbstractContextManager[Span]:
+        """Return meshmw's block around the processing of several messages."""
+
+    @abc.abstractmethod
+    def headers_of(self, message: Any) -> Any:
+        """Return the headers exactly as the library hands them out, to be sent again with another message."""
+
+    @abc.abstractmethod
+    def pairs_of(self, headers: Any) -> list[tuple[str, bytes | None]]:
+        """Return headers of the library's shape, or `inject`'s, as pairs; values as UTF-8 where they are text."""
+
+    @abc.abstractmethod
+    def body_of(self, message: Any) -> bytes | None:
+        """Return a received message's body."""
+
+    def lines_of(self, headers: Any) -> dict[str, list[bytes | None]]:
+        """Return the values of each header, by name in lower case."""
+        found: dict[str, list[bytes | None]] = {}
+        for name, value in self.pairs_of(headers):
+            found.setdefault(name.lower(), []).append(value)
+        return found
+
+    @property
+    def spans(self) -> Sequence[ReadableSpan]:
+        return self.exporter.get_finished_spans()
+
+    def span(self, name: str) -> ReadableSpan:
+        """Return the only span of a name."""
+        (only,) = [span for span in self.spans if span.name == name]
+        return only
+
+
+Clients = Mapping[str, type[MessagingClient]]
