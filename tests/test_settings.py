@@ -148,6 +148,7 @@ class TestValues:
         assert settings.model_dump() == {
             "service_name": None,
             "service_version": None,
+            "kubernetes_labels": False,
             "propagators": ("tracecontext", "baggage"),
             "traceparent_policy": "strict",
             "duplicates": "restart",

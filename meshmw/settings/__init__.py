@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from meshmw.settings.documentation import SettingDoc, as_text
 from meshmw.settings.model import Settings
-from meshmw.settings.standard import hidden, is_set
+from meshmw.settings.standard import first_of, hidden, is_set, is_true, resource_attributes
 
-__all__ = ("SettingDoc", "Settings", "as_text", "hidden", "is_set")
+__all__ = (
+    "SettingDoc",
+    "Settings",
+    "as_text",
+    "first_of",
+    "hidden",
+    "is_set",
+    "is_true",
+    "resource_attributes",
+)

@@ -84,9 +84,12 @@ class Standard:
             return None
 
     def _attribute(self, key: str) -> tuple[str, str] | None:
+        return self._printable("OTEL_RESOURCE_ATTRIBUTES", self.attributes().get(key, ""))
+
+    def attributes(self) -> dict[str, str]:
+        """Return what OTEL_RESOURCE_ATTRIBUTES holds; of a key that stands there twice, the last."""
         pairs = (item.partition("=") for item in self._get("OTEL_RESOURCE_ATTRIBUTES").split(","))
-        values = [unquote(value.strip()) for name, _, value in pairs if name.strip() == key]
-        return self._printable("OTEL_RESOURCE_ATTRIBUTES", values[-1] if values else "")
+        return {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip() and value.strip()}
 
     def _names(self, variable: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name.strip().lower() for name in self._get(variable).split(",") if name.strip()))
@@ -193,6 +196,22 @@ def hidden(*variables: str) -> Iterator[None]:
         os.environ.update(kept)  # noqa: TID251
 
 
+def first_of(*variables: str) -> str:
+    """Return what the first of these variables that holds anything holds, or an empty text."""
+    values = (os.environ.get(variable, "").strip() for variable in variables)  # noqa: TID251
+    return next(filter(None, values), "")
+
+
 def is_set(variable: str) -> bool:
     """Say whether a variable holds anything."""
-    return bool(os.environ.get(variable, "").strip())  # noqa: TID251
+    return bool(first_of(variable))
+
+
+def is_true(variable: str) -> bool:
+    """Say whether a variable switches something on."""
+    return first_of(variable).lower() in ("1", "on", "true", "yes")
+
+
+def resource_attributes() -> dict[str, str]:
+    """Return the attributes that OTEL_RESOURCE_ATTRIBUTES gives the service."""
+    return Standard(os.environ).attributes()  # noqa: TID251

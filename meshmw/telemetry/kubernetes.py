@@ -1,0 +1,91 @@
+"""Where in Kubernetes this process runs, without a call to the API server.
+
+Knows which variables and files tell it, and OpenTelemetry's names for it. Outside Kubernetes it looks at one variable
+and for three files, and finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from opentelemetry.sdk.resources import Resource, ResourceDetector
+
+from meshmw.settings import first_of, is_true
+from meshmw.telemetry.cgroup import Container, read_container
+from meshmw.telemetry.files import text_of
+from meshmw.telemetry.podinfo import PodInfo, read_podinfo
+from meshmw.telemetry.workload import owners, service_attributes
+
+# Under these names people hand in what the downward API knows; the last ones are those of OpenTelemetry's operator.
+_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "k8s.cluster.name": ("K8S_CLUSTER_NAME",),
+    "k8s.namespace.name": ("K8S_NAMESPACE", "K8S_NAMESPACE_NAME", "K8S_POD_NAMESPACE", "POD_NAMESPACE"),
+    "k8s.node.name": ("K8S_NODE_NAME", "NODE_NAME", "OTEL_RESOURCE_ATTRIBUTES_NODE_NAME"),
+    "k8s.pod.name": ("K8S_POD_NAME", "POD_NAME", "OTEL_RESOURCE_ATTRIBUTES_POD_NAME"),
+    "k8s.pod.uid": ("K8S_POD_UID", "POD_UID", "OTEL_RESOURCE_ATTRIBUTES_POD_UID"),
+    "k8s.pod.ip": ("K8S_POD_IP", "POD_IP"),
+    "k8s.container.name": ("K8S_CONTAINER_NAME",),
+    "k8s.deployment.name": ("K8S_DEPLOYMENT_NAME",),
+}
+_OURS: Final = tuple(names[0] for names in _VARIABLES.values())
+# Any of these is in a container because a kubelet put it there.
+_TOKEN: Final = "var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  # a directory
+_PODINFO: Final = "etc/podinfo"
+_HOSTS: Final = "etc/hosts"
+# The kubelet's first line in a pod that has its own network; with the node's network the hostname is the node's.
+_MANAGED_HOSTS: Final = "# Kubernetes-managed hosts file."
+
+
+class KubernetesResourceDetector(ResourceDetector):
+    """Detects `k8s.*`, `container.id` and `service.*` from the downward API, mounts, cgroups and the hostname.
+
+    Also registered as `meshmw_k8s` for OTEL_EXPERIMENTAL_RESOURCE_DETECTORS. A value that nothing tells is left out.
+
+    Args:
+        raise_on_error: As OpenTelemetry's detectors take it.
+        root: The directory below which `/etc`, `/proc` and `/var` are looked for.
+        labels: Whether the labels `app.kubernetes.io/instance`, `name` and `version` name the service; None leaves it
+            to `MESHMW_KUBERNETES_LABELS`.
+    """
+
+    def __init__(self, raise_on_error: bool = False, *, root: Path = Path("/"), labels: bool | None = None) -> None:
+        super().__init__(raise_on_error)
+        self._root = root
+        self._labels = is_true("MESHMW_KUBERNETES_LABELS") if labels is None else labels
+
+    def detect(self) -> Resource:
+        """Return what is known of this pod; nothing outside Kubernetes."""
+        return Resource(self._detected() if self._in_kubernetes() else {})
+
+    def _in_kubernetes(self) -> bool:
+        if first_of("KUBERNETES_SERVICE_HOST", *_OURS):
+            return True
+        return (self._root / _PODINFO).is_dir() or (self._root / _TOKEN).is_dir() or self._hosts().startswith("# Kube")
+
+    def _hosts(self) -> str:
+        return text_of(self._root / _HOSTS)
+
+    def _detected(self) -> dict[str, str]:
+        told = {name: value for name, variables in _VARIABLES.items() if (value := first_of(*variables))}
+        podinfo, container = read_podinfo(self._root / _PODINFO), read_container(self._root)
+        found = {key: text for key, text in self._found(podinfo, container).items() if text} | told
+        found = owners(found.get("k8s.pod.name", ""), podinfo.labels) | found
+        return found | service_attributes(found, podinfo.labels if self._labels else {}, podinfo.annotations)
+
+    def _found(self, podinfo: PodInfo, container: Container) -> dict[str, str]:
+        """Return what files tell; a downward API volume, made for the purpose, before what the kernel lets be seen."""
+        return {
+            "k8s.namespace.name": podinfo.namespace or text_of(self._root / _TOKEN / "namespace").strip(),
+            "k8s.pod.name": podinfo.name or self._hostname(),
+            "k8s.pod.uid": podinfo.uid or container.pod_uid,
+            "k8s.container.name": container.name,
+            "container.id": container.id,
+        }
+
+    def _hostname(self) -> str:
+        """Return the hostname where it is the pod's name: not the node's, and not cut off at 63 characters."""
+        name = text_of(self._root / "proc/sys/kernel/hostname").strip()
+        managed = self._hosts().splitlines()[:1] == [_MANAGED_HOSTS]
+        return name if managed and len(name) < 63 else ""
