@@ -1,0 +1,107 @@
+"""Lines of a file that may be long, compressed, hostile, or still growing.
+
+Knows files and bytes. Must not know what a line means. Memory is bounded: a line beyond `MAX_LINE` is cut and counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+MAX_LINE: Final = 1 << 18
+_CHUNK: Final = 1 << 20
+_GZIP: Final = b"\x1f\x8b"
+_POLL: Final = 0.1
+
+
+@dataclass
+class Source:
+    """Is one log to read.
+
+    Attributes:
+        name: What it is called in a report.
+        stream: Where its bytes come from, decompressed.
+        size: Bytes on disk, for a progress display; 0 where that is not known.
+        path: The file, where there is one that can be followed.
+        position: How many of `size` have been read.
+        cut: Lines that were longer than `MAX_LINE`.
+        fault: Why reading ended before the end; empty if it did not.
+    """
+
+    name: str
+    stream: IO[bytes]
+    size: int = 0
+    path: Path | None = None
+    position: Callable[[], int] = lambda: 0
+    cut: int = 0
+    fault: str = ""
+
+    def lines(self, more: Callable[[], bool] = lambda: False) -> Iterator[list[bytes]]:
+        """Yield the lines without their newlines, many at a time.
+
+        Args:
+            more: Is asked at the end whether more may come; while it says so, an empty list is yielded now and then.
+        """
+        rest, overlong = b"", False
+        while True:
+            chunk = self._chunk()
+            if not chunk:
+                if self.fault or not more():
+                    break
+                time.sleep(_POLL)
+                self._reopen_if_replaced()
+                yield []
+                continue
+            *whole, rest = (rest + chunk).split(b"\n")
+            if overlong and whole:
+                whole, overlong = whole[1:], False
+            if len(rest) > MAX_LINE:
+                self.cut += not overlong
+                rest, overlong = b"", True
+            yield whole
+        if rest and not overlong:
+            yield [rest]
+
+    def _chunk(self) -> bytes:
+        try:
+            # read1: what is there now, so that a pipe that is slow to fill shows its lines.
+            read = getattr(self.stream, "read1", self.stream.read)
+            found: bytes = read(_CHUNK)
+        except (OSError, EOFError, zlib.error) as error:
+            self.fault = f"{type(error).__name__}: {error}"
+            return b""
+        return found
+
+    def _reopen_if_replaced(self) -> None:
+        """Go on with the new file where a log was rotated, and from the start where it was truncated."""
+        if self.path is None:
+            return
+        try:
+            now, ours = self.path.stat(), os.fstat(self.stream.fileno())
+        except OSError:
+            return
+        if (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev):
+            self.stream.close()
+            self.stream = self.path.open("rb")
+        elif now.st_size < self.stream.tell():
+            self.stream.seek(0)
+
+
+def open_source(path: Path, name: str | None = None) -> Source:
+    """Open a file, compressed or not.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    file = path.open("rb")
+    size = os.fstat(file.fileno()).st_size
+    if file.peek(2)[:2] == _GZIP:
+        unpacked: IO[bytes] = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
+        return Source(name or path.name, unpacked, size, None, file.tell)
+    return Source(name or path.name, file, size, path, file.tell)
