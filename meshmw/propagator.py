@@ -197,10 +197,11 @@ class MeshPropagator(TextMapPropagator):
         extraction = self.read(lines)
         believed = extraction.believed(self.trust)
         _last_extract.set((self, lines, extraction, believed))
-        base = Context() if context is None else context
+        entries = believed.entries()
         # A span that was there before may be anybody's.
-        read = {} if SPAN_KEY in base else {READ_KEY: believed}
-        return Context({**base, **believed.into({}), **read})
+        if context is None or SPAN_KEY not in context:
+            entries[READ_KEY] = believed
+        return Context({**context, **entries} if context else entries)
 
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter

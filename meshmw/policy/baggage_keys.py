@@ -27,16 +27,15 @@ class BaggageKeys:
 
     Raises:
         ValueError: A pattern holds a character that no key can hold; it is named.
+
+    Attributes:
+        are_all: Whether every key passes, so that nobody need ask for each.
     """
 
     def __init__(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
         self._allow = _compiled(allow)
         self._deny = _compiled(deny)
-
-    @property
-    def are_all(self) -> bool:
-        """Return whether every key passes, so that nobody need ask for each."""
-        return self._allow is None and self._deny is None
+        self.are_all = self._allow is None and self._deny is None
 
     def permits(self, key: str) -> bool:
         """Say whether a key passes."""

@@ -73,13 +73,21 @@ class Extraction(NamedTuple):
 
     def into(self, base: Mapping[str, object]) -> Context:
         """Return *base* with this extraction in it, and with no span or baggage of another request."""
-        values = {key: value for key, value in base.items() if key not in _OF_ONE_REQUEST}
-        if self.span_context is not None:
-            values[SPAN_KEY] = NonRecordingSpan(self.span_context)
-        if self.baggage:
-            values[BAGGAGE_KEY] = self.baggage
-        if self.b3 is not None:
-            values[B3_KEY] = self.b3
-        if self.passthrough:
-            values[PASSTHROUGH_KEY] = self.passthrough
-        return Context(values)
+        entries = self.entries()
+        if base:
+            entries = {key: value for key, value in base.items() if key not in _OF_ONE_REQUEST} | entries
+        return Context(entries)
+
+    def entries(self) -> dict[str, object]:
+        """Return what a context holds of this extraction, by key."""
+        span_context, baggage, b3, passthrough, *_ = self
+        entries: dict[str, object] = {}
+        if span_context is not None:
+            entries[SPAN_KEY] = NonRecordingSpan(span_context)
+        if baggage:
+            entries[BAGGAGE_KEY] = baggage
+        if b3 is not None:
+            entries[B3_KEY] = b3
+        if passthrough:
+            entries[PASSTHROUGH_KEY] = passthrough
+        return entries

@@ -17,7 +17,7 @@ _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 def lines_of(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
     """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
-    if getter is default_getter and isinstance(carrier, Mapping):
+    if getter is default_getter and (type(carrier) is dict or isinstance(carrier, Mapping)):
         return _lines_of_mapping(carrier, wanted)
     lines = {}
     for name in wanted:
@@ -29,6 +29,8 @@ def lines_of(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict
 
 def texts(value: object) -> list[str]:
     """Return the lines that a mapping holds for one header."""
+    if type(value) is str:
+        return [value]
     if value is None:
         return []
     return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
@@ -48,7 +50,7 @@ def _lines_of_mapping(carrier: Mapping[Any, Any], wanted: Collection[str]) -> di
     lines: dict[str, list[str]] = {}
     for key, value in carrier.items():
         if isinstance(key, str) and (name := key.lower()) in wanted and (found := texts(value)):
-            lines.setdefault(name, []).extend(found)
+            lines[name] = lines[name] + found if name in lines else found
     return lines
 
 

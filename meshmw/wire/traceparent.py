@@ -44,6 +44,8 @@ _VERSION_00 = re.compile(f"00{_FIELDS}")
 _LATER_VERSION = re.compile(rf"(?!00|ff)({HEXDIGLC}{{2}}){_FIELDS}(?:-[\x20-\x2b\x2d-\x7e]*)?")
 
 _ANY_IDS = re.compile(f"{HEXDIGLC}{{2}}-{HEXDIGLC}{{32}}-{HEXDIGLC}{{16}}-{HEXDIGLC}{{2}}")
+# Every two digits that flags can be, so that reading them is one look.
+_KNOWN_FLAGS_OF: Final = {f"{bits:02x}": bits & KNOWN_FLAGS for bits in range(256)}
 _LENGTH: Final = 55
 _SEPARATORS: Final = frozenset({2, 35, 52})
 _TRACE_ID: Final = slice(3, 35)
@@ -81,10 +83,10 @@ class TraceParent(NamedTuple):
         text = text.strip(OWS)
         if match := _VERSION_00.fullmatch(text):
             trace_id, parent_id, flags = match.groups()
-            return cls(0, int(trace_id, 16), int(parent_id, 16), int(flags, 16) & KNOWN_FLAGS)
+            return cls(0, int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags])
         if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
             version, trace_id, parent_id, flags = match.groups()
-            return cls(int(version, 16), int(trace_id, 16), int(parent_id, 16), int(flags, 16) & KNOWN_FLAGS)
+            return cls(int(version, 16), int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags])
         raise InvalidHeaderError("traceparent", *_fault(text, policy))
 
     @property
