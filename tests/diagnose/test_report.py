@@ -265,6 +265,6 @@ def test_a_screen_reader_finds_its_way(page, broken):
     headings = page.names("heading")
     assert headings[:2] == ["The trace breaks", "What to do"]
     assert "The headers' journey" in headings
-    assert page.names("checkbox") == ["Hide the 1 spans of proxies"]
+    assert page.names("checkbox") == ["Hide the spans of proxies (1)"]
     assert page.names("rowheader")[0].startswith("edge GET")
     assert "Skip to the trace" in page.names("link")
