@@ -2,11 +2,12 @@
 
 Between two steps a generator shares its thread or task with whoever consumes it. What it attaches around a `yield` is
 current for the consumer too, and its `detach` fails where the last step runs somewhere else. Here nothing is attached
-but while a step runs. Knows OpenTelemetry's context. Must not know what the streams carry.
+but while a step runs. Knows OpenTelemetry's context and the hooks of event loops. Must not know what the streams carry.
 """
 
 from __future__ import annotations
 
+import contextvars
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from collections.abc import Iterator as IteratorType
@@ -24,6 +25,9 @@ P = ParamSpec("P")
 
 class StepContext:
     """Makes a context current for each step of one stream, and keeps for the next step what that one left current.
+
+    Other context variables are the thread's or task's own, as for the body of a response, whose application has set
+    some of them before the first step and takes them back after the last.
 
     Args:
         context: What is current when the first step begins.
@@ -59,8 +63,9 @@ def stream(source: Iterable[Y], context: Context | None = None) -> IteratorType[
 def stream(source: Any, context: Context | None = None) -> Any:
     """Return *source* with a context of its own: current during each of its steps, and at no other time.
 
-    What a generator makes current across a `yield` is current again in its next step. A half-consumed generator that
-    is dropped is closed, in that same context.
+    The steps share one copy of all context variables, made now, whichever thread or task takes them. What a generator
+    makes current across a `yield` is current again in its next step, and can be taken back in any later one. A
+    half-consumed generator that is dropped is closed, in that same context.
 
     Args:
         source: A generator, an asynchronous generator, or anything that can be iterated over in either way.
@@ -69,7 +74,9 @@ def stream(source: Any, context: Context | None = None) -> Any:
     Raises:
         TypeError: *source* cannot be iterated over.
     """
-    run = StepContext(otel_context.get_current() if context is None else context).run
+    run: Run = contextvars.copy_context().run
+    if context is not None:
+        run = partial(run, StepContext(context).run)
     if isinstance(source, Generator):
         return GeneratorSteps(source, run)
     if isinstance(source, AsyncGenerator):
@@ -167,19 +174,42 @@ class AsyncSteps(AsyncIterator[Y]):
         return AwaitableSteps(self._begin(ask, *args), self._run)
 
     def _begin(self, ask: Callable[..., Awaitable[Y]], *args: Any) -> Awaitable[Y]:
-        """Ask for the first step; from then on the event loop closes the source where it is dropped half-way.
+        """Ask for the first step; from then on the event loop closes the source that is dropped, or left at its end.
 
-        The loop's task for that copies the context variables of whoever triggered the garbage collection. So the
-        source is told of a finalizer that is called in the source's own context.
+        The loop's task for that has context variables of its own, where what the source has attached cannot be taken
+        back. So the loop is told of objects that close the source in its own.
         """
-        finalizer = sys.get_asyncgen_hooks().finalizer
-        if finalizer is None:
-            return ask(*args)
-        sys.set_asyncgen_hooks(finalizer=partial(self._run, finalizer))
+        hooks = sys.get_asyncgen_hooks()
+        firstiter, finalizer = hooks
+        closing: Any = self  # has the `aclose` that the loop asks for
+        sys.set_asyncgen_hooks(
+            firstiter and (lambda source: firstiter(closing)),
+            finalizer and partial(_close_in_its_context, finalizer, self._run),
+        )
         try:
             return ask(*args)
         finally:
-            sys.set_asyncgen_hooks(finalizer=finalizer)
+            sys.set_asyncgen_hooks(*hooks)
+
+
+def _close_in_its_context(finalizer: Callable[[Any], object], run: Run, source: Any) -> None:
+    finalizer(_Dropped(source, run))
+
+
+class _Dropped:
+    """Stands for an asynchronous generator that nobody holds any more, before the event loop that is to close it."""
+
+    def __init__(self, source: Any, run: Run) -> None:
+        self._source = source
+        self._run = run
+
+    async def aclose(self) -> None:
+        """Close the source."""
+        await AwaitableSteps(self._source.aclose(), self._run)
+
+    def __getattr__(self, name: str) -> Any:
+        # A loop may tell the generator's name.
+        return getattr(self._source, name)
 
 
 class AsyncGeneratorSteps(AsyncSteps[Y], AsyncGenerator[Y, S], Generic[Y, S]):
