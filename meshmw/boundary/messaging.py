@@ -152,6 +152,7 @@ class Messaging:
         *,
         operation: str = "process",
         operation_type: OperationType = "process",
+        start_time: int | None = None,
     ) -> Operation:
         """Begin to process several messages at once, in a new trace that links to all of them.
 
@@ -163,11 +164,12 @@ class Messaging:
             specific: Returns further attributes; not called where nobody looks at them.
             operation: What the system calls it.
             operation_type: `receive` for what is over when the application gets the messages.
+            start_time: When it began, in nanoseconds since 1970; now by default.
         """
         creators = dict.fromkeys(each.span_context for each in extractions if each.span_context is not None)
         links = [*map(Link, creators), *_ambient_links()]
         count = len(extractions)
-        begun = self._begin(Context(), operation, operation_type, destination, specific, links, count)
+        begun = self._begin(Context(), operation, operation_type, destination, specific, links, count, start_time)
         for extraction in extractions:
             tell(begun.span, extraction)
         return begun
@@ -185,6 +187,7 @@ class Messaging:
         specific: Specific,
         links: Sequence[Link],
         count: int | None = None,
+        start_time: int | None = None,
     ) -> Operation:
         attributes = LazyAttributes(
             lambda: {
@@ -193,7 +196,7 @@ class Messaging:
             }
         )
         name, kind = span_name(operation, destination), _KINDS[operation_type]
-        span = self._tracer.start_span(name, parent, kind, attributes, links)
+        span = self._tracer.start_span(name, parent, kind, attributes, links, start_time)
         return Operation(span, Context({**parent, SPAN_KEY: span}), owned=True)
 
 

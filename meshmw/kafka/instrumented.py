@@ -1,0 +1,71 @@
+"""`instrument()`: a producer or consumer that traces by itself, around the client's own object.
+
+Knows the names of three clients' classes. Must not import a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from opentelemetry import trace
+
+from meshmw.kafka.consumers import AiokafkaConsumer, ConfluentAsyncConsumer, ConfluentConsumer, KafkaPythonConsumer
+from meshmw.kafka.producers import AiokafkaProducer, ConfluentProducer, KafkaPythonProducer
+from meshmw.kafka.spans import messaging
+from meshmw.propagator import MeshPropagator
+from meshmw.runtime import MessagingParent
+
+
+def instrument(
+    client: Any,
+    *,
+    keep_existing: bool = False,
+    parent: MessagingParent | None = None,
+    propagator: MeshPropagator | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
+) -> Any:
+    """Return a producer or consumer that works as *client*, and traces what it sends or fetches.
+
+    A producer's records carry the trace, and each has a PRODUCER span that ends when the broker has answered. What a
+    consumer fetches has a `receive` span, if it is anything; the application's own work on a record begins where
+    `consumer_span` or `consume` says, because no iterator can tell when that ends.
+
+    The result has every attribute of the client, and is no instance of its class: what asks for one gets
+    `__wrapped__`, the client itself. Nothing is changed for other producers and consumers.
+
+    Args:
+        client: A producer or consumer of kafka-python, aiokafka or confluent-kafka.
+        keep_existing: For a producer, as for `inject`.
+        parent: For a consumer, as for `consumer_span`.
+        propagator: Reads and writes the headers; by default the one that `configure()` settled.
+        tracer_provider: Makes the spans; the global one by default.
+
+    Raises:
+        TypeError: *client* is none of them, or one that cannot send headers.
+    """
+    for cls in type(client).__mro__:
+        kind = _KINDS.get((cls.__module__.partition(".")[0], cls.__name__))
+        if kind is not None:
+            return kind(client, messaging(propagator, tracer_provider, parent), keep_existing)
+    raise TypeError(
+        f"instrument() takes a producer or consumer of kafka-python, aiokafka or confluent-kafka, "
+        f"not {type(client).__module__}.{type(client).__qualname__}"
+    )
+
+
+def _no_headers(client: Any, *_: object) -> Any:
+    raise TypeError(f"{type(client).__qualname__} sends no headers, so no trace either; use confluent_kafka.Producer")
+
+
+# By package and class, so that subclasses are found and nothing need be imported; `cimpl` is confluent-kafka's C part.
+_KINDS: Final[dict[tuple[str, str], Callable[..., Any]]] = {
+    ("kafka", "KafkaProducer"): KafkaPythonProducer,
+    ("kafka", "KafkaConsumer"): KafkaPythonConsumer,
+    ("aiokafka", "AIOKafkaProducer"): AiokafkaProducer,
+    ("aiokafka", "AIOKafkaConsumer"): AiokafkaConsumer,
+    ("cimpl", "Producer"): ConfluentProducer,
+    ("cimpl", "Consumer"): ConfluentConsumer,
+    ("confluent_kafka", "AIOConsumer"): ConfluentAsyncConsumer,
+    ("confluent_kafka", "AIOProducer"): _no_headers,
+}
