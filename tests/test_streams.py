@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
@@ -61,6 +63,16 @@ class TestGenerators:
         token = set_here("consumed here")
         assert (next(steps), value()) == ("made here", "consumed here")
         otel_context.detach(token)
+
+    def test_what_is_attached_in_one_thread_can_be_taken_back_in_another(self, caplog):
+        def source():
+            token = set_here("inner")
+            yield value()
+            otel_context.detach(token)
+            yield value()
+
+        steps = stream(source(), OURS)
+        assert [next(steps), in_thread(lambda: next(steps)), caplog.text] == ["inner", "ours", ""]
 
     def test_send_and_throw_reach_the_source_in_its_context(self):
         def source():
@@ -357,6 +369,82 @@ class TestAsyncGenerators:
 
         asyncio.run(main())
         assert ended == ["ours"]
+
+    def test_what_a_dropped_generator_has_attached_is_taken_back_where_it_was(self, caplog):
+        ended = []
+
+        async def source(at_end):
+            token = set_here("inner")
+            try:
+                yield
+            finally:
+                otel_context.detach(token)
+                await asyncio.sleep(0)
+                ended.append(value())
+                at_end.set()
+
+        async def main():
+            at_end = asyncio.Event()
+            steps = stream(source(at_end), OURS)
+            await anext(steps)
+            del steps
+            gc.collect()
+            await at_end.wait()
+
+        asyncio.run(main())
+        assert (ended, caplog.text) == (["ours"], "")
+
+    def test_a_generator_that_is_left_when_the_loop_ends_is_closed_in_its_own_context(self, caplog):
+        ended, kept = [], []
+
+        async def source():
+            token = set_here("inner")
+            try:
+                yield
+            finally:
+                otel_context.detach(token)
+                ended.append(value())
+
+        async def main():
+            kept.append(stream(source(), OURS))
+            await anext(kept[0])
+
+        asyncio.run(main())
+        assert (ended, caplog.text) == (["ours"], "")
+
+    def test_a_loop_that_asks_who_a_dropped_generator_is_gets_the_generators_answer(self):
+        names = []
+
+        async def source():
+            yield
+
+        async def main():
+            steps = stream(source(), OURS)
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(finalizer=lambda generator: names.append(generator.ag_code.co_name))
+            await anext(steps)
+            del steps
+            gc.collect()
+            sys.set_asyncgen_hooks(*hooks)
+
+        asyncio.run(main())
+        assert names == ["source"]
+
+    def test_other_context_variables_are_those_of_where_the_stream_was_made(self):
+        other = contextvars.ContextVar("other", default="unset")
+
+        async def source():
+            yield other.get()
+            other.set("set by the source")
+            yield other.get()
+
+        async def main():
+            other.set("made here")
+            steps = stream(source())
+            other.set("consumed here")
+            return [seen async for seen in steps], other.get()
+
+        assert asyncio.run(main()) == (["made here", "set by the source"], "consumed here")
 
     def test_without_a_loop_that_watches_generators_a_step_can_be_driven_by_hand(self):
         async def source():
