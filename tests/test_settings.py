@@ -162,6 +162,7 @@ class TestValues:
             "baggage_max_bytes": 8192,
             "baggage_allow": (),
             "baggage_deny": (),
+            "baggage_attributes": (),
             "propagate_to": ("*",),
             "baggage_to": ("mesh",),
             "passthrough_headers": ("x-request-id",),
@@ -171,6 +172,10 @@ class TestValues:
             "exporter": "otlp",
             "endpoint": None,
             "sampling_ratio": None,
+            "sampling_rules": (),
+            "batch_profile": "moderate",
+            "queue_size": None,
+            "metrics": "none",
             "warn_window": 60.0,
             "sdk_disabled": False,
         }
@@ -185,6 +190,11 @@ class TestValues:
             ("MESHMW_TRACEPARENT_POLICY", "W3C", "w3c"),
             ("MESHMW_DUPLICATES", "Same-Trace", "same-trace"),
             ("MESHMW_PREFER", "AUTO", "auto"),
+            ("MESHMW_SAMPLING_RULES", " /health = 0, /api/*=.5", ("/health=0", "/api/*=.5")),
+            ("MESHMW_BATCH_PROFILE", "High", "high"),
+            ("MESHMW_QUEUE_SIZE", " Auto", "auto"),
+            ("MESHMW_QUEUE_SIZE", "4096", 4096),
+            ("MESHMW_METRICS", "Prometheus", "prometheus"),
             ("MESHMW_TRUST", "Restart", "restart"),
             ("MESHMW_TRUSTED_PEERS", "10.0.0.0/8, fd00::/8,192.0.2.7", ("10.0.0.0/8", "fd00::/8", "192.0.2.7")),
             ("MESHMW_SAMPLING_OWNER", "service", "service"),
@@ -405,3 +415,32 @@ def test_every_setting_is_documented_in_one_sentence():
         assert doc.takes
     first = Settings.documentation()[0]
     assert (first.name, first.variable, first.default) == ("service_name", "MESHMW_SERVICE_NAME", "")
+
+
+class TestPipeline:
+    @pytest.mark.parametrize(
+        ("variable", "value", "name", "expected"),
+        [
+            ("OTEL_METRICS_EXPORTER", "otlp,prometheus", "metrics", "prometheus"),
+            ("OTEL_METRICS_EXPORTER", "otlp", "metrics", "none"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "9", "queue_size", 9),
+        ],
+    )
+    def test_a_standard_variable_of_the_pipeline_is_read(self, monkeypatch, caplog, variable, value, name, expected):
+        monkeypatch.setenv(variable, value)
+        assert getattr(Settings(), name) == expected
+        assert caplog.messages == []
+
+    @pytest.mark.parametrize("rule", ["/a", "/a=2", "/a=nan", "/a=often", "a=1", "=1", "/a=-0.1"])
+    def test_a_rule_without_a_path_or_a_share_is_a_fault(self, rule):
+        (fault,) = faults_of(sampling_rules=["/fine=1", rule])
+        assert fault == (
+            f"argument sampling_rules holds {rule!r}; it takes a list of paths or patterns, each with a share, "
+            "such as /health=0,/api/*=0.5"
+        )
+
+    @pytest.mark.parametrize("size", ["0", "few", "-1", "1048577", "1.5"])
+    def test_a_queue_of_no_size_is_one_fault(self, size):
+        assert faults_of(queue_size=size) == (
+            f"argument queue_size holds '{size}'; it takes a number from 1 to 1048576, or auto",
+        )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from meshmw.settings.documentation import SettingDoc, as_text
 from meshmw.settings.model import Settings
-from meshmw.settings.standard import first_of, hidden, is_set, is_true, resource_attributes
+from meshmw.settings.standard import count_in, first_of, hidden, is_set, is_true, resource_attributes
 
 __all__ = (
     "SettingDoc",
     "Settings",
     "as_text",
+    "count_in",
     "first_of",
     "hidden",
     "is_set",

@@ -65,9 +65,10 @@ def faults_of(
 
 def _fault(name: str, errors: list[ErrorDetails], field: FieldInfo, arguments: Mapping[str, Any], prefix: str) -> str:
     where = f"argument {name}" if name in arguments else f"{prefix}{name}".upper()
-    holds = ", ".join(excerpt(error["input"]) for error in errors[:3])
-    more = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
-    return f"{where} holds {holds}{more}; it takes {takes(field)}"
+    # A field of two types has two errors for one value.
+    held = list(dict.fromkeys(excerpt(error["input"]) for error in errors))
+    more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+    return f"{where} holds {', '.join(held[:3])}{more}; it takes {takes(field)}"
 
 
 def _unknown(name: str, errors: list[ErrorDetails], fields: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from meshmw.settings.values import (
     BaggageBytes,
     BaggageMembers,
+    BatchProfile,
     BudgetBytes,
     BudgetCount,
     Cidrs,
@@ -19,11 +20,14 @@ from meshmw.settings.values import (
     Hosts,
     KeyPatterns,
     MessagingParent,
+    Metrics,
     Paths,
     Policy,
     Prefer,
+    QueueSize,
     Ratio,
     SamplingOwner,
+    SamplingRules,
     Seconds,
     ServerSpans,
     Text,
@@ -116,6 +120,11 @@ class Fields(BaseSettings):
         description="The baggage keys that do not pass, in each direction, whatever is allowed.",
         json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
     )
+    baggage_attributes: KeyPatterns = Field(
+        default=(),
+        description="The baggage keys whose values become attributes of every span; few values each, no secrets.",
+        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+    )
     propagate_to: Hosts = Field(
         default=("*",),
         description="The hosts that outbound calls send trace headers and baggage to.",
@@ -164,6 +173,26 @@ class Fields(BaseSettings):
         default=None,
         description="The share of new traces that is recorded; sampling_owner says who decides for the others.",
         json_schema_extra={"takes": "a number from 0 to 1"},
+    )
+    sampling_rules: SamplingRules = Field(
+        default=(),
+        description="Shares by request path, the first that fits: where a new trace begins, and 0 in any trace.",
+        json_schema_extra={"takes": "a list of paths or patterns, each with a share, such as /health=0,/api/*=0.5"},
+    )
+    batch_profile: BatchProfile = Field(
+        default="moderate",
+        description="How spans are batched: 512 every 5 seconds, or (high, from 10,000 a second) 2,048 every second.",
+        json_schema_extra={"takes": "moderate or high"},
+    )
+    queue_size: QueueSize | None = Field(
+        default=None,
+        description="The spans that may wait: the profile's 2,048 or 8,192, a number, or by the container's memory.",
+        json_schema_extra={"takes": "a number from 1 to 1048576, or auto"},
+    )
+    metrics: Metrics = Field(
+        default="none",
+        description="Whether configure() sets a meter provider whose metrics prometheus_client shows to scrapes.",
+        json_schema_extra={"takes": "prometheus or none"},
     )
     warn_window: Seconds = Field(
         default=60.0,

@@ -25,6 +25,8 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "propagators": ("OTEL_PROPAGATORS",),
     "exporter": ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     "endpoint": ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "queue_size": ("OTEL_BSP_MAX_QUEUE_SIZE",),
+    "metrics": ("OTEL_METRICS_EXPORTER",),
     "sdk_disabled": ("OTEL_SDK_DISABLED",),
 }
 
@@ -59,6 +61,8 @@ class Standard:
             "propagators": self._propagators,
             "exporter": self._exporter,
             "endpoint": self._endpoint,
+            "queue_size": lambda: self.count("OTEL_BSP_MAX_QUEUE_SIZE"),
+            "metrics": self._metrics,
             "sdk_disabled": self._disabled,
         }
         found = {name: read() for name, read in readers.items() if name not in self.decided}
@@ -150,6 +154,20 @@ class Standard:
         secure = self._get("OTEL_EXPORTER_OTLP_TRACES_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
         return f"https://{address}" if secure.lower() == "false" else address
 
+    def count(self, variable: str) -> tuple[int, str] | None:
+        """Return a variable's whole number above zero, or None where it holds none."""
+        value = self._get(variable)
+        if value.isdecimal() and 0 < int(value) <= 1_048_576:
+            return int(value), variable
+        if value:
+            self._ignore(variable, value, "a number from 1 to 1048576")
+        return None
+
+    def _metrics(self) -> tuple[str, str] | None:
+        # Other exporters are not ours to set up, and `opentelemetry-instrument` sets this variable for all programs.
+        variable = "OTEL_METRICS_EXPORTER"
+        return ("prometheus", variable) if "prometheus" in self._names(variable) else None
+
     def _disabled(self) -> tuple[bool, str] | None:
         variable = "OTEL_SDK_DISABLED"
         value = self._get(variable).lower()
@@ -210,6 +228,15 @@ def is_set(variable: str) -> bool:
 def is_true(variable: str) -> bool:
     """Say whether a variable switches something on."""
     return first_of(variable).lower() in ("1", "on", "true", "yes")
+
+
+def count_in(variable: str) -> int | None:
+    """Return the whole number above zero in a variable; warn of anything else, which is ignored."""
+    standard = Standard(os.environ)  # noqa: TID251
+    found = standard.count(variable)
+    for warning in standard.warnings:
+        log.warning("%s", warning)
+    return found and found[0]
 
 
 def resource_attributes() -> dict[str, str]:

@@ -70,6 +70,13 @@ def _path_pattern(text: str) -> str:
     return text
 
 
+def _sampling_rule(text: str) -> str:
+    pattern, _, ratio = text.rpartition("=")
+    if not 0 <= float(ratio) <= 1:
+        raise ValueError("not a share")
+    return f"{_path_pattern(pattern.strip())}={ratio.strip()}"
+
+
 def _header_name(name: str) -> str:
     return passable([name])[0]
 
@@ -112,6 +119,11 @@ HeaderNames: TypeAlias = Annotated[
     tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(words), BeforeValidator(_lower)
 ]
 Exporter: TypeAlias = Annotated[Literal["otlp", "otlp-http", "console", "none"], BeforeValidator(_lower)]
+Metrics: TypeAlias = Annotated[Literal["prometheus", "none"], BeforeValidator(_lower)]
+BatchProfile: TypeAlias = Annotated[Literal["moderate", "high"], BeforeValidator(_lower)]
+QueueSize: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"], BeforeValidator(_lower)]
+SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]
+SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(words)]
 Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
 Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]

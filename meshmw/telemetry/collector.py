@@ -23,10 +23,17 @@ class CollectorExporter(SpanExporter):
         exporter: The exporter that does the work.
         endpoint: The collector's address, as it shall stand in the log.
         warn_window: Seconds between two warnings, so that a collector that comes and goes does not fill the log.
+
+    Attributes:
+        failing: Whether the last export failed.
+        exports_failed: The exports that failed.
+        spans_lost: The spans that were in them.
     """
 
     def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
         self.failing = False
+        self.exports_failed = 0
+        self.spans_lost = 0
         self._exporter = exporter
         self._endpoint = endpoint
         self._warn_window = warn_window
@@ -52,6 +59,8 @@ class CollectorExporter(SpanExporter):
         if result is SpanExportResult.SUCCESS:
             self._succeeded()
         else:
+            self.exports_failed += 1
+            self.spans_lost += len(spans)
             self._failed(self._reason)
         return result
 

@@ -172,22 +172,6 @@ def tracer_of(exporter, **limits):
     return provider, processor
 
 
-def test_a_full_queue_drops_spans_and_is_said_once_per_window(caplog, monkeypatch):
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
-    inner = Waiting(0)
-    provider, processor = tracer_of(CollectorExporter(inner, "http://c:1", 60))
-    for number in range(50):
-        provider.get_tracer("t").start_span(str(number)).end()
-    inner.under_way.wait()
-    for number in range(50):
-        logging.getLogger("opentelemetry.sdk._shared_internal").filters[-1].last_log = None  # the SDK's own limit
-        provider.get_tracer("t").start_span(str(number)).end()
-    assert [message for message in caplog.messages if "dropping" in message] == ["Queue full, dropping Span."]
-    processor.shutdown_seconds = 0.01
-    provider.shutdown()
-
-
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_end_waits_no_longer_than_asked_and_at_most_a_second_for_a_dead_collector(failing, monkeypatch):
     waited = []

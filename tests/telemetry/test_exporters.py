@@ -72,7 +72,6 @@ def test_a_credential_provider_keeps_its_own_session(monkeypatch):
     [
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
-        ("OTEL_BSP_MAX_QUEUE_SIZE", "1"),
     ],
 )
 def test_a_variable_that_opentelemetry_refuses_is_a_settings_error(monkeypatch, variable, value):

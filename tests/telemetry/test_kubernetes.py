@@ -258,3 +258,21 @@ class TestResource:
         monkeypatch.setenv("OTEL_SERVICE_NAME", "told")
         found = Resource.create().attributes
         assert (found["k8s.pod.name"], found["service.name"]) == (POD, "told")
+
+    def test_a_forked_worker_keeps_the_id_that_the_pod_gave(self, run_program):
+        program = run_program(
+            """
+            import os, sys, warnings
+            warnings.simplefilter("ignore")
+            provider = configure(Settings(exporter="none")).tracer_provider
+            if os.fork() == 0:
+                span = trace.get_tracer("t").start_span("s")
+                print(span.resource.attributes["service.instance.id"], flush=True)
+                os._exit(0)
+            os.wait()
+            """,
+            K8S_POD_NAME="p",
+            K8S_NAMESPACE="n",
+            K8S_CONTAINER_NAME="c",
+        )
+        assert program.stdout == "n.p.c\n", program.stderr

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
+from opentelemetry.trace import SpanKind
 
 from meshmw import MeshPropagator, Settings
 from meshmw.telemetry.provider import build_provider
@@ -88,3 +89,66 @@ class TestOwner:
             for flags in ("00", "01")
         }
         assert decisions == {int(trace_id[16:], 16) < 2**63}
+
+
+class TestRoutes:
+    """A share of its own for a request's path: where this process decides, and never, which holds in any trace."""
+
+    RULES = ("/health=0", "/api/slow/*=1", "/api/*=0.0", "/half=0.5")
+    SAMPLED, UNSAMPLED = (
+        {"traceparent": f"00-{'1' * 16}{'c' * 16}-b7ad6b7169203331-{flags}"} for flags in ("01", "00")
+    )
+
+    def is_sampled(
+        self,
+        path: str | None,
+        headers: dict[str, str] | None = None,
+        *,
+        kind: SpanKind = SpanKind.SERVER,
+        key: str = "url.path",
+        **how: Any,
+    ) -> bool:
+        provider, _ = build_provider(Settings(exporter="none", sampling_rules=self.RULES, **how))
+        context = MeshPropagator(["b3", "tracecontext"]).extract(headers or {}, Context())
+        span = provider.get_tracer("t").start_span("s", context, kind, path and {key: path})
+        if headers:
+            assert span.get_span_context().trace_id == int("1" * 16 + "c" * 16, 16)
+        return span.get_span_context().trace_flags.sampled
+
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [("/health", False), ("/health/live", False), ("/healthy", True), ("/api/slow/x", True), ("/api/x", False)],
+    )
+    def test_the_first_rule_that_fits_decides_for_a_new_trace(self, path: str, expected: bool) -> None:
+        assert self.is_sampled(path) is expected
+        assert self.is_sampled(f"{path}?q=/", key="http.target") is expected
+
+    def test_never_holds_for_a_caller_who_records(self) -> None:
+        assert self.is_sampled("/health", self.SAMPLED) is False
+
+    def test_another_share_leaves_the_caller_his_decision(self) -> None:
+        assert self.is_sampled("/api/slow/x", self.UNSAMPLED) is False
+        assert self.is_sampled("/half", self.SAMPLED) is True
+
+    def test_where_this_service_decides_the_rule_does(self) -> None:
+        assert self.is_sampled("/api/slow/x", self.UNSAMPLED, sampling_owner="service", sampling_ratio=0) is True
+        assert self.is_sampled("/half", self.SAMPLED, sampling_owner="service") is False
+        deferred = {"b3": f"{'1' * 16}{'c' * 16}-b7ad6b7169203331"}
+        assert self.is_sampled("/half", deferred) is False
+        assert self.is_sampled("/other", deferred) is True
+
+    @pytest.mark.parametrize("kind", [SpanKind.CLIENT, SpanKind.INTERNAL, SpanKind.CONSUMER])
+    def test_only_requests_that_are_served_have_routes(self, kind: SpanKind) -> None:
+        assert self.is_sampled("/health", kind=kind) is True
+
+    def test_a_request_without_a_path_has_no_rule(self) -> None:
+        assert self.is_sampled(None) is True
+
+    def test_a_context_that_is_current_counts_as_one_that_is_given(self) -> None:
+        provider, _ = build_provider(Settings(exporter="none", sampling_owner="service", sampling_ratio=0))
+        token = attach(MeshPropagator().extract(self.SAMPLED, Context()))
+        try:
+            span = provider.get_tracer("t").start_span("s")
+        finally:
+            detach(token)
+        assert span.get_span_context().trace_flags.sampled is False

@@ -1,0 +1,79 @@
+"""How many spans wait and go at once: the profile, the standard variables, the container's memory; and what is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshmw.errors import SettingsError
+from meshmw.settings import Settings
+from meshmw.telemetry.batching import Batching, batching_of
+from meshmw.telemetry.provider import build_provider
+
+
+def batching(headroom=None, **settings):
+    return batching_of(Settings(**settings), lambda: headroom)
+
+
+class TestBatching:
+    @pytest.mark.parametrize(
+        ("profile", "expected"), [("moderate", Batching(2048, 512, 5000)), ("high", Batching(8192, 2048, 1000))]
+    )
+    def test_a_profile_is_three_numbers(self, profile, expected):
+        assert batching(batch_profile=profile) == expected
+
+    def test_the_standard_variables_win_over_a_profile(self, monkeypatch):
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "9000")
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        assert batching(batch_profile="high") == Batching(9000, 100, 200)
+        assert batching(queue_size=150).queue == 150
+
+    @pytest.mark.parametrize("value", ["0", "-5", "many", "1048577"])
+    def test_a_number_that_cannot_be_is_ignored_and_said(self, value, monkeypatch, caplog):
+        for name in ("MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE", "SCHEDULE_DELAY"):
+            monkeypatch.setenv(f"OTEL_BSP_{name}", value)
+        assert batching() == Batching(2048, 512, 5000)
+        assert sorted(line.split()[0].removeprefix("OTEL_BSP_") for line in caplog.messages) == [
+            "MAX_EXPORT_BATCH_SIZE",
+            "MAX_QUEUE_SIZE",
+            "SCHEDULE_DELAY",
+        ]
+
+    @pytest.mark.parametrize(
+        ("megabytes", "profile", "expected"),
+        [(200, "moderate", 4096), (100, "high", 2048), (0, "moderate", 512), (100_000, "high", 65_536)],
+    )
+    def test_the_memory_that_is_left_bounds_the_queue(self, megabytes, profile, expected):
+        assert batching(megabytes * 1_000_000, queue_size="auto", batch_profile=profile).queue == expected
+
+    def test_without_a_limit_auto_is_the_profiles_and_never_less_than_one_export(self, monkeypatch):
+        assert batching(None, queue_size="auto").queue == 2048
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
+        assert batching(None, queue_size="auto").queue == 3000
+
+    def test_a_queue_below_one_export_names_both_and_the_remedy(self):
+        with pytest.raises(SettingsError) as caught:
+            batching(queue_size=100)
+        assert caught.value.faults == (
+            (
+                "a queue of 100 spans (MESHMW_QUEUE_SIZE) is smaller than one export of 512: "
+                "set MESHMW_QUEUE_SIZE to 512 or more, or OTEL_BSP_MAX_EXPORT_BATCH_SIZE to 100 or less"
+            ),
+        )
+
+    def test_an_export_above_the_profiles_queue_names_the_profile(self, monkeypatch):
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
+        with pytest.raises(SettingsError, match=r"2048 spans \(batch_profile=moderate\) is smaller .* of 3000"):
+            batching()
+
+    def test_the_provider_is_built_with_it_and_this_machines_memory(self):
+        provider, processor = build_provider(Settings(endpoint="127.0.0.1:9", queue_size="auto", batch_profile="high"))
+        inner = processor._batch_processor
+        assert (inner._max_export_batch_size, inner._schedule_delay_millis) == (2048, 1000)
+        assert 2048 <= processor.queue_capacity == inner._max_queue_size <= 65_536
+        processor.shutdown_seconds = 0.1
+        provider.shutdown()
+
+    def test_what_does_not_batch_needs_no_queue(self):
+        provider, _ = build_provider(Settings(exporter="none", queue_size=1))
+        provider.shutdown()

@@ -1,0 +1,180 @@
+"""Lost spans are counted, by reason, and a Prometheus scrape shows them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from meshmw.telemetry.batching import Batching
+from meshmw.telemetry.collector import CollectorExporter
+from meshmw.telemetry.processor import PromptBatchSpanProcessor
+
+
+class Gate(SpanExporter):
+    """Holds every export until it is opened, and then answers as told."""
+
+    def __init__(self, answer=SpanExportResult.SUCCESS):
+        self.answer = answer
+        self.under_way, self.opened = threading.Event(), threading.Event()
+
+    def export(self, spans):
+        self.under_way.set()
+        self.opened.wait(60)
+        return self.answer
+
+    def shutdown(self):
+        self.opened.set()
+
+
+@pytest.fixture
+def pipeline():
+    """Return a function that makes a tracer and its processor; they end with the test."""
+    made = []
+
+    def make(exporter, queue=8, batch=4):
+        processor = PromptBatchSpanProcessor(
+            CollectorExporter(exporter, "http://c:1", 60), 60, Batching(queue, batch, 60_000)
+        )
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(processor)
+        made.append((exporter, provider))
+        return provider.get_tracer("t"), processor
+
+    yield make
+    for exporter, provider in made:
+        exporter.opened.set()
+        provider.shutdown()
+
+
+def end_spans(tracer, number):
+    for each in range(number):
+        tracer.start_span(str(each)).end()
+
+
+def test_every_span_beyond_the_queue_is_counted_whatever_loggers_let_out(pipeline, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("opentelemetry.sdk"), "level", logging.CRITICAL)
+    exporter = Gate()
+    tracer, processor = pipeline(exporter)
+    end_spans(tracer, 4)
+    assert exporter.under_way.wait(60)  # the first four are on their way
+    end_spans(tracer, 8 + 25)
+    assert (processor.dropped_full, processor.queue_length, processor.queue_capacity) == (25, 8, 8)
+    assert caplog.messages == [
+        (
+            "the queue of 8 spans is full and the oldest are dropped (1 so far); requests are unaffected: "
+            "raise MESHMW_QUEUE_SIZE, set MESHMW_BATCH_PROFILE=high, or record less by MESHMW_SAMPLING_RATIO"
+        )
+    ]
+
+
+def test_where_the_collector_fails_no_other_remedy_is_named(pipeline, caplog):
+    exporter = Gate()
+    tracer, processor = pipeline(exporter)
+    processor.collector.failing = True
+    end_spans(tracer, 4)
+    assert exporter.under_way.wait(60)
+    end_spans(tracer, 9)
+    assert caplog.messages[0].endswith("requests are unaffected: the collector does not take them")
+
+
+def test_an_export_that_fails_is_counted_with_its_spans(pipeline):
+    exporter = Gate(SpanExportResult.FAILURE)
+    tracer, processor = pipeline(exporter)
+    exporter.opened.set()
+    end_spans(tracer, 3)
+    processor.force_flush()
+    assert (processor.collector.exports_failed, processor.collector.spans_lost) == (1, 3)
+
+
+def test_what_the_end_leaves_behind_is_counted(pipeline):
+    exporter = Gate()
+    exporter.shutdown = lambda: None  # hangs to the end
+    tracer, processor = pipeline(exporter)
+    end_spans(tracer, 4)
+    assert exporter.under_way.wait(60)
+    end_spans(tracer, 3)
+    processor.shutdown_seconds = 0.01
+    processor.shutdown()
+    end_spans(tracer, 2)
+    assert processor.dropped_ended == 3 + 2
+
+
+def test_an_unsampled_span_is_never_lost(pipeline):
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+    exporter = Gate()
+    _, processor = pipeline(exporter)
+    provider = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    processor.shutdown()
+    end_spans(provider.get_tracer("t"), 2)
+    assert processor.dropped_ended == 0
+
+
+SCRAPE = """
+import prometheus_client
+def scrape():
+    lines = prometheus_client.generate_latest().decode().splitlines()
+    return {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in lines if not line.startswith("#")}
+def value(name, label=""):
+    return [float(v) for k, v in scrape().items() if k.partition("{")[0] == name and label in k]
+"""
+
+
+class TestScrape:
+    def test_a_prometheus_scrape_shows_drops_queue_and_failures_from_the_start(self, run_program):
+        program = run_program(
+            SCRAPE
+            + """
+telemetry = configure(Settings(service_name="s", endpoint="127.0.0.1:9", metrics="prometheus"))
+assert value("otel_bsp_dropped_spans_total") == [0, 0, 0], scrape()
+assert value("otel_bsp_export_failures_total") == [0]
+for number in range(5):
+    trace.get_tracer("t").start_span("s").end()
+assert value("otel_bsp_queue_length") == [5], scrape()
+assert value("otel_bsp_queue_capacity") == [2048]
+assert value("target_info", 'service_name="s"') == [1]
+telemetry.shutdown()
+assert value("otel_bsp_dropped_spans_total", 'reason="export_failed"') == [5], scrape()
+assert value("otel_bsp_export_failures_total") == [1]
+print("shown")
+"""
+        )
+        assert program.stdout == "shown\n", program.stderr
+
+    def test_a_meter_provider_that_was_there_shows_the_same_and_is_kept(self, run_program):
+        program = run_program(
+            SCRAPE
+            + """
+from opentelemetry import metrics
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+mine = MeterProvider([PrometheusMetricReader()])
+metrics.set_meter_provider(mine)
+with configure(Settings(metrics="prometheus", endpoint="127.0.0.1:9")):
+    assert metrics.get_meter_provider() is mine
+    print(value("otel_bsp_queue_capacity"))
+"""
+        )
+        assert program.stdout == "[2048.0]\n", program.stderr
+        assert "a meter provider was there before configure(): metrics=prometheus has no effect" in program.stderr
+
+    def test_a_missing_exporter_names_the_extra_and_sets_nothing(self, run_program):
+        program = run_program(
+            """
+            import sys
+            sys.modules["opentelemetry.exporter.prometheus"] = None
+            try:
+                configure()
+            except ModuleNotFoundError as error:
+                print(error, type(trace.get_tracer_provider()).__name__)
+            """,
+            OTEL_METRICS_EXPORTER="otlp,prometheus",
+        )
+        assert program.stdout == (
+            "the exporter for Prometheus is not installed: run  pip install 'meshmw[prometheus]' ProxyTracerProvider\n"
+        )
