@@ -166,8 +166,9 @@ class Messaging:
             operation_type: `receive` for what is over when the application gets the messages.
             start_time: When it began, in nanoseconds since 1970; now by default.
         """
-        creators = dict.fromkeys(each.span_context for each in extractions if each.span_context is not None)
-        links = [*map(Link, creators), *_ambient_links()]
+        named = [each.span_context for each in extractions if each.span_context is not None]
+        creators = {(each.trace_id, each.span_id): each for each in named}
+        links = [*map(Link, creators.values()), *_ambient_links()]
         count = len(extractions)
         begun = self._begin(Context(), operation, operation_type, destination, specific, links, count, start_time)
         for extraction in extractions:

@@ -26,6 +26,8 @@ class Instrumented:
 
 
 class Block(Instrumented):
+    """Is a client that a `with` block closes."""
+
     def __enter__(self) -> Self:
         self.__wrapped__.__enter__()
         return self
@@ -35,6 +37,8 @@ class Block(Instrumented):
 
 
 class AsyncBlock(Instrumented):
+    """Is a client that an `async with` block closes."""
+
     async def __aenter__(self) -> Self:
         await self.__wrapped__.__aenter__()
         return self

@@ -40,12 +40,12 @@ def common(records: Sequence[Any], name: str) -> Any:
     return values.pop() if len(values) == 1 else None
 
 
-def of_record(record: Any, **more: str | None) -> Callable[[], Mapping[str, AttributeValue]]:
+def of_record(record: Any, **more: Any) -> Callable[[], Mapping[str, AttributeValue]]:
     """Return what builds the attributes of one record, and *more* of a message's."""
     return partial(_of_record, record, more)
 
 
-def of_records(records: Sequence[Any], **more: str | None) -> Callable[[], Mapping[str, AttributeValue]]:
+def of_records(records: Sequence[Any], **more: Any) -> Callable[[], Mapping[str, AttributeValue]]:
     """Return what builds the attributes of several records, and *more* of a message's."""
     return lambda: message_attributes(partition=common(records, "partition"), **more)
 

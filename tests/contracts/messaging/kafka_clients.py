@@ -1,0 +1,228 @@
+"""Binds the messaging contract to kafka-python, aiokafka and confluent-kafka, each with one partition per topic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
+
+import aiokafka
+import confluent_kafka
+import kafka
+from messaging_contract import Clients, Headers, MessagingClient
+from opentelemetry.context import Context
+from opentelemetry.trace import Span
+
+from meshmw import kafka as ours
+
+BROKER = "kafka_broker"
+SECONDS = 60
+
+
+class Inline(AsyncIterator[Any]):
+    """Lets an async test iterate over a sync library's deliveries, with no frame of its own in between."""
+
+    def __init__(self, steps: Iterator[Any]) -> None:
+        self._steps = steps
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self._steps)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+class KafkaClient(MessagingClient):
+    system = "kafka"
+    repeats_headers = True
+
+    def encoded(self, headers: Headers) -> list[tuple[str, bytes | None]]:
+        return [(name, value.encode() if isinstance(value, str) else value) for name, value in headers]
+
+    def inject(self, headers: Any = None, **options: Any) -> Any:
+        return ours.inject(headers, propagator=self.propagator, **options)
+
+    def extract(self, message: Any) -> Context:
+        return ours.extract(message, propagator=self.propagator)
+
+    def producer_span(self, destination: str) -> AbstractContextManager[Span]:
+        return ours.producer_span(destination, tracer_provider=self.provider)
+
+    def consumer_span(self, message: Any) -> AbstractContextManager[Span]:
+        return ours.consumer_span(message, **self.options)
+
+    def batch_span(self, messages: Any) -> AbstractContextManager[Span]:
+        options = {name: value for name, value in self.options.items() if name != "parent"}
+        return ours.batch_span(messages, **options)
+
+    def headers_of(self, message: Any) -> Any:
+        return message.headers
+
+    def pairs_of(self, headers: Any) -> list[tuple[str, bytes | None]]:
+        return list(headers or ())
+
+    def body_of(self, message: Any) -> bytes | None:
+        return message.value
+
+
+class KafkaPythonClient(KafkaClient):
+    async def open(self) -> None:
+        self.producer = kafka.KafkaProducer(bootstrap_servers=self.broker)
+
+    async def close(self) -> None:
+        self.producer.close(timeout=SECONDS)
+
+    async def send_plain(self, destination: str, body: bytes | None = b"body", headers: Headers = ()) -> None:
+        # This client cannot send a header without a value; another one can.
+        if any(value is None for _, value in headers):
+            produce_by_confluent(self.broker, destination, body, self.encoded(headers))
+        else:
+            self.producer.send(destination, body, headers=self.encoded(headers), partition=0).get(SECONDS)
+
+    async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        with self.producer_span(destination):
+            self.producer.send(destination, body, headers=self.inject(headers), partition=0).get(SECONDS)
+
+    async def send_instrumented(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        producer = ours.instrument(self.producer, **self.options)
+        producer.send(destination, body, None, headers, partition=0).get(SECONDS)
+
+    def consumer(self, destination: str) -> kafka.KafkaConsumer:
+        consumer = kafka.KafkaConsumer(
+            bootstrap_servers=self.broker, auto_offset_reset="earliest", enable_auto_commit=False, group_id=None
+        )
+        consumer.assign([kafka.TopicPartition(destination, 0)])
+        return consumer
+
+    async def receive(self, destination: str, count: int = 1) -> list[Any]:
+        consumer = self.consumer(destination)
+        try:
+            return [next(consumer) for _ in range(count)]
+        finally:
+            consumer.close()
+
+    @asynccontextmanager
+    async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
+        consumer = self.consumer(destination)
+        try:
+            yield Inline(ours.consume(consumer, **self.options))
+        finally:
+            consumer.close()
+
+
+class AiokafkaClient(KafkaClient):
+    async def open(self) -> None:
+        self.producer = aiokafka.AIOKafkaProducer(bootstrap_servers=self.broker)
+        await self.producer.start()
+
+    async def close(self) -> None:
+        await self.producer.stop()
+
+    async def send_plain(self, destination: str, body: bytes | None = b"body", headers: Headers = ()) -> None:
+        await self.producer.send_and_wait(destination, body, headers=self.encoded(headers), partition=0)
+
+    async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        with self.producer_span(destination):
+            await self.producer.send_and_wait(destination, body, headers=self.inject(headers), partition=0)
+
+    async def send_instrumented(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        await ours.instrument(self.producer, **self.options).send_and_wait(destination, body, None, 0, None, headers)
+
+    @asynccontextmanager
+    async def consumer(self, destination: str) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
+        consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=self.broker, auto_offset_reset="earliest", enable_auto_commit=False, group_id=None
+        )
+        await consumer.start()
+        consumer.assign([aiokafka.TopicPartition(destination, 0)])
+        try:
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def receive(self, destination: str, count: int = 1) -> list[Any]:
+        async with self.consumer(destination) as consumer:
+            return [await asyncio.wait_for(consumer.getone(), SECONDS) for _ in range(count)]
+
+    @asynccontextmanager
+    async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
+        async with self.consumer(destination) as consumer:
+            yield ours.aconsume(consumer, **self.options)
+
+
+class ConfluentClient(KafkaClient):
+    async def open(self) -> None:
+        self.producer = confluent_kafka.Producer({"bootstrap.servers": self.broker, "linger.ms": 0})
+
+    async def close(self) -> None:
+        self.producer.flush(SECONDS)
+
+    async def send_plain(self, destination: str, body: bytes | None = b"body", headers: Headers = ()) -> None:
+        self.producer.produce(destination, body, headers=self.encoded(headers), partition=0)
+        assert self.producer.flush(SECONDS) == 0
+
+    async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        with self.producer_span(destination):
+            self.producer.produce(destination, body, headers=self.inject(headers), partition=0)
+            assert self.producer.flush(SECONDS) == 0
+
+    async def send_instrumented(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
+        producer = ours.instrument(self.producer, **self.options)
+        producer.produce(destination, body, None, 0, **({} if headers is None else {"headers": headers}))
+        assert producer.flush(SECONDS) == 0
+
+    def consumer(self, destination: str) -> confluent_kafka.Consumer:
+        consumer = confluent_kafka.Consumer(
+            {"bootstrap.servers": self.broker, "group.id": "none", "enable.auto.commit": False}
+        )
+        consumer.assign([confluent_kafka.TopicPartition(destination, 0, confluent_kafka.OFFSET_BEGINNING)])
+        return consumer
+
+    async def receive(self, destination: str, count: int = 1) -> list[Any]:
+        consumer = self.consumer(destination)
+        try:
+            return polled(consumer, count)
+        finally:
+            consumer.close()
+
+    @asynccontextmanager
+    async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
+        consumer = self.consumer(destination)
+        try:
+            yield Inline(ours.consume(consumer, **self.options))
+        finally:
+            consumer.close()
+
+    def headers_of(self, message: Any) -> Any:
+        return message.headers()
+
+    def body_of(self, message: Any) -> bytes | None:
+        return message.value()
+
+
+def polled(consumer: confluent_kafka.Consumer, count: int) -> list[Any]:
+    found: list[Any] = []
+    deadline = time.monotonic() + SECONDS
+    while len(found) < count:
+        assert time.monotonic() < deadline, f"{len(found)} of {count} messages came"
+        message = consumer.poll(0.1)
+        if message is not None and message.error() is None:
+            found.append(message)
+    return found
+
+
+def produce_by_confluent(
+    broker: str, destination: str, body: bytes | None, headers: list[tuple[str, bytes | None]]
+) -> None:
+    producer = confluent_kafka.Producer({"bootstrap.servers": broker})
+    producer.produce(destination, body, headers=headers, partition=0)
+    assert producer.flush(SECONDS) == 0
+
+
+CLIENTS: Clients = {
+    "kafka-python": KafkaPythonClient,
+    "aiokafka": AiokafkaClient,
+    "confluent-kafka": ConfluentClient,
+}
