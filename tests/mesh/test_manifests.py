@@ -1,0 +1,110 @@
+"""The manifests for other meshes, as far as they can be checked without a cluster and a container engine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meshmw.testing import find_envoy
+
+MESH = Path(__file__).parents[2] / "sample_apps" / "mesh"
+COMPOSE = MESH / "compose"
+COMPOSED = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+ENVOYS = sorted(COMPOSE.glob("envoy/*.yaml"))
+
+
+@pytest.mark.usefixtures("envoys")
+@pytest.mark.parametrize("config", ENVOYS, ids=lambda path: path.stem)
+def test_envoy_takes_its_configuration(config):
+    command = [str(find_envoy()), "--mode", "validate", "--disable-hot-restart", "-c", str(config)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def addresses(node):
+    """Yield each `address, port` of a configuration."""
+    if isinstance(node, dict):
+        if "port_value" in node:
+            yield node["address"], node["port_value"]
+        for value in node.values():
+            yield from addresses(value)
+    if isinstance(node, list):
+        for value in node:
+            yield from addresses(value)
+
+
+def test_everything_that_the_composition_names_is_there():
+    for name, service in COMPOSED.items():
+        for mounted in service.get("volumes", ()):
+            assert (COMPOSE / mounted.split(":")[0]).is_file(), mounted
+        for needed in service.get("depends_on", ()):
+            assert needed in COMPOSED
+        shared = service.get("network_mode", "")
+        assert not shared or shared.removeprefix("service:") in COMPOSED, name
+        if "build" in service:
+            context = COMPOSE / service["build"]["context"]
+            assert (context / service["build"]["dockerfile"]).is_file()
+        image = service.get("image", "built:here")
+        assert re.search(r":[v0-9].*|:here", image), f"{image} has no version"
+
+
+@pytest.mark.parametrize("config", ENVOYS, ids=lambda path: path.stem)
+def test_each_sidecar_finds_its_neighbours(config):
+    parsed = yaml.safe_load(config.read_text())
+    listening = {
+        name: {port for _, port in addresses(yaml.safe_load((COMPOSE / f"envoy/{name}.yaml").read_text()))}
+        for name in ("checkout", "inventory")
+    }
+    for host, port in addresses(parsed["static_resources"]["clusters"]):
+        if host in listening:
+            assert port in listening[host]
+        elif host == "127.0.0.1":
+            command = COMPOSED[config.stem]["command"]
+            assert any(str(port) in word for word in command), f"nothing of {config.stem} listens on {port}"
+        else:
+            assert host in COMPOSED
+
+
+def test_the_service_calls_through_its_own_sidecar():
+    url = COMPOSED["checkout"]["environment"]["INVENTORY_URL"]
+    outbound = yaml.safe_load((COMPOSE / "envoy/checkout.yaml").read_text())["static_resources"]["listeners"][1]
+    assert url == f"http://127.0.0.1:{next(addresses(outbound))[1]}"
+    assert COMPOSED["checkout"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+
+
+def objects():
+    for path in sorted((MESH / "kubernetes").rglob("*.yaml")):
+        for number, found in enumerate(yaml.safe_load_all(path.read_text())):
+            if "apiVersion" in found and "istio" not in found["apiVersion"]:
+                yield pytest.param(found, id=f"{path.parent.name}-{path.stem}-{number}")
+
+
+@pytest.mark.parametrize("found", list(objects()))
+def test_kubernetes_takes_its_objects(found):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate.validate(found, "1.31", strict=True)
+
+
+def test_istio_names_one_provider_that_is_there():
+    operator = yaml.safe_load((MESH / "kubernetes/istio/operator.yaml").read_text())["spec"]["meshConfig"]
+    telemetry = yaml.safe_load((MESH / "kubernetes/istio/telemetry.yaml").read_text())
+    providers = {provider["name"] for provider in operator["extensionProviders"]}
+    assert telemetry["apiVersion"] == "telemetry.istio.io/v1"
+    used = [rule["providers"][0]["name"] for kind in ("tracing", "accessLogging") for rule in telemetry["spec"][kind]]
+    assert set(used) == providers
+    assert operator["enableTracing"] is True
+
+
+def test_the_pods_say_what_the_detector_reads():
+    from meshmw.telemetry import kubernetes  # noqa: F401 - the names below are what it reads
+
+    for found in yaml.safe_load_all((MESH / "kubernetes/services.yaml").read_text()):
+        if found["kind"] == "Deployment":
+            (container,) = found["spec"]["template"]["spec"]["containers"]
+            given = {variable["name"] for variable in container["env"]}
+            assert {"K8S_POD_NAME", "K8S_NAMESPACE", "K8S_NODE_NAME", "OTEL_EXPORTER_OTLP_ENDPOINT"} <= given
+            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/etc/podinfo"}
