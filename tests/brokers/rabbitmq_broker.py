@@ -147,7 +147,7 @@ def require_rabbitmq(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def rabbitmq_broker(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a virtual host of this process's own in a running RabbitMQ."""
     require_rabbitmq(pytestconfig)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
@@ -219,4 +219,4 @@ def _free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-FIXTURE = rabbitmq
+FIXTURE = "rabbitmq_broker"

@@ -1,0 +1,137 @@
+"""aio-pika's channels, exchanges and queues that trace what they publish and what they hand out.
+
+Knows their methods. Must not import a client.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+from opentelemetry.trace import Span, StatusCode
+
+from meshmw.rabbitmq.delegation import Instrumented
+from meshmw.rabbitmq.messages import Message
+
+
+class AioPikaExchange(Instrumented):
+    """Is an exchange."""
+
+    async def publish(self, message: Any, routing_key: str, *args: Any, **kwargs: Any) -> Any:
+        """Publish a message that carries the trace; the span ends when the broker has answered.
+
+        A message that the broker returns, because no queue gets it, makes the span an error.
+        """
+        with self._sending(self.__wrapped__.name, routing_key, message, getattr(message, "body", None)) as span:
+            answer = await self.__wrapped__.publish(self._carrying(message), routing_key, *args, **kwargs)
+            _tell_return(span, answer)
+            return answer
+
+    async def bind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Bind the exchange to another one."""
+        return await self.__wrapped__.bind(_bare(exchange), *args, **kwargs)
+
+    async def unbind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Undo `bind`."""
+        return await self.__wrapped__.unbind(_bare(exchange), *args, **kwargs)
+
+
+class AioPikaQueue(Instrumented):
+    """Is a queue."""
+
+    async def consume(self, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
+        """Consume, and call back for each message in a span that processes it."""
+
+        async def on_message(message: Any) -> Any:
+            with self._processing(Message.of(message, queue=self.__wrapped__.name)):
+                result = callback(message)
+                return await result if inspect.isawaitable(result) else result
+
+        return await self.__wrapped__.consume(on_message, *args, **kwargs)
+
+    async def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Return one message."""
+        return self._got(await self.__wrapped__.get(*args, **kwargs), self.__wrapped__.name, "get")
+
+    def iterator(self, **kwargs: Any) -> _Messages:
+        """Return the queue's own iterator, each message with a span that says that it was received."""
+        return _Messages(self, self.__wrapped__.iterator(**kwargs))
+
+    def __aiter__(self) -> _Messages:
+        return self.iterator()
+
+    async def bind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Bind the queue to an exchange."""
+        return await self.__wrapped__.bind(_bare(exchange), *args, **kwargs)
+
+    async def unbind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Undo `bind`."""
+        return await self.__wrapped__.unbind(_bare(exchange), *args, **kwargs)
+
+
+class AioPikaChannel(Instrumented):
+    """Is a channel, whose exchanges and queues trace."""
+
+    @property
+    def default_exchange(self) -> AioPikaExchange:
+        """The exchange that routes by the name of the queue."""
+        return AioPikaExchange(self.__wrapped__.default_exchange, self._of, self._keep_existing)
+
+    async def declare_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:
+        """Return an exchange that is there afterwards."""
+        exchange = await self.__wrapped__.declare_exchange(*args, **kwargs)
+        return AioPikaExchange(exchange, self._of, self._keep_existing)
+
+    async def get_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:
+        """Return an exchange that is there."""
+        exchange = await self.__wrapped__.get_exchange(*args, **kwargs)
+        return AioPikaExchange(exchange, self._of, self._keep_existing)
+
+    async def declare_queue(self, *args: Any, **kwargs: Any) -> AioPikaQueue:
+        """Return a queue that is there afterwards."""
+        return AioPikaQueue(await self.__wrapped__.declare_queue(*args, **kwargs), self._of, self._keep_existing)
+
+    async def get_queue(self, *args: Any, **kwargs: Any) -> AioPikaQueue:
+        """Return a queue that is there."""
+        return AioPikaQueue(await self.__wrapped__.get_queue(*args, **kwargs), self._of, self._keep_existing)
+
+    async def __aenter__(self) -> Self:
+        await self.__wrapped__.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> Any:
+        return await self.__wrapped__.__aexit__(*raised)
+
+
+class _Messages(Instrumented):
+    """Is a queue's iterator."""
+
+    def __init__(self, queue: AioPikaQueue, messages: Any) -> None:
+        super().__init__(messages, queue._of, queue._keep_existing)
+        self.name = queue.name
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._got(await self.__wrapped__.__anext__(), self.name, "receive")
+
+    async def __aenter__(self) -> Self:
+        await self.__wrapped__.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> Any:
+        return await self.__wrapped__.__aexit__(*raised)
+
+
+def _bare(exchange: Any) -> Any:
+    """Return what the client's own methods take for an exchange: their object, or a name."""
+    return exchange.__wrapped__ if isinstance(exchange, Instrumented) else exchange
+
+
+def _tell_return(span: Span, answer: Any) -> None:
+    reason = getattr(getattr(answer, "delivery", None), "reply_text", None)
+    if isinstance(reason, str):
+        span.set_attribute("error.type", reason)
+        span.set_status(StatusCode.ERROR)
