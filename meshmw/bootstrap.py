@@ -16,6 +16,7 @@ from meshmw.settings import Settings, as_text, hidden
 from meshmw.settings.faults import escaped
 from meshmw.telemetry.exporters import shown_endpoint
 from meshmw.telemetry.handle import Telemetry
+from meshmw.telemetry.process_end import flush_at_process_end
 from meshmw.telemetry.provider import build_provider
 
 log = logging.getLogger("meshmw")
@@ -62,6 +63,8 @@ def _configure(settings: Settings) -> Telemetry:
     propagate.set_global_textmap(propagator)
     install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))
     atexit.register(telemetry.shutdown)
+    if telemetry.exports:
+        flush_at_process_end(telemetry.flush_before_end)
     return telemetry
 
 

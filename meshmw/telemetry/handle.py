@@ -58,6 +58,11 @@ class Telemetry:
         """Say whether it was shut down."""
         return self._ended
 
+    @property
+    def exports(self) -> bool:
+        """Say whether it exports spans by itself, rather than a provider that was there before, or nobody."""
+        return self._owned and self._processor is not None
+
     def __enter__(self) -> Self:
         return self
 

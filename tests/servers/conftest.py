@@ -41,11 +41,13 @@ class Kind:
         interface: `asgi` or `wsgi`.
         command: What follows `python -m`.
         packages: The modules that it needs, under the names to install them by.
+        app: The application, where it is another than that of all others.
     """
 
     interface: str
     command: str
     packages: tuple[str, ...]
+    app: str = ""
 
 
 # One thread or loop each, so that a request always follows the one before it in the same place. gunicorn refuses
@@ -61,15 +63,34 @@ KINDS = {
     "werkzeug": Kind("wsgi", "flask --app {app} run --host 127.0.0.1 --port 0 --without-threads", ("flask",)),
 }
 # Further ways, for the tests that start a server of their own.
+_UVICORN_WORKER = "uvicorn_worker.UvicornWorker"
+_PRELOAD = f"{_GUNICORN} --workers 2 --preload"
+_GRANIAN = "granian {app} --host 127.0.0.1 --port {port} --workers 2"
 WORKERS = {
     "uvicorn": Kind("asgi", _UVICORN, ("uvicorn",)),
     "uvicorn-workers": Kind("asgi", f"{_UVICORN} --workers 2", ("uvicorn",)),
+    "uvicorn-no-lifespan": Kind("asgi", f"{_UVICORN} --lifespan off", ("uvicorn",)),
+    "uvicorn-reload": Kind("asgi", f"{_UVICORN} --reload --reload-dir {{folder}}", ("uvicorn",)),
+    "hypercorn-workers": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0 --workers 2", ("hypercorn",)),
+    "granian-asgi": Kind("asgi", f"{_GRANIAN} --interface asgi", ("granian",)),
+    "granian-wsgi": Kind("wsgi", f"{_GRANIAN} --interface wsgi --blocking-threads 2", ("granian",)),
     "gunicorn-sync": Kind("wsgi", f"{_GUNICORN} --workers 2", ("gunicorn",)),
     "gunicorn-gthread": Kind("wsgi", f"{_GUNICORN} --workers 2 --worker-class gthread --threads 2", ("gunicorn",)),
+    "gunicorn-gevent": Kind("wsgi", f"{_GUNICORN} --workers 2 --worker-class gevent", ("gunicorn", "gevent")),
     "gunicorn-asgi": Kind("asgi", f"{_GUNICORN} --workers 2 --worker-class asgi", ("gunicorn",)),
     "gunicorn-uvicorn": Kind(
-        "asgi", f"{_GUNICORN} --workers 2 --worker-class uvicorn.workers.UvicornWorker", ("gunicorn", "uvicorn")
+        "asgi", f"{_GUNICORN} --workers 2 --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker")
     ),
+    "gunicorn-preload": Kind("wsgi", f"{_PRELOAD} --worker-class gthread", ("gunicorn",), "warm_app:flask"),
+    "gunicorn-gevent-preload": Kind(
+        "wsgi", f"{_PRELOAD} --worker-class gevent", ("gunicorn", "gevent"), "warm_app:flask"
+    ),
+    "gunicorn-uvicorn-preload": Kind(
+        "asgi", f"{_PRELOAD} --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker"), "warm_app:fastapi"
+    ),
+    "gunicorn-recycling": Kind("wsgi", f"{_GUNICORN} --max-requests 3", ("gunicorn",)),
+    "uvicorn-recycling": Kind("asgi", f"{_UVICORN} --workers 2 --limit-max-requests 3", ("uvicorn",)),
+    "hypercorn-recycling": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0 --max-requests 3", ("hypercorn",)),
 }
 POLICIES = ("strict", "w3c")
 ASGI_APPS = {"plain": "meshmw_asgi:app", "contrib": "contrib_asgi:app"}
@@ -213,19 +234,26 @@ def _listens(port: int) -> bool:
         return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _free_port() -> int:
+    # For a server that does not say which port it got.
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
 class Fleet:
     """Starts services, several at once, and stops them all at its end.
 
     Args:
         config: Says whether a server that is not installed is a failure.
         endpoint: Where spans go.
-        folder: For the log files.
+        folder: For the log files; a server that reloads watches it for Python's.
     """
 
     def __init__(self, config: pytest.Config, endpoint: str, folder: Path) -> None:
         self._must_be_there = config.getoption("--meshmw-require-envoy") or os.environ.get("CI") == "true"
         self._endpoint = endpoint
-        self._folder = folder
+        self.folder = folder
         self._services: dict[str, Service] = {}
 
     def get(self, name: str) -> Service:
@@ -246,7 +274,7 @@ class Fleet:
             return
         kind = (KINDS | WORKERS)[name.partition("/")[0]]
         self._require(kind.packages)
-        log_file = self._folder / f"{name.replace('/', '-')}.log"
+        log_file = self.folder / f"{name.replace('/', '-')}.log"
         self._services[name] = Service(name, kind, self._spawn(name, kind, settings, log_file), log_file)
 
     def launch_those_installed(self, names: Iterable[str], **settings: str) -> None:
@@ -265,8 +293,9 @@ class Fleet:
 
     def _spawn(self, name: str, kind: Kind, settings: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
         variant = name.partition("/")[2]
-        app = ASGI_APPS.get(variant) or {"asgi": "fastapi_app:app", "wsgi": "flask_app:app"}[kind.interface]
-        command = dies_with_parent([sys.executable, "-m", *kind.command.format(app=app).split()])
+        app = kind.app or ASGI_APPS.get(variant) or {"asgi": "fastapi_app:app", "wsgi": "flask_app:app"}[kind.interface]
+        words = kind.command.format(app=app, port=_free_port(), folder=self.folder).split()
+        command = dies_with_parent([sys.executable, "-m", *words])
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_", "K8S_"))
         }

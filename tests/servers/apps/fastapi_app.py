@@ -1,6 +1,8 @@
 """A FastAPI service as a user writes it: `configure()`, one middleware, and meshmw's client for calls."""
 
 import asyncio
+import uuid
+from pathlib import Path
 
 import httpx
 from fastapi import FastAPI, Request
@@ -34,6 +36,15 @@ async def root(request: Request):
 @app.post("/body")
 async def body(request: Request):
     return {"size": len(await request.body()), **await answer(request)}
+
+
+@app.get("/hold")
+async def hold(request: Request, folder: Path):
+    """Answer when the test lets it, after a sign that the request is under way."""
+    (folder / f"begun-{uuid.uuid4()}").touch()
+    while not (folder / "end").exists():  # noqa: ASYNC110 - the test is another process
+        await asyncio.sleep(0.02)
+    return await answer(request)
 
 
 @app.get("/call")

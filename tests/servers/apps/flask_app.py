@@ -1,5 +1,9 @@
 """A Flask service as a user writes it: `configure()`, `init_app()`, and meshmw's client for calls."""
 
+import time
+import uuid
+from pathlib import Path
+
 import httpx
 from flask import Flask, Response, request
 from report import echo, report, seen_in_environ, watch_server_spans
@@ -30,6 +34,16 @@ def root():
 @app.post("/body")
 def body():
     return {"size": len(request.get_data()), **answer()}
+
+
+@app.get("/hold")
+def hold():
+    """Answer when the test lets it, after a sign that the request is under way."""
+    folder = Path(request.args["folder"])
+    (folder / f"begun-{uuid.uuid4()}").touch()
+    while not (folder / "end").exists():
+        time.sleep(0.02)
+    return answer()
 
 
 @app.get("/call")

@@ -1,5 +1,7 @@
 """What every test application answers: the headers it saw, the span it ran in, and the headers it sent on."""
 
+import os
+
 import httpx
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
@@ -49,12 +51,14 @@ def watch_server_spans():
 
 
 def report(seen, sent):
-    """Return the answer: the headers seen and sent, the current trace, and the SERVER spans of this request in it."""
+    """Return the answer: headers seen and sent, the current trace, this request's SERVER spans in it, the process."""
     context = trace.get_current_span().get_span_context()
     started = server_spans.started.pop(context.trace_id, [])
     return {
         "seen": seen,
         "sent": sent,
+        "pid": os.getpid(),
+        "instance": trace.get_tracer_provider().resource.attributes.get("service.instance.id"),
         "trace_id": f"{context.trace_id:032x}",
         "server_spans": [
             {
