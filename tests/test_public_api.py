@@ -11,7 +11,7 @@ import pytest
 
 import meshmw
 
-PUBLIC = ["meshmw", "meshmw.httpx", "meshmw.httpx2", "meshmw.wire", "meshmw.testing", "meshmw.settings"]
+PUBLIC = ["meshmw", "meshmw.grpc", "meshmw.httpx", "meshmw.httpx2", "meshmw.wire", "meshmw.testing", "meshmw.settings"]
 OPTIONAL = ["fastapi", "starlette", "flask", "werkzeug", "httpx2", "grpc", "confluent_kafka", "aiokafka", "pika"]
 
 
@@ -64,7 +64,8 @@ def test_a_bare_import_needs_no_extra(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "extra"), [("meshmw.flask", "flask", "flask"), ("meshmw.httpx2", "httpx2", "httpx2")]
+    ("name", "package", "extra"),
+    [("meshmw.flask", "flask", "flask"), ("meshmw.grpc", "grpc", "grpc"), ("meshmw.httpx2", "httpx2", "httpx2")],
 )
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(name, package, extra):
     done = subprocess.run(

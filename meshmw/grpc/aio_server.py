@@ -1,0 +1,149 @@
+"""The interceptor for servers of `grpc.aio.server`, whatever style their handlers have.
+
+Knows how grpcio runs handlers in tasks, and sync handlers in threads beside them. Must not know formats, nor how a span
+lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any
+
+import grpc.aio  # type: ignore[import-untyped]
+from opentelemetry import trace
+
+from meshmw.grpc.contrib import stand_contrib_down
+from meshmw.grpc.handlers import Behavior, in_place_of, with_behavior
+from meshmw.grpc.server import returning, streaming
+from meshmw.grpc.servicer_context import TracedServicerContext
+from meshmw.grpc.serving import UNTOUCHED, CallOptions, ServedCall
+from meshmw.policy.trust import Trust, TrustCallable
+from meshmw.propagator import MeshPropagator
+from meshmw.runtime import ServerSpans
+from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps
+
+_Serve = Callable[[Any], ServedCall]
+
+
+class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
+    """Does as `TraceContextServerInterceptor` for a server of `grpc.aio`, with the same options.
+
+    Handlers may be coroutines, asynchronous generators, coroutines that read and write, or plain functions and
+    generators that grpcio runs in threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        exclude: Sequence[str] | None = None,
+        trust: Trust | TrustCallable | None = None,
+        server_spans: ServerSpans | None = None,
+        propagator: MeshPropagator | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
+        untouched: Sequence[str] = UNTOUCHED,
+    ) -> None:
+        self._options = CallOptions(
+            untouched=untouched,
+            exclude=exclude,
+            trust=trust,
+            server_spans=server_spans,
+            propagator=propagator,
+            tracer_provider=tracer_provider,
+        )
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Return the method's handler, wrapped; grpcio awaits this for each call, in the call's own task."""
+        method: str = handler_call_details.method
+        if self._options.leaves(method):
+            return await continuation(handler_call_details)
+        handler = await self._found(continuation, handler_call_details)
+        if handler is None:
+            return None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine runs
+
+        def serve(is_over: Callable[[], bool], context: Any) -> ServedCall:
+            return self._options.serve(method, context, is_over)
+
+        return with_behavior(handler, partial(_wrapped, serve, task))
+
+    async def _found(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        if not self._options.makes_spans:
+            return await continuation(details)
+        with stand_contrib_down(asyncio.current_task):
+            return await continuation(details)
+
+
+def _wrapped(
+    serve: Callable[[Callable[[], bool], Any], ServedCall],
+    task: asyncio.Task[Any],
+    behavior: Behavior,
+    response_streaming: bool,
+) -> Behavior:
+    # As grpcio asks; what is wrapped must look the same.
+    if inspect.isasyncgenfunction(behavior):
+        return _generating(partial(serve, _never), behavior)
+    if inspect.iscoroutinefunction(behavior):
+        return _awaiting(partial(serve, _never), behavior)
+    in_thread = partial(serve, task.done)
+    if not response_streaming:
+        return returning(in_thread, behavior)
+    return streaming(partial(_serve_in_thread, in_thread, task), behavior)
+
+
+def _never() -> bool:
+    """Say that a call is not over: its handler hears of it as CancelledError."""
+    return False
+
+
+def _serve_in_thread(serve: _Serve, task: asyncio.Task[Any], context: Any) -> ServedCall:
+    """Begin to serve a call whose generator may be left waiting for ever when the call is over."""
+    served = serve(context)
+    task.add_done_callback(lambda _: served.finish())
+    return served
+
+
+def _awaiting(serve: _Serve, behavior: Behavior) -> Behavior:
+    @in_place_of(behavior)
+    async def call(request: Any, context: Any) -> Any:
+        if isinstance(context, TracedServicerContext):
+            return await behavior(request, context)
+        served = serve(context)
+        try:
+            response = await AwaitableSteps(served.run(behavior, request, served.context), served.run)
+        except BaseException as error:
+            served.finish(error)
+            raise
+        served.finish()
+        return response
+
+    return call
+
+
+def _generating(serve: _Serve, behavior: Behavior) -> Behavior:
+    @in_place_of(behavior)
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        if isinstance(context, TracedServicerContext):
+            async for response in behavior(request, context):
+                yield response
+            return
+        served = serve(context)
+        steps: AsyncGeneratorSteps[Any, None] = AsyncGeneratorSteps(
+            served.run(behavior, request, served.context), served.run
+        )
+        try:
+            async for response in steps:
+                yield response
+        except BaseException as error:
+            try:
+                # The generator stands at a `yield` where the client has gone; its own end of life would be elsewhere.
+                await steps.aclose()
+            finally:
+                served.finish(error)
+            raise
+        served.finish()
+
+    return call
