@@ -39,6 +39,7 @@ class MessagingClient(abc.ABC):
     null_headers: ClassVar[bool] = True  # a header may have no value
     null_bodies: ClassVar[bool] = True  # a message may have no body; else it is empty
     send_operation: ClassVar[str] = "send"
+    closed: ClassVar[type[Exception]] = StopAsyncIteration  # what an iterator raises whose consumer has been closed
 
     def __init__(self, broker: str, **options: Any) -> None:
         self.broker = broker

@@ -19,6 +19,7 @@ from meshmw import kafka as ours
 
 BROKER = "kafka_broker"
 SECONDS = 60
+KEY = b"key"  # two clients send no message that has neither a body nor a key
 
 
 class Inline(AsyncIterator[Any]):
@@ -79,7 +80,7 @@ class KafkaPythonClient(KafkaClient):
         if any(value is None for _, value in headers):
             produce_by_confluent(self.broker, destination, body, self.encoded(headers))
         else:
-            self.producer.send(destination, body, headers=self.encoded(headers), partition=0).get(SECONDS)
+            self.producer.send(destination, body, KEY, headers=self.encoded(headers), partition=0).get(SECONDS)
 
     async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
         with self.producer_span(destination):
@@ -121,7 +122,7 @@ class AiokafkaClient(KafkaClient):
         await self.producer.stop()
 
     async def send_plain(self, destination: str, body: bytes | None = b"body", headers: Headers = ()) -> None:
-        await self.producer.send_and_wait(destination, body, headers=self.encoded(headers), partition=0)
+        await self.producer.send_and_wait(destination, body, KEY, headers=self.encoded(headers), partition=0)
 
     async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
         with self.producer_span(destination):
@@ -153,6 +154,8 @@ class AiokafkaClient(KafkaClient):
 
 
 class ConfluentClient(KafkaClient):
+    closed = RuntimeError
+
     async def open(self) -> None:
         self.producer = confluent_kafka.Producer({"bootstrap.servers": self.broker, "linger.ms": 0})
 
