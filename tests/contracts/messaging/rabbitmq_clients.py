@@ -37,6 +37,7 @@ class RabbitMQClient(MessagingClient):
     system = "rabbitmq"
     send_operation = "publish"
     null_bodies = False
+    closed = StopAsyncIteration
 
     def inject(self, headers: Any = None, **options: Any) -> Any:
         return ours.inject(headers, propagator=self.propagator, **options)
@@ -96,9 +97,11 @@ class PikaClient(RabbitMQClient):
     async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
         channel = self.connection.channel()
         channel.queue_declare(destination)
-        yield Inline(ours.consume(channel.consume(destination, auto_ack=True), queue=destination, **self.options))
-        channel.cancel()
-        channel.close()
+        try:
+            yield Inline(ours.consume(channel.consume(destination), queue=destination, **self.options))
+        finally:
+            channel.cancel()
+            channel.close()
 
     def headers_of(self, message: Any) -> Any:
         return message[1].headers
@@ -142,7 +145,7 @@ class AioPikaClient(RabbitMQClient):
     @asynccontextmanager
     async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
         queue = await self.channel.declare_queue(destination)
-        async with queue.iterator(no_ack=True) as messages:
+        async with queue.iterator() as messages:
             yield ours.aconsume(messages, queue=destination, **self.options)
 
     def headers_of(self, message: Any) -> Any:
