@@ -13,15 +13,15 @@ from opentelemetry.trace import Span
 
 from meshmw import runtime
 from meshmw.boundary.http import HttpOperation, tell
+from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_asgi
 from meshmw.contrib import under_contrib
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
-from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv import http as semconv
-from meshmw.semconv.attributes import AttributeValue, LazyAttributes
+from meshmw.semconv.attributes import AttributeValue
 from meshmw.serving import ServerOptions
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -35,7 +35,12 @@ _OPERATION: Final = "meshmw.operation"
 _FASTAPI: Final = "fastapi.telemetry"
 _STARLETTE: Final = "starlette.opentelemetry"
 # A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
-_HANDSHAKE_STATUS: Final = {"accept": 101, "close": 403}
+_HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
+# The response with which a handshake is refused has the same messages, named with a prefix.
+_STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", *_HANDSHAKE_STATUS})
+_BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", "websocket.http.response.body"})
+# Nothing of the response comes after one of these.
+_WHOLE: Final = frozenset({"http.response.pathsend", *_HANDSHAKE_STATUS})
 
 
 class TraceContextMiddleware:
@@ -88,7 +93,7 @@ class TraceContextMiddleware:
             await self.app(scope, receive, send)
             return
         settled = self._options.settled()
-        operation = self._begin(scope, settled)
+        operation = self._options.begin(_AsgiRequest(scope, settled), settled)
         app = self.app if operation.delegated is None else self._under_contrib()
         marks = _stand_hosts_down(scope, operation)
         response = _Response(operation, scope, send)
@@ -113,21 +118,6 @@ class TraceContextMiddleware:
             # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
             runtime.flush()
 
-    def _begin(self, scope: Scope, settled: Runtime) -> HttpOperation:
-        lines = settled.headers.from_asgi(scope["headers"])
-        operation, rewrites = self._options.begin(
-            lines,
-            settled,
-            view=lambda: RequestView.from_asgi(scope),
-            path=scope["path"],
-            method=scope.get("method", "GET"),
-            attributes=LazyAttributes(lambda: _attributes(scope, lines)),
-            host_span=lambda read_by_host: _host_span(scope, read_by_host),
-        )
-        if rewrites:
-            scope["headers"] = rewrite_asgi(scope["headers"], rewrites)
-        return operation
-
     def _under_contrib(self) -> App:
         if self._contrib is None:
             self._contrib = under_contrib(self._told, self._tracer_provider)
@@ -137,6 +127,49 @@ class TraceContextMiddleware:
         """Serve inside contrib's span, and note on it what contrib does not know."""
         tell(trace.get_current_span(), scope[_OPERATION].delegated)
         await self.app(scope, receive, send)
+
+
+class _AsgiRequest(Request):
+    """Is a request in its scope."""
+
+    __slots__ = ()
+
+    protocol = "asgi"
+
+    def __init__(self, scope: Scope, settled: Runtime) -> None:
+        lines = settled.headers.from_asgi(scope["headers"])
+        super().__init__(scope.get("method", "GET"), scope["path"], lines, scope)
+
+    def view(self) -> RequestView:
+        return RequestView.from_asgi(self.carrier)
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        scope, lines = self.carrier, self.lines
+        server, client = scope.get("server"), scope.get("client")
+        own = f"{server[0]}:{server[1]}" if server and server[1] else None
+        return semconv.server_attributes(
+            method=self.method,
+            scheme=scope.get("scheme", "http"),
+            path=self.path,
+            query=scope.get("query_string", b"").decode("latin-1"),
+            authority=lines["host"][0] if "host" in lines else own,
+            protocol_version=scope.get("http_version"),
+            client=client[0] if client else None,
+            peer=(client[0], client[1]) if client and client[1] else None,
+            user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
+        )
+
+    def host_span(self, read_by_host: bool) -> Span | None:
+        scope = self.carrier
+        if scope.get(_STARLETTE):
+            # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
+            return trace.get_current_span() if read_by_host else None
+        span = getattr(scope.get(_FASTAPI), "span", None)
+        return span if isinstance(span, Span) else None
+
+    def rewrite(self, rewrites: dict[str, str | None]) -> None:
+        super().rewrite(rewrites)
+        self.carrier["headers"] = rewrite_asgi(self.carrier["headers"], rewrites)
 
 
 class _Response:
@@ -158,16 +191,13 @@ class _Response:
 
     async def send(self, message: Message) -> None:
         """Pass a message on, and read from it how far the response is."""
-        kind: str = message["type"].removeprefix("websocket.")
-        if kind in ("http.response.start", "accept", "close") and not self._started:
-            self._started = True
-            self._trailers = message.get("trailers", False)
-            status = message.get("status", _HANDSHAKE_STATUS.get(kind, 0))
-            self._is_failure = status >= 500
-            self._operation.status(status, error_from=500)
+        kind: str = message["type"]
+        if not self._started and kind in _STARTS:
+            self._start(kind, message)
         await self._send(message)
         if self._is_last(kind, message):
-            self._complete = self._operation.answered = True
+            self._complete = True
+            self._operation.answered()
             if not self._is_failure:
                 self.end()
 
@@ -183,29 +213,32 @@ class _Response:
             self._operation.route(_route(self._scope))
         self._operation.finish(complete=self._complete)
 
+    def _start(self, kind: str, message: Message) -> None:
+        self._started = True
+        self._trailers = message.get("trailers", False)
+        status = message.get("status", _HANDSHAKE_STATUS.get(kind, 0))
+        self._is_failure = status >= 500
+        self._operation.status(status, error_from=500)
+
     def _is_last(self, kind: str, message: Message) -> bool:
-        if kind in ("http.response.body", "http.response.zerocopysend"):
+        if kind in _BODIES:
             return not self._trailers and not message.get("more_body", False)
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
-        return kind in ("http.response.pathsend", "accept", "close")
+        return kind in _WHOLE
 
 
 def _stand_hosts_down(scope: Scope, operation: HttpOperation) -> list[str]:
     """Mark the scope, so that neither we nor a host further in open a second SERVER span; return the new marks."""
-    marks = {_OPERATION: operation, _FASTAPI: None, _STARLETTE: True}
-    new = [mark for mark in marks if mark not in scope]
-    scope.update((mark, marks[mark]) for mark in new)
+    scope[_OPERATION] = operation
+    new = [_OPERATION]
+    if _FASTAPI not in scope:
+        scope[_FASTAPI] = None
+        new.append(_FASTAPI)
+    if _STARLETTE not in scope:
+        scope[_STARLETTE] = True
+        new.append(_STARLETTE)
     return new
-
-
-def _host_span(scope: Scope, read_by_host: bool) -> Span | None:
-    """Return the span that a host opened for this very scope, if it left its mark there."""
-    if scope.get(_STARLETTE):
-        # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
-        return trace.get_current_span() if read_by_host else None
-    span = getattr(scope.get(_FASTAPI), "span", None)
-    return span if isinstance(span, Span) else None
 
 
 def _route(scope: Scope) -> str | None:
@@ -235,19 +268,3 @@ def _mounted_at(scope: Scope, template: str) -> str:
     }
     shown = (names.get(segment, segment) for segment in root.split("/"))
     return "/".join(shown)
-
-
-def _attributes(scope: Scope, lines: Lines) -> dict[str, AttributeValue]:
-    server, client = scope.get("server"), scope.get("client")
-    authority = lines["host"][0] if "host" in lines else f"{server[0]}:{server[1]}" if server and server[1] else None
-    return semconv.server_attributes(
-        method=scope.get("method", "GET"),
-        scheme=scope.get("scheme", "http"),
-        path=scope["path"],
-        query=scope.get("query_string", b"").decode("latin-1"),
-        authority=authority,
-        protocol_version=scope.get("http_version"),
-        client=client[0] if client else None,
-        peer=(client[0], client[1]) if client and client[1] else None,
-        user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
-    )

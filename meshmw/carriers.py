@@ -33,7 +33,11 @@ class HeaderNames:
         lines: dict[str, list[str]] = {}
         for name, value in headers:
             if name in wanted:
-                lines.setdefault(wanted[name], []).append(value.decode("latin-1"))
+                known, text = wanted[name], value.decode("latin-1")
+                if known in lines:
+                    lines[known].append(text)
+                else:
+                    lines[known] = [text]
         return lines
 
     def from_wsgi(self, environ: Mapping[str, Any]) -> dict[str, list[str]]:

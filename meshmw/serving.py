@@ -6,25 +6,19 @@ Both middleware take the same options and begin a request in the same way; only 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Final, Literal
 
 from opentelemetry import trace
-from opentelemetry.trace import Span
 
 from meshmw import runtime
 from meshmw.boundary.http import HttpOperation, begin_nested, begin_server
 from meshmw.boundary.request import Request
 from meshmw.policy.paths import PathPatterns
-from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable, TrustPolicy
-from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, ServerSpans
-from meshmw.semconv.attributes import Attributes
 from meshmw.version import __version__
-
-Rewrites: TypeAlias = Mapping[str, str | None]
 
 _WRAP: Final = "- a host outside this middleware has trusted this caller otherwise: wrap the middleware around the host"
 
@@ -49,7 +43,7 @@ class ServerOptions:
         server_spans: ServerSpans | None,
         propagator: MeshPropagator | None,
         tracer_provider: trace.TracerProvider | None,
-        protocol: Literal["asgi", "wsgi"],
+        protocol: Literal["asgi", "wsgi", "grpc"],
     ) -> None:
         self._protocol = protocol
         self._exclude = None if exclude is None else PathPatterns(exclude)
@@ -76,7 +70,7 @@ class ServerOptions:
             propagator=propagator,
             exclude=base.exclude if self._exclude is None else self._exclude,
             trust=self._trust_over(base, propagator),
-            server_spans="auto" if spans == "contrib" and self._protocol == "wsgi" else spans,
+            server_spans="auto" if spans == "contrib" and self._protocol != "asgi" else spans,
         )
 
     def _trust_over(self, base: Runtime, propagator: MeshPropagator) -> TrustPolicy:
@@ -86,56 +80,34 @@ class ServerOptions:
             return TrustPolicy(propagator.trust, base.trusted_peers, propagator.rejections)
         return base.trust
 
-    def begin(
-        self,
-        lines: Lines,
-        settled: Runtime,
-        *,
-        view: Callable[[], RequestView],
-        path: str,
-        method: str,
-        attributes: Attributes,
-        host_span: Callable[[bool], Span | None],
-    ) -> tuple[HttpOperation, Rewrites]:
-        """Begin to serve a request; return the operation, and the headers to rewrite for the application.
+    def begin(self, request: Request, settled: Runtime) -> HttpOperation:
+        """Begin to serve a request; in what the application sees of it, refused headers are rewritten.
 
         Args:
-            lines: The request's header lines, by name in lower case.
-            settled: What the request is served with.
-            view: Makes what a trust decision looks at.
-            path: The request's path.
-            method: The request's method.
-            attributes: Of the span, if one is made.
-            host_span: Returns the span that the host marked as this request's; it is told whether one read the lines.
+            request: What is asked.
+            settled: What it is served with.
         """
-        nested = begin_nested(Request(method, path, lines, self._protocol))
+        nested = begin_nested(request)
         if nested is not None:
-            return nested, {}
-        read, told = settled.propagator.read_once(lines)
-        extraction = read.believed(settled.trust.static or settled.trust.decide(view()))
+            return nested
+        propagator = settled.propagator
+        read, told = propagator.read_once(request.lines)
+        extraction = read.believed(settled.trust.static or settled.trust.decide(request.view()))
         beside_host = False
         if told is not None and told is not extraction:
             beside_host = told != extraction
             extraction = extraction if beside_host else told
-        marked = host_span(told is not None)
+        marked = request.host_span(told is not None)
         if beside_host and (beside_host := trace.get_current_span().get_span_context().is_valid):
-            settled.propagator.rejections.record("context", "host_trust", _WRAP)
-        operation = begin_server(
+            propagator.rejections.record("context", "host_trust", _WRAP)
+        if extraction.rewrites:
+            request.rewrite(extraction.rewrites)
+        return begin_server(
+            request,
             extraction,
-            propagator=settled.propagator,
-            method=method,
-            attributes=attributes,
+            propagator=propagator,
             host_span=marked,
-            spans="off" if settled.exclude.match(path) else settled.server_spans,
+            spans="off" if settled.exclude.match(request.path) else settled.server_spans,
             beside_host=beside_host,
             tracer=self._tracer,
         )
-        operation.identify(Request(method, path, _rewritten(lines, extraction.rewrites), self._protocol))
-        return operation, extraction.rewrites
-
-
-def _rewritten(lines: Lines, rewrites: Rewrites) -> Lines:
-    if not rewrites:
-        return lines
-    kept = {name: found for name, found in lines.items() if name not in rewrites}
-    return kept | {name: [text] for name, text in rewrites.items() if text is not None}

@@ -10,15 +10,14 @@ from typing import Any, Final, TypeAlias
 
 from opentelemetry import trace
 
-from meshmw.boundary.http import HttpOperation
+from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_wsgi
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
-from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import ServerSpans
+from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv import http as semconv
-from meshmw.semconv.attributes import AttributeValue, LazyAttributes
+from meshmw.semconv.attributes import AttributeValue
 from meshmw.serving import ServerOptions
 from meshmw.wsgi_body import watched
 
@@ -71,7 +70,8 @@ class TraceContextMiddleware:
         """Serve one request."""
         if OPERATION in environ:
             return self.app(environ, start_response)
-        operation = self._begin(environ)
+        settled = self._options.settled()
+        operation = self._options.begin(_WsgiRequest(environ, settled), settled)
         environ[OPERATION] = operation
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
@@ -89,39 +89,42 @@ class TraceContextMiddleware:
             raise
         return watched(body, operation, environ.get("wsgi.file_wrapper"))
 
-    def _begin(self, environ: Environ) -> HttpOperation:
-        settled = self._options.settled()
-        lines = settled.headers.from_wsgi(environ)
-        operation, rewrites = self._options.begin(
-            lines,
-            settled,
-            view=lambda: RequestView.from_wsgi(environ),
-            path=_path(environ),
-            method=environ["REQUEST_METHOD"],
-            attributes=LazyAttributes(lambda: _attributes(environ, lines)),
-            host_span=lambda _: None,
+
+class _WsgiRequest(Request):
+    """Is a request in its environ."""
+
+    __slots__ = ()
+
+    protocol = "wsgi"
+
+    def __init__(self, environ: Environ, settled: Runtime) -> None:
+        super().__init__(environ["REQUEST_METHOD"], _path(environ), settled.headers.from_wsgi(environ), environ)
+
+    def view(self) -> RequestView:
+        return RequestView.from_wsgi(self.carrier)
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        environ, lines = self.carrier, self.lines
+        client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
+        own = f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
+        return semconv.server_attributes(
+            method=self.method,
+            scheme=environ.get("wsgi.url_scheme", "http"),
+            path=self.path,
+            query=environ.get("QUERY_STRING", ""),
+            authority=lines["host"][0] if "host" in lines else own,
+            protocol_version=semconv.protocol_version(environ.get("SERVER_PROTOCOL", "")),
+            client=client,
+            peer=(client, int(port)) if client and port.isdecimal() else None,
+            user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
         )
-        rewrite_wsgi(environ, rewrites)
-        return operation
+
+    def rewrite(self, rewrites: dict[str, str | None]) -> None:
+        super().rewrite(rewrites)
+        rewrite_wsgi(self.carrier, rewrites)
 
 
 def _path(environ: Environ) -> str:
     """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
     text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
     return text.encode("latin-1", "replace").decode("utf-8", "replace") or "/"
-
-
-def _attributes(environ: Environ, lines: Lines) -> dict[str, AttributeValue]:
-    client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
-    own = f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
-    return semconv.server_attributes(
-        method=environ["REQUEST_METHOD"],
-        scheme=environ.get("wsgi.url_scheme", "http"),
-        path=_path(environ),
-        query=environ.get("QUERY_STRING", ""),
-        authority=lines["host"][0] if "host" in lines else own,
-        protocol_version=semconv.protocol_version(environ.get("SERVER_PROTOCOL", "")),
-        client=client,
-        peer=(client, int(port)) if client and port.isdecimal() else None,
-        user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
-    )

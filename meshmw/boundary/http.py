@@ -18,10 +18,13 @@ from meshmw.boundary.request import Request
 from meshmw.propagation.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans
-from meshmw.semconv.attributes import Attributes
+from meshmw.semconv.attributes import Attributes, LazyAttributes
 from meshmw.semconv.http import span_name
 
-_OPERATION_KEY: Final = create_key("meshmw-operation")
+# The request that is served in a context, for a middleware further in, behind another protocol. The operation would lead
+# back to the context: in a circle that only the garbage collector finds, for every request.
+_REQUEST_KEY: Final = create_key("meshmw-request")
+_LEAKED: Final = "- a span of something else was current here; it is no parent"
 # On the link of a fresh root to the parent that its request named and that is not believed.
 _REJECTED: Final = {"meshmw.link": "rejected_parent"}
 
@@ -31,28 +34,39 @@ class HttpOperation(Operation):
 
     Attributes:
         delegated: What the headers say, where an instrumentation further in is to make the span; else None.
-        answered: Whether the last byte of the response went out.
     """
 
-    __slots__ = ("_method", "_request", "answered", "delegated")
+    __slots__ = ("_method", "_request", "delegated")
 
     def __init__(
         self, span: Span, context: Context, method: str, *, owned: bool, delegated: Extraction | None = None
     ) -> None:
         super().__init__(span, context, owned=owned)
         self.delegated = delegated
-        self.answered = False
         self._method = method
         self._request: Request | None = None
 
-    def identify(self, request: Request) -> None:
-        """Let a middleware further in, behind another protocol, know that it serves this very request."""
-        self._request = request
-        self.context = Context({**self.context, _OPERATION_KEY: self})
+    @classmethod
+    def serving(
+        cls,
+        request: Request,
+        span: Span,
+        values: dict[str, object],
+        *,
+        owned: bool,
+        delegated: Extraction | None = None,
+    ) -> HttpOperation:
+        """Return the operation that serves a request, in a context of the values that names both."""
+        values[CLAIM_KEY] = span
+        values[_REQUEST_KEY] = request
+        operation = cls(span, Context(values), request.method, owned=owned, delegated=delegated)
+        operation._request = request
+        return operation
 
-    def serves(self, request: Request) -> bool:
-        """Say whether this, still under way, is that very request in another protocol."""
-        return not (self._ended or self.answered or self._request is None) and self._request.is_same(request)
+    def answered(self) -> None:
+        """Note that the last byte went out: nobody further in serves this request from here on."""
+        if self._request is not None:
+            self._request.is_over = True
 
     def route(self, route: str | None) -> None:
         """Name the span after the route template that the framework matched."""
@@ -75,6 +89,12 @@ class HttpOperation(Operation):
             self.span.set_attribute("meshmw.response.incomplete", True)
         self.end()
 
+    def end(self) -> None:
+        """End the span, once, and let go of the request."""
+        super().end()
+        if self._request is not None:
+            self._request.close()
+
 
 def begin_nested(request: Request) -> HttpOperation | None:
     """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
@@ -83,17 +103,16 @@ def begin_nested(request: Request) -> HttpOperation | None:
     not cross. The current span tells of nothing, it may be a leaked one; so the whole request must be the same.
     """
     around = otel_context.get_current()
-    outer = around.get(_OPERATION_KEY)
-    if not isinstance(outer, HttpOperation) or not outer.serves(request):
+    outer = around.get(_REQUEST_KEY)
+    if not isinstance(outer, Request) or not outer.is_same(request):
         return None
     return HttpOperation(trace.get_current_span(around), around, request.method, owned=False)
 
 
 def begin_server(
+    request: Request,
     extraction: Extraction,
     *,
-    method: str,
-    attributes: Attributes,
     propagator: MeshPropagator,
     host_span: Span | None = None,
     spans: ServerSpans = "auto",
@@ -103,9 +122,8 @@ def begin_server(
     """Begin to serve a request.
 
     Args:
-        extraction: What the request's headers say.
-        method: The request's method.
-        attributes: Of the span, if one is made.
+        request: What is asked.
+        extraction: What its headers say.
         propagator: Read the headers; counts and warns of a current span that belongs to something else.
         host_span: A span that the host marked as this request's own.
         spans: `off` makes no span, while the trace goes on; `contrib` leaves it to an instrumentation further in.
@@ -113,22 +131,24 @@ def begin_server(
         tracer: Makes the span; the global provider's by default.
     """
     around = otel_context.get_current()
-    ambient = trace.get_current_span(around)
-    if not beside_host and is_of_this_request(ambient, extraction, around, host_span, propagator):
-        tell(ambient, extraction)
-        return HttpOperation(ambient, adopted(ambient, extraction, around), method, owned=False)
-    if not beside_host and ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
-        propagator.rejections.record(
-            "context", "leaked_span", "- a span of something else was current here; it is no parent"
-        )
+    # Where nothing is current, nobody's span can be.
+    if around and not beside_host:
+        ambient = trace.get_current_span(around)
+        if is_of_this_request(ambient, extraction, around, host_span, propagator):
+            tell(ambient, extraction)
+            return HttpOperation.serving(request, ambient, dict(adopted(ambient, extraction, around)), owned=False)
+        if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
+            propagator.rejections.record("context", "leaked_span", _LEAKED)
     parent = extraction.into(around)
     if spans != "auto":
-        return _without_span(parent, extraction, method, delegated=spans == "contrib")
-    links = [Link(extraction.rejected, _REJECTED)] if extraction.rejected is not None else None
+        return _without_span(request, parent, extraction, delegated=spans == "contrib")
+    links = None if extraction.rejected is None else [Link(extraction.rejected, _REJECTED)]
     kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
-    span = (tracer or TRACER).start_span(span_name(method), parent, kind, attributes, links)
-    _tell_refusals(span, extraction)
-    return HttpOperation(span, Context({**parent, SPAN_KEY: span, CLAIM_KEY: span}), method, owned=True)
+    attributes = LazyAttributes(request.attributes)
+    span = (tracer or TRACER).start_span(span_name(request.method), parent, kind, attributes, links)
+    if extraction.refused:
+        _tell_refusals(span, extraction)
+    return HttpOperation.serving(request, span, {**parent, SPAN_KEY: span}, owned=True)
 
 
 def tell(span: Span, extraction: Extraction) -> None:
@@ -140,17 +160,16 @@ def tell(span: Span, extraction: Extraction) -> None:
 
 
 def _tell_refusals(span: Span, extraction: Extraction) -> None:
-    if extraction.refused and span.is_recording():
+    if span.is_recording():
         for header, reason in extraction.refused:
             span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
 
 
-def _without_span(parent: Context, extraction: Extraction, method: str, *, delegated: bool) -> HttpOperation:
+def _without_span(request: Request, parent: Context, extraction: Extraction, *, delegated: bool) -> HttpOperation:
     span = trace.get_current_span(parent)
     # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
     values = {key: value for key, value in parent.items() if not delegated or key != SPAN_KEY}
-    delegate = extraction if delegated else None
-    return HttpOperation(span, Context({**values, CLAIM_KEY: span}), method, owned=False, delegated=delegate)
+    return HttpOperation.serving(request, span, values, owned=False, delegated=extraction if delegated else None)
 
 
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> HttpOperation:

@@ -92,7 +92,11 @@ class TraceReader:
             reading.rejected = _still_parses(found[0])
             return None
         reading.accept("traceparent")
-        if SENT_HEADER in reading.lines and not parent.sampled and _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or ""):
+        if (
+            SENT_HEADER in reading.lines
+            and not parent.sampled
+            and _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or "")
+        ):
             reading.note("traceparent", "flipped", _FLIPPED)
         return span_context.from_traceparent(parent, _read_trace_state(reading))
 

@@ -5,12 +5,18 @@ Must not know OpenTelemetry's objects, nor any one protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
 AttributeValue = str | int
 Attributes = Mapping[str, AttributeValue]
+
+# A service is asked for by few names; what a stranger makes up must not fill the memory.
+_CACHED_AUTHORITIES: Final = 256
+# RFC 1035, section 2.3.4; a dot, a colon and a port come after.
+_MAX_CHARACTERS: Final = 253 + 7
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -42,6 +48,10 @@ class LazyAttributes(Mapping[str, AttributeValue]):
     def __len__(self) -> int:
         return len(self._attributes())
 
+    def items(self) -> ItemsView[str, AttributeValue]:
+        """Return all at once: the SDK copies them, and `Mapping` would look each one up."""
+        return self._attributes().items()
+
 
 def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:
     """Return `{prefix}.address` and `{prefix}.port` of a `host[:port]`, or nothing where it is malformed.
@@ -50,16 +60,26 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
     """
     if not authority:
         return {}
+    read = _repeated_host_and_port if len(authority) <= _MAX_CHARACTERS else _host_and_port
+    address, port = read(authority)
+    if not address:
+        return {}
+    port = port or DEFAULT_PORTS.get(scheme)
+    return {f"{prefix}.address": address, f"{prefix}.port": port} if port else {f"{prefix}.address": address}
+
+
+def _host_and_port(authority: str) -> tuple[str | None, int | None]:
     try:
         url = urlsplit(f"//{authority}")
         address, port = url.hostname, url.port
     except ValueError:
-        return {}
-    if not address or url.path or url.query or url.fragment or url.username is not None:
-        return {}
-    port = port or DEFAULT_PORTS.get(scheme)
-    found: dict[str, AttributeValue] = {f"{prefix}.address": address}
-    return found | {f"{prefix}.port": port} if port else found
+        return None, None
+    if url.path or url.query or url.fragment or url.username is not None:
+        return None, None
+    return address, port
+
+
+_repeated_host_and_port: Final = lru_cache(maxsize=_CACHED_AUTHORITIES)(_host_and_port)
 
 
 def error_type(error: BaseException) -> str:
