@@ -190,7 +190,11 @@ class TestWhatIsSet:
             """
         )
         assert program.stdout == "True True\n"
-        (line,) = lines(program)
+        warning, line = lines(program)
+        assert warning == (
+            "WARNING meshmw a tracer provider was there before configure(), so these settings have no effect: "
+            "service_name; call configure() first, or set the same on that provider"
+        )
         assert line == (
             "INFO meshmw meshmw ready: propagator=MeshPropagator formats=tracecontext,baggage service=mine "
             "exporter=- endpoint=- provider=existing"

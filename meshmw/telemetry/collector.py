@@ -28,12 +28,14 @@ class CollectorExporter(SpanExporter):
         failing: Whether the last export failed.
         exports_failed: The exports that failed.
         spans_lost: The spans that were in them.
+        exports_done: The exports that arrived.
     """
 
     def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
         self.failing = False
         self.exports_failed = 0
         self.spans_lost = 0
+        self.exports_done = 0
         self._exporter = exporter
         self._endpoint = endpoint
         self._warn_window = warn_window
@@ -57,6 +59,7 @@ class CollectorExporter(SpanExporter):
         finally:
             self._busy = False
         if result is SpanExportResult.SUCCESS:
+            self.exports_done += 1
             self._succeeded()
         else:
             self.exports_failed += 1

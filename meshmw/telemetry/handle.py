@@ -52,6 +52,7 @@ class Telemetry:
         self._processor = processor
         self._lock = threading.Lock()
         self._ended = False
+        self._is_silent = False
 
     @property
     def ended(self) -> bool:
@@ -76,7 +77,10 @@ class Telemetry:
         flush = getattr(self.tracer_provider, "force_flush", None)
         if flush is None or self._ended:
             return flush is None
-        return _within(timeout_seconds, lambda: bool(flush(int(timeout_seconds * 1000)))) and self._delivered()
+        done = self._exports_done()
+        in_time = _within(timeout_seconds, lambda: bool(flush(int(timeout_seconds * 1000))))
+        self._is_silent = not in_time and done is not None and self._exports_done() == done
+        return in_time and self._delivered()
 
     def flush_before_end(self) -> None:
         """Export what is queued within 2 seconds, unless the collector is known not to answer.
@@ -96,9 +100,13 @@ class Telemetry:
                 return
             self._ended = True
         if isinstance(self._processor, PromptBatchSpanProcessor):
-            self._processor.shutdown_seconds = timeout_seconds
+            # A collector that has just let a whole flush pass is not waited for as long a second time.
+            self._processor.shutdown_seconds = min(timeout_seconds, 1.0) if self._is_silent else timeout_seconds
         if self._owned:
             _quietly(self.tracer_provider.shutdown)  # type: ignore[attr-defined]
+
+    def _exports_done(self) -> int | None:
+        return getattr(getattr(self._processor, "span_exporter", None), "exports_done", None)
 
     def _delivered(self) -> bool:
         exporter = getattr(self._processor, "span_exporter", None)
