@@ -108,7 +108,6 @@ def producer_span(
     routing_key: str,
     *,
     operation: str = "publish",
-    propagator: MeshPropagator | None = None,
     tracer_provider: trace.TracerProvider | None = None,
 ) -> OperationScope:
     """Return a block in which one message is published, with the headers that `inject()` returns within it.
@@ -117,10 +116,9 @@ def producer_span(
         exchange: Where the message goes; empty for the default exchange.
         routing_key: What the exchange routes it by.
         operation: What the application calls it.
-        propagator: As for `inject`, which has to get the same one.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = messaging(propagator, tracer_provider, None)
+    of = messaging(None, tracer_provider, None)
     return OperationScope(lambda: begin_send(of, exchange, routing_key, operation=operation))
 
 

