@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from meshmw.settings import Settings, is_set
 
 if TYPE_CHECKING:
     from requests import Session
+
+log = logging.getLogger("meshmw")
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
 
@@ -58,7 +61,18 @@ def _over_grpc(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
+    _warn_under_gevent()
     return OTLPSpanExporter(endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http")
+
+
+def _warn_under_gevent() -> None:
+    """Say that gRPC waits outside of gevent's sight, where gevent has made threads greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        log.warning(
+            "gevent runs this process, and exporter=otlp waits for the collector in gRPC, which gevent cannot see: no "
+            "request is served meanwhile, for up to 10 seconds where it does not answer. Set MESHMW_EXPORTER=otlp-http"
+        )
 
 
 def _over_http(endpoint: str) -> SpanExporter:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import pytest
 
 SECONDS = 60
-# So long that nothing is exported before the end.
-QUEUED = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}
+# So long that nothing is exported before the end; and not measured, for coverage handles SIGTERM by itself.
+QUEUED = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 ONE_PROCESS = ["uvicorn", "uvicorn-no-lifespan", "hypercorn", "waitress", "werkzeug"]
 TWO_WORKERS = [
