@@ -9,10 +9,11 @@ import _thread
 import contextlib
 import re
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.util import Finalize, register_after_fork
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 # What is flushed keeps an own, shorter time; this one is for a flush that cannot even begin.
 _SECONDS: Final = 3.0
@@ -64,7 +65,7 @@ def _call_aside(call: Callable[[], object]) -> None:
 
     Not a `threading.Thread`, which takes a lock to start.
     """
-    done = _thread.allocate_lock()
+    done = _native("allocate_lock")()
     done.acquire()
 
     def run() -> None:  # pragma: no cover - tracers do not see threads that were started so
@@ -75,5 +76,11 @@ def _call_aside(call: Callable[[], object]) -> None:
 
     # No thread starts while the interpreter ends; exit handlers have flushed by then, or are about to.
     with contextlib.suppress(RuntimeError):
-        _thread.start_new_thread(run, ())
+        _native("start_new_thread")(run, ())
         done.acquire(timeout=_SECONDS)
+
+
+def _native(name: str) -> Any:
+    """Return what `_thread` calls so; gevent puts greenlets there, and its hub, where signals arrive, cannot wait."""
+    monkey = sys.modules.get("gevent.monkey")
+    return getattr(_thread, name) if monkey is None else monkey.get_original("_thread", name)
