@@ -6,7 +6,6 @@ import atexit
 import dataclasses
 import logging
 import threading
-from typing import Final
 
 from opentelemetry import metrics, trace
 
@@ -15,28 +14,15 @@ from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, install
 from meshmw.settings import Settings, as_text, hidden
 from meshmw.settings.faults import escaped
+from meshmw.telemetry.declared import apply_config_file
+from meshmw.telemetry.existing import join
 from meshmw.telemetry.exporters import shown_endpoint
 from meshmw.telemetry.handle import Telemetry
 from meshmw.telemetry.metrics import meter_provider_of
 from meshmw.telemetry.process_end import flush_at_process_end
-from meshmw.telemetry.provider import baggage_attributes, build_provider
+from meshmw.telemetry.provider import build_provider
 
 log = logging.getLogger("meshmw")
-
-# What a tracer provider that was there before has settled for itself.
-_OF_THE_PROVIDER: Final = (
-    "service_name",
-    "service_version",
-    "kubernetes_labels",
-    "exporter",
-    "endpoint",
-    "sampling_owner",
-    "sampling_ratio",
-    "sampling_rules",
-    "batch_profile",
-    "queue_size",
-    "sdk_disabled",
-)
 
 _lock = threading.Lock()
 _configured: Telemetry | None = None
@@ -99,43 +85,24 @@ def _import_propagate() -> None:
 
 def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     found = trace.get_tracer_provider()
-    is_there = not isinstance(found, trace.ProxyTracerProvider)
-    if is_there or settings.sdk_disabled:
-        if is_there:
-            _join(settings, found)
-        _say_ready(settings, found, "existing" if is_there else "disabled")
-        return Telemetry(settings, propagator, found, owned=False)
-    make_meter_provider = meter_provider_of(settings)
-    provider, processor = build_provider(settings)
-    trace.set_tracer_provider(provider)
+    whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
+    make_meter_provider = None
+    if not settings.sdk_disabled:
+        whose = "file" if apply_config_file() else whose
+        make_meter_provider = meter_provider_of(settings)
+    elif whose == "own":
+        whose = "disabled"
+    processor = None
+    if whose == "own":
+        provider, processor = build_provider(settings)
+        trace.set_tracer_provider(provider)
+    elif whose != "disabled":
+        join(settings, trace.get_tracer_provider(), whose)
     if make_meter_provider is not None:
         metrics.set_meter_provider(make_meter_provider())
-    _say_ready(settings, provider, "own")
-    return Telemetry(settings, propagator, provider, owned=True, processor=processor)
-
-
-def _join(settings: Settings, provider: trace.TracerProvider) -> None:
-    """Add to a provider that was there before what can be added, and say what cannot be had from it."""
-    copying = baggage_attributes(settings)
-    add = getattr(provider, "add_span_processor", None)
-    lost = ["baggage_attributes"] if copying is not None and add is None else []
-    if copying is not None and add is not None:
-        add(copying)
-    # What a standard variable says, the other provider has read too.
-    origins = settings.origins()
-    lost += [
-        name
-        for name in _OF_THE_PROVIDER
-        if name in settings.model_fields_set
-        and not origins.get(name, "").startswith("OTEL_")
-        and getattr(settings, name) != type(settings).model_fields[name].default
-    ]
-    if lost:
-        log.warning(
-            "a tracer provider was there before configure(), so these settings have no effect: %s; "
-            "call configure() first, or set the same on that provider",
-            ", ".join(lost),
-        )
+    found = trace.get_tracer_provider()
+    _say_ready(settings, found, whose)
+    return Telemetry(settings, propagator, found, owned=whose == "own", processor=processor)
 
 
 def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
