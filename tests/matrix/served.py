@@ -92,11 +92,11 @@ class Connection:
 
 
 @contextlib.contextmanager
-def uvicorn_serves(app: Any) -> Iterator[int]:
-    """Serve an ASGI application on asyncio's own loop, and yield the port."""
+def uvicorn_serves(app: Any, loop: str = "asyncio", lifespan: str = "off") -> Iterator[int]:
+    """Serve an ASGI application, and yield the port."""
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, loop="asyncio", lifespan="off", timeout_graceful_shutdown=5
+        app, log_config=None, access_log=False, loop=loop, lifespan=lifespan, timeout_graceful_shutdown=5
     )
     server, bound = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
