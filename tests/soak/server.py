@@ -13,8 +13,8 @@ from types import TracebackType
 from meshmw.testing import dies_with_parent, stop_processes
 
 _COMMANDS = {
-    "asgi": "uvicorn tests.soak.asgi_app:app --fd {fd} --loop asyncio --no-access-log --log-level critical",
-    "wsgi": "gunicorn tests.soak.wsgi_app:app --bind fd://{fd} --worker-class gthread --threads 16 --keep-alive 60 "
+    "asgi": "uvicorn {app} --fd {fd} --loop asyncio --no-access-log --log-level critical",
+    "wsgi": "gunicorn {app} --bind fd://{fd} --worker-class gthread --threads 16 --keep-alive 60 "
     "--timeout 300 --log-level critical --no-control-socket",
 }
 _ROOT = Path(__file__).parents[2]
@@ -25,10 +25,14 @@ class Server:
 
     Args:
         interface: `asgi` or `wsgi`.
+        app: Where the application is; the one that is soaked by default.
+        environment: Further environment variables.
     """
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, app: str = "", **environment: str) -> None:
         self._interface = interface
+        self._app = app or f"tests.soak.{interface}_app:app"
+        self._environment = environment
         self._folder = tempfile.TemporaryDirectory(prefix="meshmw-soak-")
         self.spans = Path(self._folder.name, "spans")
         self.log_file = Path(self._folder.name, "log")
@@ -40,9 +44,13 @@ class Server:
             bound.bind(("127.0.0.1", 0))
             bound.listen(512)
             self.port = bound.getsockname()[1]
-            command = [sys.executable, "-m", *_COMMANDS[self._interface].format(fd=bound.fileno()).split()]
+            command = [
+                sys.executable,
+                "-m",
+                *_COMMANDS[self._interface].format(app=self._app, fd=bound.fileno()).split(),
+            ]
             clean = {key: text for key, text in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_"))}
-            environment = clean | {"SOAK_SPANS": str(self.spans), "PYTHONUNBUFFERED": "1"}
+            environment = clean | {"SOAK_SPANS": str(self.spans), "PYTHONUNBUFFERED": "1"} | self._environment
             self._process = subprocess.Popen(
                 dies_with_parent(command), cwd=_ROOT, env=environment, stdout=log, stderr=log,
                 pass_fds=[bound.fileno()], start_new_session=True,
@@ -65,13 +73,20 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Return how much memory the process that serves holds."""
-        pids = [self._process.pid, *_children(self._process.pid)]
-        return _resident(pids[-1]) if self._interface == "wsgi" else _resident(pids[0])
+        return int((self._proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def forget_peak(self) -> None:
+        """Begin to look for the most memory anew."""
+        (self._proc / "clear_refs").write_text("5")
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process that serves has held since."""
+        lines = dict(line.split(":", 1) for line in (self._proc / "status").read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
 
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    @property
+    def _proc(self) -> Path:
+        """The process that serves; gunicorn's is the child of the one that was started."""
+        own = Path(f"/proc/{self._process.pid}")
+        children = (own / "task" / own.name / "children").read_text().split()
+        return Path("/proc", children[-1]) if self._interface == "wsgi" else own
