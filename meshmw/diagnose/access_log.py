@@ -7,7 +7,7 @@ thousand pairs of route and upstream are told apart, fifty thousand ids are join
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 

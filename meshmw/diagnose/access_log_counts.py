@@ -83,15 +83,14 @@ class Place:
         if seen.parent is not None:
             self.unsampled += not seen.parent.sampled
         elif seen.kind == "missing":
-            self.stripped += not (_NO_VALUE >= {line.get("tracestate", ""), line.get("baggage", "")})
+            self.stripped += any(line.get(name, "-") not in _NO_VALUE for name in ("tracestate", "baggage"))
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""
         shares = {kind: round(self.share(kind), 6) for kind in KINDS}
-        counts = {kind: self.kinds[kind] for kind in KINDS}
         return {
             "requests": self.total,
-            **counts,
+            **{str(kind): self.kinds[kind] for kind in KINDS},
             "shares": shares,
             "unsampled": self.unsampled,
             "stripped": self.stripped,

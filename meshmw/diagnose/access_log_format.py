@@ -3,10 +3,10 @@
 Envoy escapes nothing in text formats: a path, a user agent or a tracestate may hold quotes, spaces, or a whole
 ` traceparent=...` of its own. A line is therefore believed only where it can be read in exactly one way:
 
-- A strict expression, in which no field holds the characters that separate fields, matches in one way at most; and where
-  it matches, every such character of the line belongs to the format, so no other reading exists.
-- Any other line is looked at from both ends: the places where a field may end, reached from the left and from the right.
-  One place for each is one reading. More is ambiguous, and the line is counted, not guessed.
+- A strict expression, in which no field holds the characters that separate fields, matches in one way at most; and
+  where it matches, every such character of the line belongs to the format, so no other reading exists.
+- Any other line is looked at from both ends: the places where a field may end, reached from the left and from the
+  right. One place for each is one reading. More is ambiguous, and the line is counted, not guessed.
 
 Knows Envoy's format strings. Must not know what is done with the fields.
 """
@@ -217,9 +217,7 @@ def _split(source: str) -> tuple[tuple[str, ...], tuple[_Field, ...]]:
     return tuple(literals), tuple(fields)
 
 
-def _strict_of(
-    literals: tuple[str, ...], fields: tuple[_Field, ...]
-) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
+def _strict_of(literals: tuple[str, ...], fields: tuple[_Field, ...]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
     """Build the expression that matches in one way at most; None where the format does not allow one."""
     pieces, names = [re.escape(literals[0])], []
     for index, field in enumerate(fields):
@@ -254,7 +252,7 @@ def _separators(literals: tuple[str, ...], index: int) -> set[str] | None:
     if any(" " not in literal for literal in inner):
         return None
     # The parts of the outer literals that face this place hold separators as well.
-    facing = literals[left].rpartition('"')[2] + literals[right].partition('"')[0] if quoted else literals[0] + literals[-1]
+    facing = literals[left].rpartition('"')[2] + literals[right].partition('"')[0]
     spaces = {" "} if inner or " " in facing else set()
     separators = ({'"'} if quoted else set()) | spaces
     return separators or {"\n"}

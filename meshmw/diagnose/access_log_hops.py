@@ -1,8 +1,8 @@
 """Where a trace is lost between the hops whose logs are given, in bounded memory.
 
-Requests are joined by `x-request-id`, which proxies keep, and by trace id. Where there are more ids than room, one in two,
-four, eight ... of them is kept, chosen by the id's own checksum: every hop keeps the same ones, so that what is joined stays
-whole. Knows ids. Must not know lines or files.
+Requests are joined by `x-request-id`, which proxies keep, and by trace id. Where there are more ids than room, one in
+two, four, eight ... of them is kept, chosen by the id's own checksum: every hop keeps the same ones, so that what is
+joined stays whole. Knows ids. Must not know lines or files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Generic, TypeVar
 from zlib import crc32
 
@@ -139,9 +140,7 @@ class Hops:
         """
         ordered = sorted(self.stations)
         labels = {station: _label(station, names, self.stations) for station in ordered}
-        return tuple(
-            self._crossing(sender, receiver, labels) for sender, receiver in zip(ordered, ordered[1:], strict=False)
-        )
+        return tuple(self._crossing(sender, receiver, labels) for sender, receiver in pairwise(ordered))
 
     def _crossing(self, sender: Station, receiver: Station, labels: dict[Station, str]) -> Crossing:
         joined = lost = 0
@@ -157,9 +156,7 @@ class Hops:
         flags = [seen for seen in self._traces.values.values() if sender in seen]
         arrived = [seen for seen in flags if receiver in seen]
         flipped = sum(seen[sender] and not seen[receiver] for seen in arrived)
-        return Crossing(
-            labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example
-        )
+        return Crossing(labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example)
 
 
 def _label(station: Station, names: Mapping[tuple[int, int], str], stations: Counter[Station]) -> str:

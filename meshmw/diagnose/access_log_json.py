@@ -1,7 +1,8 @@
 """How a line of Envoy's access log in JSON is read.
 
 Envoy escapes every value there, so no text can pass for another field. A key that comes twice can only be a text format
-that looks like JSON, and is not believed. Knows the names that people give to fields. Must not know what is done with them.
+that looks like JSON, and is not believed. Knows the names that people give to fields. Must not know what is done with
+them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from meshmw.diagnose.escaping import shown
 from meshmw.diagnose.finding import Finding, by_severity
 from meshmw.wire import REASONS
 
-_ADD_IT = 'add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one'
+_ADD_IT = "add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one"
 
 
 def judge_access_logs(report: AccessLogReport, max_missing: float = 1.0) -> tuple[Finding, ...]:
@@ -53,7 +53,8 @@ def _of_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
             "warning", "access-log.stripped", hop.name,
             f"{_count(total.stripped)} with tracestate or baggage but without traceparent",
             "no client sends it so: something before this proxy, or this proxy, takes traceparent out",
-            "look at the hop before it for headers that are removed or not passed on; `meshmw doctor --envoy-admin URL`",
+            "look at the hop before it for headers that are removed or not passed on; `meshmw doctor "
+            "--envoy-admin URL`",
         )  # fmt: skip
     if total.share("missing") > max_missing:
         yield Finding(
@@ -94,7 +95,8 @@ def _malformed(hop: HopLog) -> Finding:
     return Finding(
         "error", "access-log.malformed", hop.name,
         f"{_count(hop.places.total.kinds['malformed'])} with a malformed traceparent: {reasons}",
-        "an OpenTelemetry tracer in Envoy passes it on and makes no span; the first strict application starts a new trace",
+        "an OpenTelemetry tracer in Envoy passes it on and makes no span; the first strict application "
+        "starts a new trace",
         "mend the sender; `meshmw inspect` shows the place of the fault",
     )  # fmt: skip
 
@@ -111,7 +113,8 @@ def _loss(loss: Crossing) -> Finding:
     return Finding(
         "error", "access-log.lost", f"{loss.sender} -> {loss.receiver}", what,
         "everything from there on is another trace",
-        "look at what lies between the two: an application that does not pass its headers on, or a proxy that removes them",
+        "look at what lies between the two: an application that does not pass its headers on, or a proxy "
+        "that removes them",
     )  # fmt: skip
 
 
@@ -119,7 +122,8 @@ def _flip(crossing: Crossing) -> Finding:
     return Finding(
         "warning", "access-log.flipped", f"{crossing.sender} -> {crossing.receiver}",
         f"{_count(crossing.flipped)} were sampled at {crossing.sender} and arrived unsampled at {crossing.receiver}",
-        "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears the flag at "
+        "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 "
+        "clears the flag at "
         "its own rate",
         "set randomSamplingPercentage: 100 or useRequestIdForTraceSampling: false in Istio's Telemetry; in Envoy "
         "random_sampling, or use_request_id_for_trace_sampling of the request id extension",

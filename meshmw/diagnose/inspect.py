@@ -94,8 +94,8 @@ class Inspection:
 
 def split_name(text: str) -> tuple[str | None, str]:
     """Split `name: value` where the name is a trace header's; the name is None where the text is a value alone."""
-    match = _NAME.match(text)
-    return (None, text) if match is None else (match[1].lower(), text[match.end() :].strip(OWS))
+    match = _NAME.match(text.lstrip(OWS))
+    return (None, text) if match is None else (match[1].lower(), text.lstrip(OWS)[match.end() :].strip(OWS))
 
 
 def inspect(text: str, header: str | None = None) -> Inspection:

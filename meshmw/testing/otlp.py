@@ -24,15 +24,20 @@ from meshmw.testing.spans import ReceivedSpan
 class OtlpReceiver:
     """Receives spans; a context manager that opens its two ports and closes them.
 
+    Args:
+        grpc_port: The port for OTLP over gRPC, or 0 for any free one.
+        http_port: The port for OTLP over HTTP and for Zipkin's JSON, or 0 for any free one.
+
     Raises:
         MissingExtraError: On entering, if grpcio or opentelemetry-proto is not installed.
+        OSError: On entering, if a port is taken; gRPC raises a RuntimeError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grpc_port: int = 0, http_port: int = 0) -> None:
         self._arrived = threading.Condition()
         self._spans: list[ReceivedSpan] = []
         self._servers = contextlib.ExitStack()
-        self._grpc_port = self._http_port = 0
+        self._grpc_port, self._http_port = grpc_port, http_port
 
     def __enter__(self) -> OtlpReceiver:
         self._start_grpc()
@@ -109,15 +114,16 @@ class OtlpReceiver:
                 add(spans_from_otlp(request))
                 return ExportTraceServiceResponse()
 
-        server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"))
+        # With port reuse, gRPC would share a port in use and get half of its spans.
+        server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"), options=[("grpc.so_reuseport", 0)])
         add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
-        self._grpc_port = server.add_insecure_port("127.0.0.1:0")
+        self._grpc_port = server.add_insecure_port(f"127.0.0.1:{self._grpc_port}")
         server.start()
         self._servers.callback(lambda: server.stop(grace=0).wait())
 
     def _start_http(self) -> None:
         handler = type("Handler", (_Handler,), {"add": staticmethod(self.add)})
-        server = self._servers.enter_context(_HttpServer(("127.0.0.1", 0), handler))
+        server = self._servers.enter_context(_HttpServer(("127.0.0.1", self._http_port), handler))
         self._http_port = server.server_port
         # The default interval would make each close take half a second.
         threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()

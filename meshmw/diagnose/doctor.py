@@ -1,0 +1,41 @@
+"""`examine`: a process and its proxies, judged each by itself and together.
+
+Knows the judges. Must not know a terminal, nor how facts are found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meshmw.diagnose.config_dump import ProxyConfig
+from meshmw.diagnose.doctor_app import AppFacts
+from meshmw.diagnose.doctor_process import judge_process
+from meshmw.diagnose.doctor_proxy import judge_both, judge_proxy
+from meshmw.diagnose.finding import Finding, by_severity
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Is what a process and its proxies have, and what is wrong with it."""
+
+    process: AppFacts
+    proxies: tuple[ProxyConfig, ...]
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the diagnosis as plain JSON values."""
+        return {
+            "process": self.process.to_json(),
+            "proxies": [proxy.to_json() for proxy in self.proxies],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def examine(process: AppFacts, proxies: Sequence[ProxyConfig] = ()) -> Diagnosis:
+    """Judge a process and its proxies, the worst findings first."""
+    findings = [*judge_process(process)]
+    for proxy in proxies:
+        findings += [*judge_proxy(proxy), *judge_both(process, proxy)]
+    return Diagnosis(process, tuple(proxies), by_severity(findings))
