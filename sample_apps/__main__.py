@@ -1,7 +1,6 @@
 """The command `python -m sample_apps`."""
 
 import argparse
-import importlib.util
 import signal
 import sys
 import time
@@ -10,6 +9,7 @@ from types import FrameType
 from meshmw.errors import EnvoyError, MeshmwError
 from meshmw.testing import find_envoy
 from sample_apps import NotReadyError
+from sample_apps.brokers import installed
 
 ABOUT = """\
 Starts checkout-service (FastAPI) and inventory-service (Flask) behind real Envoy sidecars and an edge Envoy, sends one
@@ -17,6 +17,7 @@ request through all of them, and prints the trace that comes out: service, span 
 traceparent at each hop.
 
 client -> edge -> checkout-sidecar -> FastAPI -> checkout-sidecar -> inventory-sidecar -> Flask
+FastAPI -> broker -> order-worker -> worker-sidecar -> inventory-sidecar -> Flask, for each broker that is there
 """
 EXITS = """\
 exit codes:
@@ -76,13 +77,6 @@ def has_envoy() -> bool:
     except EnvoyError:
         return False
     return True
-
-
-def installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):
-        return False
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,23 +17,23 @@ def show_one_request(mesh: Mesh, *, bare: bool) -> int:
         answer = client.get(mesh.url)
     print(f"{answer.status_code} {answer.text.strip()}\n")
     try:
-        spans = mesh.receiver.wait_for(lambda spans: complete(spans, bare=bare))
+        spans = mesh.receiver.wait_for(lambda spans: complete(spans, mesh, bare=bare))
     except AssertionError as late:
         print(f"FAILED: {late}")
         return 1
     wire = hops(mesh)
     print(render_tree(spans), render_hops(wire), sep="\n\n", end="\n\n")
-    return without_meshmw(spans, wire) if bare else with_meshmw(spans, wire)
+    return without_meshmw(spans, mesh, wire) if bare else with_meshmw(spans, mesh, wire)
 
 
-def with_meshmw(spans: list[ReceivedSpan], wire: list[tuple[str, str]]) -> int:
-    wrong = fault(spans, wire)
+def with_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]]) -> int:
+    wrong = fault(spans, mesh, wire)
     print(f"FAILED: {wrong}" if wrong else f"ONE trace: {len(spans)} spans, every parent right.")
     return 1 if wrong else 0
 
 
-def without_meshmw(spans: list[ReceivedSpan], wire: list[tuple[str, str]]) -> int:
-    wrong = fault(spans, wire)
+def without_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]]) -> int:
+    wrong = fault(spans, mesh, wire)
     print(f"Without meshmw: {count_traces(spans)}." if wrong else "FAILED: this is one trace, even without meshmw.")
     return 0 if wrong else 1
 
@@ -41,7 +41,7 @@ def without_meshmw(spans: list[ReceivedSpan], wire: list[tuple[str, str]]) -> in
 def serve(mesh: Mesh) -> None:
     """Print where everything is, then each trace as it comes in, until Ctrl-C."""
     print(f"\ntry      curl {mesh.url}")
-    for envoy in (mesh.edge, mesh.checkout_sidecar, mesh.inventory_sidecar):
+    for envoy in filter(None, (mesh.edge, mesh.checkout_sidecar, mesh.inventory_sidecar, mesh.worker_sidecar)):
         print(f"envoy    {envoy.admin_url}  {envoy.proxy.name}")
     print(f"otlp     {mesh.receiver.grpc_endpoint} (gRPC), {mesh.receiver.http_endpoint}/v1/traces (HTTP)")
     print("Ctrl-C stops everything.", flush=True)

@@ -1,21 +1,23 @@
 """The mesh: a collector, an edge Envoy, one Envoy sidecar for each service, and the services themselves.
 
 client -> edge -> checkout's sidecar -> FastAPI -> the same sidecar -> inventory's sidecar -> Flask
+FastAPI -> each broker that there is -> the worker -> the worker's sidecar -> inventory's sidecar -> Flask
 """
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, Tracer, start_process, stop_processes
 from sample_apps import NotReadyError
+from sample_apps.brokers import start_brokers
+from sample_apps.ports import accepts, free_port
 
 HERE = Path(__file__).parents[1]
 
@@ -26,6 +28,8 @@ class Mesh:
     edge: Envoy
     checkout_sidecar: Envoy
     inventory_sidecar: Envoy
+    worker_sidecar: Envoy | None
+    brokers: tuple[str, ...]
 
     @property
     def url(self) -> str:
@@ -45,7 +49,8 @@ def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sample-apps-", ignore_cleanup_errors=True)))
         receiver = stack.enter_context(OtlpReceiver())
         # Each proxy needs the port of what lies behind it, so they start from the inside out.
-        services = Services(receiver.grpc_endpoint, "_bare" if bare else "", logs)
+        brokers = {} if bare else start_brokers(stack, logs, say)
+        services = Services(receiver.grpc_endpoint, "_bare" if bare else "", logs, brokers)
         stack.callback(services.stop)
         say("starting inventory-service (Flask) and its Envoy sidecar")
         inventory_port = services.start_inventory()
@@ -56,6 +61,11 @@ def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator
         beside_checkout = sidecar("checkout-sidecar", tracer, inbound=checkout_port, outbound=inventory.port("inbound"))
         checkout = stack.enter_context(Envoy(beside_checkout))
         services.start_checkout(checkout_port, inventory_url=checkout.url("outbound"))
+        worker = None
+        if brokers:
+            say("starting order-worker and its Envoy sidecar")
+            worker = stack.enter_context(Envoy(sidecar("worker-sidecar", tracer, outbound=inventory.port("inbound"))))
+            services.start_worker(inventory_url=worker.url("outbound"))
         say("starting the edge Envoy")
         edge_listener = Listener(
             name="edge", upstream=f"127.0.0.1:{checkout.port('inbound')}", port=port, tracer=tracer, edge=True
@@ -63,12 +73,15 @@ def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator
         edge = stack.enter_context(Envoy(Proxy("edge", [edge_listener])))
         say("waiting for the services")
         services.wait()
-        yield Mesh(receiver, edge, checkout, inventory)
+        yield Mesh(receiver, edge, checkout, inventory, worker, tuple(brokers))
 
 
-def sidecar(name: str, tracer: Tracer, *, inbound: int, outbound: int | None = None) -> Proxy:
-    """Describe a sidecar: a listener for what comes in, and one for the service's own calls if it makes any."""
-    listeners = [Listener(name="inbound", upstream=f"127.0.0.1:{inbound}", direction="inbound", tracer=tracer)]
+def sidecar(name: str, tracer: Tracer, *, inbound: int | None = None, outbound: int | None = None) -> Proxy:
+    """Describe a sidecar: a listener for what comes in, and one for the service's own calls, if there are any."""
+    listeners = []
+    if inbound is not None:
+        upstream = f"127.0.0.1:{inbound}"
+        listeners.append(Listener(name="inbound", upstream=upstream, direction="inbound", tracer=tracer))
     if outbound is not None:
         upstream = f"127.0.0.1:{outbound}"
         listeners.append(Listener(name="outbound", upstream=upstream, direction="outbound", tracer=tracer))
@@ -76,15 +89,18 @@ def sidecar(name: str, tracer: Tracer, *, inbound: int, outbound: int | None = N
 
 
 class Services:
-    """The two services as processes of their own, each with its output in a file."""
+    """The services as processes of their own, each with its output in a file."""
 
-    def __init__(self, endpoint: str, flavour: str, logs: Path) -> None:
+    def __init__(self, endpoint: str, flavour: str, logs: Path, brokers: Mapping[str, str]) -> None:
         self.flavour = flavour
         self.logs = logs
-        self.running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+        self.running: dict[str, tuple[subprocess.Popen[bytes], int | None]] = {}
         # Whatever is set for the reader's own services must not decide here.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "MESHMW_"))}
-        self.environment = inherited | {
+        foreign = ("OTEL_", "MESHMW_", "KAFKA_", "RABBITMQ_")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        self.environment = {
+            **inherited,
+            **brokers,
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "50",
             "NO_PROXY": "127.0.0.1",
@@ -92,40 +108,33 @@ class Services:
 
     def start_inventory(self) -> int:
         port = free_port()
-        self._start("inventory", port, {}, "waitress", f"--listen=127.0.0.1:{port}")
+        server = ("waitress", f"--listen=127.0.0.1:{port}", f"sample_apps.inventory{self.flavour}:app")
+        self._start("inventory-service", port, {}, *server)
         return port
 
     def start_checkout(self, port: int, inventory_url: str) -> None:
         address = ("--host=127.0.0.1", f"--port={port}", "--log-level=warning")
-        self._start("checkout", port, {"INVENTORY_URL": inventory_url}, "uvicorn", *address)
+        server = ("uvicorn", *address, f"sample_apps.checkout{self.flavour}:app")
+        self._start("checkout-service", port, {"INVENTORY_URL": inventory_url}, *server)
 
-    def _start(self, name: str, port: int, settings: dict[str, str], server: str, *options: str) -> None:
-        command = [sys.executable, "-m", server, *options, f"sample_apps.{name}{self.flavour}:app"]
+    def start_worker(self, inventory_url: str) -> None:
+        self._start("order-worker", None, {"INVENTORY_URL": inventory_url}, "sample_apps.worker")
+
+    def _start(self, name: str, port: int | None, settings: dict[str, str], *module: str) -> None:
         environment = self.environment | settings
+        command = [sys.executable, "-m", *module]
         process = start_process(command, self.logs / name, environment=environment, cwd=HERE)
         self.running[name] = (process, port)
 
     def wait(self, timeout: float = 30.0) -> None:
-        """Wait until both accept connections."""
+        """Wait until those that serve accept connections, and see that the others run."""
         deadline = time.monotonic() + timeout
         for name, (process, port) in self.running.items():
-            while not accepts(port):
+            while process.poll() is not None or (port is not None and not accepts(port)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     lines = (self.logs / name).read_text(errors="replace").splitlines()
-                    raise NotReadyError(f"{name}-service did not start: {lines[-1] if lines else 'it said nothing'}")
+                    raise NotReadyError(f"{name} did not start: {lines[-1] if lines else 'it said nothing'}")
                 time.sleep(0.01)
 
     def stop(self) -> None:
         stop_processes(process for process, _ in self.running.values())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
-
-
-def accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False

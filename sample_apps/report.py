@@ -1,6 +1,8 @@
 """What the demonstration shows: the tree, the traceparent at each hop, and whether it is what it should be."""
 
-from meshmw.testing import Envoy, ReceivedSpan, assert_chain, roots
+from collections import Counter
+
+from meshmw.testing import Envoy, ReceivedSpan, assert_one_trace, roots
 from sample_apps.mesh import Mesh
 
 # The chain of one request with meshmw: each span is the parent of the next.
@@ -14,13 +16,23 @@ CHAIN = [
     ("inventory-sidecar", "SERVER"),
     ("inventory-service", "SERVER"),
 ]
+# What branches off below checkout-service's SERVER span for each broker.
+ORDERED = [
+    ("checkout-service", "PRODUCER"),
+    ("order-worker", "CONSUMER"),
+    ("order-worker", "CLIENT"),
+    ("worker-sidecar", "CLIENT"),
+    ("inventory-sidecar", "SERVER"),
+    ("inventory-service", "SERVER"),
+]
 # Without meshmw nobody makes a span for the call from one service to the other.
 BARE = [span for span in CHAIN if span != ("checkout-service", "CLIENT")]
 
 
-def complete(spans: list[ReceivedSpan], *, bare: bool) -> bool:
+def complete(spans: list[ReceivedSpan], mesh: Mesh, *, bare: bool) -> bool:
     """Whether every span of one request has come, wherever it hangs."""
-    return {(span.service, span.kind) for span in spans} >= set(BARE if bare else CHAIN)
+    expected = Counter(BARE if bare else CHAIN + ORDERED * len(mesh.brokers))
+    return Counter((span.service, span.kind) for span in spans) >= expected
 
 
 def hops(mesh: Mesh) -> list[tuple[str, str]]:
@@ -29,7 +41,7 @@ def hops(mesh: Mesh) -> list[tuple[str, str]]:
     _, checkout_out = _seen(mesh.checkout_sidecar, "inbound")
     call_in, call_out = _seen(mesh.checkout_sidecar, "outbound")
     _, inventory_out = _seen(mesh.inventory_sidecar, "inbound")
-    return [
+    way = [
         ("client -> edge", edge_in),
         ("edge -> checkout-sidecar", edge_out),
         ("checkout-sidecar -> FastAPI", checkout_out),
@@ -37,23 +49,47 @@ def hops(mesh: Mesh) -> list[tuple[str, str]]:
         ("checkout-sidecar -> inventory-sidecar", call_out),
         ("inventory-sidecar -> Flask", inventory_out),
     ]
+    if mesh.worker_sidecar is not None:
+        worker_in, worker_out = _seen(mesh.worker_sidecar, "outbound")
+        way += [("worker -> worker-sidecar", worker_in), ("worker-sidecar -> inventory-sidecar", worker_out)]
+    return way
 
 
 def _seen(envoy: Envoy, listener: str) -> tuple[str, str]:
-    """What came in at a listener and what went out behind it."""
-    lines = envoy.access_log(at_least=2 * len(envoy.proxy.listeners))
+    """What came in at a listener and what went out behind it, for the first request there."""
+    lines = reversed(envoy.access_log(at_least=2 * len(envoy.proxy.listeners)))
     seen = {line["type"]: line["traceparent"] or "absent" for line in lines if line["listener"] == listener}
     return seen["DownstreamStart"], seen["DownstreamEnd"]
 
 
-def fault(spans: list[ReceivedSpan], wire: list[tuple[str, str]]) -> str:
+def fault(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]]) -> str:
     """What keeps this from being one trace with every parent right; empty if nothing does."""
     try:
-        trace_id = assert_chain(spans, CHAIN)[0].trace_id
+        assert_one_trace(spans)
     except AssertionError as wrong:
         return str(wrong).partition("\n")[0]
+    expected = [CHAIN, *[CHAIN[:4] + ORDERED] * len(mesh.brokers)]
+    if sorted(found := ways(spans)) != sorted(expected):
+        return f"the ways from the client to the last of each branch are {found}, wanted {expected}"
+    trace_id = spans[0].trace_id
     astray = [f"{stretch} carried {seen}" for stretch, seen in wire if trace_id not in seen]
     return "; ".join(astray)
+
+
+def ways(spans: list[ReceivedSpan]) -> list[list[tuple[str, str]]]:
+    """Each way from the root to a span below which there is none, without INTERNAL spans."""
+    by_id = {span.span_id: span for span in spans}
+
+    def above(span: ReceivedSpan) -> ReceivedSpan | None:
+        parent = by_id.get(span.parent_id)
+        return above(parent) if parent is not None and parent.kind == "INTERNAL" else parent
+
+    def way(span: ReceivedSpan | None) -> list[tuple[str, str]]:
+        return [] if span is None else [*way(above(span)), (span.service, span.kind)]
+
+    calls = [span for span in spans if span.kind != "INTERNAL"]
+    parents = {id(above(span)) for span in calls}
+    return [way(span) for span in calls if id(span) not in parents]
 
 
 def render_hops(wire: list[tuple[str, str]]) -> str:

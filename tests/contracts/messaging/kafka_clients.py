@@ -161,6 +161,7 @@ class ConfluentClient(KafkaClient):
 
     async def close(self) -> None:
         self.producer.flush(SECONDS)
+        self.producer.close()
 
     async def send_plain(self, destination: str, body: bytes | None = b"body", headers: Headers = ()) -> None:
         self.producer.produce(destination, body, headers=self.encoded(headers), partition=0)
@@ -222,6 +223,7 @@ def produce_by_confluent(
     producer = confluent_kafka.Producer({"bootstrap.servers": broker})
     producer.produce(destination, body, headers=headers, partition=0)
     assert producer.flush(SECONDS) == 0
+    producer.close()
 
 
 CLIENTS: Clients = {

