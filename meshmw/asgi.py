@@ -13,6 +13,7 @@ from opentelemetry.trace import Span
 
 from meshmw import runtime
 from meshmw.boundary.http import HttpOperation, tell
+from meshmw.boundary.operation import Current
 from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_asgi
 from meshmw.contrib import under_contrib
@@ -39,6 +40,7 @@ _HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
 # The response with which a handshake is refused has the same messages, named with a prefix.
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", *_HANDSHAKE_STATUS})
 _BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", "websocket.http.response.body"})
+_MORE: Final = _STARTS - _HANDSHAKE_STATUS.keys()
 # Nothing of the response comes after one of these.
 _WHOLE: Final = frozenset({"http.response.pathsend", *_HANDSHAKE_STATUS})
 
@@ -98,7 +100,7 @@ class TraceContextMiddleware:
         marks = _stand_hosts_down(scope, operation)
         response = _Response(operation, scope, send)
         try:
-            with operation.current():
+            with Current(operation.context):
                 await app(scope, receive, response.send)
         except BaseException as error:
             response.fail(error)
@@ -164,7 +166,8 @@ class _AsgiRequest(Request):
         if scope.get(_STARLETTE):
             # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
             return trace.get_current_span() if read_by_host else None
-        span = getattr(scope.get(_FASTAPI), "span", None)
+        mark = scope.get(_FASTAPI)
+        span = None if mark is None else getattr(mark, "span", None)
         return span if isinstance(span, Span) else None
 
     def rewrite(self, rewrites: dict[str, str | None]) -> None:
@@ -195,7 +198,7 @@ class _Response:
         if not self._started and kind in _STARTS:
             self._start(kind, message)
         await self._send(message)
-        if self._is_last(kind, message):
+        if kind not in _MORE and self._is_last(kind, message):
             self._complete = True
             self._operation.answered()
             if not self._is_failure:
@@ -209,9 +212,12 @@ class _Response:
 
     def end(self) -> None:
         """End the operation under the route that the framework left in the scope."""
-        if self._operation.is_open:
-            self._operation.route(_route(self._scope))
-        self._operation.finish(complete=self._complete)
+        operation = self._operation
+        if operation.is_over:
+            return
+        if operation.is_open:
+            operation.route(_route(self._scope))
+        operation.finish(complete=self._complete)
 
     def _start(self, kind: str, message: Message) -> None:
         self._started = True

@@ -9,9 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from meshmw import runtime
+from meshmw.boundary import logged
 from meshmw.boundary.http import HttpOperation, begin_nested, begin_server
 from meshmw.boundary.request import Request
 from meshmw.policy.paths import PathPatterns
@@ -87,7 +89,8 @@ class ServerOptions:
             request: What is asked.
             settled: What it is served with.
         """
-        nested = begin_nested(request)
+        around = otel_context.get_current()
+        nested = begin_nested(request, around)
         if nested is not None:
             return nested
         propagator = settled.propagator
@@ -102,12 +105,16 @@ class ServerOptions:
             propagator.rejections.record("context", "host_trust", _WRAP)
         if extraction.rewrites:
             request.rewrite(extraction.rewrites)
-        return begin_server(
+        operation = begin_server(
             request,
             extraction,
+            around,
             propagator=propagator,
             host_span=marked,
             spans="off" if settled.exclude.match(request.path) else settled.server_spans,
             beside_host=beside_host,
             tracer=self._tracer,
         )
+        if logged.is_wanted and self._protocol == "asgi":
+            logged.note(operation.span.get_span_context(), request.method, request.path)
+        return operation

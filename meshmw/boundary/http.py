@@ -21,8 +21,8 @@ from meshmw.runtime import ServerSpans
 from meshmw.semconv.attributes import Attributes, LazyAttributes
 from meshmw.semconv.http import span_name
 
-# The request that is served in a context, for a middleware further in, behind another protocol. The operation would lead
-# back to the context: in a circle that only the garbage collector finds, for every request.
+# The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
+# would lead back to the context: in a circle that only the garbage collector finds, for every request.
 _REQUEST_KEY: Final = create_key("meshmw-request")
 _LEAKED: Final = "- a span of something else was current here; it is no parent"
 # On the link of a fresh root to the parent that its request named and that is not believed.
@@ -34,39 +34,30 @@ class HttpOperation(Operation):
 
     Attributes:
         delegated: What the headers say, where an instrumentation further in is to make the span; else None.
+        request: What is served, or None for what is sent.
     """
 
-    __slots__ = ("_method", "_request", "delegated")
+    __slots__ = ("_method", "delegated", "request")
 
     def __init__(
-        self, span: Span, context: Context, method: str, *, owned: bool, delegated: Extraction | None = None
-    ) -> None:
-        super().__init__(span, context, owned=owned)
-        self.delegated = delegated
-        self._method = method
-        self._request: Request | None = None
-
-    @classmethod
-    def serving(
-        cls,
-        request: Request,
+        self,
         span: Span,
-        values: dict[str, object],
+        context: Context,
+        method: str,
         *,
         owned: bool,
         delegated: Extraction | None = None,
-    ) -> HttpOperation:
-        """Return the operation that serves a request, in a context of the values that names both."""
-        values[CLAIM_KEY] = span
-        values[_REQUEST_KEY] = request
-        operation = cls(span, Context(values), request.method, owned=owned, delegated=delegated)
-        operation._request = request
-        return operation
+        request: Request | None = None,
+    ) -> None:
+        super().__init__(span, context, owned=owned)
+        self.delegated = delegated
+        self.request = request
+        self._method = method
 
     def answered(self) -> None:
         """Note that the last byte went out: nobody further in serves this request from here on."""
-        if self._request is not None:
-            self._request.is_over = True
+        if self.request is not None:
+            self.request.is_over = True
 
     def route(self, route: str | None) -> None:
         """Name the span after the route template that the framework matched."""
@@ -92,18 +83,17 @@ class HttpOperation(Operation):
     def end(self) -> None:
         """End the span, once, and let go of the request."""
         super().end()
-        if self._request is not None:
-            self._request.close()
+        if self.request is not None:
+            self.request.close()
 
 
-def begin_nested(request: Request) -> HttpOperation | None:
+def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
 
     A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
     not cross. The current span tells of nothing, it may be a leaked one; so the whole request must be the same.
     """
-    around = otel_context.get_current()
-    outer = around.get(_REQUEST_KEY)
+    outer = around.get(_REQUEST_KEY) if around else None
     if not isinstance(outer, Request) or not outer.is_same(request):
         return None
     return HttpOperation(trace.get_current_span(around), around, request.method, owned=False)
@@ -112,6 +102,7 @@ def begin_nested(request: Request) -> HttpOperation | None:
 def begin_server(
     request: Request,
     extraction: Extraction,
+    around: Context,
     *,
     propagator: MeshPropagator,
     host_span: Span | None = None,
@@ -124,19 +115,20 @@ def begin_server(
     Args:
         request: What is asked.
         extraction: What its headers say.
+        around: What is current.
         propagator: Read the headers; counts and warns of a current span that belongs to something else.
         host_span: A span that the host marked as this request's own.
         spans: `off` makes no span, while the trace goes on; `contrib` leaves it to an instrumentation further in.
         beside_host: Whether a host has opened a SERVER span for this request in a trace that is not believed.
         tracer: Makes the span; the global provider's by default.
     """
-    around = otel_context.get_current()
     # Where nothing is current, nobody's span can be.
     if around and not beside_host:
         ambient = trace.get_current_span(around)
         if is_of_this_request(ambient, extraction, around, host_span, propagator):
             tell(ambient, extraction)
-            return HttpOperation.serving(request, ambient, dict(adopted(ambient, extraction, around)), owned=False)
+            context = _serving(request, ambient, adopted(ambient, extraction, around))
+            return HttpOperation(ambient, context, request.method, owned=False, request=request)
         if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
             propagator.rejections.record("context", "leaked_span", _LEAKED)
     parent = extraction.into(around)
@@ -148,7 +140,7 @@ def begin_server(
     span = (tracer or TRACER).start_span(span_name(request.method), parent, kind, attributes, links)
     if extraction.refused:
         _tell_refusals(span, extraction)
-    return HttpOperation.serving(request, span, {**parent, SPAN_KEY: span}, owned=True)
+    return HttpOperation(span, _serving(request, span, parent), request.method, owned=True, request=request)
 
 
 def tell(span: Span, extraction: Extraction) -> None:
@@ -167,9 +159,17 @@ def _tell_refusals(span: Span, extraction: Extraction) -> None:
 
 def _without_span(request: Request, parent: Context, extraction: Extraction, *, delegated: bool) -> HttpOperation:
     span = trace.get_current_span(parent)
-    # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
-    values = {key: value for key, value in parent.items() if not delegated or key != SPAN_KEY}
-    return HttpOperation.serving(request, span, values, owned=False, delegated=extraction if delegated else None)
+    context = _serving(request, span, parent)
+    if delegated:
+        # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
+        context = Context({key: value for key, value in context.items() if key != SPAN_KEY})
+    delegate = extraction if delegated else None
+    return HttpOperation(span, context, request.method, owned=False, delegated=delegate, request=request)
+
+
+def _serving(request: Request, span: Span, around: Context) -> Context:
+    """Return a context in which a request is served in a span, and which says both."""
+    return Context({**around, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
 
 
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> HttpOperation:

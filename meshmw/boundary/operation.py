@@ -63,6 +63,11 @@ class Operation:
         return Current(self.context)
 
     @property
+    def is_over(self) -> bool:
+        """Say whether it has ended."""
+        return self._ended
+
+    @property
     def is_open(self) -> bool:
         """Say whether there is a span of our own to which something can still be added."""
         return self._owned and not self._ended and self.span.is_recording()

@@ -48,21 +48,31 @@ class OutgoingHeaders:
         for name, value in present:
             if name.lower() not in stale:
                 kept.setdefault(name.lower(), []).append(value)
-        if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
+        if kept and not kept.keys().isdisjoint(PROPAGATION_HEADERS):
             rewrites = self._check(kept)
             stale |= rewrites.keys()
             headers.update((name, text) for name, text in rewrites.items() if text is not None)
-        carried = {name: text for name, text in self._writer.passthrough(context).items() if name not in kept}
-        return (headers | carried, stale) if host is None else self._scope.narrow(host, headers, carried, stale)
+        carried = self._writer.passthrough(context)
+        if kept:
+            carried = {name: text for name, text in carried.items() if name not in kept}
+        if host is not None:
+            return self._scope.narrow(host, headers, carried, stale)
+        headers.update(carried)
+        return headers, stale
 
     def replace_in(
         self, carrier: MutableMapping[Any, Any], context: Context, setter: Setter[Any], host: str | None
     ) -> None:
         """Replace the propagation headers of a mapping, whatever their case."""
-        present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+        present = (
+            [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+            if carrier
+            else ()
+        )
         headers, stale = self.replace(context, present, host)
-        for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
-            del carrier[key]
+        if present:
+            for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
+                del carrier[key]
         for name, value in headers.items():
             setter.set(carrier, name, value)
 

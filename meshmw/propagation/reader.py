@@ -69,8 +69,7 @@ class HeaderReader:
         reading = Reading(lines, self._rejections)
         parent, b3 = self._trace.read(reading)
         baggage = self._read_baggage(reading) if self._baggage and "baggage" in lines else {}
-        stripped = parent is None and self._trace.reads_w3c and "traceparent" not in lines
-        if stripped and (baggage or any(lines.get("tracestate", ()))):
+        if parent is None and self._is_stripped(lines, baggage):
             reading.refuse("traceparent", "missing", STRIPPED)
         return Extraction(
             parent,
@@ -81,6 +80,10 @@ class HeaderReader:
             tuple(reading.refused),
             reading.rejected,
         )
+
+    def _is_stripped(self, lines: Lines, baggage: dict[str, BaggageValue]) -> bool:
+        beside = baggage or any(lines.get("tracestate", ()))
+        return bool(beside) and self._trace.reads_w3c and "traceparent" not in lines
 
     def _read_baggage(self, reading: Reading) -> dict[str, BaggageValue]:
         found = reading.lines["baggage"]
@@ -100,7 +103,7 @@ class HeaderReader:
     def _read_passthrough(self, reading: Reading) -> dict[str, str]:
         carried = {}
         for name in self._passthrough:
-            text = reading.line(name)
+            text = reading.line(name) if name in reading.lines else None
             if text and len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
                 carried[name] = text
         return carried

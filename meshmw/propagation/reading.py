@@ -19,9 +19,10 @@ class Reading:
         refused: Pairs of header and reason, in the order in which they were met.
         rejected: The parent that a refused header named, where it still parses: for a link.
         rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
+        accept: Counts a header that is believed.
     """
 
-    __slots__ = ("_rejections", "lines", "refused", "rejected", "rewrites")
+    __slots__ = ("_rejections", "accept", "lines", "refused", "rejected", "rewrites")
 
     def __init__(self, lines: Lines, rejections: Rejections) -> None:
         self.lines = lines
@@ -29,6 +30,7 @@ class Reading:
         self.rejected: SpanContext | None = None
         self.rewrites: dict[str, str | None] = {}
         self._rejections = rejections
+        self.accept = rejections.accepted
 
     def line(self, name: str) -> str | None:
         """Return a header's text, several lines joined (RFC 9110, 5.3), so that no grammar of one value takes two."""
@@ -36,10 +38,6 @@ class Reading:
         if not found:
             return None
         return found[0] if len(found) == 1 else ",".join(found)
-
-    def accept(self, header: str) -> None:
-        """Count a header that is believed."""
-        self._rejections.accepted(header)
 
     def refuse(
         self, header: str, reason: str, consequence: str, text: str | None = None, *, remove: Iterable[str] = ()

@@ -28,6 +28,7 @@ class W3CTraceState(OTelTraceState):
         super().__init__()
         self._dict = dict(state.members)
         self._state = state
+        self._text: str | None = None
 
     def add(self, key: str, value: str) -> OTelTraceState:
         """Return a state with a new member leftmost, or this one where the key exists or the pair is not valid."""
@@ -49,7 +50,9 @@ class W3CTraceState(OTelTraceState):
 
     def to_header(self) -> str:
         """Return the tracestate header's text."""
-        return str(self._state)
+        if self._text is None:
+            self._text = str(self._state)
+        return self._text
 
 
 NO_STATE: Final = W3CTraceState(TraceState())

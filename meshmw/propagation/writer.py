@@ -24,11 +24,18 @@ from meshmw.propagation.extraction import (
 )
 from meshmw.propagation.span_context import W3CTraceState
 from meshmw.rejections import Rejections
-from meshmw.wire import B3Context, TraceParent, format_baggage
+from meshmw.wire import B3Context, format_baggage, format_traceparent
 from meshmw.wire import TraceState as WireTraceState
 
 _TRACE_FORMATS: Final = TRACE_HEADERS | B3_HEADERS
 _STALE_WITH_TRACE: Final = _TRACE_FORMATS | {SENT_HEADER}
+# By whether baggage and whether a trace is sent.
+_STALE: Final = {
+    (False, False): frozenset[str](),
+    (True, False): frozenset({"baggage"}),
+    (False, True): _STALE_WITH_TRACE,
+    (True, True): _STALE_WITH_TRACE | {"baggage"},
+}
 _WRITES: Final = {
     "tracecontext": ("traceparent", "tracestate"),
     "baggage": ("baggage",),
@@ -59,6 +66,7 @@ class HeaderWriter:
     ) -> None:
         self._keys = baggage_keys
         self._formats = frozenset(formats)
+        self._writes_b3 = not self._formats.isdisjoint({"b3", "b3multi"})
         self._max_members = baggage_max_members
         self._max_bytes = baggage_max_bytes
         self._rejections = rejections
@@ -87,16 +95,15 @@ class HeaderWriter:
 
         A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
         """
-        owned = frozenset({"baggage"}) if "baggage" in headers else frozenset()
-        return owned | _STALE_WITH_TRACE if _sends_trace(headers) else owned
+        return _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
 
     def _write_trace(self, parent: SpanContext, received: object, headers: dict[str, str]) -> None:
         if "tracecontext" in self._formats:
-            headers["traceparent"] = str(TraceParent(0, parent.trace_id, parent.span_id, parent.trace_flags & 0x03))
+            headers["traceparent"] = format_traceparent(parent.trace_id, parent.span_id, parent.trace_flags)
             state = _state_text(parent.trace_state)
             if state:
                 headers["tracestate"] = state
-        if "b3" in self._formats or "b3multi" in self._formats:
+        if self._writes_b3:
             b3 = _outgoing_b3(parent, received)
             if "b3" in self._formats:
                 headers["b3"] = str(b3)
@@ -110,10 +117,6 @@ class HeaderWriter:
             self._rejections.record("baggage", reason, "- the members concerned are not sent, the others are")
         if text:
             headers["baggage"] = text
-
-
-def _sends_trace(headers: dict[str, str]) -> bool:
-    return not _TRACE_FORMATS.isdisjoint(headers)
 
 
 def _state_text(state: TraceState) -> str:

@@ -60,12 +60,19 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
     """
     if not authority:
         return {}
-    read = _repeated_host_and_port if len(authority) <= _MAX_CHARACTERS else _host_and_port
-    address, port = read(authority)
+    read = _repeated_address if len(authority) <= _MAX_CHARACTERS and scheme in DEFAULT_PORTS else _address
+    return read(prefix, authority, scheme).copy()
+
+
+def _address(prefix: str, authority: str, scheme: str) -> dict[str, AttributeValue]:
+    address, port = _host_and_port(authority)
     if not address:
         return {}
     port = port or DEFAULT_PORTS.get(scheme)
     return {f"{prefix}.address": address, f"{prefix}.port": port} if port else {f"{prefix}.address": address}
+
+
+_repeated_address: Final = lru_cache(maxsize=_CACHED_AUTHORITIES)(_address)
 
 
 def _host_and_port(authority: str) -> tuple[str | None, int | None]:
@@ -77,9 +84,6 @@ def _host_and_port(authority: str) -> tuple[str | None, int | None]:
     if url.path or url.query or url.fragment or url.username is not None:
         return None, None
     return address, port
-
-
-_repeated_host_and_port: Final = lru_cache(maxsize=_CACHED_AUTHORITIES)(_host_and_port)
 
 
 def error_type(error: BaseException) -> str:

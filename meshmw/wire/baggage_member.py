@@ -7,6 +7,7 @@ the decoded text for the application, and carries the raw text, properties and a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -41,6 +42,10 @@ _VALUE_ALONE = re.compile(_VALUE)
 # but peers that decode as forms do read a space there, and every peer reads `%2B` as a plus.
 _READABLE: Final = "!#$&'()*/:<=>?@[]^`{|}"
 _NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
+
+# The same members pass through a service with every request.
+_CACHED_MEMBERS: Final = 1024
+_CACHED_CHARACTERS: Final = 256
 
 
 class BaggageValue(str):
@@ -97,8 +102,15 @@ def format_member(key: str, value: str) -> str:
 
 def is_raw_of(key: str, raw: str) -> bool:
     """Says whether a raw text is one or more well-formed members of this key, and so may be written as it is."""
+    return (_is_repeated_raw_of if len(raw) <= _CACHED_CHARACTERS else _is_raw_of)(key, raw)
+
+
+def _is_raw_of(key: str, raw: str) -> bool:
     matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
     return all(match is not None and match[1] == key for match in matches)
+
+
+_is_repeated_raw_of: Final = lru_cache(maxsize=_CACHED_MEMBERS)(_is_raw_of)
 
 
 def decode(value: str) -> str:
