@@ -99,13 +99,15 @@ def _read_all(analysis: Analysis, given: list[str], reader: Format | None, follo
             task = display.add_task(shown(source.name, 40), total=source.size or None)
 
             def advance(source: Source = source, task: object = task) -> None:
-                display.update(task, completed=source.position())  # type: ignore[arg-type]
+                display.update(task, completed=source.position)  # type: ignore[arg-type]
 
             try:
                 with _until_interrupt(follow) as more:
                     analysis.read(source, reader, more, advance)
             except ValueError as error:
                 raise CannotRunError(str(error)) from error
+            finally:
+                source.close()
 
 
 def _source(given: str) -> Source:

@@ -42,13 +42,15 @@ def doctor(
     the proxy's own configuration and judges both sides together. Nothing of a configuration dump is printed but what
     concerns traces, and only GET is sent to a proxy.
 
+    Without an application, a proxy is judged beside the settings of this environment.
+
     Each finding says what is the case, why that breaks traces, and what to do. Notes alone end with 0.
     """
     with _importable_from(app_dir):
         loaded = load_app(app) if app else None
     facts = look_at_process(app, loaded, connect=connect)
     proxies = [ask_proxy(url) for url in envoy_admin or ()] + [read_dump(path) for path in config_dump or ()]
-    diagnosis = examine(facts, proxies)
+    diagnosis = examine(facts, proxies, process_too=bool(app) or not proxies)
     if json:
         print_json(diagnosis.to_json())
     else:
@@ -68,9 +70,11 @@ def _importable_from(directory: Path) -> Iterator[None]:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    _print_process(diagnosis.process)
+    if diagnosis.process.target or not diagnosis.proxies:
+        _print_process(diagnosis.process)
     for proxy in diagnosis.proxies:
         _print_proxy(proxy)
+        line("")
     print_findings(diagnosis.findings)
     faults = sum(finding.is_fault for finding in diagnosis.findings)
     line("")
@@ -94,7 +98,6 @@ def _print_process(facts: AppFacts) -> None:
 
 
 def _print_proxy(proxy: ProxyConfig) -> None:
-    line("")
     version = ".".join(map(str, proxy.version))
     line(f"proxy {proxy.node or proxy.where}  Envoy {version or 'of unknown version'}", "bold")
     columns = ["listener", "tracer", "formats", "sampling", "removes", "headers", "request id", "log"]

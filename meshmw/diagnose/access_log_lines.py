@@ -29,18 +29,28 @@ class Source:
         stream: Where its bytes come from, decompressed.
         size: Bytes on disk, for a progress display; 0 where that is not known.
         path: The file, where there is one that can be followed.
-        position: How many of `size` have been read.
         cut: Lines that were longer than `MAX_LINE`.
         fault: Why reading ended before the end; empty if it did not.
+        raw: The file itself, where there is one.
     """
 
     name: str
     stream: IO[bytes]
     size: int = 0
     path: Path | None = None
-    position: Callable[[], int] = lambda: 0
     cut: int = 0
     fault: str = ""
+    raw: IO[bytes] | None = None
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the file have been read."""
+        return 0 if self.raw is None else self.raw.tell()
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        if self.raw is not None:
+            self.raw.close()
 
     def lines(self, more: Callable[[], bool] = lambda: False) -> Iterator[list[bytes]]:
         """Yield the lines without their newlines, many at a time.
@@ -88,7 +98,7 @@ class Source:
             return
         if (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev):
             self.stream.close()
-            self.stream = self.path.open("rb")
+            self.stream = self.raw = self.path.open("rb")
         elif now.st_size < self.stream.tell():
             self.stream.seek(0)
 
@@ -103,5 +113,5 @@ def open_source(path: Path, name: str | None = None) -> Source:
     size = os.fstat(file.fileno()).st_size
     if file.peek(2)[:2] == _GZIP:
         unpacked: IO[bytes] = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-        return Source(name or path.name, unpacked, size, None, file.tell)
-    return Source(name or path.name, file, size, path, file.tell)
+        return Source(name or path.name, unpacked, size, raw=file)
+    return Source(name or path.name, file, size, path, raw=file)

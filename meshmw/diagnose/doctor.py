@@ -33,9 +33,15 @@ class Diagnosis:
         }
 
 
-def examine(process: AppFacts, proxies: Sequence[ProxyConfig] = ()) -> Diagnosis:
-    """Judge a process and its proxies, the worst findings first."""
-    findings = [*judge_process(process)]
+def examine(process: AppFacts, proxies: Sequence[ProxyConfig] = (), *, process_too: bool = True) -> Diagnosis:
+    """Judge a process and its proxies, the worst findings first.
+
+    Args:
+        process: What the process has; of one that is not the application's own, only its settings count.
+        proxies: What the proxies say of themselves.
+        process_too: Whether the process is the application's own.
+    """
+    findings = [*judge_process(process)] if process_too else []
     for proxy in proxies:
         findings += [*judge_proxy(proxy), *judge_both(process, proxy)]
     return Diagnosis(process, tuple(proxies), by_severity(findings))

@@ -185,7 +185,7 @@ def _of_sources(watch: Watch, seen: _Seen, faults: dict[str, str]) -> list[Findi
         elif not any(hop.name.startswith(tail.name) for hop in seen.hops):
             findings.append(
                 Finding(
-                    "error", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
+                    "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
                     "the request did not pass there, or came with neither its trace nor its x-request-id; "
                     "Envoy writes its "
                     "log every ten seconds",

@@ -90,7 +90,8 @@ def probe_hops(tails: Sequence[LogTail], probe: Probe, *, alone: bool = False) -
     mine = [each for each in lines if alone] or _matching(lines, probe)
     order = {tail.name: index for index, tail in enumerate(tails)}
     places = dict.fromkeys((name, side) for name, side, _ in mine)
-    ranked = sorted(places, key=lambda place: (order[place[0]], place[1] == "outbound"))
+    # Where one listener is the inbound one, all others are for the application's own calls.
+    ranked = sorted(places, key=lambda place: (order[place[0]], place[1] != "inbound"))
     proxies = {place: _hop_at(place, [line for *at, line in mine if tuple(at) == place]) for place in ranked}
     return list(_with_applications(proxies))
 
@@ -100,7 +101,7 @@ def _with_applications(proxies: Mapping[tuple[str, str], Hop]) -> Iterator[Hop]:
     for (name, side), hop in proxies.items():
         yield hop
         if side == "inbound":
-            outbound = proxies.get((name, "outbound"))
+            outbound = next((other for place, other in proxies.items() if place[0] == name and other is not hop), None)
             sent = {} if outbound is None else outbound.received
             yield Hop(name=f"{name} application", kind="app", received=hop.sent, sent=sent)
 
