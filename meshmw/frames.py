@@ -7,12 +7,14 @@ Knows the forms and OpenTelemetry's carriers. Must not know who sends the messag
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter, Setter
 
 from meshmw import runtime
+from meshmw.boundary.operation import Current
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.frame import format_frame, frame_size, parse_frame
@@ -162,6 +164,17 @@ def decode(
     except InvalidHeaderError as fault:
         ours.rejections.record("frame", fault.reason, _FRESH)
     return ours.extract(fields, context), _behind(data, size)
+
+
+def using(context: Context) -> AbstractContextManager[None]:
+    """Return a block in which a message's span and baggage are current, and the connection's are not.
+
+    It must not contain a `yield`: what consumes the generator would be in the block too.
+
+    Args:
+        context: What `extract_json()` or `decode()` has returned.
+    """
+    return Current(context)
 
 
 def _behind(data: Any, size: int) -> Any:

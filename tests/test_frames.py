@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry import baggage, trace
 from opentelemetry.baggage import get_all
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from meshmw import runtime
 from meshmw.errors import InvalidHeaderError
-from meshmw.frames import JSON_KEY, BytesGetter, BytesSetter, decode, encode, extract_json, inject_json
+from meshmw.frames import JSON_KEY, BytesGetter, BytesSetter, decode, encode, extract_json, inject_json, using
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.frame import MAX_FIELDS, MAX_FRAME_BYTES, MAX_TEXT_BYTES, format_frame, frame_size, parse_frame
 
@@ -259,6 +259,23 @@ class TestJson:
         propagator = MeshPropagator(("tracecontext", "baggage", "b3"), warn_window=1e9)
         received = extract_json({JSON_KEY: envelope}, propagator=propagator)
         encode(received, propagator=propagator)
+
+
+class TestUsing:
+    def test_what_a_message_brings_is_current_in_the_block_and_what_was_before_is_not(self, context, propagator):
+        with using(Context({"of the connection": True})):
+            before = get_current()
+            message, _ = decode(encode(context, propagator=propagator), propagator=propagator)
+            with using(message):
+                assert trace_id(None) == trace_id(context)
+                assert get_all()["user"] == "7"
+                assert "of the connection" not in get_current()
+            assert get_current() is before
+
+    def test_an_exception_passes_and_leaves_nothing(self, context):
+        with pytest.raises(LookupError), using(context):
+            raise LookupError
+        assert get_current() == {}
 
 
 class TestBytesCarrier:

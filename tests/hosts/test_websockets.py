@@ -7,7 +7,6 @@ import json
 
 import pytest
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -27,19 +26,6 @@ PROVIDER.add_span_processor(SimpleSpanProcessor(EXPORTER))
 TRACER = PROVIDER.get_tracer("test")
 MESSAGES = 8
 CONNECTIONS = 5
-
-
-class Current:
-    """A block in which the context of a message is current."""
-
-    def __init__(self, context):
-        self._context = context
-
-    def __enter__(self):
-        self._token = otel_context.attach(self._context)
-
-    def __exit__(self, *_):
-        otel_context.detach(self._token)
 
 
 class Json:
@@ -101,7 +87,7 @@ async def talk(socket, form, receive, send):
         pass
 
     async def answer(context, payload):
-        with Current(context), span_of(payload):
+        with frames.using(context), span_of(payload):
             await asyncio.sleep(payload % 3 / 1000)
             with span_of(payload):
                 await send(form.write(payload))

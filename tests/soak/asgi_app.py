@@ -15,7 +15,6 @@ from opentelemetry import context as otel_context
 
 from meshmw import frames
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.boundary.operation import Current
 from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, detached, linked, to_thread
 from meshmw.streams import stream
 from tests.soak.watch import Watch, span
@@ -165,7 +164,7 @@ async def ws(socket: WebSocket, n: int) -> None:
 
     async def answer(message: bytes) -> None:
         context, rest = frames.decode(message)
-        with Current(context), span(n, **{"soak.message": int(rest)}):
+        with frames.using(context), span(n, **{"soak.message": int(rest)}):
             await asyncio.sleep(0)
             await socket.send_bytes(frames.encode() + rest)
 
