@@ -1,0 +1,132 @@
+"""Trace and span ids on log records: a filter, a format, JSON, and a processor for structlog.
+
+Also on the access logs of uvicorn, hypercorn and gunicorn, which are written outside the request's context. With no
+span there is nothing, and never an id of zeros. Knows logging, and what those servers put into a record.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+from urllib.parse import unquote
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanContext
+
+from meshmw.boundary import logged
+
+FORMAT: Final = "%(asctime)s %(levelname)s %(name)s%(trace)s: %(message)s"
+"""A format that shows ` trace_id=... span_id=...` where there is a span; it needs `TraceContextFilter`."""
+
+# gunicorn hands the whole environ to its formatter, each key in lower case.
+_GUNICORN_OPERATION: Final = "{meshmw.operation}e"
+_ACCESS: Final = frozenset({"uvicorn.access", "hypercorn.access", "gunicorn.access"})
+_SERVER_ERRORS: Final = frozenset({"uvicorn.error", "hypercorn.error", "gunicorn.error"})
+_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_IDS: Final = ("trace_id", "span_id", "trace_flags")
+
+
+class TraceContextFilter(logging.Filter):
+    """Puts `trace_id`, `span_id`, `trace_flags` and `trace` on every record; empty texts where there is no span.
+
+    `trace` is ` trace_id=... span_id=...`, with a space before it. Put the filter on handlers: on a logger it sees
+    nothing of the loggers below. What a record brings along under these names stays.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        logged.want()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add to the record, and let it pass."""
+        ids = ids_of(record)
+        for name in _IDS:
+            if not hasattr(record, name):
+                setattr(record, name, ids.get(name, ""))
+        if not hasattr(record, "trace"):
+            record.trace = f" trace_id={ids['trace_id']} span_id={ids['span_id']}" if ids else ""
+        return True
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON, with the ids where there is a span, and with what `extra` brought.
+
+    Needs no filter where records are formatted in the thread that logs. Behind a `QueueHandler`, put
+    `TraceContextFilter` on that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        logged.want()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        extra = {key: value for key, value in vars(record).items() if key not in _PLAIN and key not in (*_IDS, "trace")}
+        line = extra | {
+            "timestamp": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **ids_of(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, default=repr, ensure_ascii=False)
+
+
+def add_trace_context(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the ids to an event of structlog; a processor, also for records of the standard library's loggers."""
+    record = event.get("_record")
+    ids = ids_of(record) if isinstance(record, logging.LogRecord) else _ids(trace.get_current_span().get_span_context())
+    for name, value in ids.items():
+        event.setdefault(name, value)
+    return event
+
+
+def ids_of(record: logging.LogRecord) -> dict[str, str]:
+    """Return `trace_id`, `span_id` and `trace_flags` of a record, in hexadecimal; nothing without a span."""
+    own = {name: value for name in _IDS if (value := getattr(record, name, ""))}
+    if own:
+        return own
+    of_server = _of_server(record) if record.name in _ACCESS or record.name in _SERVER_ERRORS else None
+    return _ids(of_server or trace.get_current_span().get_span_context())
+
+
+def _ids(context: SpanContext) -> dict[str, str]:
+    if not context.is_valid:
+        return {}
+    return {
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+        "trace_flags": f"{context.trace_flags:02x}",
+    }
+
+
+def _of_server(record: logging.LogRecord) -> SpanContext | None:
+    """Return the span context of the request that a server logs, if it says which one that is."""
+    arguments: Any = record.args
+    if isinstance(arguments, Mapping):
+        span = getattr(arguments.get(_GUNICORN_OPERATION), "span", None)
+        if isinstance(span, trace.Span):
+            return span.get_span_context()
+    served = logged.noted()
+    if served is None or not _is_about(record, arguments, served):
+        return None
+    return served.span_context
+
+
+def _is_about(record: logging.LogRecord, arguments: Any, served: logged.Served) -> bool:
+    if record.name in _SERVER_ERRORS:
+        # Of all that servers say there, only an application's exception is said by the task that served.
+        return record.exc_info is not None
+    if isinstance(arguments, Mapping):
+        method, path = arguments.get("m"), arguments.get("U")
+    else:
+        # uvicorn: client address, method, path with query, HTTP version, status
+        _, method, path = [*(arguments or ()), None, None, None][:3]
+    return method == served.method and unquote(str(path).partition("?")[0]) == served.path
