@@ -17,7 +17,7 @@ from meshmw.diagnose.access_log_format import Line
 from meshmw.diagnose.access_log_hops import Crossing, Hops, Station
 from meshmw.diagnose.access_log_lines import Source
 
-_SIDES: Final = {"": 0, "inbound": 0, "outbound": 99}
+_SIDES: Final = {"": 0, "inbound": 0}
 _MAX_SIDES: Final = 50
 _FIRST, _LAST = "DownstreamStart", "DownstreamPeriodic"
 
@@ -201,7 +201,9 @@ class Analysis:
         side = side_of(fields)
         rank = self._sides.get(side)
         if rank is None:
-            rank = self._sides[side] = min(len(self._sides), _MAX_SIDES)
+            rank = len(self._sides)
+            if rank < _MAX_SIDES:
+                self._sides[side] = rank
         place = (len(self._logs) - 1, rank)
         if place not in self._names:
             self._names[place] = f"{name} {side}" if side else name

@@ -63,6 +63,7 @@ class Crossing:
         arrived: Those of them that were seen at the receiver.
         flipped: Those that were sampled at the sender, and at the receiver only unsampled.
         example: A trace id that was lost, and what arrived instead, with the request id; empty if none was.
+        in_line: Whether what leaves the sender has to arrive at the receiver: not so for two listeners of one proxy.
     """
 
     sender: str
@@ -73,11 +74,12 @@ class Crossing:
     arrived: int
     flipped: int
     example: tuple[str, ...] = ()
+    in_line: bool = True
 
     @property
     def loses(self) -> bool:
         """Says whether traces are lost here: some requests prove it, or no trace id of many arrives."""
-        return self.lost > 0 or (self.joined == 0 and self.traces > 0 and self.arrived == 0)
+        return self.lost > 0 or (self.in_line and self.joined == 0 and self.traces > 0 and self.arrived == 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the crossing as plain JSON values."""
@@ -156,7 +158,11 @@ class Hops:
         flags = [seen for seen in self._traces.values.values() if sender in seen]
         arrived = [seen for seen in flags if receiver in seen]
         flipped = sum(seen[sender] and not seen[receiver] for seen in arrived)
-        return Crossing(labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example)
+        # One proxy's listeners may have nothing to do with each other, but for what goes in by the first and out again.
+        in_line = sender[0] != receiver[0] or sender[1] == receiver[1] or sender[1] == 0
+        return Crossing(
+            labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example, in_line
+        )
 
 
 def _label(station: Station, names: Mapping[tuple[int, int], str], stations: Counter[Station]) -> str:

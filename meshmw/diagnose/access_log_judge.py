@@ -121,7 +121,7 @@ def _loss(loss: Crossing) -> Finding:
 def _flip(crossing: Crossing) -> Finding:
     return Finding(
         "warning", "access-log.flipped", f"{crossing.sender} -> {crossing.receiver}",
-        f"{_count(crossing.flipped)} were sampled at {crossing.sender} and arrived unsampled at {crossing.receiver}",
+        f"{_count(crossing.flipped)} sampled at {crossing.sender} arrived unsampled at {crossing.receiver}",
         "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 "
         "clears the flag at "
         "its own rate",
