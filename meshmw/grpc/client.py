@@ -101,6 +101,8 @@ def _complete_with(operation: RpcOperation, call: Any) -> None:
 
 
 def _code_of(call: Any) -> str:
-    code = getattr(call, "code", None)
-    found = code() if callable(code) else None
-    return found.name if isinstance(found, grpc.StatusCode) else "OK"
+    try:
+        return str(call.code().name)
+    except AttributeError:
+        # It is no call, and what it holds in its place was an answer.
+        return "OK"

@@ -39,7 +39,13 @@ class TracedServicerContext:
         self.aborted = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
+        found = getattr(self._context, name)
+        # Each kind of server has one of the two; what they register is to see the call's context.
+        if name == "add_callback":
+            return lambda callback: found(lambda: self._copy().run(callback))
+        if name == "add_done_callback":
+            return lambda callback: found(lambda _: self._copy().run(callback, self))
+        return found
 
     def invocation_metadata(self) -> Any:
         """Return the metadata that came with the call, without malformed trace headers."""
@@ -59,14 +65,6 @@ class TracedServicerContext:
         """Abort the call, and note the status; on an aio server this is to be awaited."""
         self._note(status.code, aborted=True)
         return self._context.abort_with_status(status)
-
-    def add_callback(self, callback: Callable[[], Any]) -> Any:
-        """Register what is called when the call is over; it sees the call's context."""
-        return self._context.add_callback(lambda: self._copy().run(callback))
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> Any:
-        """Register what an aio server calls when the call is over; it sees the call's context."""
-        return self._context.add_done_callback(lambda _: self._copy().run(callback, self))
 
     def _note(self, code: Any, *, aborted: bool = False) -> None:
         self.aborted = self.aborted or aborted

@@ -37,7 +37,7 @@ def parse_target(target: str) -> Target:
     scheme = found["scheme"] if found else None
     endpoint = found["endpoint"] if found and scheme in _SCHEMES else target
     if scheme in ("unix", "unix-abstract", "vsock"):
-        return Target("localhost", endpoint, None)
+        return Target("localhost", target.removeprefix(f"{scheme}:").removeprefix("//"), None)
     first = endpoint.partition(",")[0]
     split = _HOST_PORT.fullmatch(first)
     host = (split["host"] if split else first).strip("[]")

@@ -1,0 +1,410 @@
+"""The contract of gRPC servers: one span, the caller's context in every step, ended once, whatever the style."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent import futures
+from functools import partial
+
+import grpc
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode
+
+TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
+FROM_CALLER = [("traceparent", TRACEPARENT), ("baggage", "tenant=a")]
+KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+SPANS_OF_CONTRIB = "opentelemetry.instrumentation.grpc"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def waits(host):
+    """Say whether a handler of the style can be left waiting: one that sends holds up its own answers."""
+    return host.style != "non_blocking"
+
+
+def code_of(call):
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value.code()
+
+
+def test_a_handler_runs_in_a_span_of_the_callers_trace_in_each_step(host, kind):
+    answers = host.call(kind, {}, {}, metadata=FROM_CALLER)
+    assert len(answers) == {"unary_stream": 3, "stream_stream": 2}.get(kind, 1)
+    span = host.server_span
+    assert f"{span.context.trace_id:032x}" == TRACE_ID
+    assert f"{span.parent.span_id:016x}" == PARENT_ID
+    steps = [visit for visit in host.visits if visit.where != "finally"] + host.visits[-1:]
+    assert {(visit.trace_id, visit.span_id) for visit in steps} == {(TRACE_ID, f"{span.context.span_id:016x}")}
+    assert all(visit.baggage == {"tenant": "a"} for visit in steps)
+
+
+def test_a_span_follows_the_conventions(host, kind):
+    host.call(kind, metadata=FROM_CALLER)
+    span = host.server_span
+    assert span.name == f"lab.S/{kind}"
+    found = dict(span.attributes)
+    assert found.pop("network.peer.port") == found.pop("client.port") > 0
+    assert found.pop("user_agent.original").startswith("grpc-python/")
+    assert found == {
+        "rpc.system.name": "grpc",
+        "rpc.method": f"lab.S/{kind}",
+        "rpc.status_code": "OK",
+        "network.peer.address": "127.0.0.1",
+        "client.address": "127.0.0.1",
+    }
+    assert span.status.status_code is StatusCode.UNSET
+
+
+def test_a_call_without_metadata_starts_a_trace(host, kind):
+    host.call(kind)
+    assert host.server_span.parent is None
+    assert host.visits[0].baggage == {}
+
+
+def test_concurrent_calls_keep_their_own_traces(host, kind):
+    def call(number):
+        parent = f"00-{number:032x}-{number:016x}-01"
+        orders = [{}] * 5
+        return host.call(kind, *orders, metadata=[("traceparent", parent), ("baggage", f"n={number}")])
+
+    with futures.ThreadPoolExecutor(12) as pool:
+        for number, answers in enumerate(pool.map(call, range(1, 25)), start=1):
+            assert {answer["trace_id"] for answer in answers} == {f"{number:032x}"}
+            assert {answer["baggage"]["n"] for answer in answers} == {str(number)}
+    host.until(lambda: len(host.server_spans) == 24)
+    assert {span.context.trace_id for span in host.server_spans} == set(range(1, 25))
+
+
+def test_a_malformed_traceparent_is_removed_and_counted(host, kind):
+    given = [
+        ("traceparent", TRACEPARENT.upper()),
+        ("tracestate", "a=1"),
+        ("x-k", "1"),
+        ("x-k", "2"),
+        ("y-bin", b"\xff\0"),
+    ]
+    host.call(kind, metadata=given)
+    span = host.server_span
+    assert span.parent is None
+    assert [event.name for event in span.events] == ["meshmw.header.refused"]
+    assert host.propagator.rejections.counts == {("traceparent", "case"): 1}
+    assert [pair for pair in host.metadata if pair[0] != "user-agent"] == given[2:]
+
+
+def test_what_is_kept_of_malformed_baggage_is_what_the_handler_sees(host):
+    host.call(metadata=[("traceparent", TRACEPARENT), ("baggage", "a=1,=,b=2")])
+    assert ("baggage", "a=1,b=2") in host.metadata
+    assert ("traceparent", TRACEPARENT) in host.metadata
+
+
+def test_several_lines_of_baggage_and_tracestate_are_all_read(host):
+    host.call(metadata=[("traceparent", TRACEPARENT), ("tracestate", "a=1"), ("tracestate", "b=2"), ("baggage", "c=3"),
+                        ("baggage", "d=4")])  # fmt: skip
+    assert host.visits[0].baggage == {"c": "3", "d": "4"}
+    assert host.server_span.context.trace_state.to_header() == "a=1,b=2"
+
+
+def test_an_exception_marks_the_span_and_fails_the_call_as_ever(host, kind):
+    assert code_of(partial(host.call, kind, {"fail": True})) is grpc.StatusCode.UNKNOWN
+    span = host.server_span
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes["rpc.status_code"] == span.attributes["error.type"] == "UNKNOWN"
+    (event,) = span.events
+    assert event.attributes["exception.type"] == "LookupError"
+
+
+def test_an_exception_without_a_text_marks_the_span(host):
+    class Unprintable(Exception):
+        def __str__(self):
+            raise RuntimeError("no text either")
+
+    host.error = Unprintable()
+    with pytest.raises(grpc.RpcError):
+        host.call("unary_unary", {"fail": True}, timeout=5)
+    assert host.server_span.attributes["rpc.status_code"] == "UNKNOWN"
+
+
+@pytest.mark.parametrize(("code", "is_error"), [("NOT_FOUND", False), ("INTERNAL", True), ("UNAVAILABLE", True)])
+def test_an_abort_is_no_exception_and_an_error_only_where_the_server_is_to_blame(host, kind, code, is_error):
+    assert code_of(partial(host.call, kind, {"abort": code})).name == code
+    span = host.server_span
+    assert span.attributes["rpc.status_code"] == code
+    assert span.attributes.get("error.type") == (code if is_error else None)
+    assert (span.status.status_code is StatusCode.ERROR) is is_error
+    assert not span.events
+
+
+@pytest.mark.parametrize("code", ["FAILED_PRECONDITION", "DATA_LOSS"])
+def test_a_code_that_the_handler_sets_is_the_spans(host, kind, code):
+    assert code_of(partial(host.call, kind, {"code": code})).name == code
+    assert host.server_span.attributes["rpc.status_code"] == code
+
+
+def test_a_code_that_the_handler_sets_before_it_raises_is_the_spans(host, kind):
+    assert code_of(partial(host.call, kind, {"code": "NOT_FOUND", "fail": True})) is grpc.StatusCode.NOT_FOUND
+    span = host.server_span
+    assert span.attributes["rpc.status_code"] == "NOT_FOUND"
+    assert span.status.status_code is StatusCode.UNSET
+    assert [event.name for event in span.events] == ["exception"]
+
+
+def test_callbacks_see_the_call(host, kind):
+    if host.style == "sync_on_aio" and kind.endswith("stream"):
+        pytest.skip("grpcio never calls these")
+    host.call(kind, {"callback": True}, metadata=FROM_CALLER)
+    callbacks = host.until(lambda: [visit for visit in host.visits if visit.where.startswith("callback")])
+    assert {visit.trace_id for visit in callbacks} == {TRACE_ID}
+    assert {visit.span_id for visit in callbacks} == {f"{host.server_span.context.span_id:016x}"}
+    assert all(visit.baggage == {"tenant": "a"} for visit in callbacks)
+
+
+def test_a_call_that_the_client_cancels_ends_its_span_once_and_without_an_error(host, kind):
+    if not waits(host):
+        pytest.skip("what this handler sends it has computed before")
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        method = getattr(channel, kind)(f"/lab.S/{kind}")
+        request = json.dumps({"wait": True}).encode()
+        given = iter([request]) if kind.startswith("stream") else request
+        start = method if kind.endswith("stream") else method.future
+        call = start(given, metadata=tuple(FROM_CALLER))
+        assert host.waiting.wait(60)
+        call.cancel()
+        host.release()
+        span = host.server_span
+    assert span.attributes["rpc.status_code"] == "CANCELLED"
+    assert span.status.status_code is StatusCode.UNSET
+    assert not span.events
+    seen = (
+        host.until(lambda: [each for each in host.visits if each.where == "finally"]) if host.style == "async" else []
+    )
+    assert {visit.trace_id for visit in seen} <= {TRACE_ID}
+    host.stop()
+    assert len(host.server_spans) == 1
+
+
+def test_a_call_whose_time_is_up_ends_its_span(host, kind):
+    if not waits(host):
+        pytest.skip("what this handler sends it has computed before")
+    assert code_of(partial(host.call, kind, {"wait": True}, timeout=0.3)) is grpc.StatusCode.DEADLINE_EXCEEDED
+    host.release()
+    # The client's own cancellation may be there first.
+    assert host.server_span.attributes["rpc.status_code"] in {"CANCELLED", "DEADLINE_EXCEEDED"}
+
+
+def test_a_server_that_stops_ends_the_spans_of_its_calls(host, kind):
+    if not waits(host):
+        pytest.skip("what this handler sends it has computed before")
+    outcome = futures.Future()
+
+    def call():
+        outcome.set_result(code_of(partial(host.call, kind, {"wait": True})))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert host.waiting.wait(60)
+    host.stop()
+    caller.join(60)
+    assert outcome.result(0) in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN}
+    assert host.server_span.attributes["rpc.status_code"] == "CANCELLED"
+
+
+def test_a_stream_that_is_dropped_half_way_closes_the_handlers_generator_inside_the_call(new_host):
+    host = new_host()
+    if host.style not in ("threads", "async"):
+        pytest.skip("no generator of this style can be dropped")
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        call = channel.unary_stream("/lab.S/unary_stream")(b"{}", metadata=tuple(FROM_CALLER))
+        next(call)
+        call.cancel()
+    last = host.until(lambda: [visit for visit in host.visits if visit.where == "finally"])[-1]
+    span = host.server_span
+    assert (last.trace_id, last.span_id) == (TRACE_ID, f"{span.context.span_id:016x}")
+    assert last.baggage == {"tenant": "a"}
+
+
+def test_nothing_is_left_in_the_threads_of_the_pool(make_host):
+    host = make_host("threads")
+    found = []
+
+    class Looks(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            found.append(otel_context.get_current() == {})
+            return continuation(details)
+
+    other = type(host)("threads")
+    other.outside = [Looks()]
+    make_host("threads", host=other)
+    for kind in KINDS:
+        for _ in range(20):
+            other.call(kind, metadata=FROM_CALLER)
+    assert found == [True] * 80
+
+
+def test_a_method_that_is_not_there_is_answered_as_ever(host):
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        assert code_of(lambda: channel.unary_unary("/lab.S/nothing")(b"{}")) is grpc.StatusCode.UNIMPLEMENTED
+    assert host.spans == ()
+
+
+# settings
+
+
+def test_an_excluded_method_has_the_trace_and_no_span(new_host):
+    host = new_host(exclude=["/lab.S/unary_unary"])
+    host.call(metadata=FROM_CALLER)
+    assert host.visits[0].span_id == PARENT_ID
+    assert host.visits[0].baggage == {"tenant": "a"}
+    host.call("unary_stream")
+    assert [span.name for span in [host.server_span]] == ["lab.S/unary_stream"]
+
+
+def test_without_server_spans_the_trace_goes_on(new_host):
+    host = new_host(server_spans="off")
+    host.call(metadata=FROM_CALLER)
+    assert host.visits[0].span_id == PARENT_ID
+    assert host.spans == ()
+
+
+def test_an_untouched_method_sees_nothing(new_host):
+    host = new_host(untouched=["/lab.S"])
+    host.call(metadata=[("traceparent", "nonsense"), *FROM_CALLER[1:]])
+    assert host.visits[0].trace_id == "0" * 32
+    assert ("traceparent", "nonsense") in host.metadata
+    assert host.spans == ()
+
+
+def test_a_caller_that_is_not_trusted_gets_a_trace_of_its_own(new_host):
+    seen = []
+
+    def trust(view):
+        seen.append((view.method, view.path, view.peer, view.header("x-k"), view.header("x-none")))
+        return "restart"
+
+    host = new_host(trust=trust)
+    host.call(metadata=[*FROM_CALLER, ("x-k", "1"), ("x-k", "2")])
+    span = host.server_span
+    assert span.parent is None
+    assert [f"{link.context.span_id:016x}" for link in span.links] == [PARENT_ID]
+    assert seen == [("POST", "/lab.S/unary_unary", "127.0.0.1", "1,2", None)]
+    assert "traceparent" not in dict(host.metadata)
+
+
+def test_a_call_over_a_unix_socket_has_a_peer_without_a_port(make_host, tmp_path):
+    host = make_host("threads")
+    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=host.interceptors({}))
+    server.add_generic_rpc_handlers(host.handlers())
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            channel.unary_unary("/lab.S/unary_unary")(b"{}", timeout=30)
+    finally:
+        server.stop(0).wait(30)
+    assert "client.port" not in host.server_span.attributes
+
+
+def test_the_same_interceptor_twice_makes_one_span(new_host, kind):
+    host = new_host()
+    twice = type(host)(host.style)
+    twice.inside = twice.interceptors({})
+    new_host(host=twice)
+    twice.call(kind, {}, {}, metadata=FROM_CALLER)
+    assert f"{twice.server_span.parent.span_id:016x}" == PARENT_ID
+    assert twice.propagator.rejections.counts == {}
+
+
+# other interceptors
+
+
+def contrib(host):
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor, server_interceptor
+
+    return (aio_server_interceptor if host.is_aio else server_interceptor)(tracer_provider=host.tracer_provider)
+
+
+@pytest.mark.parametrize("spans", ["auto", "contrib"])
+def test_contribs_interceptor_further_in_stands_back(new_host, kind, spans):
+    host = type(new_host())(new_host.args[0])
+    host.inside = [contrib(host)]
+    new_host(host=host, server_spans=spans)
+    answers = host.call(kind, {}, {}, metadata=FROM_CALLER)
+    span = host.server_span
+    assert span.instrumentation_scope.name == "meshmw"
+    assert f"{span.parent.span_id:016x}" == PARENT_ID
+    assert {answer["span_id"] for answer in answers} == {f"{span.context.span_id:016x}"}
+
+
+# What contrib's own interceptor can serve at all.
+SERVED_BY_CONTRIB = [
+    *(("threads", kind) for kind in KINDS),
+    *(("async", kind) for kind in KINDS),
+    ("reader_writer", "stream_unary"),
+]
+
+
+@pytest.mark.parametrize(("style", "kind"), SERVED_BY_CONTRIB)
+def test_the_span_of_contribs_interceptor_further_out_is_adopted(make_host, style, kind):
+    host = type(make_host("threads"))(style)
+    host.outside = [contrib(host)]
+    make_host(style, host=host)
+    answers = host.call(kind, {}, {}, metadata=FROM_CALLER)
+    span = host.server_span
+    assert span.instrumentation_scope.name == SPANS_OF_CONTRIB
+    assert f"{span.parent.span_id:016x}" == PARENT_ID
+    assert {answer["span_id"] for answer in answers} == {f"{span.context.span_id:016x}"}
+    assert host.visits[0].baggage == {"tenant": "a"}
+    assert len(host.spans) == 1
+    assert host.propagator.rejections.counts == {}
+
+
+def test_where_contrib_has_believed_a_caller_that_is_not_trusted_our_span_starts_a_trace_of_its_own(make_host):
+    host = type(make_host("threads"))("threads")
+    host.outside = [contrib(host)]
+    make_host("threads", host=host, trust="restart")
+    (answer,) = host.call(metadata=FROM_CALLER)
+    assert answer["trace_id"] != TRACE_ID
+    assert host.propagator.rejections.counts == {("context", "host_trust"): 1}
+    assert len(host.server_spans) == 1
+
+
+def test_a_leaked_span_is_no_parent(make_host):
+    host = type(make_host("threads"))("threads")
+
+    class Leaks(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            otel_context.attach(trace.set_span_in_context(leaked))
+            return continuation(details)
+
+    leaked = host.tracer_provider.get_tracer("x").start_span("of something else")
+    host.outside = [Leaks()]
+    make_host("threads", host=host)
+    host.call(metadata=FROM_CALLER)
+    assert f"{host.server_span.parent.span_id:016x}" == PARENT_ID
+    assert host.propagator.rejections.counts == {("context", "leaked_span"): 1}
+
+
+def test_what_an_interceptor_puts_into_the_context_is_there(make_host):
+    """A private context is a copy: what interceptors further out have said is known in the handler."""
+    host = type(make_host("threads"))("threads")
+    key = otel_context.create_key("of-the-application")
+
+    class Says(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            otel_context.attach(otel_context.set_value(key, "said"))
+            return continuation(details)
+
+    host.outside = [Says()]
+    found = []
+    host.note = lambda context, order: found.append(otel_context.get_value(key)) or b"{}"
+    make_host("threads", host=host)
+    host.call()
+    assert found == ["said"]
