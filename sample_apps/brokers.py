@@ -3,15 +3,20 @@
 import contextlib
 import importlib.resources
 import importlib.util
+import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from meshmw.testing import start_process
+from meshmw.testing import dies_with_parent, start_process
 from sample_apps import NotReadyError
 from sample_apps.ports import accepts, free_port
+
+# Where Debian's package has it; the command of that name on the PATH changes the user, and forgets the environment.
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 class LeftOutError(Exception):
@@ -44,6 +49,44 @@ def start_kafka(stack: contextlib.ExitStack, logs: Path) -> str:
     return address
 
 
+def start_rabbitmq(stack: contextlib.ExitStack, logs: Path) -> str:
+    """Start a RabbitMQ that nobody else can see, and return its URL; it takes seconds, for which services wait."""
+    if not (RABBITMQ.exists() and installed("aio_pika")):
+        raise LeftOutError("leaving out RabbitMQ, which needs  apt-get install rabbitmq-server && pip install aio-pika")
+    port, port_of_names, home = free_port(), str(free_port()), logs / "rabbitmq-home"
+    home.mkdir()
+    # A node that finds no epmd starts one that outlives it. Out of reach of Ctrl-C, this one ends after its node.
+    epmd = dies_with_parent([shutil.which("epmd") or "epmd", "-port", port_of_names, "-address", "127.0.0.1"])
+    with (logs / "epmd").open("wb") as output:
+        names = subprocess.Popen(epmd, stdout=output, stderr=output, start_new_session=True)
+    stack.callback(stop, names)
+    wait_for(names, f"127.0.0.1:{port_of_names}", logs / "epmd")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),  # of the node's cookie
+        "RABBITMQ_NODENAME": f"orders{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,
+        "RABBITMQ_CONFIG_FILE": str(home / "none"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "none"),
+        "RABBITMQ_MNESIA_BASE": str(home),
+        "RABBITMQ_LOG_BASE": str(home),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_ALLOW_INPUT": "1",  # the node ends when its input does, however this process ends
+        "ERL_EPMD_PORT": port_of_names,
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+    with (logs / "rabbitmq").open("wb") as output:
+        node = subprocess.Popen(
+            [RABBITMQ], env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
+    stack.enter_context(node)
+    stack.callback(node.kill)  # it has nothing to keep
+    return f"amqp://guest:guest@127.0.0.1:{port}/"
+
+
 def installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
@@ -72,4 +115,7 @@ def wait_for(process: subprocess.Popen[bytes], address: str, log: Path, timeout:
 
 
 # By the environment variable that names the broker; see `sample_apps.orders.Brokers`.
-STARTS: dict[str, Callable[[contextlib.ExitStack, Path], str]] = {"KAFKA_BROKER": start_kafka}
+STARTS: dict[str, Callable[[contextlib.ExitStack, Path], str]] = {
+    "KAFKA_BROKER": start_kafka,
+    "RABBITMQ_URL": start_rabbitmq,
+}

