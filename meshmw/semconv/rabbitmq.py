@@ -57,15 +57,11 @@ def redelivery_attributes(
         dead_letter_reason: Why it was the last time: `rejected`, `expired`, `maxlen`, `delivery_limit`.
         dead_letter_queue: Which queue it was in then.
     """
-    found: dict[str, AttributeValue] = {}
-    if redelivered:
-        found["meshmw.message.redelivered"] = True
-    if delivery_count > 1:
-        found["meshmw.message.delivery_count"] = delivery_count
-    if dead_letter_count:
-        found["meshmw.message.dead_letter.count"] = dead_letter_count
-        if dead_letter_reason:
-            found["meshmw.message.dead_letter.reason"] = dead_letter_reason
-        if dead_letter_queue:
-            found["meshmw.message.dead_letter.queue"] = dead_letter_queue
-    return found
+    found: dict[str, AttributeValue | None] = {
+        "meshmw.message.redelivered": redelivered,
+        "meshmw.message.delivery_count": delivery_count if delivery_count > 1 else None,
+        "meshmw.message.dead_letter.count": dead_letter_count,
+        "meshmw.message.dead_letter.reason": dead_letter_reason,
+        "meshmw.message.dead_letter.queue": dead_letter_queue,
+    }
+    return {name: value for name, value in found.items() if value}

@@ -66,7 +66,7 @@ class RabbitMQ:
         """
         environment = self._environment()
         if self._epmd is None:
-            # A node that finds none starts one that listens on every address and outlives it.
+            # A node that finds none starts one that outlives it. Ctrl-C must not end this one before its node.
             self._epmd = subprocess.Popen(
                 dies_with_parent(
                     [shutil.which("epmd") or "epmd", *f"-port {self._epmd_port} -address 127.0.0.1".split()]
@@ -75,12 +75,19 @@ class RabbitMQ:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
             self._wait(self._epmd, lambda: _connects(self._epmd_port))
         with self._log.open("wb") as output:
             # The node ends by itself when the pipe closes, therefore also when this process is killed.
             self._node = subprocess.Popen(
-                [SERVER], env=environment, cwd=self._folder, stdin=subprocess.PIPE, stdout=output, stderr=output
+                [SERVER],
+                env=environment,
+                cwd=self._folder,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         self._wait(self._node, self._speaks)
 
