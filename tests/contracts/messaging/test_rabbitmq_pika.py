@@ -152,8 +152,7 @@ def test_a_message_that_the_broker_refuses_makes_its_span_an_error(client, chann
 
 def test_without_confirms_a_returned_message_still_names_its_trace(client):
     returned = []
-    with client.connection.channel() as plain:
-        channel = rabbitmq.instrument(plain, **client.options)
+    with rabbitmq.instrument(client.connection.channel(), **client.options) as channel:
         channel.add_on_return_callback(lambda *found: returned.append(found))
         channel.basic_publish("", "nobody", b"1", pika.BasicProperties(message_id="7"), mandatory=True)
         while not returned:
