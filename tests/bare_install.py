@@ -10,7 +10,16 @@ import importlib.util
 import subprocess
 import sys
 
-BARE = ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator", "meshmw.cli", "meshmw.testing"]
+BARE = [
+    "meshmw",
+    "meshmw.asgi",
+    "meshmw.wsgi",
+    "meshmw.httpx",
+    "meshmw.propagator",
+    "meshmw.rabbitmq",
+    "meshmw.cli",
+    "meshmw.testing",
+]
 EXTRAS = {"meshmw.flask": ("flask", "meshmw[flask]"), "meshmw.httpx2": ("httpx2", "meshmw[httpx2]")}
 EXTRAS["meshmw.grpc"] = ("grpc", "meshmw[grpc]")
 

@@ -11,8 +11,28 @@ import pytest
 
 import meshmw
 
-PUBLIC = ["meshmw", "meshmw.grpc", "meshmw.httpx", "meshmw.httpx2", "meshmw.wire", "meshmw.testing", "meshmw.settings"]
-OPTIONAL = ["fastapi", "starlette", "flask", "werkzeug", "httpx2", "grpc", "confluent_kafka", "aiokafka", "pika"]
+PUBLIC = [
+    "meshmw",
+    "meshmw.grpc",
+    "meshmw.httpx",
+    "meshmw.httpx2",
+    "meshmw.rabbitmq",
+    "meshmw.wire",
+    "meshmw.testing",
+    "meshmw.settings",
+]
+OPTIONAL = [
+    "fastapi",
+    "starlette",
+    "flask",
+    "werkzeug",
+    "httpx2",
+    "grpc",
+    "confluent_kafka",
+    "aiokafka",
+    "pika",
+    "aio_pika",
+]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -49,7 +69,9 @@ def test_one_import_is_enough_for_every_public_module():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator"])
+@pytest.mark.parametrize(
+    "name", ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator", "meshmw.rabbitmq"]
+)
 def test_a_bare_import_needs_no_extra(name):
     """The optional packages are hidden, as in an installation without any extra."""
     hidden = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))"
