@@ -1,0 +1,156 @@
+"""Jaeger and Tempo, as small servers that answer with JSON in the shape of theirs: neither runs on a test machine."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from meshmw.diagnose.verify_backends import BackendError, HttpBackend
+
+TRACE_ID, SPAN_ID, PARENT_ID = f"{1:032x}", "a" * 16, "b" * 16
+
+# The shape of Jaeger 1.x and 2.x, /api/traces/{id}.
+JAEGER = {
+    "data": [
+        {
+            "traceID": "1",
+            "spans": [
+                {
+                    "traceID": "1",
+                    "spanID": SPAN_ID,
+                    "operationName": "ingress",
+                    "references": [
+                        {"refType": "FOLLOWS_FROM", "traceID": "1", "spanID": "ffff"},
+                        {"refType": "CHILD_OF", "traceID": "1", "spanID": PARENT_ID},
+                    ],
+                    "startTime": 1_000,
+                    "duration": 500,
+                    "tags": [
+                        {"key": "span.kind", "type": "string", "value": "server"},
+                        {"key": "otel.scope.name", "type": "string", "value": "envoy"},
+                        {"key": "error", "type": "bool", "value": True},
+                    ],
+                    "processID": "p1",
+                },
+                {"traceID": "1", "spanID": "c", "startTime": 2_000, "processID": "p9"},
+            ],
+            "processes": {"p1": {"serviceName": "edge"}},
+        }
+    ]
+}
+
+
+def otlp(trace_id: str, span_id: str, parent_id: str, kind: object, code: object) -> dict[str, object]:
+    return {
+        "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": "edge"}}]},
+        "scopeSpans": [
+            {
+                "scope": {"name": "envoy"},
+                "spans": [
+                    {
+                        "traceId": trace_id,
+                        "spanId": span_id,
+                        "parentSpanId": parent_id,
+                        "name": "ingress",
+                        "kind": kind,
+                        "startTimeUnixNano": "1000000",
+                        "endTimeUnixNano": "1500000",
+                        "status": {"code": code},
+                        "attributes": [{"key": "upstream_cluster", "value": {"stringValue": "x"}}],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def b64(text: str) -> str:
+    return base64.b64encode(bytes.fromhex(text)).decode()
+
+
+HEX = otlp(TRACE_ID, SPAN_ID, PARENT_ID, 2, 2)
+# Tempo writes protobuf's JSON: ids in base64, enumerations by name.
+PROTO = otlp(b64(TRACE_ID), b64(SPAN_ID), b64(PARENT_ID), "SPAN_KIND_SERVER", "STATUS_CODE_ERROR")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, dict[str, tuple[int, object]]]]:
+    """An address and the answers by path that it gives."""
+    answers: dict[str, tuple[int, object]] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answers.get(self.path, (404, {"error": "not found"}))
+            text = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Stay silent."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/", answers
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("backend", "path", "body"),
+    [
+        ("jaeger", f"/api/traces/{TRACE_ID}", JAEGER),
+        ("jaeger", f"/api/v3/traces/{TRACE_ID}", {"result": {"resourceSpans": [HEX]}}),
+        ("tempo", f"/api/v2/traces/{TRACE_ID}", {"trace": {"resourceSpans": [PROTO]}}),
+        ("tempo", f"/api/traces/{TRACE_ID}", {"batches": [PROTO]}),
+    ],
+)
+def test_each_shape_is_read_alike(server, backend, path, body):
+    url, answers = server
+    answers[path] = (200, body)
+    found = HttpBackend(backend, url, {"X-Scope-OrgID": "a"}).spans([TRACE_ID, "f" * 32])
+    first = found[0]
+    assert (first.trace_id, first.span_id, first.parent_id) == (TRACE_ID, SPAN_ID, PARENT_ID)
+    assert (first.service, first.name, first.kind, first.status) == ("edge", "ingress", "SERVER", "ERROR")
+    assert (first.start_ns, first.end_ns, first.maker) == (1_000_000, 1_500_000, "proxy")
+    if len(found) > 1:
+        assert (found[1].span_id, found[1].parent_id, found[1].service) == ("c".rjust(16, "0"), "", "")
+
+
+@pytest.mark.parametrize("backend", ["jaeger", "tempo"])
+def test_what_does_not_exist_yields_nothing(server, backend):
+    url, answers = server
+    assert HttpBackend(backend, url).spans([TRACE_ID]) == []
+    answers[f"/api/traces/{TRACE_ID}"] = (200, {"data": [], "batches": []})
+    assert HttpBackend(backend, url).spans([TRACE_ID]) == []
+
+
+def test_ids_of_other_lengths_are_filled_up(server):
+    url, answers = server
+    answers[f"/api/v3/traces/{TRACE_ID}"] = (200, {"resourceSpans": [otlp("1", "aaa=", "!", 0, 0)]})
+    (found,) = HttpBackend("jaeger", url).spans([TRACE_ID])
+    assert (found.trace_id, found.span_id, found.kind) == (TRACE_ID, "aaa=".rjust(16, "0"), "UNSPECIFIED")
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", [1], {"data": 7, "batches": 7}, {"data": [{}], "batches": [{"scopeSpans": 7}]}]
+)
+def test_what_is_no_backend_is_said(server, body):
+    url, answers = server
+    for path in (f"/api/traces/{TRACE_ID}", f"/api/v2/traces/{TRACE_ID}", f"/api/v3/traces/{TRACE_ID}"):
+        answers[path] = (500, body) if "v" in path.split("/")[2] else (200, body)
+    for backend in ("jaeger", "tempo"):
+        with pytest.raises(BackendError, match="answered 500; .* answered something else"):
+            HttpBackend(backend, url).spans([TRACE_ID])
+
+
+def test_what_cannot_be_reached_is_said():
+    with pytest.raises(BackendError, match=r"jaeger at http://127\.0\.0\.1:9 cannot be reached"):
+        HttpBackend("jaeger", "http://127.0.0.1:9").spans([TRACE_ID])
