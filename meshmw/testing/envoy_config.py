@@ -106,7 +106,11 @@ def _route_config(listener: Listener) -> Config:
         by_authority.setdefault(route.authority, []).append(route)
     catch_all = Route(upstream=listener.upstream)
     hosts = [
-        {"name": authority, "domains": [authority], "routes": [_route(route) for route in (*routes, catch_all)]}
+        {
+            "name": authority,
+            "domains": [authority],
+            "routes": [_route(route, listener) for route in (*routes, catch_all)],
+        }
         for authority, routes in by_authority.items()
     ]
     return {
@@ -116,8 +120,9 @@ def _route_config(listener: Listener) -> Config:
     }
 
 
-def _route(route: Route) -> Config:
-    return {"match": {"prefix": route.prefix}, "route": {"cluster": route.upstream, "timeout": "10s"}}
+def _route(route: Route, listener: Listener) -> Config:
+    timeout = "0s" if listener.http2 else "10s"
+    return {"match": {"prefix": route.prefix}, "route": {"cluster": route.upstream, "timeout": timeout}}
 
 
 def _early_removal(headers: Iterable[str]) -> Config:
@@ -132,7 +137,7 @@ def _clusters(proxy: Proxy) -> list[Config]:
     clusters = {}
     for listener in proxy.listeners:
         for upstream in (listener.upstream, *(route.upstream for route in listener.routes)):
-            clusters[upstream] = _cluster(upstream, upstream)
+            clusters[upstream] = _cluster(upstream, upstream, http2=listener.http2)
         tracer = listener.tracer
         if tracer is not None and tracer.kind != "none":
             name = collector_cluster(tracer)

@@ -90,6 +90,7 @@ class Listener:
         remove_headers: Request headers that the route removes. A tracing listener injects its own afterwards.
         early_remove_headers: Request headers removed before the tracer looks.
         max_request_headers_kb: Envoy's limit on request headers; None for Envoy's default of 60.
+        http2: Speak HTTP/2 to the upstreams, as gRPC asks, and let requests last; every listener accepts both.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Listener:
     remove_headers: tuple[str, ...] = ()
     early_remove_headers: tuple[str, ...] = ()
     max_request_headers_kb: int | None = None
+    http2: bool = False
 
     def __post_init__(self) -> None:
         split_address(self.upstream)
