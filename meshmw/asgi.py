@@ -248,8 +248,11 @@ def _stand_hosts_down(scope: Scope, operation: HttpOperation) -> list[str]:
 
 
 def _route(scope: Scope) -> str | None:
-    """Return the route template that Starlette or FastAPI matched, with the prefixes of routers and mounts."""
+    """Return the route template that Starlette, FastAPI or Litestar matched, with the prefixes of routers and mounts."""
     route = scope.get("route")
+    if route is None:
+        found = scope.get("path_template")
+        return _mounted_at(scope, found) + found if isinstance(found, str) and found else None
     if hasattr(route, "routes"):
         # A mount, in which nothing more was matched: where it is mounted is in the root path.
         return _mounted_at(scope, "") or None
