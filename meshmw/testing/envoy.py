@@ -103,6 +103,11 @@ class Envoy:
         """Return the base URL of a listener, such as `http://127.0.0.1:41235`."""
         return f"http://127.0.0.1:{self.port(listener)}"
 
+    @property
+    def access_log_path(self) -> Path:
+        """The file with the access log, one JSON object a line."""
+        return self._run_directory / "access.log"
+
     def access_log(self, at_least: int = 0, timeout: float = 5.0) -> list[dict[str, Any]]:
         """Read the access log, one dictionary for each line, oldest first.
 
@@ -116,7 +121,7 @@ class Envoy:
         Raises:
             AssertionError: If fewer lines are there by then.
         """
-        path = self._run_directory / "access.log"
+        path = self.access_log_path
         deadline = time.monotonic() + timeout
         while True:
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -134,7 +139,7 @@ class Envoy:
         # A new directory for each start: the file with the admin port outlives Envoy.
         self._run_directory = run = Path(tempfile.mkdtemp(prefix=f"{self.proxy.name}-", dir=parent))
         config = run / "envoy.json"
-        config.write_text(json.dumps(bootstrap(self.proxy, run / "access.log"), indent=1), encoding="utf-8")
+        config.write_text(json.dumps(bootstrap(self.proxy, self.access_log_path), indent=1), encoding="utf-8")
         command = [
             str(program),
             "--config-path",

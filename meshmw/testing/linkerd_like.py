@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import json
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from meshmw.testing.proxies import Listener, Proxy, split_address
@@ -78,21 +80,26 @@ class _Hop:
 class LinkerdLike:
     """Runs a sidecar that behaves as Linkerd's proxy does to trace headers; a context manager.
 
+    Attributes:
+        access_log_path: The file with the access log.
+
     Args:
         proxy: Its listeners; their tracers are ignored.
         report: Takes the spans that it makes.
+        log: The file that gets its access log, one JSON object a line.
     """
 
-    def __init__(self, proxy: Proxy, report: Callable[[list[ReceivedSpan]], None]) -> None:
+    def __init__(self, proxy: Proxy, report: Callable[[list[ReceivedSpan]], None], log: Path) -> None:
         self.proxy = proxy
         self._report = report
         self._running = contextlib.ExitStack()
         self._ports: dict[str, int] = {}
         self._lines: list[dict[str, Any]] = []
+        self.access_log_path = log
 
     def __enter__(self) -> LinkerdLike:
         for listener in self.proxy.listeners:
-            hop = _Hop(self.proxy.name, listener, self._report, self._lines.append)
+            hop = _Hop(self.proxy.name, listener, self._report, self._write)
             handler = type("Handler", (_Handler,), {"hop": hop})
             server = self._running.enter_context(_Server(("127.0.0.1", 0), handler))
             self._ports[listener.name] = server.server_port
@@ -110,6 +117,11 @@ class LinkerdLike:
     def url(self, listener: str) -> str:
         """Return the base URL of a listener."""
         return f"http://127.0.0.1:{self.port(listener)}"
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        with self.access_log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def access_log(self) -> list[dict[str, Any]]:
         """Return its log in the form of `Envoy.access_log`; Linkerd itself cannot log these headers."""

@@ -54,6 +54,13 @@ class EnvoyMesh(MeshClient):
         """The base URL that requests enter by."""
         return self.edge.url() if self.edge is not None else self.sidecars[self.services[0].name].url("inbound")
 
+    @property
+    def access_logs(self) -> dict[str, Path]:
+        """Each proxy's access log by the proxy's name, callers before those whom they call."""
+        callers_first = [self.sidecars[service.name] for service in reversed(in_order(self.services))]
+        proxies = [*([] if self.edge is None else [self.edge]), *callers_first]
+        return {running.proxy.name: running.access_log_path for running in proxies}
+
     def log(self, service: str) -> str:
         """Return what a service has written so far."""
         return (self._logs / service).read_text(encoding="utf-8", errors="replace")
@@ -78,7 +85,9 @@ class EnvoyMesh(MeshClient):
         self._wait_until_served(served)
 
     def _sidecar(self, proxy: Proxy, style: Sidecar) -> RunningSidecar:
-        return LinkerdLike(proxy, self.receiver.add) if style == "linkerd-like" else Envoy(proxy, self._logs)
+        if style == "linkerd-like":
+            return LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log")
+        return Envoy(proxy, self._logs)
 
     def _listeners(self, service: Service, style: Sidecar) -> Iterator[Listener]:
         own, tracer = f"127.0.0.1:{self._ports[service.name]}", self._tracer(style)
@@ -122,13 +131,13 @@ class EnvoyMesh(MeshClient):
 
 @contextlib.contextmanager
 def start_mesh(
-    *services: Service, receiver: OtlpReceiver, sidecar: Sidecar = "otel", edge: Sidecar | None = "otel"
+    *services: Service, receiver: OtlpReceiver | None = None, sidecar: Sidecar = "otel", edge: Sidecar | None = "otel"
 ) -> Iterator[EnvoyMesh]:
     """Run services with a sidecar each, and stop everything whatever happens in the block.
 
     Args:
         services: What to run; requests enter at the first.
-        receiver: The collector of them all.
+        receiver: The collector of them all; one of the mesh's own if None.
         sidecar: The style of each sidecar that the service itself does not choose: `none` (a real Envoy that does not
             trace), `otel`, `zipkin-b3`, `zipkin-b3-w3c` (a real Envoy with that tracer), `strip` (a real Envoy that
             removes the trace headers of what comes in), `linkerd-like` (a stand-in, see `linkerd_like`).
@@ -137,13 +146,14 @@ def start_mesh(
     Raises:
         MeshError: The services do not fit together, or one of them does not start.
         EnvoyError: As `Envoy.start` does.
+        MissingExtraError: As `OtlpReceiver` does.
     """
     for style in (sidecar, edge or "none"):
         check_sidecar(style)
     in_order(services)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshmw-mesh-", ignore_cleanup_errors=True)))
-        mesh = EnvoyMesh(services, receiver, logs)
+        mesh = EnvoyMesh(services, receiver or stack.enter_context(OtlpReceiver()), logs)
         mesh._start(stack, sidecar, edge)
         yield mesh
 

@@ -7,13 +7,17 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from meshmw.errors import InvalidHeaderError
+from meshmw.diagnose.journey import Journey
+from meshmw.errors import InvalidHeaderError, MeshError
 from meshmw.testing.header_matrix import HeaderCase
+from meshmw.testing.mesh_journey import Follower, as_probe
 from meshmw.testing.otlp import OtlpReceiver
 from meshmw.testing.span_tree import roots
 from meshmw.testing.spans import ReceivedSpan
@@ -63,11 +67,17 @@ class MeshClient(abc.ABC):
     def __init__(self, receiver: OtlpReceiver, expected: Sequence[str]) -> None:
         self.receiver = receiver
         self._expected = frozenset(expected)
+        self._journey: Callable[[float], Journey] | None = None
 
     @property
     @abc.abstractmethod
     def url(self) -> str:
         """The base URL that requests enter by."""
+
+    @property
+    @abc.abstractmethod
+    def access_logs(self) -> dict[str, Path]:
+        """Each proxy's access log by the proxy's name, in the order of the way."""
 
     def get(self, path: str = "/", headers: HeaderLines = ()) -> Answer:
         """Send one GET, as `request` does."""
@@ -86,6 +96,7 @@ class MeshClient(abc.ABC):
             body: The body's bytes.
         """
         lines = _lines(headers)
+        follower = Follower(self.access_logs, self.receiver)
         self.receiver.clear()
         place = urlsplit(self.url)
         connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=30)
@@ -100,7 +111,29 @@ class MeshClient(abc.ABC):
             response = connection.getresponse()
             answer = Answer(response.status, tuple(response.getheaders()), response.read())
         self.receiver.add(_own_span(method, headers, started))
+        probe = as_probe(method, self.url + path, lines, _named(headers))
+        self._journey = partial(follower.journey, probe, answer.status, started)
         return answer
+
+    @property
+    def was_asked(self) -> bool:
+        """Says whether a request was sent."""
+        return self._journey is not None
+
+    def journey(self, timeout: float = 10.0) -> Journey:
+        """Return what became of the last request: its headers hop by hop, its spans, and the verdict.
+
+        `meshmw.diagnose.report.write_report` makes a page of it.
+
+        Args:
+            timeout: Seconds to wait for what is not there yet.
+
+        Raises:
+            MeshError: No request was sent.
+        """
+        if self._journey is None:
+            raise MeshError("no request was sent into this mesh")
+        return self._journey(timeout)
 
     def spans(self, *services: str, timeout: float = 10.0) -> list[ReceivedSpan]:
         """Wait for the whole trace, and return every span since the last request, whole or not.
@@ -135,8 +168,8 @@ def _lines(headers: HeaderLines) -> list[tuple[str, str]]:
 
 def _own_span(method: str, headers: HeaderLines, started: int) -> list[ReceivedSpan]:
     """Return the span that the headers name, where they say that it was recorded."""
-    found = _named(headers)
-    if found is None:
+    found, sampled = _named(headers), _is_sampled(headers)
+    if found is None or not sampled:
         return []
     trace_id, span_id = found
     return [
@@ -152,12 +185,23 @@ def _own_span(method: str, headers: HeaderLines, started: int) -> list[ReceivedS
     ]
 
 
-def _named(headers: HeaderLines) -> tuple[str, str] | None:
-    if isinstance(headers, HeaderCase):
-        return (headers.trace_id, headers.parent_id) if headers.sampled else None
+def _parent(headers: HeaderLines) -> TraceParent | None:
     values = [value for name, value in _lines(headers) if name.lower() == "traceparent"]
     try:
-        parent = TraceParent.parse(values[0]) if len(values) == 1 else None
+        return TraceParent.parse(values[0]) if len(values) == 1 else None
     except InvalidHeaderError:
         return None
-    return (f"{parent.trace_id:032x}", f"{parent.parent_id:016x}") if parent is not None and parent.sampled else None
+
+
+def _named(headers: HeaderLines) -> tuple[str, str] | None:
+    if isinstance(headers, HeaderCase):
+        return (headers.trace_id, headers.parent_id) if headers.trace_id else None
+    parent = _parent(headers)
+    return None if parent is None else (f"{parent.trace_id:032x}", f"{parent.parent_id:016x}")
+
+
+def _is_sampled(headers: HeaderLines) -> bool:
+    if isinstance(headers, HeaderCase):
+        return bool(headers.sampled)
+    parent = _parent(headers)
+    return parent is not None and parent.sampled

@@ -6,7 +6,8 @@ Loaded by every pytest run of everyone who has meshmw installed, therefore it im
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
     from meshmw.testing.services import Sidecar
 
 
+_MESHES: pytest.StashKey[list[EnvoyMesh]] = pytest.StashKey()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--meshmw-require-envoy`."""
     parser.getgroup("meshmw").addoption(
         "--meshmw-require-envoy",
         action="store_true",
         help="fail, instead of skipping, tests that need Envoy or an OTLP receiver where these are not installed",
+    )
+
+    parser.getgroup("meshmw").addoption(
+        "--meshmw-report",
+        metavar="DIR",
+        help="write an HTML report of the last request of each test that uses `envoy_mesh`, failed or not",
     )
 
 
@@ -92,22 +102,41 @@ def envoys(request: pytest.FixtureRequest) -> Iterator[Callable[..., list[Envoy]
 def envoy_mesh(request: pytest.FixtureRequest) -> Iterator[Callable[..., EnvoyMesh]]:
     """A function that runs `meshmw.testing.Service`s with a sidecar each and an edge, and returns the `EnvoyMesh`.
 
-    It takes what `meshmw.testing.start_mesh` takes. Meshes of one test share a receiver.
+    It takes what `meshmw.testing.start_mesh` takes. Each mesh has a collector of its own, `mesh.receiver`.
     """
-    from meshmw.errors import EnvoyError
-    from meshmw.testing import find_envoy, start_mesh
+    from meshmw.errors import EnvoyError, MissingExtraError
+    from meshmw.testing import OtlpReceiver, find_envoy, start_mesh
 
     try:
         find_envoy()
-    except EnvoyError as missing:
+        with OtlpReceiver():
+            pass  # it opens here, so it will for each mesh
+    except (EnvoyError, MissingExtraError) as missing:
         _not_installed(request, missing)
-    receiver: OtlpReceiver = request.getfixturevalue("otlp_receiver")
     with contextlib.ExitStack() as stack:
 
         def start(*services: Service, sidecar: Sidecar = "otel", edge: Sidecar | None = "otel") -> EnvoyMesh:
-            return stack.enter_context(start_mesh(*services, receiver=receiver, sidecar=sidecar, edge=edge))
+            mesh = stack.enter_context(start_mesh(*services, sidecar=sidecar, edge=edge))
+            request.node.stash.setdefault(_MESHES, []).append(mesh)
+            return mesh
 
         yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write the reports while the meshes are still up, and say beside a failure where they are."""
+    report = yield
+    folder = item.config.getoption("--meshmw-report")
+    if folder and call.when == "call":
+        from meshmw.testing.mesh_reports import write_reports
+
+        meshes: list[EnvoyMesh] = item.stash.get(_MESHES, [])
+        for path in write_reports(meshes, Path(folder), item.nodeid):
+            report.sections.append(("meshmw report", str(path)))
+    return report
 
 
 @pytest.fixture(name="strict_context")

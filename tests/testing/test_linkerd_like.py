@@ -79,10 +79,10 @@ def echo():
         thread.join()
 
 
-def test_it_forwards_everything_and_reports_what_is_sampled(echo):
+def test_it_forwards_everything_and_reports_what_is_sampled(echo, tmp_path):
     reported = []
     listeners = [Listener(name=name, upstream=echo, direction=name) for name in ("inbound", "outbound")]
-    with LinkerdLike(Proxy("sidecar", listeners), reported.extend) as sidecar:
+    with LinkerdLike(Proxy("sidecar", listeners), reported.extend, tmp_path / "log") as sidecar:
         assert sidecar.url("inbound") == f"http://127.0.0.1:{sidecar.port('inbound')}"
         for name, flags in (("inbound", "01"), ("outbound", "01"), ("inbound", "00")):
             connection = http.client.HTTPConnection("127.0.0.1", sidecar.port(name), timeout=30)
@@ -100,6 +100,8 @@ def test_it_forwards_everything_and_reports_what_is_sampled(echo):
         connection.request("POST", "/", b"", {"Content-Length": "5"})
         connection.close()
         lines = sidecar.access_log()
+        written = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        assert written[: len(lines)] == lines
     assert [(span.service, span.kind, span.parent_id) for span in reported] == [
         ("sidecar", "SERVER", SPAN),
         ("sidecar", "CLIENT", SPAN),

@@ -33,18 +33,21 @@ def test_services_go_in_as_they_are_and_come_out_as_one_trace(envoy_mesh, sideca
         assert_child_of(find_span(spans, service="stock"), behind)
 
 
-@pytest.mark.meshmw_headers("w3c", "both", "not-hex", "twice", "zero-trace-id")
-def test_what_the_mesh_makes_of_the_headers(mesh_of_both, trace_headers):
-    answer = mesh_of_both.get("/", trace_headers)
-    assert answer.status == 200
-    spans = mesh_of_both.spans()
-    assert_one_trace(spans)
-    assert (spans[0].trace_id == trace_headers.trace_id) == bool(trace_headers.sampled)
-
-
-@pytest.fixture
-def mesh_of_both(envoy_mesh):
-    return envoy_mesh(SHOP, STOCK, sidecar="none", edge="none")
+@pytest.mark.meshmw_headers("none", "w3c", "b3", "both", "twice")
+def test_what_the_mesh_makes_of_the_headers(envoy_mesh, trace_headers):
+    mesh = envoy_mesh(SHOP, STOCK, sidecar="none", edge="none")
+    with pytest.raises(MeshError, match="no request was sent"):
+        mesh.journey()
+    assert mesh.get("/", trace_headers).status == 200
+    journey = mesh.journey(timeout=2)
+    assert [hop.kind for hop in journey.hops] == ["client", "proxy", "proxy", "app", "proxy", "proxy", "app"]
+    assert journey.status_code == 200
+    # Services that read W3C alone do not go on with B3, strict ones not with one of two.
+    assert journey.verdict == ("broken" if trace_headers.name in ("b3", "twice") else "one"), journey.summary
+    if journey.verdict == "one":
+        spans = mesh.spans()
+        assert_one_trace(spans)
+        assert (spans[0].trace_id == trace_headers.trace_id) == bool(trace_headers.sampled)
 
 
 def test_a_sidecar_that_strips_headers_is_seen_to_break_the_trace(envoy_mesh):
@@ -54,6 +57,8 @@ def test_a_sidecar_that_strips_headers_is_seen_to_break_the_trace(envoy_mesh):
     with pytest.raises(AssertionError, match="3 traces, wanted one"):
         assert_one_trace(spans)
     assert {root.service for root in roots(spans)} == {"edge", "shop", "stock"}
+    journey = mesh.journey(timeout=2)
+    assert journey.summary.startswith("BROKEN at edge -> shop-sidecar inbound: ")
 
 
 def test_each_service_may_have_its_own_sidecar_and_there_may_be_no_edge(envoy_mesh):
@@ -70,6 +75,13 @@ def test_each_service_may_have_its_own_sidecar_and_there_may_be_no_edge(envoy_me
     assert [line["type"] for line in lines] == ["DownstreamStart", "DownstreamEnd"]
     assert all(line["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-") for line in lines)
     assert mesh.sidecars["shop"].access_log(at_least=4)
+    journey = mesh.journey()
+    assert journey.verdict == "one", journey.summary
+    assert [hop.name for hop in journey.hops if hop.kind == "proxy"] == [
+        "shop-sidecar inbound",
+        "shop-sidecar stock",
+        "stock-sidecar inbound",
+    ]
 
 
 def test_six_envoys_and_any_command(envoy_mesh):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,37 @@ def test_a_leaked_context_fails_the_test(pytester):
     result = pytester.runpytest(*QUIET)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*A context is still attached: no span, keys ?'colour'?*"])
+
+
+RELAY = Path(__file__).parent / "services" / "relay.py"
+REPORTED = f"""
+import sys
+from pathlib import Path
+from meshmw.testing import Service
+
+def test_it(envoy_mesh):
+    echo = Service("echo", command=[sys.executable, {str(RELAY)!r}, "{{port}}"])
+    first, unused, second = envoy_mesh(echo), envoy_mesh(echo, edge=None), envoy_mesh(echo, sidecar="none")
+    assert first.get("/").status == second.get("/").status == 200
+    assert False, "as it should"
+
+def test_without_a_mesh():
+    pass
+"""
+
+
+@pytest.mark.usefixtures("envoys")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_reports_are_written_while_the_mesh_is_up_and_named_beside_the_failure(pytester, wanted):
+    pytester.makepyfile(REPORTED)
+    result = pytester.runpytest(*QUIET, *(["--meshmw-report=reports"] * wanted))
+    result.assert_outcomes(passed=1, failed=1)
+    written = sorted(path.name for path in pytester.path.glob("reports/*"))
+    stem = "test-reports-are-written-while-the-mesh-is-up-and-named-beside-the-failure.py-test-it"
+    assert written == ([f"{stem}-2.html", f"{stem}.html"] if wanted else [])
+    for name in written:
+        assert "<h1>One trace</h1>" in (pytester.path / "reports" / name).read_text()
+        result.stdout.fnmatch_lines([f"*{name}"])
 
 
 @pytest.mark.parametrize("fixture", ["envoys", "otlp_receiver", "envoy_mesh"])
