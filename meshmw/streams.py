@@ -48,7 +48,37 @@ class StepContext:
             otel_context.detach(token)
 
 
-# What runs a step: `StepContext.run`, or the `run` of a copy of all context variables.
+class StepVariables:
+    """Makes one copy of all context variables current for each step of one stream, whichever thread or task takes it.
+
+    Args:
+        variables: The copy, which nothing else runs in.
+    """
+
+    __slots__ = ("_entered", "_mark", "_variables")
+
+    def __init__(self, variables: contextvars.Context) -> None:
+        self._variables = variables
+        self._entered = False
+        self._mark = object()
+        variables.run(_INSIDE.set, self._mark)
+
+    def run(self, step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call *step* with the variables current, and return what it returns."""
+        if self._entered:
+            # In the middle of a step, when the garbage collection closes what an earlier one has left.
+            inside = _INSIDE.get() is self._mark
+            return step(*args, **kwargs) if inside else self._variables.copy().run(step, *args, **kwargs)
+        self._entered = True
+        try:
+            return self._variables.run(step, *args, **kwargs)
+        finally:
+            self._entered = False
+
+
+_INSIDE: contextvars.ContextVar[object] = contextvars.ContextVar("meshmw-inside", default=None)
+
+# What runs a step: `run` of one of these two.
 Run = Callable[..., Any]
 
 
@@ -74,7 +104,7 @@ def stream(source: Any, context: Context | None = None) -> Any:
     Raises:
         TypeError: *source* cannot be iterated over.
     """
-    run: Run = contextvars.copy_context().run
+    run: Run = StepVariables(contextvars.copy_context()).run
     if context is not None:
         run = partial(run, StepContext(context).run)
     if isinstance(source, Generator):

@@ -14,7 +14,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from meshmw.streams import AwaitableSteps, StepContext, stream
+from meshmw.streams import AwaitableSteps, StepContext, StepVariables, stream
 
 pytestmark = pytest.mark.usefixtures("strict_context")
 
@@ -477,6 +477,70 @@ class TestAsyncGenerators:
             assert source.closed_in == "ours"
 
         asyncio.run(main())
+
+
+class TestStepVariables:
+    """The garbage collection may close one stream's leavings in the middle of a step, of the same stream or another."""
+
+    OTHER = contextvars.ContextVar("other", default="of nobody")
+
+    @pytest.fixture
+    def steps(self):
+        variables = contextvars.copy_context()
+        variables.run(self.OTHER.set, "of the stream")
+        return StepVariables(variables)
+
+    def test_in_the_middle_of_a_step_of_the_same_stream_the_variables_are_current_already(self, steps):
+        def step():
+            steps.run(self.OTHER.set, "changed")
+            return self.OTHER.get()
+
+        assert (steps.run(step), steps.run(self.OTHER.get)) == ("changed", "changed")
+
+    def test_in_the_middle_of_a_step_of_another_stream_they_are_a_copy(self, steps):
+        other = StepVariables(contextvars.Context())
+
+        def closed_in_between():
+            return steps.run(self.OTHER.get), self.OTHER.get()
+
+        assert steps.run(other.run, closed_in_between) == ("of the stream", "of nobody")
+
+    def test_an_exception_leaves_them_for_the_next_step(self, steps):
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                steps.run({}.__getitem__, 1)
+        assert steps.run(self.OTHER.get) == "of the stream"
+
+    def test_a_stream_that_closes_itself_is_told_as_by_the_interpreter(self):
+        def source():
+            with pytest.raises(ValueError, match="generator already executing"):
+                steps.close()
+            yield value()
+
+        steps = stream(source(), OURS)
+        assert list(steps) == ["ours"]
+
+    def test_an_awaitable_that_is_dropped_in_the_middle_of_a_step_ends_there(self):
+        ended, kept = [], []
+
+        class Waiting:
+            def __await__(self):
+                try:
+                    yield
+                finally:
+                    ended.append(value())
+
+        def source():
+            yield
+            kept.clear()
+            yield
+
+        steps = stream(source(), OURS)
+        kept.append(AwaitableSteps(Waiting(), steps._run).__await__())
+        next(kept[0])
+        next(steps)
+        next(steps)
+        assert ended == ["ours"]
 
 
 class TestAwaitables:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps, GeneratorSteps
+from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps, GeneratorSteps, StepVariables
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +35,7 @@ def _bound(fn: Callable[..., Any], bound: contextvars.Context) -> Callable[..., 
     if is_kind(inspect.iscoroutinefunction, fn):
 
         async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
-            run = bound.copy().run
+            run = StepVariables(bound.copy()).run
             return await AwaitableSteps(run(fn, *args, **kwargs), run)
 
         return run_coroutine
@@ -48,7 +48,7 @@ def _bound(fn: Callable[..., Any], bound: contextvars.Context) -> Callable[..., 
 
 def _streaming(fn: Callable[..., Any], bound: contextvars.Context, steps: Callable[..., Any]) -> Callable[..., Any]:
     def run_generator(*args: Any, **kwargs: Any) -> Any:
-        run = bound.copy().run
+        run = StepVariables(bound.copy()).run
         return steps(run(fn, *args, **kwargs), run)
 
     return run_generator

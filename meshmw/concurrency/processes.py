@@ -16,7 +16,7 @@ from meshmw import bootstrap, runtime
 from meshmw.boundary.operation import Current
 from meshmw.concurrency.carried import Carried
 from meshmw.settings import Settings
-from meshmw.streams import GeneratorSteps
+from meshmw.streams import GeneratorSteps, StepVariables
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,7 +64,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
         """Call *fn* for each item, in the caller's span and baggage also where items are asked for later."""
-        return GeneratorSteps(super().map(fn, *iterables, **options), contextvars.copy_context().run)  # type: ignore[arg-type]
+        run = StepVariables(contextvars.copy_context()).run
+        return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
 
 
 class _OwnSettings:

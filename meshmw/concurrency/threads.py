@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from meshmw.streams import GeneratorSteps
+from meshmw.streams import GeneratorSteps, StepVariables
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +27,8 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
         """Call *fn* for each item, in the caller's context variables also where items are asked for later."""
-        return GeneratorSteps(super().map(fn, *iterables, **options), contextvars.copy_context().run)  # type: ignore[arg-type]
+        run = StepVariables(contextvars.copy_context()).run
+        return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
 
 
 class Thread(threading.Thread):
