@@ -248,7 +248,7 @@ def _stand_hosts_down(scope: Scope, operation: HttpOperation) -> list[str]:
 
 
 def _route(scope: Scope) -> str | None:
-    """Return the route template that Starlette, FastAPI or Litestar matched, prefixes of routers and mounts included."""
+    """Return the route template that Starlette, FastAPI or Litestar matched, with prefixes of routers and mounts."""
     route = scope.get("route")
     if route is None:
         found = scope.get("path_template")
