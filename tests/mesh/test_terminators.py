@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,10 +151,26 @@ def test_with_the_sample_configuration_the_trace_goes_on(envoy_mesh, terminate):
     assert {"tracestate: a=1", "baggage: k=1", "baggage: l=2"} <= set(arrived)
 
 
-def test_with_the_header_cleared_the_trace_is_another(envoy_mesh, terminate):
+def test_with_the_header_cleared_the_trace_is_another_and_the_logs_say_where(envoy_mesh, terminate, tmp_path):
     mesh = envoy_mesh(ECHO)
-    port, _ = terminate(int(mesh.url.rpartition(":")[2]), removing=True)
-    assert get(port)[0] == 200
-    (edge,) = (span for span in mesh.spans("edge", "echo-sidecar", timeout=3) if span.service == "edge")
-    assert edge.trace_id != TRACE_ID
-    assert edge.parent_id == ""
+    port, folder = terminate(int(mesh.url.rpartition(":")[2]), removing=True)
+    for _ in range(3):
+        assert get(port)[0] == 200
+    edges = [span for span in mesh.spans("edge", "echo-sidecar", timeout=3) if span.service == "edge"]
+    assert {(span.trace_id != TRACE_ID, span.parent_id) for span in edges} == {(True, "")}
+    mesh.edge.access_log(at_least=6)
+    report = _first_loss(folder, mesh.edge.access_log_path)
+    assert report["first_loss"]["sender"] == "terminator"
+    assert report["first_loss"]["receiver"].startswith("edge")
+
+
+def _first_loss(folder: Path, edge: Path) -> dict[str, Any]:
+    """Return what `meshmw access-log` says, once the terminator has written all its lines."""
+    log = next(path for path in (folder / "access.log", folder / "output") if path.exists())
+    lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
+    (folder / "lines.log").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "meshmw.cli", "access-log", f"terminator={folder / 'lines.log'}", f"edge={edge}"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
