@@ -92,7 +92,11 @@ class KafkaPythonClient(KafkaClient):
 
     def consumer(self, destination: str) -> kafka.KafkaConsumer:
         consumer = kafka.KafkaConsumer(
-            bootstrap_servers=self.broker, auto_offset_reset="earliest", enable_auto_commit=False, group_id=None
+            bootstrap_servers=self.broker,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            group_id=None,
+            consumer_timeout_ms=SECONDS * 1000,
         )
         consumer.assign([kafka.TopicPartition(destination, 0)])
         return consumer
@@ -179,7 +183,12 @@ class ConfluentClient(KafkaClient):
 
     def consumer(self, destination: str) -> confluent_kafka.Consumer:
         consumer = confluent_kafka.Consumer(
-            {"bootstrap.servers": self.broker, "group.id": "none", "enable.auto.commit": False}
+            {
+                "bootstrap.servers": self.broker,
+                "group.id": "none",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+            }
         )
         consumer.assign([confluent_kafka.TopicPartition(destination, 0, confluent_kafka.OFFSET_BEGINNING)])
         return consumer
