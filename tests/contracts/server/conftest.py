@@ -10,18 +10,28 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
+import django
+import litestar
 import pytest
+from django.conf import settings as django_settings
+from django.core.handlers.asgi import ASGIHandler
+from django.core.wsgi import get_wsgi_application
+from django.http import JsonResponse, StreamingHttpResponse
+from django.urls import path as django_path
 from fastapi import FastAPI
 from fastapi import Request as FastAPIRequest
 from flask import Flask
 from flask import request as flask_request
+from litestar import Request as LitestarRequest
+from litestar.response import Stream as LitestarStream
 from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -33,6 +43,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from quart import Quart
+from quart import request as quart_request
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarletteTelemetry
@@ -83,6 +95,8 @@ class Host:
 
     # Whether the SERVER span is meshmw's own where the host's telemetry is on.
     own_span = True
+    # Whether an exception of the application reaches the server, rather than being answered by the framework.
+    raises = True
 
     def __post_init__(self) -> None:
         self.propagator = MeshPropagator(self.formats)
@@ -197,12 +211,13 @@ class ASGIHost(Host):
     ) -> Reply:
         reply = Reply()
         waiting = list(incoming)
+        answered = asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if waiting:
                 return waiting.pop(0)
-            await asyncio.Event().wait()
-            raise AssertionError("never set")
+            await answered.wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             reply.sent.append(message["type"])
@@ -211,6 +226,8 @@ class ASGIHost(Host):
             if message["type"].endswith("http.response.start"):
                 reply.status = message["status"]
             reply.body += message.get("body", b"")
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                answered.set()
 
         with attached(ambient):
             try:
@@ -551,6 +568,170 @@ class ContribFlask(FlaskHost):
         FlaskInstrumentor.instrument_app(app, tracer_provider=self.tracer_provider)
 
 
+class LitestarHost(ASGIHost):
+    """meshmw.asgi around a Litestar application, which answers exceptions itself."""
+
+    raises = False
+
+    def build(self) -> Any:
+        @litestar.get(["/items/{item:str}", "/health"])
+        async def item(request: LitestarRequest) -> dict[str, str]:
+            return self.visit_scope(request.scope).outbound
+
+        @litestar.get("/sync/{item:str}", sync_to_thread=True)
+        def sync_item(request: LitestarRequest) -> dict[str, str]:
+            return self.visit_scope(request.scope).outbound
+
+        @litestar.get("/stream")
+        async def stream(request: LitestarRequest) -> LitestarStream:
+            return LitestarStream(self.chunks(request))
+
+        @litestar.get("/fail")
+        async def fail(request: LitestarRequest) -> None:
+            self.visit_scope(request.scope)
+            raise self.error
+
+        app = litestar.Litestar([item, sync_item, stream, fail], openapi_config=None, logging_config=None)
+        return asgi.TraceContextMiddleware(app, **self.options)
+
+
+class QuartHost(ASGIHost):
+    """meshmw.asgi in a Quart application, around its `asgi_app` as Quart documents."""
+
+    def build(self) -> Any:
+        app = Quart("shop")
+        app.config["PROPAGATE_EXCEPTIONS"] = True
+
+        @app.get("/items/<item>")
+        @app.get("/health")
+        async def read_item(item: str = "") -> dict[str, str]:
+            return self.visit_scope(quart_request.scope).outbound
+
+        @app.get("/sync/<item>")
+        def read_item_in_a_thread(item: str) -> dict[str, str]:
+            return self.visit_scope(quart_request.scope).outbound
+
+        @app.get("/stream")
+        async def stream() -> Any:
+            request = SimpleNamespace(scope=quart_request.scope)
+            return app.response_class(self.chunks(request))
+
+        @app.get("/fail")
+        async def fail() -> None:
+            self.visit_scope(quart_request.scope)
+            raise self.error
+
+        app.asgi_app = asgi.TraceContextMiddleware(app.asgi_app, **self.options)
+        return app
+
+
+class DjangoASGI(ASGIHost):
+    """meshmw.asgi around a Django application, with the middleware that knows Django's routes."""
+
+    def build(self) -> Any:
+        app = ClosingHandler()
+
+        async def of_this_host(scope: Any, receive: Any, send: Any) -> None:
+            scope[DJANGO_HOST] = self
+            try:
+                await app(scope, receive, send)
+            finally:
+                del scope[DJANGO_HOST]
+
+        return asgi.TraceContextMiddleware(of_this_host, **self.options)
+
+
+class DjangoWSGI(WSGIHost):
+    """meshmw.wsgi around a Django application, with the middleware that knows Django's routes."""
+
+    def build(self) -> Any:
+        app = get_wsgi_application()
+
+        def of_this_host(environ: dict[str, Any], start_response: Any) -> Any:
+            return app(environ | {DJANGO_HOST: self}, start_response)
+
+        return wsgi.TraceContextMiddleware(of_this_host, **self.options)
+
+
+DJANGO_HOST = "tests.host"
+
+
+class ClosingHandler(ASGIHandler):
+    """Closes the file with a request's body, which Django leaves open where a view raises or a request is cancelled."""
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        opened = []
+        create_request = self.create_request
+
+        def remember(scope: Any, body_file: Any) -> Any:
+            opened.append(body_file)
+            return create_request(scope, body_file)
+
+        handler = copy(self)
+        handler.create_request = remember
+        try:
+            await super(ClosingHandler, handler).handle(scope, receive, send)
+        finally:
+            for file in opened:
+                file.close()
+
+
+def django_visit(request: Any) -> Visit:
+    if hasattr(request, "scope"):
+        return request.scope[DJANGO_HOST].visit_scope(request.scope)
+    return request.META[DJANGO_HOST].visit_environ(request.META)
+
+
+class DjangoURLs:
+    """Django has one table of routes in a process; the views find their host by the request."""
+
+    @staticmethod
+    async def item(request: Any, item: str = "") -> JsonResponse:
+        return JsonResponse(django_visit(request).outbound)
+
+    @staticmethod
+    def sync_item(request: Any, item: str = "") -> JsonResponse:
+        return JsonResponse(django_visit(request).outbound)
+
+    @staticmethod
+    def stream(request: Any) -> StreamingHttpResponse:
+        async def chunks() -> Any:
+            for _ in range(3):
+                django_visit(request)
+                yield b"chunk"
+
+        def sync_chunks() -> Iterator[bytes]:
+            for _ in range(3):
+                django_visit(request)
+                yield b"chunk"
+
+        return StreamingHttpResponse(chunks() if hasattr(request, "scope") else sync_chunks())
+
+    @staticmethod
+    def fail(request: Any) -> None:
+        django_visit(request)
+        host = request.scope[DJANGO_HOST] if hasattr(request, "scope") else request.META[DJANGO_HOST]
+        raise host.error
+
+
+DjangoURLs.urlpatterns = (
+    django_path("items/<item>", DjangoURLs.item),
+    django_path("sync/<item>", DjangoURLs.sync_item),
+    django_path("health", DjangoURLs.sync_item),
+    django_path("stream", DjangoURLs.stream),
+    django_path("fail", DjangoURLs.fail),
+)
+django_settings.configure(
+    ALLOWED_HOSTS=["*"],
+    DEBUG_PROPAGATE_EXCEPTIONS=True,
+    LOGGING_CONFIG=None,
+    MIDDLEWARE=["meshmw.django.route_middleware"],
+    ROOT_URLCONF=DjangoURLs,
+    SECRET_KEY="tests",
+)
+django.setup()
+
+
 ASGI_HOSTS = [
     BareASGI,
     StarletteHost,
@@ -562,8 +743,13 @@ ASGI_HOSTS = [
     ContribASGIOutside,
     ContribASGIInside,
     ContribFastAPI,
+    LitestarHost,
+    QuartHost,
+    DjangoASGI,
 ]
-WSGI_HOSTS = [BareWSGI, FlaskHost, ContribWSGIOutside, ContribWSGIInside, ContribFlask]
+# Those whose WebSockets `talk` can answer, which is written for Starlette's.
+WEBSOCKET_HOSTS = [host for host in ASGI_HOSTS if host not in (LitestarHost, QuartHost, DjangoASGI)]
+WSGI_HOSTS = [BareWSGI, FlaskHost, ContribWSGIOutside, ContribWSGIInside, ContribFlask, DjangoWSGI]
 HOSTS = {host.__name__: host for host in ASGI_HOSTS + WSGI_HOSTS}
 
 
@@ -600,6 +786,11 @@ def new_asgi_host(make: Any, request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def asgi_host(new_asgi_host: Any) -> Any:
     return new_asgi_host()
+
+
+@pytest.fixture(params=[each.__name__ for each in WEBSOCKET_HOSTS])
+def websocket_host(make: Any, request: pytest.FixtureRequest) -> Any:
+    return make(request.param)
 
 
 @pytest.fixture(params=[each.__name__ for each in WSGI_HOSTS])

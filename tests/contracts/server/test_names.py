@@ -1,8 +1,13 @@
 """What a SERVER span of ours is called and says: `{method} {route}`, and the stable HTTP conventions."""
 
+from typing import Any
+
+import litestar
 import pytest
+import quart
 from fastapi import APIRouter, FastAPI
 from flask import Blueprint, Flask
+from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
@@ -10,7 +15,15 @@ from starlette.routing import Mount, Route
 import meshmw.flask
 from meshmw import asgi
 
-OURS_ON_ASGI = ["StarletteHost", "FastAPIHost", "AroundNativeFastAPI", "StarletteTelemetryInside", "ContribASGIInside"]
+OURS_ON_ASGI = [
+    "StarletteHost",
+    "FastAPIHost",
+    "AroundNativeFastAPI",
+    "StarletteTelemetryInside",
+    "ContribASGIInside",
+    "LitestarHost",
+]
+DJANGO = ["DjangoASGI", "DjangoWSGI"]
 OURS_ON_WSGI = ["FlaskHost", "ContribFlask"]
 
 
@@ -33,7 +46,32 @@ def test_a_flask_span_is_named_after_the_url_rule(make, name, path, expected):
     assert host.server_span.attributes["http.route"] == expected.removeprefix("GET ")
 
 
-@pytest.mark.parametrize("name", [*OURS_ON_ASGI, *OURS_ON_WSGI, "BareASGI", "BareWSGI"])
+@pytest.mark.parametrize("name", DJANGO)
+@pytest.mark.parametrize(("path", "expected"), [("/items/7", "GET /items/<item>"), ("/fail", "GET /fail")])
+def test_a_django_span_is_named_after_the_url_pattern(make, name, path, expected):
+    host = make(name)
+    host.get(path)
+    assert host.server_span.name == expected
+    assert host.server_span.attributes["http.route"] == expected.removeprefix("GET ")
+
+
+def test_a_quart_span_is_named_after_the_method_alone(make):
+    """Quart tells nobody around it which route it matched; a function of its own can, in OpenTelemetry's words."""
+    host = make("QuartHost")
+    host.get()
+    assert host.server_span.name == "GET"
+
+    @host.app.before_request
+    async def name_after_rule():
+        if quart.request.url_rule:
+            trace.get_current_span().update_name(f"GET {quart.request.url_rule.rule}")
+
+    host.exporter.clear()
+    host.get()
+    assert host.server_span.name == "GET /items/<item>"
+
+
+@pytest.mark.parametrize("name", [*OURS_ON_ASGI, *OURS_ON_WSGI, *DJANGO, "QuartHost", "BareASGI", "BareWSGI"])
 def test_without_a_route_a_span_is_named_after_the_method_alone(make, name):
     host = make(name)
     reply = host.get("/no/such/path")
@@ -137,6 +175,44 @@ def test_a_route_of_an_included_router_is_named_with_every_prefix(name_of, fasta
     assert name_of(fastapi_app, path) == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "scope", "expected"),
+    [
+        ("/shop/v1/items/7", {}, "GET /shop/v1/items/{item}"),
+        ("/api/shop/v1/items/7", {"root_path": "/api"}, "GET /api/shop/v1/items/{item}"),
+        # Of a mounted application Litestar tells nothing.
+        ("/static/any/file", {}, "GET"),
+        ("/", {}, "GET /"),
+        ("/none", {}, "GET"),
+    ],
+)
+def test_a_litestar_route_is_named_with_the_paths_of_its_routers(name_of, path, scope, expected):
+    @litestar.get(["/items/{item:int}"])
+    async def read() -> str:
+        return ""
+
+    @litestar.get("/")
+    async def root() -> str:
+        return ""
+
+    @litestar.asgi("/static", is_mount=True, copy_scope=True)
+    async def static(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("x")(scope, receive, send)
+
+    shop = litestar.Router("/shop", route_handlers=[litestar.Router("/v1", route_handlers=[read])])
+    app = litestar.Litestar([shop, root, static], openapi_config=None, logging_config=None)
+    assert name_of(app, path, **scope) == expected
+
+
+@pytest.mark.parametrize("template", [7, None, ""])
+def test_something_else_under_litestars_key_leaves_the_method_alone(name_of, template):
+    async def application(scope, receive, send):
+        scope["path_template"] = template
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    assert name_of(application, "/items/7") == "GET"
+
+
 def test_middleware_within_a_sub_application_opens_no_second_span(make):
     host = make("BareASGI")
     inner = Starlette(routes=[ITEM])
@@ -204,6 +280,14 @@ def test_a_flask_error_handler_keeps_the_name_and_no_error(make):
 def test_a_flask_request_without_the_middleware_is_left_alone(make):
     host = make("FlaskHost")
     host.app.wsgi_app = host.app.wsgi_app.app
+    assert host.get().status == 200
+    assert host.spans == ()
+
+
+@pytest.mark.parametrize("name", DJANGO)
+def test_a_django_request_without_the_middleware_is_left_alone(make, name):
+    host = make(name)
+    host.app = host.app.app
     assert host.get().status == 200
     assert host.spans == ()
 

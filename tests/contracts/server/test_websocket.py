@@ -11,11 +11,11 @@ TELEMETRY_OF_THE_HOST = {"NativeFastAPI", "ContribASGIOutside", "ContribFastAPI"
 
 
 @pytest.fixture
-def shake_hands(asgi_host):
+def shake_hands(websocket_host):
     def call(path, headers=(("traceparent", VALID),), **more):
         incoming = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
         scope = {"type": "websocket", "scheme": "ws", "subprotocols": [], "extensions": {"websocket.http.response": {}}}
-        return asgi_host, asgi_host.get(path, headers, incoming=incoming, **scope, **more)
+        return websocket_host, websocket_host.get(path, headers, incoming=incoming, **scope, **more)
 
     return call
 
@@ -35,10 +35,10 @@ def test_an_accepted_handshake_is_one_span_and_the_connection_keeps_the_context(
         assert host.server_span.status.status_code is StatusCode.UNSET
 
 
-def test_the_span_ends_when_the_handshake_is_answered(shake_hands, asgi_host):
+def test_the_span_ends_when_the_handshake_is_answered(shake_hands, websocket_host):
     ended = {}
-    shake_hands("/ws/accept", on_send=lambda message: ended.update({message["type"]: len(asgi_host.server_spans)}))
-    after = 1 if own_span(asgi_host) else 0
+    shake_hands("/ws/accept", on_send=lambda message: ended.update({message["type"]: len(websocket_host.server_spans)}))
+    after = 1 if own_span(websocket_host) else 0
     assert ended == {"websocket.accept": 0, "websocket.send": after, "websocket.close": after}
 
 
