@@ -14,6 +14,7 @@ BARE = [
     "meshmw",
     "meshmw.asgi",
     "meshmw.wsgi",
+    "meshmw.django",
     "meshmw.httpx",
     "meshmw.propagator",
     "meshmw.rabbitmq",

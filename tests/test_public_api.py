@@ -24,6 +24,7 @@ PUBLIC = [
 OPTIONAL = [
     "fastapi",
     "starlette",
+    "django",
     "flask",
     "werkzeug",
     "httpx2",
