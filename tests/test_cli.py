@@ -1,32 +1,96 @@
-"""The `meshmw` command."""
+"""The `meshmw` command: what it prints and how it ends; what it finds out is tested below it."""
 
 from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from meshmw import __version__
 from meshmw.cli import main
 
+VALID = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+COMMANDS = ("inspect", "doctor", "access-log", "verify", "mesh-config", "demo", "settings")
+
+
+def line(traceparent: str | None, rid: str = "r", agent: str = "a", path: str = "/a") -> str:
+    fields = {"path": path, "method": "GET", "request_id": rid, "user_agent": agent, "traceparent": traceparent}
+    return json.dumps(fields) + "\n"
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "edge.log"
+    path.write_text(line(VALID) * 8 + line(None) + line("00-xyz"))
+    return path
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meshmw.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+    )
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"meshmw {__version__}\n"
+    assert main(["--version", "settings"]) == 0
+    assert capsys.readouterr().out == f"meshmw {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does_and_how_it_ends(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: meshmw {command}")
+    assert "--json" in out
+    assert "Exit codes: 0 nothing is wrong, 1 something was found" in " ".join(out.split())
+
+
+def test_help_names_every_command(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["unknown"], ["settings", "more"], ["inspect", "--nothing"], ["mesh-config"]])
+def test_misuse_ends_with_2_and_the_usage(arguments, capsys):
+    assert main(arguments) == 2
+    assert "Usage: meshmw" in capsys.readouterr().err
+
+
+def test_a_bare_install_is_told_which_extra_brings_the_command(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("meshmw.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["settings"]) == 2
+    error = "meshmw: the command line is not installed: run  pip install 'meshmw[cli]'\n"
+    assert capsys.readouterr().err == error
+    assert main(["--version"]) == 0
+
+
+def test_another_module_that_is_missing_is_no_missing_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "meshmw.cli.commands", raising=False)
+    monkeypatch.setitem(sys.modules, "meshmw.cli.settings", None)
+    with pytest.raises(ModuleNotFoundError, match=r"meshmw\.cli\.settings"):
+        main(["settings"])
+
 
 def test_bad_settings_are_told_and_end_with_2(monkeypatch, capsys):
     monkeypatch.setenv("MESHMW_EXPORTER", "zipkin")
     assert main(["settings"]) == 2
     assert "MESHMW_EXPORTER holds 'zipkin'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["settings", "more"]])
-def test_misuse_ends_with_2_and_the_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: meshmw")
-
-
-def test_version(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out == f"meshmw {__version__}\n"
 
 
 def test_settings_are_printed_with_their_value_and_where_it_comes_from(monkeypatch, capsys):
@@ -38,4 +102,391 @@ def test_settings_are_printed_with_their_value_and_where_it_comes_from(monkeypat
     assert "MESHMW_SERVICE_NAME=checkout  (from OTEL_SERVICE_NAME)\n" in out
     assert "MESHMW_ENDPOINT=(none)  (default)\n" in out
     assert "    Where it is not set: OTEL_SDK_DISABLED.\n" in out
-    assert out.endswith("    Where it is not set: OTEL_SDK_DISABLED.\n")
+    assert main(["settings", "--json"]) == 0
+    found = {each["variable"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["MESHMW_SERVICE_NAME"]["from"] == "OTEL_SERVICE_NAME"
+
+
+def test_inspect(capsys):
+    assert main(["inspect", VALID]) == 0
+    assert re.search(r"parent-id +b7ad6b7169203331 +the caller's span", capsys.readouterr().out)
+    assert main(["inspect", "00-xyz", "baggage: a=1"]) == 1
+    out = capsys.readouterr().out
+    assert "\n  00-xyz\n     ^ hex: something else than" in out
+    assert "\n\nbaggage: valid\n" in out
+    assert main(["inspect", "-H", "b3", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["header"] == "b3"
+    assert main(["inspect", "baggage: " + ",".join(f"k{n}=1" for n in range(70))]) == 1
+    assert "too_many_members" in capsys.readouterr().out
+
+
+def test_inspect_reads_lines_and_never_prints_what_they_hold_raw(monkeypatch, capsys):
+    raw = f"traceparent: {VALID}\r\n\ntracestate: a=\x1b[31m\n".encode() + b"baggage: a=\xff\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    assert main(["inspect", "-"]) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "a=\\x1b[31m" in out
+    assert "a=\\udcff" in out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    assert main(["inspect", "-"]) == 2
+    assert "no header to inspect" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_still_puts_the_caret_under_the_fault(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert main(["inspect", "tracestate: " + "a" * 100 + "=1,B=2"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    at = next(index for index, text in enumerate(lines) if "^" in text)
+    assert lines[at - 1][lines[at].index("^")] == "B"
+    assert main(["inspect", "00-0af7651916cd43dd84448eb21c"]) == 1
+    assert "length" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "24")
+    assert main(["inspect", "00-0af7651916cd43dd8"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].index("^") == 22
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(["inspect", "00-xyz"])
+    assert "\x1b[" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    main(["inspect", "00-xyz"])
+    assert "\x1b[" not in capsys.readouterr().out
+
+
+def test_access_log_prints_shares_and_findings(log, capsys):
+    assert main(["access-log", f"edge={log}"]) == 1
+    out = capsys.readouterr().out
+    assert "edge: 10 requests in 10 lines" in out
+    assert re.search(r"GET /a +- +10 +80\.0% +10\.0% +10\.0%", out)
+    assert "[access-log.malformed]" in out
+    assert "malformed: a header that strict readers refuse" in out
+
+
+def test_access_log_of_several_hops(tmp_path, capsys):
+    first, second = tmp_path / "a.log", tmp_path / "b.log.gz"
+    first.write_text("".join(line(VALID, f"r{n}", path=f"/{'x' * n}") for n in range(1, 9)))
+    second.write_bytes(gzip.compress("".join(line(None, f"r{n}") for n in range(1, 9)).encode()))
+    assert main(["access-log", str(first), str(second), "--top=3"]) == 1
+    out = capsys.readouterr().out
+    assert "all 8" in out
+    assert re.search(r"a\.log +b\.log\.gz +8 +8 +1 +0 +0", out)
+    assert "[access-log.lost]" in out
+
+
+def test_access_log_says_what_share_was_joined(tmp_path, capsys):
+    path = tmp_path / "a.log"
+    path.write_text("".join(line(VALID, f"r{n}") for n in range(50_100)))
+    assert main(["access-log", str(path)]) == 0
+    assert "(one in 2 ids was joined)" in capsys.readouterr().out
+
+
+def test_access_log_takes_formats_fields_and_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{VALID} /a\n".encode())))
+    assert main(["access-log", "--format", "%REQ(TRACEPARENT)% %REQ(:PATH)%"]) == 0
+    assert "stdin: 1 requests" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"labels":{"tp":"-"}}\n')))
+    assert main(["access-log", "--field", "traceparent=labels.tp", "--max-missing=5", "-", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["code"] == "access-log.missing"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/a\n")))
+    assert main(["access-log", "--format", "%REQ(:PATH)%"]) == 1
+    assert "access-log.not-logged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--field", "traceparent"], "--field takes FIELD=KEY, not 'traceparent'"),
+        (["--format", "nginx"], "'nginx' is no format"),
+        (["--follow", "a", "b"], "--follow takes one log"),
+        (["none.log"], "none.log: No such file"),
+        (["edge=none.log"], "none.log: No such file"),
+    ],
+)
+def test_access_log_that_cannot_be_read_is_said_in_one_line(arguments, fault, capsys):
+    assert main(["access-log", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert fault in error
+    assert error.count("\n") == 1
+
+
+def test_access_log_of_an_unknown_format(tmp_path, capsys):
+    path = tmp_path / "a=b.log"
+    path.write_text("what is this\n" * 3)
+    assert main(["access-log", str(path)]) == 2
+    assert "give the proxy's own format string with --format" in capsys.readouterr().err
+
+
+def wait_for(what, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_access_log_is_followed_until_ctrl_c(log, tmp_path):
+    told = tmp_path / "told"
+    command = [sys.executable, "-m", "meshmw.cli", "access-log", "--follow", "--format=json", str(log)]
+    with told.open("wb") as errors:
+        following = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            wait_for(lambda: b"malformed (hex)" in told.read_bytes())
+            with log.open("a") as file:
+                file.write(line("", path="/new?secret=1") * 2 + line("-", path="-").replace("GET", "-"))
+            wait_for(lambda: b"/new" in told.read_bytes())
+            following.send_signal(signal.SIGINT)
+            out, _ = following.communicate(timeout=60)
+        finally:
+            following.kill()
+            following.wait()
+    assert following.returncode == 1
+    assert b"12 requests" in out or b"13 requests" in out
+    assert told.read_text().splitlines() == [
+        "edge.log: missing  GET /a",
+        "edge.log: malformed (hex)  GET /a",
+        "edge.log: empty  GET /new",
+    ]
+
+
+def test_what_is_told_while_following_is_bounded(monkeypatch, capsys):
+    from meshmw.cli.access_log import _Teller
+    from meshmw.diagnose.access_log_counts import Seen
+
+    class Quiet:
+        @staticmethod
+        def print(*_: object, **__: object) -> None:
+            """Say nothing."""
+
+    tell = _Teller()
+    for number in range(10_001):
+        monkeypatch.setattr("meshmw.cli.access_log.err", lambda: Quiet)
+        tell("edge", {"path": f"/{number}"}, Seen("missing"))
+    assert len(tell._said) == 1
+
+
+def test_a_reader_that_has_enough_is_no_error(log):
+    script = f"{sys.executable} -m meshmw.cli mesh-config envoy | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch):
+    from meshmw.cli import output
+
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+
+        @output.answers
+        def command() -> int:
+            raise BrokenPipeError
+
+        with pytest.raises(output.typer.Exit) as ended:
+            command()
+    assert ended.value.exit_code == 0
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    from meshmw.cli import inspect as command
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "read", interrupt)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_doctor_without_an_application(monkeypatch, capsys):
+    monkeypatch.setenv("MESHMW_EXPORTER", "none")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "this process, without an application" in out
+    assert "[exporter.nowhere]" in out
+    assert re.search(r"\n\d to mend\n$", out)
+
+
+def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, capsys):
+    (tmp_path / "some_shop.py").write_text("import sys\nsys.path.pop(0)\nasync def app(scope, receive, send): ...\n")
+    dump = tmp_path / "dump.json"
+    manager = {
+        "@type": "x.HttpConnectionManager",
+        "early_header_mutation_extensions": [{"typed_config": {"mutations": [{"remove": "traceparent"}]}}],
+    }
+    manager["tracing"] = {
+        "provider": {"name": "opentelemetry", "typed_config": {"sampler": {"name": "a.parent_based"}}}
+    }
+    chains = [{"filters": [{"typed_config": manager}]}]
+    dump.write_text(
+        json.dumps({"configs": [{"static_listeners": [{"listener": {"name": "in", "filter_chains": chains}}]}]})
+    )
+    monkeypatch.setenv("MESHMW_EXPORTER", "none")
+    arguments = ["doctor", "some_shop:app", f"--app-dir={tmp_path}", f"--config-dump={dump}"]
+    assert main(arguments) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "some_shop:app" in out
+    assert "[middleware.missing]" in out
+    assert "[headers.removed-early]" in out
+    assert "of unknown version" in out
+    monkeypatch.delitem(sys.modules, "some_shop")
+
+
+def test_doctor_that_cannot_look_is_said_in_one_line(capsys):
+    for arguments, fault in ((["nothing"], "is not MODULE:APP"), (["--envoy-admin", "127.0.0.1:9"], "cannot be asked")):
+        assert main(["doctor", *arguments]) == 2
+        assert fault in capsys.readouterr().err
+
+
+def test_mesh_config(capsys):
+    assert main(["mesh-config", "istio", "--sampling=25"]) == 0
+    assert "randomSamplingPercentage: 25\n" in capsys.readouterr().out
+    assert main(["mesh-config", "nginx", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].startswith("# A server block")
+    assert main(["mesh-config", "consul"]) == 2
+    assert "'consul' is no target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--variant", "zipkin"], "--variant takes w3c, unsampled, malformed, b3, both, not 'zipkin'"),
+        (["--header", "nonsense"], "--header takes 'NAME: VALUE'"),
+        (["--format", "nginx"], "is no format"),
+        (["--otlp", "x"], "--otlp takes one or two port numbers"),
+        (["--otlp", "999999"], "--otlp takes one or two port numbers"),
+        (["--access-log", "/proc/1"], "/proc/1: Is a directory"),
+        ([], "did not answer"),
+    ],
+)
+def test_verify_that_cannot_be_run_is_said(arguments, fault, capsys):
+    assert main(["verify", "http://127.0.0.1:9/", "--header", "X: 1", *arguments]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_verify_does_not_share_a_port(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["verify", "http://127.0.0.1:9/", "--otlp", f"0,{port}"]) == 2
+        assert main(["verify", "http://127.0.0.1:9/", "--otlp", str(port)]) == 2
+    assert capsys.readouterr().err.count("a port cannot be opened") == 2
+
+
+@pytest.fixture
+def echo():
+    """A server that answers with the headers that it got, and is what an application and a backend are."""
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            text = json.dumps({"headers": {name.lower(): value for name, value in self.headers.items()}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Stay silent."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_verify_by_an_echo_alone(echo, tmp_path, capsys):
+    assert main(["verify", f"{echo}/"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("ONE trace: 1 looks at the headers agree\n")
+    assert "00-00000000000000000000000000000001-0000000000000001-01" in out.replace("\n", "").replace(" ", "")
+    assert main(["verify", f"{echo}/", "--variant=b3"]) == 0
+    assert "b3 " in capsys.readouterr().out
+    assert main(["verify", f"{echo}/", "--header", "traceparent: 00-xyz", f"--report={tmp_path}"]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+    assert main(["verify", f"{echo}/", "--header", "traceparent: 00-xyz"]) == 1
+    out = capsys.readouterr().out
+    assert "LOST HERE" in out
+    assert "BROKEN at probe -> application (answer)" in out
+
+
+def test_verify_asks_backends(echo, tmp_path, capsys):
+    log_path = tmp_path / "edge.log"
+    log_path.write_text(line(None))
+    arguments = ["--jaeger", echo, "--tempo", echo, "--otlp", "0", "-a", str(log_path), "--timeout=0.2"]
+    assert main(["verify", f"{echo}/", *arguments]) == 1
+    out = capsys.readouterr().out
+    assert "[verify.no-spans]" in out
+    assert "access log edge: 0 hops" in out
+
+
+def test_spans_are_drawn_with_proxies_and_orphans(capsys):
+    from meshmw.cli.verify import print_journey
+    from meshmw.diagnose.journey import Hop, Journey, JourneySpan, with_orphans
+
+    spans = [
+        JourneySpan(trace_id="a" * 32, span_id="1", service="edge", kind="SERVER", name="ingress", maker="proxy"),
+        JourneySpan(trace_id="a" * 32, span_id="2", parent_id="1", service="shop", name="GET"),
+        JourneySpan(trace_id="b" * 32, span_id="3", parent_id="9", service="stock\x1b", name="GET"),
+    ]
+    hop = Hop(name="edge", kind="proxy", received={"traceparent": None, "b3": "0"}, sent={"b3": None})
+    print_journey(Journey(title="GET /", verdict="broken", summary="BROKEN", hops=(hop,), spans=with_orphans(spans)))
+    out = capsys.readouterr().out
+    assert "└── edge SERVER ingress 0.0 ms  proxy\n    └── shop INTERNAL GET 0.0 ms" in out
+    assert "stock\\x1b INTERNAL GET 0.0 ms  orphan: its parent 9 is missing" in out
+    assert "GET /: no answer" in out
+
+
+def test_the_demo_is_one_trace(capfd, request):
+    from meshmw.errors import EnvoyError
+    from meshmw.testing import find_envoy
+
+    try:
+        find_envoy()
+    except EnvoyError as missing:
+        if request.config.getoption("--meshmw-require-envoy"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+    assert main(["demo", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["exit_code"] == 0
+    assert "ONE trace" in found["text"]
+    command = [sys.executable, "-m", "meshmw.cli", "demo", "--serve"]
+    serving = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    try:
+        lines = iter(serving.stdout.readline, b"")
+        assert any(b"Ctrl-C stops everything." in text for text in lines)
+        serving.send_signal(signal.SIGINT)
+        serving.communicate(timeout=60)
+    finally:
+        serving.kill()
+        serving.wait()
+    assert serving.returncode == 130
+
+
+def test_the_demo_that_cannot_run_says_why(tmp_path, capsys):
+    from meshmw.cli.demo import HOMES, find_home
+    from meshmw.cli.output import CannotRunError
+
+    assert main(["demo", "--json", "--serve"]) == 2
+    assert "--json prints one request" in capsys.readouterr().err
+    with pytest.raises(CannotRunError, match="are not where they should be"):
+        find_home((tmp_path,))
+    assert (find_home(HOMES) / "sample_apps" / "mesh.py").exists()
+    (tmp_path / "sample_apps").mkdir()
+    (tmp_path / "sample_apps" / "__main__.py").touch()
+    assert find_home((tmp_path, *HOMES)) == tmp_path
+    assert Path(tmp_path).is_dir()
+
+
+def test_the_command_runs_as_a_module():
+    assert run("--version").stdout == f"meshmw {__version__}\n"
+    done = run("inspect", "00-xyz", COLUMNS="20", TERM="dumb")
+    assert (done.returncode, done.stderr) == (1, "")

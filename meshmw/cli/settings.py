@@ -17,7 +17,9 @@ def settings(json: Annotated[bool, typer.Option("--json", help="Print one JSON d
     if json:
         print_json([_json(doc, values, origins.get(doc.name)) for doc in Settings.documentation()])
         return OK
-    line("\n\n".join(_entry(doc, values, origins.get(doc.name)) for doc in Settings.documentation()))
+    entries = "\n\n".join(_entry(doc, values, origins.get(doc.name)) for doc in Settings.documentation())
+    for text in entries.split("\n"):
+        line(text)
     return OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,14 +142,12 @@ def _receiver(ports: str, alone: bool) -> Iterator[Backend]:
     # Only now: it brings gRPC along.
     from meshmw.testing import OtlpReceiver
 
-    grpc, _, http = ports.partition(",")
-    try:
-        receiver = OtlpReceiver(grpc_port=int(grpc or 0), http_port=int(http or 0))
-    except ValueError:
-        raise CannotRunError(f"--otlp takes one or two port numbers, not {shown(ports)!r}") from None
+    if not re.fullmatch(r"\d{1,5}(,\d{1,5})?", ports) or max(map(int, ports.split(","))) > 65535:
+        raise CannotRunError(f"--otlp takes one or two port numbers, not {shown(ports)!r}")
+    receiver = OtlpReceiver(*map(int, ports.split(",")))
     try:
         receiver.__enter__()
-    except (OSError, RuntimeError, OverflowError) as error:
+    except (OSError, RuntimeError) as error:
         receiver.__exit__(None, None, None)
         raise CannotRunError(f"--otlp {ports}: a port cannot be opened: {error}") from error
     try:

@@ -29,6 +29,9 @@ class LogTail:
         name: The hop.
         path: The file; it need not exist yet.
         reader: Its format, or None to find it out.
+
+    Raises:
+        OSError: It is there and cannot be read.
     """
 
     def __init__(self, name: str, path: Path, reader: Format | None = None) -> None:
@@ -56,7 +59,7 @@ class LogTail:
         return reader is None or "traceparent" in reader.names
 
     def _read_before(self) -> list[str]:
-        if not self._position:
+        if not self._path.exists():
             return []
         with self._path.open("rb") as file:
             file.seek(max(0, self._position - _BEFORE))

@@ -147,7 +147,7 @@ def test_what_is_no_backend_is_said(server, body):
     for path in (f"/api/traces/{TRACE_ID}", f"/api/v2/traces/{TRACE_ID}", f"/api/v3/traces/{TRACE_ID}"):
         answers[path] = (500, body) if "v" in path.split("/")[2] else (200, body)
     for backend in ("jaeger", "tempo"):
-        with pytest.raises(BackendError, match="answered 500; .* answered something else"):
+        with pytest.raises(BackendError, match=r"answered 500; .* answered something else"):
             HttpBackend(backend, url).spans([TRACE_ID])
 
 

@@ -1,4 +1,4 @@
-"""What became of a probe, judged from headers, logs, echoes and spans that are made up here; real ones are next door."""
+"""What became of a probe, judged from made-up headers, logs, echoes and spans; real ones are next door."""
 
 from __future__ import annotations
 
