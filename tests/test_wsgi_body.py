@@ -107,6 +107,13 @@ def test_steps_and_close_may_come_from_several_threads():
     assert served.span.attributes["meshmw.response.incomplete"] is True
 
 
+def test_a_body_that_has_nothing_to_close_is_closed_by_its_end():
+    served = Served(lambda _: [b"1"])
+    assert list(served.body) == [b"1"]
+    served.body.close()
+    assert "meshmw.response.incomplete" not in served.span.attributes
+
+
 class TestFiles:
     """A server sends a file of its own wrapper's by itself, so that is what it is handed."""
 
