@@ -40,6 +40,7 @@ REASONS: Final = {
         "conflict": "B3 names another parent, and decides by `prefer`",
         "flipped": "our client sent it sampled, and it arrived unsampled; it is believed",
     },
+    "tracestate": {"header_budget": "it was left out of an outbound gRPC call, whose other metadata are too big"},
     "baggage": {"header_budget": "members were left out of an outbound request, which proxies would have refused"},
     "b3": {"conflict": "traceparent names another parent, and decides"},
     "context": {
@@ -47,6 +48,7 @@ REASONS: Final = {
         "host_trust": "a host outside the middleware has trusted the caller otherwise",
         "trust_raised": "the trust callable raised; the request starts a new trace",
         "trust_answer": "the trust callable returned none of its words; the request starts a new trace",
+        "metadata": "a header to pass on cannot travel as gRPC metadata, and is left out",
     },
 }
 
