@@ -46,7 +46,19 @@ _HOMES = {
     "configure": "bootstrap",
 }
 # So that `import meshmw` is enough, as in `meshmw.wsgi.TraceContextMiddleware`.
-_MODULES = ("asgi", "baggage", "baggage_filter", "django", "flask", "grpc", "httpx", "httpx2", "rabbitmq", "testing", "wsgi")
+_MODULES = (
+    "asgi",
+    "baggage",
+    "baggage_filter",
+    "django",
+    "flask",
+    "grpc",
+    "httpx",
+    "httpx2",
+    "rabbitmq",
+    "testing",
+    "wsgi",
+)
 
 
 def __getattr__(name: str) -> Any:
