@@ -57,8 +57,12 @@ def hops(mesh: Mesh) -> list[tuple[str, str]]:
 
 def _seen(envoy: Envoy, listener: str) -> tuple[str, str]:
     """What came in at a listener and what went out behind it, for the first request there."""
-    lines = reversed(envoy.access_log(at_least=2 * len(envoy.proxy.listeners)))
-    seen = {line["type"]: line["traceparent"] or "absent" for line in lines if line["listener"] == listener}
+    lines, seen = envoy.access_log(at_least=2 * len(envoy.proxy.listeners)), {}
+    while not {"DownstreamStart", "DownstreamEnd"} <= seen.keys():
+        mine = [line for line in lines if line["listener"] == listener]
+        seen = {line["type"]: line["traceparent"] or "absent" for line in reversed(mine)}
+        # Those that have come may be another request's: wait for one more.
+        lines = lines if len(seen) > 1 else envoy.access_log(at_least=len(lines) + 1)
     return seen["DownstreamStart"], seen["DownstreamEnd"]
 
 
