@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -212,25 +212,26 @@ class OperationScope:
 
     __slots__ = ("_begin", "_current", "operation")
 
+    operation: Operation | None
+
     def __init__(self, begin: Callable[[], Operation]) -> None:
         self._begin = begin
-        self.operation: Operation | None = None
+        self.operation = None
 
     def __enter__(self) -> Span:
         if self.operation is not None:
             raise RuntimeError("this block was entered before; make one for each message")
-        self.operation = self._begin()
-        self._current: Current = self.operation.current()
+        self.operation = operation = self._begin()
+        self._current: Current = operation.current()
         self._current.__enter__()
-        return self.operation.span
+        return operation.span
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.operation is None:
-            return
         self._current.__exit__(kind, error, at)
+        operation = cast(Operation, self.operation)
         if error is not None:
-            self.operation.fail(error)
-        self.operation.end()
+            operation.fail(error)
+        operation.end()
 
 
 class Delivery(Generic[T]):

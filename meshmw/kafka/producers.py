@@ -120,9 +120,8 @@ def _signature(send: Callable[..., Any]) -> inspect.Signature:
         return _PRODUCE
 
 
-def _finish(operation: Operation, error: BaseException | None = None) -> None:
-    if error is not None:
-        operation.fail(error)
+def _finish(operation: Operation, error: BaseException) -> None:
+    operation.fail(error)
     operation.end()
 
 

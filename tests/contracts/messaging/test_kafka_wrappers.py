@@ -126,7 +126,7 @@ def test_confluent_kafkas_callbacks_and_subclasses_work_as_ever(run, destination
         wrapped = instrument(producer, **client.options)
         # Another order of arguments than that of its base class.
         wrapped.produce(destination, b"key", b"value", 0, told_of)
-        instrument(client.producer, **client.options).produce(destination, b"b", callback=told_of)
+        instrument(client.producer, **client.options).produce(destination, b"b", partition=0, callback=told_of)
         assert wrapped.flush(60) == 0
         assert client.producer.flush(60) == 0
         assert told == [None, None]

@@ -1,0 +1,125 @@
+"""The life cycle of messages, and their attributes, without a broker."""
+
+from types import SimpleNamespace
+
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind, StatusCode
+
+from meshmw import MeshPropagator, Settings, runtime
+from meshmw.boundary.messaging import Delivery, Messaging, OperationScope
+from meshmw.boundary.operation import Current
+from meshmw.kafka.producers import _sent
+from meshmw.semconv import messaging as semconv
+
+VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
+
+
+@pytest.fixture
+def exporter():
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def make(exporter):
+    def of(sampler=None, trust="continue", **options):
+        provider = TracerProvider(sampler=sampler)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        propagator = MeshPropagator(trust=trust)
+        return Messaging("kafka", propagator=propagator, tracer_provider=provider, **options)
+
+    return of
+
+
+def read(messaging, **headers):
+    return messaging.read({name: [text] for name, text in headers.items()})
+
+
+def test_settling_is_a_client_span_below_what_is_current(make, exporter):
+    messaging = make()
+    with OperationScope(lambda: messaging.begin_process(read(messaging, traceparent=VALID), "orders")):
+        messaging.begin_settle("orders", operation="ack").end()
+    settled, processed = exporter.get_finished_spans()
+    assert (settled.name, settled.kind) == ("ack orders", SpanKind.CLIENT)
+    assert settled.attributes["messaging.operation.type"] == "settle"
+    assert settled.parent.span_id == processed.context.span_id
+
+
+def test_the_parent_is_the_settings_own(make, exporter, monkeypatch):
+    propagator = MeshPropagator()
+    settings = Settings(messaging_parent="link")
+    monkeypatch.setattr(runtime, "_installed", runtime.Runtime.from_settings(settings, propagator))
+    for messaging in (make(), make(parent="parent")):
+        messaging.begin_process(read(messaging, traceparent=VALID), "orders").end()
+    linked, child = exporter.get_finished_spans()
+    assert linked.parent is None
+    assert [link.context.trace_id for link in linked.links] == [TRACE_ID]
+    assert child.context.trace_id == TRACE_ID
+
+
+@pytest.mark.parametrize(("trust", "links"), [("restart", [TRACE_ID]), ("ignore", [])])
+def test_a_service_that_trusts_nobody_trusts_no_message(make, exporter, trust, links):
+    messaging = make(trust=trust)
+    with OperationScope(lambda: messaging.begin_process(read(messaging, traceparent=VALID, baggage="a=1"), "orders")):
+        assert not baggage.get_all()
+    (span,) = exporter.get_finished_spans()
+    assert span.parent is None
+    assert [link.context.trace_id for link in span.links] == links
+
+
+def test_an_unsampled_message_costs_no_attributes_and_is_passed_on(make, exporter):
+    messaging = make(ALWAYS_OFF)
+    begun = messaging.begin_process(
+        read(messaging, traceparent=VALID), "orders", lambda: pytest.fail("nobody looks at them")
+    )
+    assert messaging.write(begun.context, {})["traceparent"].startswith("00-4bf92f3577b34da6a3ce929d0e0e4736-")
+    _sent(begun, SimpleNamespace(offset=1, partition=1))
+    assert not exporter.get_finished_spans()
+
+
+def test_what_a_broker_does_not_tell_is_left_out(make, exporter):
+    operation = make().begin_send("orders", count=2)
+    _sent(operation, SimpleNamespace(offset=-1, partition=None))
+    (span,) = exporter.get_finished_spans()
+    assert {name for name in span.attributes if "offset" in name or "partition" in name} == set()
+    assert span.attributes["messaging.batch.message_count"] == 2
+    assert span.status.status_code is StatusCode.UNSET
+
+
+def test_a_delivery_that_fails_says_so_and_serves_once(make, exporter):
+    messaging = make()
+    delivery = Delivery("message", lambda: messaging.begin_process(read(messaging), None))
+    with pytest.raises(ValueError, match="no"), delivery as message:
+        raise ValueError(f"no {message}")
+    with pytest.raises(RuntimeError, match="entered before"), delivery:
+        pass
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.attributes["error.type"]) == ("process", "ValueError")
+
+
+def test_attributes_of_each_system():
+    assert semconv.operation_attributes("rabbitmq", "publish", "send", None) == {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+    }
+    assert semconv.rabbitmq_attributes() == {}
+    assert semconv.rabbitmq_attributes(routing_key="eu", delivery_tag=0) == {
+        "messaging.rabbitmq.destination.routing_key": "eu",
+        "messaging.rabbitmq.message.delivery_tag": 0,
+    }
+
+
+def test_a_batch_of_leaked_context_has_none_of_it(make):
+    messaging = make()
+    leaked = baggage.set_baggage("a", "1", trace.set_span_in_context(trace.INVALID_SPAN, Context()))
+    with Current(leaked):
+        batch = messaging.begin_batch([read(messaging, baggage="b=2")], "orders")
+    assert not baggage.get_all(batch.context)
+    batch.end()
