@@ -10,10 +10,12 @@ from typing import Final
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, Span, SpanKind
 
 from meshmw.boundary.adoption import CLAIM_KEY, adopted, is_of_this_request
-from meshmw.boundary.operation import TRACER, Operation
+from meshmw.boundary.durations import CLIENT, SERVER, Measurement, is_measured
+from meshmw.boundary.http_operation import HttpOperation, MeasuredHttpOperation
+from meshmw.boundary.operation import TRACER
 from meshmw.boundary.request import Request
 from meshmw.propagation.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
@@ -27,64 +29,6 @@ _REQUEST_KEY: Final = create_key("meshmw-request")
 _LEAKED: Final = "- a span of something else was current here; it is no parent"
 # On the link of a fresh root to the parent that its request named and that is not believed.
 _REJECTED: Final = {"meshmw.link": "rejected_parent"}
-
-
-class HttpOperation(Operation):
-    """Is one request, from its first header to its last byte.
-
-    Attributes:
-        delegated: What the headers say, where an instrumentation further in is to make the span; else None.
-        request: What is served, or None for what is sent.
-    """
-
-    __slots__ = ("_method", "delegated", "request")
-
-    def __init__(
-        self,
-        span: Span,
-        context: Context,
-        method: str,
-        *,
-        owned: bool,
-        delegated: Extraction | None = None,
-        request: Request | None = None,
-    ) -> None:
-        super().__init__(span, context, owned=owned)
-        self.delegated = delegated
-        self.request = request
-        self._method = method
-
-    def answered(self) -> None:
-        """Note that the last byte went out: nobody further in serves this request from here on."""
-        if self.request is not None:
-            self.request.is_over = True
-
-    def route(self, route: str | None) -> None:
-        """Name the span after the route template that the framework matched."""
-        if route and self.is_open:
-            self.span.update_name(span_name(self._method, route))
-            self.span.set_attribute("http.route", route)
-
-    def status(self, code: int, error_from: int) -> None:
-        """Record the response's status code; from *error_from* on it makes the span an error."""
-        if not self._owned:
-            return
-        self.span.set_attribute("http.response.status_code", code)
-        if code >= error_from:
-            self.span.set_attribute("error.type", str(code))
-            self.span.set_status(StatusCode.ERROR)
-
-    def finish(self, *, complete: bool) -> None:
-        """End the span, once; *complete* says whether the whole response went out."""
-        if not complete and self.is_open:
-            self.span.set_attribute("meshmw.response.incomplete", True)
-        self.end()
-
-    def end(self) -> None:
-        """End the span, once, and let go of the request."""
-        super().end()
-        if self.request is not None:
-            self.request.close()
 
 
 def begin_nested(request: Request, around: Context) -> HttpOperation | None:
@@ -140,7 +84,11 @@ def begin_server(
     span = (tracer or TRACER).start_span(span_name(request.method), parent, kind, attributes, links)
     if extraction.refused:
         _tell_refusals(span, extraction)
-    return HttpOperation(span, _serving(request, span, parent), request.method, owned=True, request=request)
+    context = _serving(request, span, parent)
+    if is_measured(SERVER) and not beside_host:
+        measurement = Measurement(SERVER, attributes)
+        return MeasuredHttpOperation(span, context, request.method, measurement, request)
+    return HttpOperation(span, context, request.method, owned=True, request=request)
 
 
 def tell(span: Span, extraction: Extraction) -> None:
@@ -176,4 +124,7 @@ def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | Non
     """Begin an outbound request as a child of what is current."""
     parent = otel_context.get_current()
     span = (tracer or TRACER).start_span(span_name(method), parent, SpanKind.CLIENT, attributes)
-    return HttpOperation(span, Context({**parent, SPAN_KEY: span}), method, owned=True)
+    context = Context({**parent, SPAN_KEY: span})
+    if is_measured(CLIENT):
+        return MeasuredHttpOperation(span, context, method, Measurement(CLIENT, attributes))
+    return HttpOperation(span, context, method, owned=True)

@@ -1,0 +1,120 @@
+"""One HTTP request as an operation: its route, its status, its end, and how long it took where that is measured.
+
+Knows OpenTelemetry's spans and contexts. Must not know how an operation begins.
+"""
+
+from __future__ import annotations
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, StatusCode
+
+from meshmw.boundary.durations import Measurement
+from meshmw.boundary.operation import Operation
+from meshmw.boundary.request import Request
+from meshmw.propagation.extraction import Extraction
+from meshmw.semconv.http import span_name
+
+
+class HttpOperation(Operation):
+    """Is one request, from its first header to its last byte.
+
+    Attributes:
+        delegated: What the headers say, where an instrumentation further in is to make the span; else None.
+        request: What is served, or None for what is sent.
+    """
+
+    __slots__ = ("_method", "delegated", "request")
+
+    def __init__(
+        self,
+        span: Span,
+        context: Context,
+        method: str,
+        *,
+        owned: bool,
+        delegated: Extraction | None = None,
+        request: Request | None = None,
+    ) -> None:
+        super().__init__(span, context, owned=owned)
+        self.delegated = delegated
+        self.request = request
+        self._method = method
+
+    def answered(self) -> None:
+        """Note that the last byte went out: nobody further in serves this request from here on."""
+        if self.request is not None:
+            self.request.is_over = True
+
+    def route(self, route: str | None) -> None:
+        """Name the span after the route template that the framework matched."""
+        if route and self.is_open:
+            self.span.update_name(span_name(self._method, route))
+            self.span.set_attribute("http.route", route)
+
+    def status(self, code: int, error_from: int) -> None:
+        """Record the response's status code; from *error_from* on it makes the span an error."""
+        if not self._owned:
+            return
+        self.span.set_attribute("http.response.status_code", code)
+        if code >= error_from:
+            self.span.set_attribute("error.type", str(code))
+            self.span.set_status(StatusCode.ERROR)
+
+    def finish(self, *, complete: bool) -> None:
+        """End the span, once; *complete* says whether the whole response went out."""
+        if not complete and self.is_open:
+            self.span.set_attribute("meshmw.response.incomplete", True)
+        self.end()
+
+    def end(self) -> None:
+        """End the span, once, and let go of the request."""
+        super().end()
+        if self.request is not None:
+            self.request.close()
+
+
+class MeasuredHttpOperation(HttpOperation):
+    """Is a request of ours whose duration somebody wants to know, also where its span is not recorded.
+
+    Args:
+        span: Its span.
+        context: What is current while user code runs.
+        method: Its method.
+        measurement: Times it.
+        request: What is served, or None for what is sent.
+    """
+
+    __slots__ = ("_measurement",)
+
+    def __init__(
+        self, span: Span, context: Context, method: str, measurement: Measurement, request: Request | None = None
+    ) -> None:
+        super().__init__(span, context, method, owned=True, request=request)
+        self._measurement = measurement
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether something can still be added, to the span or to what is measured."""
+        return not self._ended
+
+    def route(self, route: str | None) -> None:
+        """Name the span after the route template, which is a label too."""
+        if route and not self._ended:
+            self._measurement.labels["http.route"] = route
+        super().route(route)
+
+    def status(self, code: int, error_from: int) -> None:
+        """Record the response's status code."""
+        self._measurement.status(code, error_from)
+        super().status(code, error_from)
+
+    def fail(self, error: BaseException) -> None:
+        """Record what user code or the network raised."""
+        self._measurement.fail(error)
+        super().fail(error)
+
+    def end(self) -> None:
+        """End the span, once, and record how long it took."""
+        if not self._ended:
+            self._measurement.record(self.context)
+        super().end()
