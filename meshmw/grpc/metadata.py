@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from opentelemetry.context import Context
 
-from meshmw.policy.header_budget import RESERVED_BYTES, HeaderBudget
+from meshmw.policy.header_budget import RESERVED_BYTES, Cut, HeaderBudget
 from meshmw.propagation.extraction import PROPAGATION_HEADERS, SENT_HEADER
 from meshmw.propagator import MeshPropagator
 
@@ -103,11 +103,7 @@ class OutgoingMetadata:
 
     def _fit(self, pairs: Pairs, method: str, propagator: MeshPropagator) -> Pairs:
         size = len(method) + sum([len(key) + _length(key, value) + _PER_HEADER for key, value in pairs])
-        if size <= self._room:
-            return pairs
-        # The budget counts a header as HTTP/1.1 does.
-        more = len(method) + (_PER_HEADER - _HEADER_BUDGET_COUNTS) * len(pairs)
-        cut = self._budget.cut([(key.encode("latin-1"), _counted(key, value)) for key, value in pairs], more)
+        cut = self._cut(pairs, method) if size > self._room else None
         if cut is None:
             return pairs
         if cut.dropped_members:
@@ -122,6 +118,11 @@ class OutgoingMetadata:
         if not cut.fits and any(key == "tracestate" for key, _ in pairs):
             pairs = _without_state(pairs, cut.bytes_after, propagator)
         return pairs
+
+    def _cut(self, pairs: Pairs, method: str) -> Cut | None:
+        # The budget counts a header as HTTP/1.1 does.
+        more = len(method) + (_PER_HEADER - _HEADER_BUDGET_COUNTS) * len(pairs)
+        return self._budget.cut([(key.encode("latin-1"), _counted(key, value)) for key, value in pairs], more)
 
 
 def _without_state(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs:

@@ -68,7 +68,9 @@ class TracedServicerContext:
 
     def _note(self, code: Any, *, aborted: bool = False) -> None:
         self.aborted = self.aborted or aborted
-        known = code if isinstance(code, grpc.StatusCode) else _BY_NUMBER.get(code)
+        # A server with threads takes no numbers.
+        by_number = {} if isinstance(self._context, grpc.ServicerContext) else _BY_NUMBER
+        known = code if isinstance(code, grpc.StatusCode) else by_number.get(code)
         # grpcio makes UNKNOWN of what is no code, and of an abort that says OK.
         if known is None or (aborted and known is grpc.StatusCode.OK):
             known = grpc.StatusCode.UNKNOWN

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import random
@@ -215,7 +216,8 @@ class Soak:
                     own.append(channel())
                 talks.append(pool.submit(self.talk, own[-1] if end == "disconnect" else shared, number, end, last))
             if stop_early:
-                futures.wait(talks, return_when=futures.FIRST_COMPLETED)
+                for _ in zip(range(self.streams // 2), futures.as_completed(talks), strict=False):
+                    pass
                 server.stop(0).wait(GRACE_SECONDS)
             for talk in talks:
                 talk.result(GRACE_SECONDS * 10)
@@ -248,7 +250,8 @@ class Soak:
             talk = self.atalk(own[-1] if end == "disconnect" else shared, number, end, last)
             talks.append(asyncio.create_task(talk))
         if stop_early:
-            await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
+            for done in itertools.islice(asyncio.as_completed(talks), self.streams // 2):
+                await done
             await server.stop(0)
         await asyncio.gather(*talks)
         for each in (shared, *own):
@@ -321,7 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.rpc.soak", description=__doc__)
     parser.add_argument("--streams", type=int, default=64, help="that talk at once")
     parser.add_argument("--messages", type=int, default=1000, help="of each stream that nothing ends")
-    parser.add_argument("--rounds", type=int, default=3, help="and one more, in which the server stops")
+    parser.add_argument("--rounds", type=int, default=7, help="and one more, in which the server stops")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each kind of server")
     options = parser.parse_args()

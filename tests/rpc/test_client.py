@@ -353,6 +353,18 @@ def test_an_interceptor_further_in_that_makes_up_an_answer_ends_the_span(server,
     assert caller.span.attributes["rpc.status_code"] == "OK"
 
 
+def test_a_call_that_says_it_is_over_and_does_not_know_how_has_no_code(server):
+    class Unsure(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation, details, request):
+            call = await continuation(details, request)
+            call.code = lambda: asyncio.sleep(0)
+            return call
+
+    caller = Caller("asyncio", server, inside=[Unsure()])
+    caller.call()
+    assert "rpc.status_code" not in caller.span.attributes
+
+
 def contribs(caller):
     from opentelemetry.instrumentation import grpc as contrib
 

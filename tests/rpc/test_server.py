@@ -13,6 +13,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
+from meshmw.semconv.rpc import server_attributes
+
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 FROM_CALLER = [("traceparent", TRACEPARENT), ("baggage", "tenant=a")]
@@ -129,7 +131,7 @@ def test_an_exception_without_a_text_marks_the_span(host):
 
     host.error = Unprintable()
     with pytest.raises(grpc.RpcError):
-        host.call("unary_unary", {"fail": True}, timeout=5)
+        host.call("unary_unary", {"fail": True}, timeout=1)
     assert host.server_span.attributes["rpc.status_code"] == "UNKNOWN"
 
 
@@ -253,6 +255,88 @@ def test_a_method_that_is_not_there_is_answered_as_ever(host):
     with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
         assert code_of(lambda: channel.unary_unary("/lab.S/nothing")(b"{}")) is grpc.StatusCode.UNIMPLEMENTED
     assert host.spans == ()
+
+
+# handlers of other shapes
+
+
+def serving(make_host, method, style="threads"):
+    host = type(make_host("threads"))(style)
+    host.methods = lambda: {"unary_stream": method, "unary_unary": method}
+    return make_host(style, host=host)
+
+
+def test_a_handler_that_returns_an_iterator_has_the_call_in_its_own_part(make_host):
+    host = serving(make_host, lambda _request, _context: iter([json.dumps(host.visit().__dict__).encode()] * 2))
+    (first, second) = host.call("unary_stream", metadata=FROM_CALLER)
+    assert first == second
+    assert first["span_id"] == f"{host.server_span.context.span_id:016x}"
+
+
+@pytest.mark.parametrize("style", ["threads", "sync_on_aio"])
+def test_a_handler_that_raises_before_it_returns_an_iterator_marks_the_span(make_host, style):
+    host = serving(make_host, lambda _request, _context: {}["x"], style)
+    assert code_of(partial(host.call, "unary_stream")) is grpc.StatusCode.UNKNOWN
+    assert host.server_span.attributes["rpc.status_code"] == "UNKNOWN"
+
+
+class Status(grpc.Status):
+    code, details, trailing_metadata = grpc.StatusCode.RESOURCE_EXHAUSTED, "enough", (("x-t", "1"),)
+
+
+def test_an_abort_with_a_status_is_the_spans(make_host):
+    host = serving(make_host, lambda _request, context: context.abort_with_status(Status()))
+    assert code_of(host.call) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert host.server_span.attributes["rpc.status_code"] == "RESOURCE_EXHAUSTED"
+
+
+def test_an_abort_with_a_status_on_an_aio_server_is_the_spans(make_host):
+    async def method(_request, context):
+        await context.abort_with_status(Status())
+
+    host = serving(make_host, method, "async")
+    assert code_of(host.call) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert host.server_span.attributes["rpc.status_code"] == "RESOURCE_EXHAUSTED"
+
+
+def test_an_abort_that_says_ok_is_unknown_as_grpcio_makes_it(make_host):
+    host = serving(make_host, lambda _request, context: context.abort(grpc.StatusCode.OK, "well"))
+    assert code_of(host.call) is grpc.StatusCode.UNKNOWN
+    assert host.server_span.attributes["rpc.status_code"] == "UNKNOWN"
+
+
+@pytest.mark.parametrize("style", ["threads", "sync_on_aio"])
+def test_a_code_by_its_number_is_what_grpcio_makes_of_it(make_host, style):
+    def method(_request, context):
+        context.set_code(5)
+        return b"{}"
+
+    host = serving(make_host, method, style)
+    code = code_of(host.call)
+    assert code.name == {"threads": "UNKNOWN", "sync_on_aio": "NOT_FOUND"}[style]
+    assert host.server_span.attributes["rpc.status_code"] == code.name
+
+
+def test_the_context_is_grpcios_in_everything_else(make_host):
+    def method(_request, context):
+        assert isinstance(context, grpc.ServicerContext)
+        assert context.peer().startswith("ipv4:")
+        assert context.is_active()
+        assert not hasattr(context, "add_done_callback")
+        context.send_initial_metadata((("x-i", "1"),))
+        context.set_trailing_metadata((("x-t", "1"),))
+        return b"{}"
+
+    host = serving(make_host, method)
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        _, call = channel.unary_unary("/lab.S/unary_unary").with_call(b"{}", timeout=60)
+        assert ("x-i", "1") in call.initial_metadata()
+        assert ("x-t", "1") in call.trailing_metadata()
+
+
+def test_only_what_is_known_of_a_peer_is_told():
+    assert "client.port" not in server_attributes("/S/m", ("/run/s", None), None)
+    assert server_attributes("/S/m", None, None) == {"rpc.system.name": "grpc", "rpc.method": "S/m"}
 
 
 # settings
@@ -390,6 +474,21 @@ def test_a_leaked_span_is_no_parent(make_host):
     host.call(metadata=FROM_CALLER)
     assert f"{host.server_span.parent.span_id:016x}" == PARENT_ID
     assert host.propagator.rejections.counts == {("context", "leaked_span"): 1}
+
+
+def test_what_somebody_has_read_of_this_very_call_is_no_leak(make_host):
+    host = type(make_host("threads"))("threads")
+
+    class Reads(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            otel_context.attach(host.propagator.extract(dict(details.invocation_metadata)))
+            return continuation(details)
+
+    host.outside = [Reads()]
+    make_host("threads", host=host)
+    host.call(metadata=FROM_CALLER)
+    assert f"{host.server_span.parent.span_id:016x}" == PARENT_ID
+    assert host.propagator.rejections.counts == {}
 
 
 def test_what_an_interceptor_puts_into_the_context_is_there(make_host):
