@@ -47,6 +47,8 @@ _ANY_IDS = re.compile(f"{HEXDIGLC}{{2}}-{HEXDIGLC}{{32}}-{HEXDIGLC}{{16}}-{HEXDI
 # Every two digits that flags can be, so that reading them is one look.
 _KNOWN_FLAGS_OF: Final = {f"{bits:02x}": bits & KNOWN_FLAGS for bits in range(256)}
 _LENGTH: Final = 55
+# A later version may say more than version 00; to find a fault beyond this is not worth a stranger's 60 KB.
+_LOOKED_AT: Final = 512
 _SEPARATORS: Final = frozenset({2, 35, 52})
 _TRACE_ID: Final = slice(3, 35)
 _PARENT_ID: Final = slice(36, 52)
@@ -114,6 +116,7 @@ def _fault(text: str, policy: Policy) -> tuple[str, int]:
         return "empty", 0
     if (comma := text.find(",")) >= 0:
         return "duplicate", comma
+    text = text[:_LOOKED_AT]
     if control := NOT_PRINTABLE_ASCII.search(text):
         return "control", control.start()
     lower = text.lower()

@@ -13,18 +13,26 @@ from tests.benchmarks.measure import Case, measure
 from tests.benchmarks.report import table
 
 MODULES = ("servers", "hosts", "clients", "formats", "threads", "kafka", "rpc")
+# Longer ones, which print tables of their own and are run only when they are asked for.
+REPORTS = ("growth", "memory", "end_to_end", "collector")
 ROUNDS = 41
+WHAT = f"of {', '.join(MODULES)}, all of them by default; or of {', '.join(REPORTS)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Time what the arguments name, and print it."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="*", help=f"of {', '.join(MODULES)}; all by default")
+    parser.add_argument("what", nargs="*", help=WHAT)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="batches of each rival")
     parser.add_argument("--times", type=int, help="how often the thing is done in a batch, instead of each case's own")
     parser.add_argument("--svg", type=Path, help="where to write the chart")
     options = parser.parse_args(arguments)
-    cases = [case for name in options.what or MODULES for case in _cases(name)]
+    for name in options.what:
+        if name in REPORTS:
+            print(importlib.import_module(f"tests.benchmarks.{name}").report(), end="\n\n")
+    cases = [case for name in options.what or MODULES if name not in REPORTS for case in _cases(name)]
+    if not cases:
+        return 0
     began = time.monotonic()
     results = []
     for case in cases:

@@ -1,0 +1,127 @@
+"""What is remembered or written in a shorter way says the same as what it stands for."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import baggage, trace
+
+from meshmw import MeshPropagator, asgi, wsgi
+from meshmw.semconv import attributes
+from meshmw.semconv.http import server_attributes
+from meshmw.wire import format_traceparent, parse_baggage
+from meshmw.wire.baggage_member import is_raw_of
+
+MEMBERS = st.lists(
+    st.sampled_from(["a=1", "b=2;p=3", "a=%20", "c", "=x", " d = 4 ", "", "k=" + "v" * 3000]), max_size=9
+)
+IDS = st.integers(1, (1 << 64) - 1)
+
+
+@given(trace_id=st.integers(1, (1 << 128) - 1), parent_id=IDS, flags=st.integers(0, 255))
+def test_a_traceparent_is_written_in_lower_case_and_in_full(trace_id, parent_id, flags):
+    assert format_traceparent(trace_id, parent_id, flags) == f"00-{trace_id:032x}-{parent_id:016x}-{flags & 3:02x}"
+
+
+@given(lines=st.lists(MEMBERS.map(",".join), min_size=1, max_size=3))
+def test_baggage_reads_the_same_the_second_time(lines):
+    propagator = MeshPropagator()
+    members, _ = parse_baggage(lines)
+    readings = [propagator.read({"baggage": lines}) for _ in range(2)]
+    for reading in readings:
+        assert {key: (value, value.raw) for key, value in reading.baggage.items()} == {
+            key: (value, value.raw) for key, value in members.items()
+        }
+    assert readings[0] == readings[1]
+
+
+def test_remembered_baggage_is_not_changed_by_what_an_application_sets():
+    propagator = MeshPropagator()
+    context = propagator.extract({"baggage": "a=1"})
+    baggage.set_baggage("b", "2", context)
+    assert set(propagator.read({"baggage": ["a=1"]}).baggage) == {"a"}
+
+
+@pytest.mark.parametrize("raw", ["k=v", "k=v,k=w", "j=v", "k", "k=" + "v" * 300, "j=" + "v" * 300])
+def test_a_raw_text_is_checked_the_same_whatever_its_length(raw):
+    expected = raw.startswith("k=")
+    assert is_raw_of("k", raw) is expected
+    assert is_raw_of("k", raw) is expected
+
+
+@given(authority=st.text(max_size=20) | st.just("a" * 300) | st.just("a.b:80"), scheme=st.sampled_from(["http", "x"]))
+def test_an_address_is_the_same_the_second_time_and_is_the_callers_own(authority, scheme):
+    first = attributes.address_attributes("server", authority, scheme)
+    found = dict(first)
+    first.clear()
+    assert attributes.address_attributes("server", authority, scheme) == found
+
+
+def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
+    built = server_attributes(
+        method="GET",
+        scheme="http",
+        path="/",
+        query="",
+        authority="a.b",
+        protocol_version="1.1",
+        client="10.0.0.1",
+        peer=("10.0.0.1", 1),
+        user_agent="x",
+    )
+    lazy = attributes.LazyAttributes(lambda: built)
+    assert dict(lazy.items()) == {key: lazy[key] for key in lazy} == built
+    assert len(lazy) == len(built)
+
+
+class Held:
+    """Stands in a request, to see how long it is held."""
+
+
+def asgi_request(seen: list[object]) -> None:
+    async def app(scope, receive, send):
+        seen.append(scope["meshmw.operation"].context)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def nothing(*_):
+        pass
+
+    held = Held()
+    seen.append(weakref.ref(held))
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "held": held}
+    serving = asgi.TraceContextMiddleware(app, propagator=MeshPropagator())(scope, nothing, nothing)
+    with pytest.raises(StopIteration):
+        serving.send(None)
+
+
+def wsgi_request(seen: list[object]) -> None:
+    def app(environ, start_response):
+        seen.append(environ["meshmw.operation"].context)
+        start_response("200 OK", [])
+        return [b""]
+
+    held = Held()
+    seen.append(weakref.ref(held))
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "held": held}
+    for _ in wsgi.TraceContextMiddleware(app, propagator=MeshPropagator())(environ, lambda *_: None):
+        pass
+
+
+@pytest.mark.parametrize("request_of", [asgi_request, wsgi_request])
+def test_a_request_is_let_go_when_it_is_over_even_where_its_context_lives_on(request_of):
+    """No garbage collector needed: a task that outlives the request holds its context, and not what it came in."""
+    gc.collect()
+    gc.disable()
+    try:
+        seen: list[object] = []
+        request_of(seen)
+        held, context = seen
+        assert trace.get_current_span(context) is not None
+        assert held() is None
+    finally:
+        gc.enable()
