@@ -55,6 +55,7 @@ _MODULES = (
     "grpc",
     "httpx",
     "httpx2",
+    "kafka",
     "rabbitmq",
     "testing",
     "wsgi",

@@ -16,6 +16,7 @@ BARE = [
     "meshmw.wsgi",
     "meshmw.django",
     "meshmw.httpx",
+    "meshmw.kafka",
     "meshmw.propagator",
     "meshmw.rabbitmq",
     "meshmw.cli",

@@ -16,6 +16,7 @@ PUBLIC = [
     "meshmw.grpc",
     "meshmw.httpx",
     "meshmw.httpx2",
+    "meshmw.kafka",
     "meshmw.rabbitmq",
     "meshmw.wire",
     "meshmw.testing",
@@ -71,7 +72,8 @@ def test_one_import_is_enough_for_every_public_module():
 
 
 @pytest.mark.parametrize(
-    "name", ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator", "meshmw.rabbitmq"]
+    "name",
+    ["meshmw", "meshmw.asgi", "meshmw.wsgi", "meshmw.httpx", "meshmw.propagator", "meshmw.kafka", "meshmw.rabbitmq"],
 )
 def test_a_bare_import_needs_no_extra(name):
     """The optional packages are hidden, as in an installation without any extra."""
