@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.collector`: what requests feel of a collector that fails, beside no exporter at all.
 
-Each request goes through the middleware and is recorded; between exporter and collector stands a TCP proxy that fails in
-one way. What is printed is the time of a request, at a thousand a second, and its ratio to that without an exporter.
+Each request goes through the middleware and is recorded; between exporter and collector stands a TCP proxy that fails
+in one way. What is printed is the time of a request, one every millisecond, and its ratio to that without an exporter.
 """
 
 from __future__ import annotations

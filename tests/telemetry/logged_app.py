@@ -37,7 +37,7 @@ async def asgi(scope, receive, send):
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
                 return
-    write_ids()  # once more: gunicorn and hypercorn set their loggers up after this module was imported
+    write_ids()  # once more: hypercorn sets its loggers up after the application has started
     log.info("serving")
     if scope["path"] == "/fails":
         raise RuntimeError("asked to")
@@ -56,7 +56,6 @@ async def answers_500(scope, receive, send):
 
 
 def wsgi(environ, start_response):
-    write_ids()
     log.info("serving")
     start_response("200 OK", [("content-length", "2")])
     return [b"ok"]
