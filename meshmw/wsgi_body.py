@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
-from meshmw.boundary.http import HttpOperation
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.streams import StepContext
 
 
