@@ -217,6 +217,18 @@ def test_what_a_sender_has_made_up_of_earlier_deliveries_hurts_nobody(provider, 
     assert not [name for name in span.attributes if name.startswith("meshmw.message.")]
 
 
+def test_no_sender_s_numbers_and_names_are_too_large_to_export(provider, exporter):
+    death = {"count": 2**63 - 1, "reason": "rejected", "queue": "q" * 100_000}
+    headers = {"x-delivery-count": 2**64, "x-death": [death, {**death, "reason": "r" * 100_000}]}
+    method = pika.spec.Basic.Deliver(exchange="", routing_key="orders", delivery_tag=1, redelivered=True)
+    with rabbitmq.consumer_span(method, pika.BasicProperties(headers=headers), b"1", tracer_provider=provider):
+        pass
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["meshmw.message.delivery_count"] == 2_000_001
+    assert span.attributes["meshmw.message.dead_letter.count"] == 2_000_000
+    assert span.attributes["meshmw.message.dead_letter.queue"] == "q" * 255
+
+
 def test_an_unsampled_message_s_headers_are_still_passed_on():
     with Current(PROPAGATOR.extract({"traceparent": VALID.replace("-01", "-00")})), rabbitmq.producer_span("", "q"):
         assert rabbitmq.inject(propagator=PROPAGATOR)["traceparent"].startswith(VALID[:35])

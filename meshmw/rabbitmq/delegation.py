@@ -38,7 +38,5 @@ class Instrumented:
 
     def _got(self, message: Any, queue: str, operation: str) -> Any:
         """Make a `receive` span for a message that is handed out, if it is one, and return it."""
-        found = Message.of(message, queue=queue)
-        if found.method is not None:
-            begin_process(self._of, found, operation, "receive").end()
+        begin_process(self._of, Message.of(message, queue=queue), operation, "receive").end()
         return message

@@ -15,6 +15,9 @@ from meshmw.semconv.rabbitmq import Destination, destination, redelivery_attribu
 
 # Reasons for which a message is dead-lettered only after somebody got it.
 _AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
+# Any sender can write these headers: what an exporter cannot encode would cost all spans that go with it.
+_MOST: Final = 1_000_000
+_LONGEST: Final = 255  # bytes of a name in AMQP
 
 
 class Message(NamedTuple):
@@ -68,8 +71,8 @@ class Message(NamedTuple):
             delivery_count=before + 1,
             redelivered=redelivered,
             dead_letter_count=sum(_count(each.get("count")) for each in deaths),
-            dead_letter_reason=_text_of(last.get("reason")),
-            dead_letter_queue=_text_of(last.get("queue")),
+            dead_letter_reason=_text_of(last.get("reason"))[:_LONGEST],
+            dead_letter_queue=_text_of(last.get("queue"))[:_LONGEST],
         )
 
 
@@ -95,4 +98,4 @@ def _list(value: object) -> list[Any]:
 
 
 def _count(value: object) -> int:
-    return int(value) if isinstance(value, int) and value > 0 else 0
+    return min(int(value), _MOST) if isinstance(value, int) and value > 0 else 0
