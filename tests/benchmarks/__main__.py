@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tests.benchmarks.chart import chart
 from tests.benchmarks.measure import Case, measure
-from tests.benchmarks.report import table
+from tests.benchmarks.report import details, table, within
 
 MODULES = ("servers", "hosts", "clients", "formats", "threads", "kafka", "rpc")
 # Longer ones, which print tables of their own and are run only when they are asked for.
-REPORTS = ("growth", "memory", "end_to_end", "collector")
+REPORTS = ("growth", "memory", "end_to_end")
 ROUNDS = 41
 WHAT = f"of {', '.join(MODULES)}, all of them by default; or of {', '.join(REPORTS)}"
 
@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", nargs="*", help=WHAT)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="batches of each rival")
     parser.add_argument("--times", type=int, help="how often the thing is done in a batch, instead of each case's own")
+    parser.add_argument("--details", action="store_true", help="a row for each rival, with quartiles and targets")
+    parser.add_argument("--readme", type=Path, help="whose table to renew")
     parser.add_argument("--svg", type=Path, help="where to write the chart")
     options = parser.parse_args(arguments)
     for name in options.what:
@@ -38,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     for case in cases:
         results.append(measure(case, options.rounds, options.times))
         print(f"{case.name}: done after {time.monotonic() - began:.0f} s", file=sys.stderr)
-    print(table(results))
+    print(details(results) if options.details else table(results))
+    if options.readme:
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(within(text, table(results)), encoding="utf-8")
     if options.svg:
         options.svg.write_text(chart(results), encoding="utf-8")
     return 0

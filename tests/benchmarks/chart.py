@@ -20,7 +20,7 @@ def chart(results: Sequence[Result]) -> str:
     """Return an SVG with a group of bars for each result, as long as the rivals' medians; each has its own scale."""
     shapes: list[str] = []
     y = 8
-    for result in results:
+    for result in (each for each in results if each.case.drawn):
         shapes.append(_text(0, y + 16, result.case.name + ", µs per request", "name"))
         y += HEAD - 8
         longest = max(cost.median for cost in result.costs.values())

@@ -58,7 +58,7 @@ def _fastapi() -> Case:
     }
     batches = {label: asgi_batch(app, headers(SAMPLED)) for label, app in apps.items()}
     target = {"FastAPI's own": 1 / 7, "FastAPI's own, one span": 1 / 4}
-    return Case("FastAPI request", batches, floor="bare", times=100, between=flush, target=target)
+    return Case("FastAPI request", batches, floor="bare", times=100, between=flush, target=target, drawn=True)
 
 
 def _adopted() -> Case:

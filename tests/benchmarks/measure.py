@@ -30,6 +30,7 @@ class Case:
         times: How often the thing is done in one batch.
         between: Is called before each batch, untimed: to empty a queue.
         target: By rival: at most which part of its time ours may take.
+        drawn: Whether the chart shows it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     times: int = 200
     between: Callable[[], object] = nothing
     target: Mapping[str, float] = field(default_factory=dict)
+    drawn: bool = False
 
 
 class Spread(NamedTuple):

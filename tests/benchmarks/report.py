@@ -6,12 +6,30 @@ from collections.abc import Sequence
 
 from tests.benchmarks.measure import Result, Spread
 
-HEAD = "| what | rival | µs | times meshmw's | target |\n|---|---|---:|---:|---|"
+BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
+HEAD = "| what | meshmw, µs | what others take of that |\n|---|---:|---|"
+DETAILS = "| what | rival | µs | times meshmw's | target |\n|---|---|---:|---:|---|"
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return all results as one Markdown table; medians, with the quartiles behind them."""
-    return "\n".join([HEAD, *(row for result in results for row in _rows(result))])
+    """Return all results as one Markdown table: our median with its quartiles, and how many times that others take."""
+    rows = []
+    for result in results:
+        others = ", ".join(f"{label} {ratio.median:.2g} ×" for label, ratio in result.ratios.items())  # noqa: RUF001
+        rows.append(f"| {result.case.name} | {shown(result.costs['meshmw'])} | {others} |")
+    return "\n".join([HEAD, *rows])
+
+
+def within(readme: str, shown: str) -> str:
+    """Return a README with another table between the marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{shown}\n{END}{after}"
+
+
+def details(results: Sequence[Result]) -> str:
+    """Return all results as one Markdown table with a row for each rival, and the targets."""
+    return "\n".join([DETAILS, *(row for result in results for row in _rows(result))])
 
 
 def _rows(result: Result) -> list[str]:

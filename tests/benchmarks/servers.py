@@ -106,7 +106,7 @@ def _asgi(name: str, traceparent: str, target: dict[str, float]) -> Case:
         "SDK span alone": sdk_alone(asgi_app, traceparent),
     }
     batches = {label: asgi_batch(app, headers(traceparent)) for label, app in apps.items()}
-    return Case(name, batches, floor="bare", between=flush, target=target)
+    return Case(name, batches, floor="bare", between=flush, target=target, drawn=True)
 
 
 def _disabled() -> Case:
@@ -137,4 +137,4 @@ def _disabled() -> Case:
 def _wsgi(name: str, traceparent: str, target: dict[str, float]) -> Case:
     apps = {"bare": wsgi_app, "meshmw": wsgi.TraceContextMiddleware(wsgi_app), "contrib": ContribWSGI(wsgi_app)}
     batches = {label: wsgi_batch(app, headers(traceparent)) for label, app in apps.items()}
-    return Case(name, batches, floor="bare", between=flush, target=target)
+    return Case(name, batches, floor="bare", between=flush, target=target, drawn=traceparent == SAMPLED)
