@@ -179,7 +179,7 @@ def _print(report: AccessLogReport, top: int) -> None:
 
 def _print_hop(hop: HopLog, top: int) -> None:
     total = hop.places.total
-    line(f"{hop.name}: {total.total:,} requests in {hop.lines:,} lines", "bold")
+    line(f"{hop.name}: requests: {total.total:,}, lines: {hop.lines:,}", "bold")
     if not hop.logs_traceparent:
         return
     places = sorted_places(hop.places)

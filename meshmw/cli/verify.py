@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -180,7 +180,8 @@ def print_journey(journey: Journey) -> None:
     for source in journey.sources:
         line(f"  {source}", "dim")
     line("")
-    table(["hop", "received", "sent on", "it"], [_hop_cells(hop) for hop in journey.hops])
+    rows = [_hop_cells(before, hop) for before, hop in zip((None, *journey.hops), journey.hops, strict=False)]
+    table(["hop", "received", "sent on", ""], rows)
     if journey.spans:
         line("")
         for trace_id in journey.trace_ids:
@@ -190,13 +191,15 @@ def print_journey(journey: Journey) -> None:
     line(journey.summary, _STYLES[journey.verdict])
 
 
-def _hop_cells(hop: Hop) -> tuple[str, str, str, str]:
-    marks = ["LOST HERE" if hop.lost else "", "" if hop.kind == "client" else hop.change, hop.note]
-    return hop.name, _shown(hop, hop.received), _shown(hop, hop.sent), "; ".join(filter(None, marks))
+def _hop_cells(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
+    marks = ["LOST HERE" if hop.lost else "", "" if hop.change == "unknown" else hop.change, hop.note]
+    received, sent = _shown(hop.received), _shown(hop.sent)
+    # What the hop before sent needs no second look.
+    same = before is not None and received == _shown(before.sent)
+    return hop.name, "" if same else received, sent, "; ".join(filter(None, marks))
 
 
-def _shown(hop: Hop, headers: object) -> str:
-    values = hop.received if headers is hop.received else hop.sent
+def _shown(values: Mapping[str, str | None]) -> str:
     if "traceparent" not in values:
         b3 = values.get("b3")
         return f"b3 {excerpt_of(b3)}" if b3 else ""

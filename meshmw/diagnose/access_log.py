@@ -206,7 +206,7 @@ class Analysis:
                 self._sides[side] = rank
         place = (len(self._logs) - 1, rank)
         if place not in self._names:
-            self._names[place] = f"{name} {side}" if side else name
+            self._names[place] = f"{name} {side}" if side not in ("", name) else name
         return (*place, 0 if start else 1)
 
 

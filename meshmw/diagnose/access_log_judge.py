@@ -105,7 +105,7 @@ def _loss(loss: Crossing) -> Finding:
     if loss.joined:
         trace, arrived, request_id = (shown(part, 64) for part in loss.example)
         what = (
-            f"of {loss.joined:,} requests that {loss.sender} sent and {loss.receiver} logged, {loss.lost:,} lost their "
+            f"of {_count(loss.joined)} that {loss.sender} sent and {loss.receiver} logged, {loss.lost:,} lost the "
             f"trace; request {request_id} left with {trace} and arrived with {arrived}"
         )
     else:

@@ -154,7 +154,8 @@ def _summary(verdict: Verdict, judgement: Judgement, errors: Sequence[Finding], 
             "UNKNOWN: nothing shows the trace; give access logs, a backend, or an application that echoes its headers"
         )
     recorded = f" and {len(spans)} spans" if spans else ""
-    return f"ONE trace: {judgement.sights} looks at the headers{recorded} agree"
+    sightings = f"{judgement.sights} sighting{'' if judgement.sights == 1 else 's'} of its headers"
+    return f"ONE trace: {sightings}{recorded}, all of one trace"
 
 
 def _of_answer(probe: Probe, answer: Answer) -> list[Finding]:
@@ -267,9 +268,10 @@ def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
 
 
 def _sources(watch: Watch, answer: Answer, seen: _Seen, faults: dict[str, str]) -> Iterable[str]:
-    yield f"answer: {answer.status_code}, {len(answer.echoes)} applications echo their headers"
+    count = len(answer.echoes)
+    yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} told what arrived"
     for tail in watch.tails:
         count = sum(hop.name.startswith(tail.name) for hop in seen.hops)
-        yield f"access log {tail.name}: {count} hops"
+        yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"
     for backend in watch.backends:
         yield f"{backend.name}: {faults.get(backend.name) or f'{len(seen.spans)} spans'}"
