@@ -12,7 +12,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime
-from meshmw.boundary.http import HttpOperation, tell
+from meshmw.boundary.http import tell
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.boundary.operation import Current
 from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_asgi

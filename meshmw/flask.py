@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from meshmw.boundary.http import HttpOperation
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.errors import MissingExtraError
 from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagator import MeshPropagator

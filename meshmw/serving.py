@@ -14,7 +14,8 @@ from opentelemetry import trace
 
 from meshmw import runtime
 from meshmw.boundary import logged
-from meshmw.boundary.http import HttpOperation, begin_nested, begin_server
+from meshmw.boundary.http import begin_nested, begin_server
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.boundary.request import Request
 from meshmw.policy.paths import PathPatterns
 from meshmw.policy.trust import Trust, TrustCallable, TrustPolicy

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self
 from opentelemetry import trace
 
 from meshmw import runtime
-from meshmw.boundary.http import HttpOperation, begin_client
+from meshmw.boundary.http import begin_client
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.propagator import MeshPropagator
 from meshmw.semconv import http as semconv
 from meshmw.semconv.attributes import AttributeValue, LazyAttributes

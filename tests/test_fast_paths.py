@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import baggage, trace
+from opentelemetry.context import Context
 
 from meshmw import MeshPropagator, asgi, wsgi
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.semconv import attributes
 from meshmw.semconv.http import server_attributes
 from meshmw.wire import format_traceparent, parse_baggage
@@ -76,6 +78,13 @@ def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
     lazy = attributes.LazyAttributes(lambda: built)
     assert dict(lazy.items()) == {key: lazy[key] for key in lazy} == built
     assert len(lazy) == len(built)
+
+
+def test_an_operation_that_serves_nothing_is_answered_without_complaint():
+    operation = HttpOperation(trace.INVALID_SPAN, Context(), "GET", owned=False)
+    operation.answered()
+    operation.finish(complete=True)
+    assert operation.is_over
 
 
 class Held:

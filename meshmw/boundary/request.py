@@ -5,6 +5,7 @@ Must not know how a span lives, nor decide anything.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 
-class Request:
+class Request(ABC):
     """Tells what is asked; each adapter reads the rest of it where its protocol keeps that, and only when asked.
 
     Args:
@@ -42,13 +43,13 @@ class Request:
         self.carrier = carrier
         self.is_over = False
 
+    @abstractmethod
     def view(self) -> RequestView:
         """Return what a trust decision looks at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attributes(self) -> dict[str, AttributeValue]:
         """Return what a span says of the request as it arrives."""
-        raise NotImplementedError
 
     def host_span(self, read_by_host: bool) -> Span | None:
         """Return the span that the host marked as this request's, told whether one has read the lines; none here."""
