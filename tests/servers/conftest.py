@@ -89,7 +89,6 @@ WORKERS = {
         "asgi", f"{_PRELOAD} --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker"), "warm_app:fastapi"
     ),
     "gunicorn-recycling": Kind("wsgi", f"{_GUNICORN} --max-requests 3", ("gunicorn",)),
-    "uvicorn-recycling": Kind("asgi", f"{_UVICORN} --workers 2 --limit-max-requests 3", ("uvicorn",)),
     "hypercorn-recycling": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0 --max-requests 3", ("hypercorn",)),
 }
 POLICIES = ("strict", "w3c")

@@ -33,7 +33,7 @@ TWO_WORKERS = [
     "gunicorn-gevent-preload",
 ]
 # A worker ends after three requests, and another takes its place.
-RECYCLING = ["gunicorn-recycling", "uvicorn-recycling", "hypercorn-recycling"]
+RECYCLING = ["gunicorn-recycling", "hypercorn-recycling"]
 # These leave SIGTERM to Python, which would end without exit handlers, and cut off what is under way.
 KILLED = ["waitress", "werkzeug"]
 # uvicorn ends its own graceful stop with the signal that began it.
@@ -213,7 +213,6 @@ def deaf():
         ("uvicorn", "otlp"),
         ("granian-wsgi", "otlp-http"),
         ("gunicorn-sync", "otlp"),
-        ("gunicorn-gevent", "otlp-http"),
         ("waitress", "otlp"),
     ],
 )
