@@ -12,6 +12,7 @@ from opentelemetry.util._importlib_metadata import entry_points
 from meshmw.settings import Settings
 from meshmw.telemetry.kubernetes import KubernetesResourceDetector
 from meshmw.telemetry.podinfo import parse_map
+from meshmw.telemetry.provider import build_provider
 from meshmw.telemetry.resource import build_resource
 from meshmw.telemetry.workload import owners, service_attributes
 
@@ -258,6 +259,13 @@ class TestResource:
         monkeypatch.setenv("OTEL_SERVICE_NAME", "told")
         found = Resource.create().attributes
         assert (found["k8s.pod.name"], found["service.name"]) == (POD, "told")
+
+    def test_what_the_sdk_finds_anew_is_below_what_is_known(self):
+        provider, _ = build_provider(Settings(exporter="none"))
+        provider._update_resource(Resource({"service.instance.id": "random", "process.pid": 7}))
+        found = provider.resource.attributes
+        assert (found["service.instance.id"], found["process.pid"]) == (f"shop.{POD}.web", 7)
+        provider.shutdown()
 
     def test_a_forked_worker_keeps_the_id_that_the_pod_gave(self, run_program):
         program = run_program(

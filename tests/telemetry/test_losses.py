@@ -8,6 +8,7 @@ import threading
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from meshmw.telemetry.batching import Batching
 from meshmw.telemetry.collector import CollectorExporter
@@ -103,12 +104,17 @@ def test_what_the_end_leaves_behind_is_counted(pipeline):
     assert processor.dropped_ended == 3 + 2
 
 
-def test_an_unsampled_span_is_never_lost(pipeline):
-    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+class RecordOnly(Sampler):
+    def should_sample(self, *args, **named):
+        return SamplingResult(Decision.RECORD_ONLY)
 
-    exporter = Gate()
-    _, processor = pipeline(exporter)
-    provider = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
+    def get_description(self):
+        return "record only"
+
+
+def test_a_span_that_is_recorded_and_not_sampled_is_never_lost(pipeline):
+    _, processor = pipeline(Gate())
+    provider = TracerProvider(RecordOnly(), shutdown_on_exit=False)
     provider.add_span_processor(processor)
     processor.shutdown()
     end_spans(provider.get_tracer("t"), 2)
