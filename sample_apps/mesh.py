@@ -157,7 +157,7 @@ class Services:
         process = start_process(command, self.logs / name, environment=environment, cwd=HERE)
         self.running[name] = (process, port)
 
-    def wait(self, timeout: float = 30.0) -> None:
+    def wait(self, timeout: float = 60.0) -> None:
         """Wait until those that serve accept connections, and see that the others run."""
         deadline = time.monotonic() + timeout
         for name, (process, port) in self.running.items():

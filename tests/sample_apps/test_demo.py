@@ -54,14 +54,14 @@ def home(tmp_path):
 
 def run(home, *arguments):
     command = [sys.executable, "-m", "sample_apps", *arguments]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, check=False)
 
 
 def run_without(home, *packages):
     script = f"import sys; sys.modules.update(dict.fromkeys({packages})); sys.argv[1:] = []; import runpy; "
     script += "runpy.run_module('sample_apps', run_name='__main__')"
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, check=False)
 
 
 def rows_of(run):
