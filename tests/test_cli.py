@@ -180,7 +180,7 @@ def test_access_log_of_several_hops(tmp_path, capsys):
 def test_access_log_says_what_share_was_joined(tmp_path, capsys):
     path = tmp_path / "a.log"
     path.write_text("".join(line(VALID, f"r{n}") for n in range(50_100)))
-    assert main(["access-log", str(path)]) == 0
+    assert main(["access-log", str(path), f"again={path}"]) == 0
     assert "(one in 2 ids was joined)" in capsys.readouterr().out
 
 

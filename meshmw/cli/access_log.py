@@ -173,8 +173,8 @@ def _print(report: AccessLogReport, top: int) -> None:
             [(each.sender, each.receiver, *(f"{n:,}" for n in numbers_of(each))) for each in report.crossings],
             numbers=["joined", "lost", "trace ids", "arrived", "flipped"],
         )
-    if report.joined_one_in > 1:
-        line(f"(one in {report.joined_one_in} ids was joined)", "dim")
+        if report.joined_one_in > 1:
+            line(f"(one in {report.joined_one_in} ids was joined)", "dim")
 
 
 def _print_hop(hop: HopLog, top: int) -> None:
