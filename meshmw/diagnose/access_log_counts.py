@@ -121,7 +121,7 @@ class Places:
         place.add(seen, line)
         if seen.reason:
             self.reasons[seen.reason] += 1
-            self.examples.setdefault(seen.reason, line["traceparent"][:300])
+            self.examples.setdefault(seen.reason, line["traceparent"][:60])
 
     @property
     def total(self) -> Place:

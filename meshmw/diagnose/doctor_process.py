@@ -159,7 +159,7 @@ def _resource(facts: AppFacts) -> Iterator[Finding]:
 
 def _sampler(facts: AppFacts) -> Iterator[Finding]:
     description = facts.sampler
-    if description and not description.startswith("ParentBased") and "sampling_owner" not in description:
+    if description and not description.startswith("ParentBased"):
         owned = facts.settings is not None and facts.settings.sampling_owner == "service"
         if not owned and description != "AlwaysOnSampler":
             yield _finding(

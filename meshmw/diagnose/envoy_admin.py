@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from meshmw.diagnose.config_dump import ProxyConfig, read_proxy
+from meshmw.diagnose.escaping import without_secrets
 from meshmw.errors import MeshmwError
 
 
@@ -30,17 +31,18 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
         AdminError: It does not answer, or with something else.
     """
     base = (url if "://" in url else f"http://{url}").rstrip("/")
+    where = without_secrets(base)
     try:
         with httpx.Client(timeout=timeout, trust_env=False) as client:
             dump, info, clusters = (
                 client.get(f"{base}{path}").raise_for_status().json()
                 for path in ("/config_dump", "/server_info", "/clusters?format=json")
             )
-            return read_proxy(base, dump, info, clusters)
+            return read_proxy(where, dump, info, clusters)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise AdminError(f"{base} cannot be asked: {str(error) or type(error).__name__}") from error
+        raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise AdminError(f"{base} is no Envoy administration interface ({type(error).__name__})") from error
+        raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
 
 
 def read_dump(path: Path) -> ProxyConfig:

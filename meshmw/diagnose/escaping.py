@@ -28,6 +28,14 @@ def shown(text: str | bytes, limit: int | None = 200) -> str:
     return _UNSAFE.sub(_escape, cut)
 
 
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be printed: without credentials and without a query, in which a token may stand."""
+    scheme, slashes, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    path, question, _ = path.partition("?")
+    return f"{scheme}{slashes}{authority.rpartition('@')[2].partition('?')[0]}{slash}{path}{question and '?...'}"
+
+
 def one_column_each(text: str) -> tuple[str, list[int]]:
     """Return a text with everything outside printable ASCII escaped, and where each of its characters begins in that.
 

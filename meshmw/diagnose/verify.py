@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from meshmw.diagnose.escaping import without_secrets
 from meshmw.diagnose.finding import Finding, by_severity
 from meshmw.diagnose.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
 from meshmw.diagnose.verify_backends import Backend, BackendError
@@ -126,7 +127,7 @@ def _journey(probe: Probe, answer: Answer, watch: Watch, seen: _Seen, faults: di
     errors = [finding for finding in ordered if finding.severity == "error"]
     verdict = _verdict(judgement, errors, seen)
     return Journey(
-        title=f"{probe.method} {probe.url}",
+        title=f"{probe.method} {without_secrets(probe.url)}",
         verdict=verdict,
         summary=_summary(verdict, judgement, errors, seen.spans),
         trace_id=judgement.expected or probe.trace_id,
@@ -163,7 +164,7 @@ def _of_answer(probe: Probe, answer: Answer) -> list[Finding]:
         return []
     return [
         Finding(
-            "warning", "verify.status", probe.url, f"the answer was {answer.status_code}",
+            "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
             "a request that is refused on the way does not reach every hop",
             "give a URL that answers 2xx, or what it needs with --header",
         )

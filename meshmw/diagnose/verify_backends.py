@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 import httpx
 
+from meshmw.diagnose.escaping import without_secrets
 from meshmw.diagnose.journey import JourneySpan, journey_spans, maker_of
 from meshmw.errors import MeshmwError
 
@@ -46,7 +47,7 @@ class HttpBackend:
     """
 
     def __init__(self, name: str, base_url: str, headers: Mapping[str, str] | None = None) -> None:
-        self.name = f"{name} at {base_url}"
+        self.name = f"{name} at {without_secrets(base_url)}"
         self._asked = _ASKED[name]
         self._base = base_url.rstrip("/")
         self._headers = {"accept": "application/json", **(headers or {})}

@@ -15,7 +15,7 @@ from meshmw.diagnose.access_log_counts import classify
 from meshmw.diagnose.access_log_detect import Format, detect
 from meshmw.diagnose.access_log_format import Line
 from meshmw.diagnose.journey import HEADERS, Hop
-from meshmw.diagnose.verify_probe import Probe
+from meshmw.diagnose.verify_probe import AGENT, Probe
 
 _BEFORE: Final = 1 << 16
 _AT_ONCE: Final = 1 << 24
@@ -127,11 +127,13 @@ def _matching(lines: Sequence[tuple[str, str, Line]], probe: Probe) -> list[tupl
 
 def _ids(line: Line) -> set[str]:
     parent = classify(line).parent
-    found = {line.get("request_id", "-"), line.get("trace_id", "-"), line.get("user_agent", "-")}
+    found = {line.get("request_id", "-"), line.get("trace_id", "-")}
     if parent is not None:
         found.add(f"{parent.trace_id:032x}")
     # An application's own user agent is everybody's.
-    return {each for each in found if each not in ("-", "") and ("/" not in each or each.startswith("meshmw-verify/"))}
+    if (agent := line.get("user_agent", "")).startswith(AGENT):
+        found.add(agent)
+    return found - {"-", ""}
 
 
 def _hop_at(place: tuple[str, str], lines: Iterable[Line]) -> Hop:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from meshmw.diagnose.escaping import without_secrets
 from meshmw.diagnose.journey import HEADERS
 from meshmw.errors import MeshmwError
 
@@ -28,6 +29,7 @@ VARIANTS: Final = {
 # Ids that a reader of a log recognises at once: 31 zeros and a 1, 15 zeros and a 1.
 SYNTHETIC: Final = (f"{1:032x}", f"{1:016x}")
 MALFORMED: Final = "00-xyz"
+AGENT: Final = "meshmw-verify/"
 TRACESTATE: Final = "meshmw=verify"
 _OTHER_TRACE: Final = f"{0xB3:032x}"
 _MAX_BODY: Final = 1 << 20
@@ -81,7 +83,7 @@ def make_probe(
 ) -> Probe:
     """Return a request of a variant, with further headers that win over its own."""
     trace_id, parent_id = ids
-    request_id, agent = str(uuid.uuid4()), f"meshmw-verify/{secrets.token_hex(8)}"
+    request_id, agent = str(uuid.uuid4()), f"{AGENT}{secrets.token_hex(8)}"
     own = {"user-agent": agent, "x-request-id": request_id, **_trace_headers(variant, trace_id, parent_id)}
     added = {name.lower(): value for name, value in (headers or {}).items()}
     return Probe(url, variant, trace_id, parent_id, {**own, **added}, request_id, agent, method)
@@ -152,7 +154,9 @@ def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Ans
                 if len(body) > _MAX_BODY:
                     break
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ProbeError(f"{probe.url} did not answer: {str(error) or type(error).__name__}") from error
+        raise ProbeError(
+            f"{without_secrets(probe.url)} did not answer: {str(error) or type(error).__name__}"
+        ) from error
     return Answer(response.status_code, echoes_of(body), _trace_of_answer(response.headers))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.diagnose.escaping import one_column_each, shown
+from meshmw.diagnose.escaping import one_column_each, shown, without_secrets
 from meshmw.diagnose.finding import Finding, by_severity
 from meshmw.diagnose.inspect import inspect
 from meshmw.wire import REASONS
@@ -103,6 +103,20 @@ def test_what_is_shown_is_cut_and_escaped():
     assert shown(b"\x1b[31m\xff") == "\\x1b[31m\\xff"
     assert shown("\u202e\U000e0001") == "\\u202e\U000e0001"
     assert one_column_each("a\U0001f600") == ("a\\U0001f600", [0, 1, 11])
+
+
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("http://mesh/a", "http://mesh/a"),
+        ("https://user:pass@mesh:8443/a/b?token=x", "https://mesh:8443/a/b?..."),
+        ("http://u:p@mesh?token=x", "http://mesh"),
+        ("http://u:p@ss@mesh/", "http://mesh/"),
+        ("mesh", "mesh"),
+    ],
+)
+def test_no_secret_of_a_url_is_printed(url, printed):
+    assert without_secrets(url) == printed
 
 
 def test_findings_come_worst_first_and_once():

@@ -270,10 +270,11 @@ def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
             "request_id": "r1",
             "tp": parent(),
         },
-        {"listener": "calls", "type": "DownstreamStart", "request_id": "r1", "user_agent": "app/1", "tp": None},
+        {"listener": "calls", "type": "DownstreamStart", "request_id": "r1", "user_agent": "curl", "tp": None},
         {"listener": "calls", "type": "DownstreamPeriodic", "request_id": "r1"},
         {"listener": "calls", "request_id": "r1", "tp": parent(OTHER), "trace_id": OTHER},
         {"listener": "inbound", "user_agent": "app/1", "request_id": "r2", "tp": parent("e" * 32)},
+        {"listener": "inbound", "user_agent": "curl", "request_id": "r3", "tp": parent("d" * 32)},
         {"listener": "inbound", "user_agent": probe.agent, "request_id": "r1", "tp": parent(), "trace_id": "-"},
     ]
     path.write_text("".join(json.dumps(each) + "\n" for each in lines))
