@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
 from typing import Any
 
-from meshmw.boundary.http import HttpOperation
+from meshmw.boundary.http_operation import HttpOperation
 from meshmw.wsgi import OPERATION
 
 
