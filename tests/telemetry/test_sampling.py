@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import TracerProvider
@@ -12,6 +15,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 from opentelemetry.trace import SpanKind
 
 from meshmw import MeshPropagator, Settings
+from meshmw.asgi import TraceContextMiddleware
 from meshmw.telemetry.provider import build_provider
 from meshmw.telemetry.sampling import RemoteParentSampler
 
@@ -152,3 +156,33 @@ class TestRoutes:
         finally:
             detach(token)
         assert span.get_span_context().trace_flags.sampled is False
+
+    @pytest.mark.parametrize(("path", "recorded"), [("/health", False), ("/items", True)])
+    @pytest.mark.parametrize("host", ["bare", "fastapi"])
+    def test_a_real_request_is_asked_about_by_its_path(self, host: str, path: str, recorded: bool) -> None:
+        provider, _ = build_provider(Settings(exporter="none", sampling_rules=self.RULES))
+        seen: list[bool] = []
+
+        async def bare(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(trace.get_current_span().is_recording())
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        app: Any = bare
+        if host == "fastapi":
+            app = FastAPI(telemetry={"tracer_provider": provider})
+            app.mount("/", bare)
+        wrapped = (
+            app
+            if host == "fastapi"
+            else TraceContextMiddleware(bare, tracer_provider=provider, propagator=MeshPropagator())
+        )
+
+        async def ask() -> None:
+            transport = httpx.ASGITransport(wrapped)
+            async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+                await client.get(path, headers=self.SAMPLED)
+
+        asyncio.run(ask())
+        assert seen == [recorded]
+        provider.shutdown()
