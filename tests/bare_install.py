@@ -17,6 +17,7 @@ BARE = [
     "meshmw.django",
     "meshmw.httpx",
     "meshmw.kafka",
+    "meshmw.logs",
     "meshmw.propagator",
     "meshmw.rabbitmq",
     "meshmw.cli",

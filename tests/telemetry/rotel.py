@@ -7,6 +7,8 @@ import importlib.util
 import os
 import signal
 import socket
+import subprocess
+import sysconfig
 import time
 from pathlib import Path
 
@@ -57,8 +59,7 @@ class Rotel:
             f"--log-file={self._folder / 'rotel.log'}",
             f"--pid-file={self._folder / 'rotel.pid'}",
         ]
-        variables = {name: text for name, text in os.environ.items() if not name.startswith("ROTEL_")}
-        self._process = start_process(command, self._folder / "rotel.out", environment=variables)
+        self._process = start_process(command, self._folder / "rotel.out", environment=_variables())
         deadline = time.monotonic() + START_SECONDS
         for port in (self.grpc_port, self.http_port):
             while not _answers(port):
@@ -86,10 +87,25 @@ def binary() -> Path:
     return Path(found.origin).with_name("rotel-agent") if found and found.origin else Path("/nowhere")
 
 
-def require_rotel(config: pytest.Config) -> None:
-    """Skip where rotel is not installed, and fail where everything is to be there."""
+def _variables() -> dict[str, str]:
+    """Return an environment in which the loader finds the Python library that rotel embeds, beside this interpreter."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("ROTEL_")}
+    places = [str(sysconfig.get_config_var("LIBDIR")), *filter(None, [kept.get("LD_LIBRARY_PATH")])]
+    return {**kept, "LD_LIBRARY_PATH": os.pathsep.join(places)}
+
+
+def _missing() -> str:
     if not binary().exists():
-        missing = "rotel is not installed: run  pip install rotel"
+        return "rotel is not installed: run  pip install rotel"
+    tried = subprocess.run(
+        [binary(), "--help"], env=_variables(), capture_output=True, text=True, timeout=START_SECONDS
+    )
+    return f"rotel does not start, install what it says: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+def require_rotel(config: pytest.Config) -> None:
+    """Skip where rotel cannot run, and fail where everything is to be there."""
+    if missing := _missing():
         if config.getoption("--meshmw-require-envoy"):
             pytest.fail(missing)
         pytest.skip(missing)
