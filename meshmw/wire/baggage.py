@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -35,6 +36,8 @@ MAX_MEMBERS: Final = 64
 MAX_BYTES: Final = 8192
 # How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
 _WINDOW: Final = 4
+# One after the other: of thousands of members, the limit lets only the first be looked at.
+_PART: Final = re.compile("[^,]+")
 
 
 def parse_baggage(
@@ -53,11 +56,11 @@ def parse_baggage(
         The values by key, and the `REASONS` why others were left out, each once. Nothing is raised.
     """
     kept: dict[str, BaggageValue] = {}
-    parts, was_cut = _split([lines] if isinstance(lines, str) else lines, _WINDOW * max_bytes)
+    text, was_cut = _window([lines] if isinstance(lines, str) else lines, _WINDOW * max_bytes)
     dropped: dict[str, None] = {}
     count, size = 0, -1
-    for part in parts:
-        raw = part.strip(OWS)
+    for part in _PART.finditer(text):
+        raw = part[0].strip(OWS)
         match = MEMBER.fullmatch(raw)
         if match is None:
             if raw:
@@ -131,12 +134,13 @@ def _excess(count: int, size: int, max_members: int, max_bytes: int) -> str | No
     return "too_many_bytes" if size > max_bytes else None
 
 
-def _split(lines: Sequence[str], room: int) -> tuple[list[str], bool]:
+def _window(lines: Sequence[str], room: int) -> tuple[str, bool]:
+    """Return what is looked at of all lines, as one, and whether that is not all."""
     taken: list[str] = []
     for line in lines:
         taken.append(line[: room + 1])
         room -= len(line) + 1
         if room < -1:
             # The last member may have been cut short.
-            return ",".join(taken).split(",")[:-1], True
-    return ",".join(taken).split(","), False
+            return ",".join(taken).rpartition(",")[0], True
+    return ",".join(taken), False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def report() -> str:
         if look:
             loop().run_until_complete(_serve(app, (look - 1) * REQUESTS // LOOKS, look * REQUESTS // LOOKS))
         rows.append(f"| {look * REQUESTS // LOOKS:,} | {_resident():.1f} |")
+        print(rows[-1], file=sys.stderr)
     return "\n".join(rows)
 
 
