@@ -71,7 +71,8 @@ class ServedCall:
         Args:
             error: What the handler raised, if it did.
         """
-        if type(error).__name__ in _OVER or self._is_over():
+        # An abort on an aio server has told the client before anything else happens here.
+        if not self.context.aborted and (type(error).__name__ in _OVER or self._is_over()):
             event = None if isinstance(error, grpc.RpcError) or type(error).__name__ in _OVER else error
             self._operation.complete(self._why_over(), event)
             return

@@ -137,6 +137,8 @@ def test_an_exception_without_a_text_marks_the_span(host):
 
 @pytest.mark.parametrize(("code", "is_error"), [("NOT_FOUND", False), ("INTERNAL", True), ("UNAVAILABLE", True)])
 def test_an_abort_is_no_exception_and_an_error_only_where_the_server_is_to_blame(host, kind, code, is_error):
+    if host.style == "sync_on_aio" and kind.endswith("stream") and grpc.__version__.startswith("1.60."):
+        pytest.skip("this grpcio leaves the handler's thread waiting for ever")
     assert code_of(partial(host.call, kind, {"abort": code})).name == code
     span = host.server_span
     assert span.attributes["rpc.status_code"] == code
