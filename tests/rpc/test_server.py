@@ -13,6 +13,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
+from meshmw.grpc import message_scope
 from meshmw.semconv.rpc import server_attributes
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -233,6 +234,42 @@ def test_a_stream_that_is_dropped_half_way_closes_the_handlers_generator_inside_
     span = host.server_span
     assert (last.trace_id, last.span_id) == (TRACE_ID, f"{span.context.span_id:016x}")
     assert last.baggage == {"tenant": "a"}
+
+
+@pytest.mark.parametrize("style", ["threads", "async"])
+def test_a_generator_that_waits_at_a_yield_in_a_scope_is_closed_before_the_span_ends(make_host, style):
+    """More is sent than the client takes, so the handler stands at its `yield` when the client goes."""
+    closed = futures.Future()
+
+    def close():
+        closed.set_result((host.visit("finally"), len(host.server_spans)))
+
+    def threads(_request, _context):
+        try:
+            while True:
+                with message_scope({"message": "1"}):
+                    yield b"x" * 1_000_000
+        finally:
+            close()
+
+    async def tasks(_request, _context):
+        try:
+            while True:
+                with message_scope({"message": "1"}):
+                    yield b"x" * 1_000_000
+        finally:
+            close()
+
+    host = serving(make_host, threads if style == "threads" else tasks, style)
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        call = channel.unary_stream("/lab.S/unary_stream")(b"{}", metadata=tuple(FROM_CALLER))
+        next(call)
+        call.cancel()
+        visit, ended_before = closed.result(60)
+    assert ended_before == 0
+    assert visit.span_id == f"{host.server_span.context.span_id:016x}"
+    assert visit.baggage == {"tenant": "a"}
+    assert host.server_span.attributes["rpc.status_code"] == "CANCELLED"
 
 
 def test_nothing_is_left_in_the_threads_of_the_pool(make_host):
