@@ -15,7 +15,7 @@ def table(results: Sequence[Result]) -> str:
     """Return all results as one Markdown table: our median with its quartiles, and how many times that others take."""
     rows = []
     for result in results:
-        others = ", ".join(f"{label} {ratio.median:.2g} ×" for label, ratio in result.ratios.items())  # noqa: RUF001
+        others = "; ".join(f"{label} {ratio.median:.2g} ×" for label, ratio in result.ratios.items())  # noqa: RUF001
         rows.append(f"| {result.case.name} | {shown(result.costs['meshmw'])} | {others} |")
     return "\n".join([HEAD, *rows])
 
