@@ -42,5 +42,5 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
     assert [command.rpartition(" && ")[2] for command in commands] == [
         ".venv/bin/python -m sample_apps",
-        ".venv/bin/pytest",
+        ".venv/bin/pytest -n 2 --dist loadfile",
     ]
