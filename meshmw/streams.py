@@ -122,7 +122,9 @@ class Steps(IteratorType[Y]):
     def __init__(self, source: Iterable[Y], run: Run) -> None:
         self._source: Any = source
         self._run = run
-        self._next = run(iter, source).__next__
+        steps = run(iter, source)
+        self._next = steps.__next__
+        self._kept = kept(steps, run)
 
     def __next__(self) -> Y:
         return self._run(self._next)  # type: ignore[no-any-return]
@@ -132,6 +134,15 @@ class Steps(IteratorType[Y]):
         close = getattr(self._source, "close", None)
         if close is not None:
             self._run(close)
+        self._kept = None
+
+
+def kept(steps: object, run: Run) -> object:
+    """Return what closes *steps* through *run* as soon as it is dropped, where *steps* is a generator.
+
+    An object's `__iter__` may be a generator function, and nobody but who iterates knows of that generator.
+    """
+    return GeneratorSteps(steps, run) if isinstance(steps, Generator) else None
 
 
 class GeneratorSteps(Generator[Y, S, R], Generic[Y, S, R]):

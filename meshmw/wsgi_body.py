@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 from meshmw.boundary.http_operation import HttpOperation
-from meshmw.streams import StepContext
+from meshmw.streams import StepContext, kept
 
 
 def watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: object) -> Iterable[bytes]:
@@ -32,13 +32,14 @@ class _Body:
     An object rather than a generator: a server may close a body that it never began to read.
     """
 
-    __slots__ = ("_body", "_next", "_operation", "_run")
+    __slots__ = ("_body", "_kept", "_next", "_operation", "_run")
 
     def __init__(self, body: Iterable[bytes], operation: HttpOperation) -> None:
         self._body: Iterable[bytes] = body
         self._operation = operation
         self._run = StepContext(operation.context).run
         self._next: Callable[[], bytes] | None = None
+        self._kept: object = None
 
     def __iter__(self) -> _Body:
         return self
@@ -47,7 +48,7 @@ class _Body:
         try:
             step = self._next
             if step is None:
-                step = self._next = self._run(iter, self._body).__next__
+                step = self._next = self._begin()
             return self._run(step)
         except StopIteration:
             self._operation.end()
@@ -67,7 +68,14 @@ class _Body:
             self._operation.fail(error)
             raise
         finally:
+            self._kept = None
             self._operation.finish(complete=False)
+
+    def _begin(self) -> Callable[[], bytes]:
+        steps = self._run(iter, self._body)
+        # What a generator has made current would be taken back to the request's context, in the server's thread.
+        self._kept = kept(steps, self._run)
+        return steps.__next__
 
 
 class _SizedBody(_Body):

@@ -218,6 +218,29 @@ class TestIterators:
         assert (source.closed_in, value()) == ("ours", None)
         stream([], OURS).close()
 
+    @pytest.mark.parametrize("is_closed", [True, False])
+    def test_a_generator_that_the_source_makes_ends_in_the_context_too(self, caplog, is_closed):
+        seen = []
+
+        class Source:
+            def __iter__(self):
+                token = set_here("inner")
+                try:
+                    while True:
+                        yield value()
+                finally:
+                    seen.append(value())
+                    otel_context.detach(token)
+
+        steps = stream(Source(), OURS)
+        assert next(steps) == "inner"
+        if is_closed:
+            steps.close()
+        else:
+            del steps
+        gc.collect()
+        assert (seen, caplog.text) == (["inner"], "")
+
     def test_the_kind_of_the_source_is_kept(self):
         async def asynchronous():
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import threading
 from wsgiref.util import FileWrapper
@@ -105,6 +106,30 @@ def test_steps_and_close_may_come_from_several_threads():
     in_thread(served.body.close)
     assert seen == [served.inside] * 2
     assert served.span.attributes["meshmw.response.incomplete"] is True
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_what_a_body_that_makes_a_generator_has_attached_is_taken_back_from_the_server(is_closed):
+    """Nobody but who iterates over such a body knows of the generator."""
+    seen = []
+
+    class Body:
+        def __iter__(self):
+            token = otel_context.attach(otel_context.set_value(KEY, "inner"))
+            try:
+                while True:
+                    yield b"1"
+            finally:
+                seen.append(otel_context.get_value(KEY))
+                otel_context.detach(token)
+
+    served, outside = Served(lambda _: Body()), otel_context.get_current()
+    assert next(served.body) == b"1"
+    if is_closed:
+        served.body.close()
+    del served
+    gc.collect()
+    assert (seen, otel_context.get_current()) == (["inner"], outside)
 
 
 def test_a_body_that_has_nothing_to_close_is_closed_by_its_end():
