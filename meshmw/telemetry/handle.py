@@ -52,7 +52,7 @@ class Telemetry:
         self._processor = processor
         self._lock = threading.Lock()
         self._ended = False
-        self._is_silent = False
+        self._unanswered: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -79,15 +79,16 @@ class Telemetry:
             return flush is None
         done = self._exports_done()
         in_time = _within(timeout_seconds, lambda: bool(flush(int(timeout_seconds * 1000))))
-        self._is_silent = not in_time and done is not None and self._exports_done() == done
+        self._unanswered = None if in_time else done
         return in_time and self._delivered()
 
     def flush_before_end(self) -> None:
         """Export what is queued within 2 seconds, unless the collector is known not to answer.
 
-        For a server that is about to end the process: exit handlers may not run any more.
+        For a server that is about to end the process: exit handlers may not run any more. One end may ask several
+        times, such as that of the lifespan and that of the process.
         """
-        if self._delivered():
+        if self._delivered() and not self._is_silent():
             self.force_flush(_BEFORE_END_SECONDS)
 
     def shutdown(self, timeout_seconds: float = 5.0) -> None:
@@ -101,9 +102,13 @@ class Telemetry:
             self._ended = True
         if isinstance(self._processor, PromptBatchSpanProcessor):
             # A collector that has just let a whole flush pass is not waited for as long a second time.
-            self._processor.shutdown_seconds = min(timeout_seconds, 1.0) if self._is_silent else timeout_seconds
+            self._processor.shutdown_seconds = min(timeout_seconds, 1.0) if self._is_silent() else timeout_seconds
         if self._owned:
             _quietly(self.tracer_provider.shutdown)  # type: ignore[attr-defined]
+
+    def _is_silent(self) -> bool:
+        """Say whether the collector has let a whole flush pass, and has taken nothing since it began."""
+        return self._unanswered is not None and self._unanswered == self._exports_done()
 
     def _exports_done(self) -> int | None:
         return getattr(getattr(self._processor, "span_exporter", None), "exports_done", None)

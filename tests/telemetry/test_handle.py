@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
+from meshmw.telemetry import handle
 from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.handle import Telemetry
 
@@ -88,3 +89,20 @@ def test_a_provider_of_another_owner_is_not_ended():
     processor = Processor()
     telemetry_of(processor, owned=False).shutdown()
     assert processor.ends == 0
+
+
+def test_the_end_of_a_process_waits_once_for_a_collector_that_does_not_answer(monkeypatch):
+    """A server asks at the end of the lifespan, and again when it dies of the signal."""
+    monkeypatch.setattr(handle, "_BEFORE_END_SECONDS", 0.01)
+    never, asked = threading.Event(), []
+    processor = Processor(lambda: asked.append(None) or never.wait())
+    processor.span_exporter = exporter = CollectorExporter(InMemorySpanExporter(), "http://c:1", 60)
+    telemetry = telemetry_of(processor)
+    telemetry.flush_before_end()
+    telemetry.flush_before_end()
+    assert len(asked) == 1
+    # It has answered meanwhile.
+    exporter.export([])
+    telemetry.flush_before_end()
+    assert len(asked) == 2
+    never.set()
