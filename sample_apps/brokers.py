@@ -53,16 +53,19 @@ def start_rabbitmq(stack: contextlib.ExitStack, logs: Path) -> str:
     """Start a RabbitMQ that nobody else can see, and return its URL; it takes seconds, for which services wait."""
     if not (RABBITMQ.exists() and installed("aio_pika")):
         raise LeftOutError("leaving out RabbitMQ, which needs  apt-get install rabbitmq-server && pip install aio-pika")
+    # A service may run with a PATH that holds nothing.
+    if (epmd_path := shutil.which("epmd")) is None:
+        raise LeftOutError("leaving out RabbitMQ, whose epmd is not on the PATH")
     port, port_of_names, home = free_port(), str(free_port()), logs / "rabbitmq-home"
     home.mkdir()
     # A node that finds no epmd starts one that outlives it. Out of reach of Ctrl-C, this one ends after its node.
-    epmd = dies_with_parent([shutil.which("epmd") or "epmd", "-port", port_of_names, "-address", "127.0.0.1"])
+    epmd = dies_with_parent([epmd_path, "-port", port_of_names, "-address", "127.0.0.1"])
     with (logs / "epmd").open("wb") as output:
         names = subprocess.Popen(epmd, stdout=output, stderr=output, start_new_session=True)
     stack.callback(stop, names)
     wait_for(names, f"127.0.0.1:{port_of_names}", logs / "epmd")
     environment = {
-        "PATH": os.environ["PATH"],
+        "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(home),  # of the node's cookie
         "RABBITMQ_NODENAME": f"orders{port}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",

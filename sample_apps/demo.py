@@ -1,49 +1,83 @@
 """The demonstration on a running mesh: one request, the trace it left, the verdict."""
 
+import json
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import meshmw
+from meshmw.diagnose.journey import Journey
+from meshmw.diagnose.report import write_report
 from meshmw.httpx import Client
 from meshmw.testing import ReceivedSpan, render_tree
+from meshmw.testing.mesh_journey import Follower, as_probe
+from sample_apps import NotReadyError
 from sample_apps.mesh import Mesh
 from sample_apps.report import complete, count_traces, fault, hops, render_hops
 
 
-def show_one_request(mesh: Mesh, *, bare: bool) -> int:
-    """Send one request as a traced client, print what came of it, and return the exit code."""
+def show_one_request(mesh: Mesh, *, bare: bool, report: Path | None = None, as_json: bool = False) -> int:
+    """Send one request as a traced client, print what came of it, and return the exit code.
+
+    Args:
+        mesh: The running mesh.
+        bare: Whether its services do without meshmw.
+        report: Where an HTML report goes as well.
+        as_json: Print the request's journey, as `meshmw verify --json` does, and nothing else.
+    """
+    say = (lambda text: None) if as_json else print
+    logs = {envoy.proxy.name: envoy.access_log_path for envoy in mesh.envoys}
+    follower, began = Follower(logs, mesh.receiver), time.time_ns()
     settings = meshmw.Settings(service_name="client", exporter="otlp", endpoint=mesh.receiver.grpc_endpoint)
     # The client's own environment may hold proxies, which do not know this mesh.
     with meshmw.configure(settings), Client(trust_env=False, timeout=10) as client:
         answer = client.get(mesh.url)
-    print(f"{answer.status_code} {answer.text.strip()}\n")
+    say(f"{answer.status_code} {answer.text.strip()}\n")
     try:
         spans = mesh.receiver.wait_for(lambda spans: complete(spans, mesh, bare=bare))
     except AssertionError as late:
-        print(f"FAILED: {late}")
+        print(f"FAILED: {late}", file=sys.stderr if as_json else sys.stdout)
         return 1
     wire = hops(mesh)
-    print(render_tree(spans), render_hops(wire), sep="\n\n", end="\n\n")
-    return without_meshmw(spans, mesh, wire) if bare else with_meshmw(spans, mesh, wire)
+    say(f"{render_tree(spans)}\n\n{render_hops(wire)}\n")
+    if as_json or report is not None:
+        client_span = next(span for span in spans if span.service == "client")
+        named = client_span.trace_id, client_span.span_id
+        probe = as_probe("GET", mesh.url, [("traceparent", wire[0][1])], named)
+        hand_on(follower.journey(probe, answer.status_code, began, timeout=5), report, as_json=as_json)
+    return without_meshmw(spans, mesh, wire, say) if bare else with_meshmw(spans, mesh, wire, say)
 
 
-def with_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]]) -> int:
+def hand_on(journey: Journey, report: Path | None, *, as_json: bool) -> None:
+    if report is not None:
+        try:
+            write_report(journey, report)
+        except OSError as error:
+            raise NotReadyError(f"{report}: {error.strerror or error}") from error
+        print(f"report   {report}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(journey.to_json(), indent=2))
+
+
+def with_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]], say: Callable[[str], None]) -> int:
     wrong = fault(spans, mesh, wire)
-    print(f"FAILED: {wrong}" if wrong else f"ONE trace: {len(spans)} spans, every parent right.")
+    say(f"FAILED: {wrong}" if wrong else f"ONE trace: {len(spans)} spans, every parent right.")
     return 1 if wrong else 0
 
 
-def without_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]]) -> int:
+def without_meshmw(
+    spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]], say: Callable[[str], None]
+) -> int:
     wrong = fault(spans, mesh, wire)
-    print(f"Without meshmw: {count_traces(spans)}." if wrong else "FAILED: this is one trace, even without meshmw.")
+    say(f"Without meshmw: {count_traces(spans)}." if wrong else "FAILED: this is one trace, even without meshmw.")
     return 0 if wrong else 1
 
 
 def serve(mesh: Mesh) -> None:
     """Print where everything is, then each trace as it comes in, until Ctrl-C."""
     print(f"\ntry      curl {mesh.url}")
-    for envoy in filter(
-        None, (mesh.edge, mesh.checkout_sidecar, mesh.inventory_sidecar, mesh.pricing_sidecar, mesh.worker_sidecar)
-    ):
+    for envoy in mesh.envoys:
         print(f"envoy    {envoy.admin_url}  {envoy.proxy.name}")
     print(f"otlp     {mesh.receiver.grpc_endpoint} (gRPC), {mesh.receiver.http_endpoint}/v1/traces (HTTP)")
     print("Ctrl-C stops everything.", flush=True)

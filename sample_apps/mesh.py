@@ -37,6 +37,12 @@ class Mesh:
     def url(self) -> str:
         return f"{self.edge.url()}/api/checkout"
 
+    @property
+    def envoys(self) -> list[Envoy]:
+        """All proxies, in the order of the way."""
+        ways = (self.edge, self.checkout_sidecar, self.pricing_sidecar, self.worker_sidecar, self.inventory_sidecar)
+        return [envoy for envoy in ways if envoy is not None]
+
 
 @contextlib.contextmanager
 def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator[Mesh]:

@@ -469,14 +469,15 @@ def test_the_demo_serves_one_trace_until_ctrl_c(request):
 
 
 def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "sample_apps").mkdir()
     (tmp_path / "sample_apps" / "__init__.py").touch()
     (tmp_path / "sample_apps" / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\nsys.exit(1)\n")
     monkeypatch.setattr("meshmw.cli.demo.HOMES", (tmp_path,))
     assert main(["demo", "--without-meshmw", "--json"]) == 1
-    assert json.loads(capfd.readouterr().out) == {"exit_code": 1, "text": "--without-meshmw --port=0\n"}
-    assert main(["demo", "--port=8080"]) == 1
-    assert capfd.readouterr().out == "--port=8080\n"
+    assert capfd.readouterr().out == "--without-meshmw --json --port=0\n"
+    assert main(["demo", "--port=8080", "--report=report.html"]) == 1
+    assert capfd.readouterr().out == f"--port=8080 --report={tmp_path / 'report.html'}\n"
 
 
 def test_the_demo_that_cannot_run_says_why(tmp_path, capsys):

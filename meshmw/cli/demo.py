@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from meshmw.cli.output import CannotRunError, answers, print_json
+from meshmw.cli.output import CannotRunError, answers
 
 # In the wheel the sample applications lie in the package, in a checkout beside it.
 HOMES: Final = (Path(__file__).parents[1] / "demo", Path(__file__).parents[2])
@@ -28,7 +28,10 @@ def demo(
         bool, typer.Option("--without-meshmw", help="Run the same services with OpenTelemetry alone.")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The edge's port, 0 for any free one.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document that holds the text.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the request's journey as one JSON document.")] = False,
 ) -> int:
     """Start two services behind real Envoy sidecars and an edge, send one request, and print the trace that comes out.
 
@@ -36,13 +39,12 @@ def demo(
     """
     if json and serve:
         raise CannotRunError("--json prints one request; --serve goes on")
-    arguments = [*(["--serve"] * serve), *(["--without-meshmw"] * without_meshmw), f"--port={port}"]
-    home = find_home(HOMES)
-    if not json:
-        return _run(arguments, home)[0]
-    code, text = _run(arguments, home, stdout=subprocess.PIPE)
-    print_json({"exit_code": code, "text": text})
-    return code
+    flags = {"--serve": serve, "--without-meshmw": without_meshmw, "--json": json}
+    arguments = [*(flag for flag, is_given in flags.items() if is_given), f"--port={port}"]
+    if report is not None:
+        # It runs in another folder.
+        arguments.append(f"--report={report.absolute()}")
+    return _run(arguments, find_home(HOMES))
 
 
 def find_home(homes: tuple[Path, ...]) -> Path:
@@ -57,15 +59,14 @@ def find_home(homes: tuple[Path, ...]) -> Path:
     return found
 
 
-def _run(arguments: list[str], home: Path, stdout: int | None = None) -> tuple[int, str]:
+def _run(arguments: list[str], home: Path) -> int:
     from meshmw.testing import dies_with_parent
 
     command = dies_with_parent([sys.executable, "-m", "sample_apps", *arguments])
     # A session of its own, so that Ctrl-C comes through here alone, and comes once.
-    process = subprocess.Popen(command, cwd=home, stdout=stdout, start_new_session=True)  # noqa: S603
+    process = subprocess.Popen(command, cwd=home, start_new_session=True)  # noqa: S603
     with _passed_on_to(process):
-        text, _ = process.communicate()
-    return process.returncode, (text or b"").decode("utf-8", "replace")
+        return process.wait()
 
 
 @contextlib.contextmanager

