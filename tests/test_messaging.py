@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 from meshmw import MeshPropagator, Settings, runtime
-from meshmw.boundary.messaging import Delivery, Messaging, OperationScope
+from meshmw.boundary.deliveries import Delivery
+from meshmw.boundary.messaging import Messaging, OperationScope
 from meshmw.boundary.operation import Current
 from meshmw.kafka.producers import _sent
 from meshmw.semconv import messaging as semconv

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -28,7 +28,6 @@ from meshmw.semconv.attributes import AttributeValue, LazyAttributes
 from meshmw.semconv.messaging import OperationType, operation_attributes, span_name
 from meshmw.version import __version__
 
-T = TypeVar("T")
 Specific = Callable[[], Mapping[str, AttributeValue]]
 
 # Whatever a message's headers hold of these was written for another message.
@@ -68,6 +67,17 @@ class Messaging:
         self._propagator = propagator
         self._tracer = TRACER if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
         self._parent = parent
+
+    def with_options(
+        self,
+        propagator: MeshPropagator | None,
+        tracer_provider: trace.TracerProvider | None,
+        parent: MessagingParent | None = None,
+    ) -> Messaging:
+        """Return the same with options of its own, or this one where none is given."""
+        if propagator is None and tracer_provider is None and parent is None:
+            return self
+        return Messaging(self.system, propagator=propagator, tracer_provider=tracer_provider, parent=parent)
 
     @property
     def propagator(self) -> MeshPropagator:
@@ -175,6 +185,10 @@ class Messaging:
             tell(begun.span, extraction)
         return begun
 
+    def begin_nothing(self) -> Operation:
+        """Begin what is about no message at all: there is no span, and what is current stays so."""
+        return Operation(trace.INVALID_SPAN, otel_context.get_current(), owned=False)
+
     def begin_settle(self, destination: str | None, specific: Specific = dict, *, operation: str) -> Operation:
         """Begin to settle messages, by `commit`, `ack`, `nack` or the like, as a child of what is current."""
         return self._begin(otel_context.get_current(), operation, "settle", destination, specific, ())
@@ -232,29 +246,6 @@ class OperationScope:
         if error is not None:
             operation.fail(error)
         operation.end()
-
-
-class Delivery(Generic[T]):
-    """Is one message that an iterator handed out: `with delivery as message:` processes it, in a span of its own.
-
-    There is no span before the block and none without it: what is handed out and not processed leaves nothing behind.
-
-    Attributes:
-        message: What the client's own iterator would have handed out.
-    """
-
-    __slots__ = ("_scope", "message")
-
-    def __init__(self, message: T, begin: Callable[[], Operation]) -> None:
-        self.message = message
-        self._scope = OperationScope(begin)
-
-    def __enter__(self) -> T:
-        self._scope.__enter__()
-        return self.message
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._scope.__exit__(kind, error, at)
 
 
 def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

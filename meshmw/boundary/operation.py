@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 
+from meshmw.propagation.attachment import take_back
 from meshmw.semconv.attributes import error_type
 from meshmw.version import __version__
 
@@ -35,10 +36,7 @@ class Current:
         self._token = otel_context.attach(self._context)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run. There is
-        # nothing of ours to take back there, and a detach would log an error.
-        if kind is not GeneratorExit or otel_context.get_current() is self._context:
-            otel_context.detach(self._token)
+        take_back(self._token, self._context, kind)
 
 
 class Operation:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
-from meshmw.kafka.delegation import AsyncBlock, Block, Instrumented
+from meshmw.boundary.delegation import AsyncBlock, Block, Instrumented
 from meshmw.kafka.records import common, field, flattened, of_record, of_records, topic_of
 from meshmw.kafka.spans import read
 

@@ -5,14 +5,14 @@ Knows the names of three clients' classes. Must not import a client.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from opentelemetry import trace
 
+from meshmw.boundary.delegation import Kinds, kind_of
 from meshmw.kafka.consumers import AiokafkaConsumer, ConfluentAsyncConsumer, ConfluentConsumer, KafkaPythonConsumer
 from meshmw.kafka.producers import AiokafkaProducer, ConfluentProducer, KafkaPythonProducer
-from meshmw.kafka.spans import messaging
+from meshmw.kafka.spans import KAFKA
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
 
@@ -44,10 +44,9 @@ def instrument(
     Raises:
         TypeError: *client* is none of them, or one that cannot send headers.
     """
-    for cls in type(client).__mro__:
-        kind = _KINDS.get((cls.__module__.partition(".")[0], cls.__name__))
-        if kind is not None:
-            return kind(client, messaging(propagator, tracer_provider, parent), keep_existing)
+    kind = kind_of(client, _KINDS)
+    if kind is not None:
+        return kind(client, KAFKA.with_options(propagator, tracer_provider, parent), keep_existing)
     raise TypeError(
         f"instrument() takes a producer or consumer of kafka-python, aiokafka or confluent-kafka, "
         f"not {type(client).__module__}.{type(client).__qualname__}"
@@ -58,8 +57,8 @@ def _no_headers(client: Any, *_: object) -> Any:
     raise TypeError(f"{type(client).__qualname__} sends no headers, so no trace either; use confluent_kafka.Producer")
 
 
-# By package and class, so that subclasses are found and nothing need be imported; `cimpl` is confluent-kafka's C part.
-_KINDS: Final[dict[tuple[str, str], Callable[..., Any]]] = {
+# `cimpl` is confluent-kafka's C part.
+_KINDS: Final[Kinds] = {
     ("kafka", "KafkaProducer"): KafkaPythonProducer,
     ("kafka", "KafkaConsumer"): KafkaPythonConsumer,
     ("aiokafka", "AIOKafkaProducer"): AiokafkaProducer,

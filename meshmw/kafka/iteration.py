@@ -1,29 +1,24 @@
 """Iterators over what a consumer gets, each record with the block in which to process it.
 
-A generator that made a span current around its `yield` would make it current for whoever consumes it, and could not
-take it back where the loop ends early. So nothing is current, and no span begun, until the loop's body says where.
 Knows how consumers are asked for records. Must not import a client.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, Final
 
 from opentelemetry import trace
 
-from meshmw.boundary.messaging import Delivery
-from meshmw.boundary.operation import Operation
-from meshmw.kafka.spans import begin_process, messaging
+from meshmw.boundary.deliveries import AsyncDeliveries, Deliveries, Delivery
+from meshmw.kafka.spans import KAFKA, begin_process
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
 
 # How long one poll of confluent-kafka waits before Ctrl-C is looked at.
 POLL_SECONDS: Final = 1.0
 _END_OF_PARTITION: Final = -191
-
-Begin = Callable[[Any], Operation]
 
 
 def consume(
@@ -49,9 +44,9 @@ def consume(
         propagator: Reads the headers.
         tracer_provider: Makes the spans.
     """
-    of = messaging(propagator, tracer_provider, parent)
-    begin = partial(begin_process, of, consumer_group=consumer_group, client_id=client_id)
-    return Deliveries(consumer, begin)
+    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    fetch = iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
+    return Deliveries(fetch, partial(begin_process, of, consumer_group=consumer_group, client_id=client_id))
 
 
 def aconsume(
@@ -64,37 +59,9 @@ def aconsume(
     tracer_provider: trace.TracerProvider | None = None,
 ) -> AsyncIterator[Delivery[Any]]:
     """Do as `consume`, for aiokafka's consumer, confluent-kafka's `AIOConsumer`, or any asynchronous iterable."""
-    of = messaging(propagator, tracer_provider, parent)
-    begin = partial(begin_process, of, consumer_group=consumer_group, client_id=client_id)
-    return AsyncDeliveries(consumer, begin)
-
-
-class Deliveries(Iterator[Delivery[Any]]):
-    """Asks a consumer for one record at a time."""
-
-    def __init__(self, consumer: Any, begin: Begin) -> None:
-        self._begin = begin
-        self._next: Callable[[], Any] = (
-            iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
-        )
-
-    def __next__(self) -> Delivery[Any]:
-        record = self._next()
-        return Delivery(record, partial(self._begin, record))
-
-
-class AsyncDeliveries(AsyncIterator[Delivery[Any]]):
-    """Asks an asynchronous consumer for one record at a time."""
-
-    def __init__(self, consumer: Any, begin: Begin) -> None:
-        self._begin = begin
-        self._next: Callable[[], Any] = (
-            aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
-        )
-
-    async def __anext__(self) -> Delivery[Any]:
-        record = await self._next()
-        return Delivery(record, partial(self._begin, record))
+    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    fetch = aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
+    return AsyncDeliveries(fetch, partial(begin_process, of, consumer_group=consumer_group, client_id=client_id))
 
 
 def _poll(consumer: Any) -> Any:

@@ -9,8 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
+from meshmw.boundary.delegation import AsyncBlock, Block, Instrumented
 from meshmw.boundary.operation import Operation
-from meshmw.kafka.delegation import AsyncBlock, Block, Instrumented
 from meshmw.kafka.records import field
 from meshmw.kafka.spans import written
 from meshmw.semconv.messaging import message_attributes

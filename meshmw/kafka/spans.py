@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
@@ -22,15 +21,6 @@ from meshmw.runtime import MessagingParent
 from meshmw.semconv.messaging import message_attributes
 
 KAFKA: Final = Messaging("kafka")
-
-
-def messaging(
-    propagator: MeshPropagator | None, tracer_provider: trace.TracerProvider | None, parent: MessagingParent | None
-) -> Messaging:
-    """Return what begins operations with these options; None means the settings' own."""
-    if propagator is None and tracer_provider is None and parent is None:
-        return KAFKA
-    return Messaging("kafka", propagator=propagator, tracer_provider=tracer_provider, parent=parent)
 
 
 def written(
@@ -75,7 +65,7 @@ def inject(
     Raises:
         TypeError: A name is no text, or a value neither bytes nor text.
     """
-    of = messaging(propagator, None, None)
+    of = KAFKA.with_options(propagator, None)
     return written(of, headers, context, keep_existing=keep_existing, null=b"")
 
 
@@ -88,7 +78,7 @@ def extract(record_or_headers: Any, *, propagator: MeshPropagator | None = None)
         record_or_headers: A record or message of any client, or its headers: pairs or a mapping, of str or bytes.
         propagator: Reads the headers; by default the one that `configure()` settled.
     """
-    return read(messaging(propagator, None, None), record_or_headers).into({})
+    return read(KAFKA.with_options(propagator, None), record_or_headers).into({})
 
 
 def producer_span(
@@ -108,7 +98,7 @@ def producer_span(
         client_id: The producer's.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = messaging(None, tracer_provider, None)
+    of = KAFKA.with_options(None, tracer_provider)
     return OperationScope(
         lambda: of.begin_send(
             topic, lambda: message_attributes(partition=partition, client_id=client_id), operation=operation
@@ -140,7 +130,7 @@ def consumer_span(
         propagator: Reads the headers; by default the one that `configure()` settled.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = messaging(propagator, tracer_provider, parent)
+    of = KAFKA.with_options(propagator, tracer_provider, parent)
     return OperationScope(
         lambda: begin_process(of, record, operation, consumer_group=consumer_group, client_id=client_id)
     )
@@ -172,7 +162,7 @@ def batch_span(
         propagator: Reads the headers; by default the one that `configure()` settled.
         tracer_provider: Makes the span; the global one by default.
     """
-    of, flat = messaging(propagator, tracer_provider, None), flattened(records)
+    of, flat = KAFKA.with_options(propagator, tracer_provider), flattened(records)
     more = {"consumer_group": consumer_group, "client_id": client_id}
     return OperationScope(lambda: begin_batch(of, flat, operation, **more))
 
@@ -180,6 +170,6 @@ def batch_span(
 def begin_batch(of: Messaging, records: Sequence[Any], operation: str, **more: str | None) -> Operation:
     """Begin to process several records; none of them is an operation without a span."""
     if not records:
-        return Operation(trace.INVALID_SPAN, otel_context.get_current(), owned=False)
+        return of.begin_nothing()
     extractions = [read(of, record) for record in records]
     return of.begin_batch(extractions, common(records, "topic"), of_records(records, **more), operation=operation)

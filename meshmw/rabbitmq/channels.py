@@ -6,15 +6,16 @@ Knows the methods of both of pika's channels. Must not import a client before on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any
 
-from meshmw.rabbitmq.delegation import Instrumented
+from meshmw.boundary.delegation import Block
 from meshmw.rabbitmq.messages import Message
+from meshmw.rabbitmq.tracing import Tracing
 
 OnMessage = Callable[[Any, Any, Any, Any], object]
 
 
-class PikaChannel(Instrumented):
+class PikaChannel(Tracing):
     """Is the channel of a `SelectConnection` or another connection with callbacks."""
 
     def basic_publish(
@@ -36,6 +37,9 @@ class PikaChannel(Instrumented):
         """Ask for one message, and call back in a span that processes it."""
         return self.__wrapped__.basic_get(queue, self._within_span(callback, queue), *args, **kwargs)
 
+    def __int__(self) -> int:
+        return int(self.__wrapped__)
+
     def _within_span(self, callback: OnMessage, queue: str) -> OnMessage:
         def on_message(_: Any, method: Any, properties: Any, body: Any) -> object:
             with self._processing(Message.of(method, properties, body, queue)):
@@ -45,7 +49,7 @@ class PikaChannel(Instrumented):
         return on_message
 
 
-class PikaBlockingChannel(PikaChannel):
+class PikaBlockingChannel(PikaChannel, Block):
     """Is the channel of a `BlockingConnection`."""
 
     def basic_get(self, queue: str, *args: Any, **kwargs: Any) -> Any:
@@ -56,15 +60,8 @@ class PikaBlockingChannel(PikaChannel):
         """Return the channel's own generator of messages, each with a span that says that it was received."""
         return _Messages(self, self.__wrapped__.consume(queue, *args, **kwargs), queue)
 
-    def __enter__(self) -> Self:
-        self.__wrapped__.__enter__()
-        return self
 
-    def __exit__(self, *raised: Any) -> Any:
-        return self.__wrapped__.__exit__(*raised)
-
-
-class _Messages(Instrumented):
+class _Messages(Tracing):
     """Is a blocking channel's generator of messages."""
 
     def __init__(self, channel: PikaBlockingChannel, messages: Any, queue: str) -> None:

@@ -6,16 +6,17 @@ Knows their methods. Must not import a client.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Self
 
 from opentelemetry.trace import Span, StatusCode
 
-from meshmw.rabbitmq.delegation import Instrumented
+from meshmw.boundary.delegation import AsyncBlock, Instrumented
 from meshmw.rabbitmq.messages import Message
+from meshmw.rabbitmq.tracing import Tracing
 
 
-class AioPikaExchange(Instrumented):
+class AioPikaExchange(Tracing):
     """Is an exchange."""
 
     async def publish(self, message: Any, routing_key: str, *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +38,7 @@ class AioPikaExchange(Instrumented):
         return await self.__wrapped__.unbind(_bare(exchange), *args, **kwargs)
 
 
-class AioPikaQueue(Instrumented):
+class AioPikaQueue(Tracing):
     """Is a queue."""
 
     async def consume(self, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
@@ -70,8 +71,12 @@ class AioPikaQueue(Instrumented):
         return await self.__wrapped__.unbind(_bare(exchange), *args, **kwargs)
 
 
-class AioPikaChannel(Instrumented):
+class AioPikaChannel(Tracing, AsyncBlock):
     """Is a channel, whose exchanges and queues trace."""
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        yield from self.__wrapped__.__await__()
+        return self
 
     @property
     def default_exchange(self) -> AioPikaExchange:
@@ -96,15 +101,8 @@ class AioPikaChannel(Instrumented):
         """Return a queue that is there."""
         return AioPikaQueue(await self.__wrapped__.get_queue(*args, **kwargs), self._of, self._keep_existing)
 
-    async def __aenter__(self) -> Self:
-        await self.__wrapped__.__aenter__()
-        return self
 
-    async def __aexit__(self, *raised: Any) -> Any:
-        return await self.__wrapped__.__aexit__(*raised)
-
-
-class _Messages(Instrumented):
+class _Messages(Tracing, AsyncBlock):
     """Is a queue's iterator."""
 
     def __init__(self, queue: AioPikaQueue, messages: Any) -> None:
@@ -116,13 +114,6 @@ class _Messages(Instrumented):
 
     async def __anext__(self) -> Any:
         return self._got(await self.__wrapped__.__anext__(), self.name, "receive")
-
-    async def __aenter__(self) -> Self:
-        await self.__wrapped__.__aenter__()
-        return self
-
-    async def __aexit__(self, *raised: Any) -> Any:
-        return await self.__wrapped__.__aexit__(*raised)
 
 
 def _bare(exchange: Any) -> Any:

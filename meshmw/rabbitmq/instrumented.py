@@ -5,15 +5,15 @@ Knows the names of two clients' classes. Must not import a client.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from opentelemetry import trace
 
+from meshmw.boundary.delegation import Kinds, kind_of
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq.channels import PikaBlockingChannel, PikaChannel
 from meshmw.rabbitmq.exchanges import AioPikaChannel, AioPikaExchange, AioPikaQueue
-from meshmw.rabbitmq.spans import messaging
+from meshmw.rabbitmq.spans import RABBITMQ
 from meshmw.runtime import MessagingParent
 
 
@@ -45,18 +45,16 @@ def instrument(
     Raises:
         TypeError: *client* is none of these.
     """
-    for cls in type(client).__mro__:
-        kind = _KINDS.get((cls.__module__.partition(".")[0], cls.__name__))
-        if kind is not None:
-            return kind(client, messaging(propagator, tracer_provider, parent), keep_existing)
+    kind = kind_of(client, _KINDS)
+    if kind is not None:
+        return kind(client, RABBITMQ.with_options(propagator, tracer_provider, parent), keep_existing)
     raise TypeError(
         f"instrument() takes a channel of pika, or a channel, exchange or queue of aio-pika, "
         f"not {type(client).__module__}.{type(client).__qualname__}"
     )
 
 
-# By package and class, so that subclasses are found and nothing need be imported.
-_KINDS: Final[dict[tuple[str, str], Callable[..., Any]]] = {
+_KINDS: Final[Kinds] = {
     ("pika", "BlockingChannel"): PikaBlockingChannel,
     ("pika", "Channel"): PikaChannel,
     ("aio_pika", "Channel"): AioPikaChannel,

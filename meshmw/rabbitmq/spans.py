@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, overload
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
@@ -26,15 +25,6 @@ from meshmw.semconv.rabbitmq import destination
 RABBITMQ: Final = Messaging("rabbitmq")
 
 P = TypeVar("P")
-
-
-def messaging(
-    propagator: MeshPropagator | None, tracer_provider: trace.TracerProvider | None, parent: MessagingParent | None
-) -> Messaging:
-    """Return what begins operations with these options; None means the settings' own."""
-    if propagator is None and tracer_provider is None and parent is None:
-        return RABBITMQ
-    return Messaging("rabbitmq", propagator=propagator, tracer_provider=tracer_provider, parent=parent)
 
 
 def written(of: Messaging, headers: Any, context: Context | None, *, keep_existing: bool = False) -> Any:
@@ -90,7 +80,7 @@ def inject(
     Raises:
         TypeError: *headers* is none of these.
     """
-    return written(messaging(propagator, None, None), headers, context, keep_existing=keep_existing)
+    return written(RABBITMQ.with_options(propagator, None), headers, context, keep_existing=keep_existing)
 
 
 def extract(message_or_headers: object, *, propagator: MeshPropagator | None = None) -> Context:
@@ -100,7 +90,7 @@ def extract(message_or_headers: object, *, propagator: MeshPropagator | None = N
         message_or_headers: aio-pika's message, pika's properties or tuple, a mapping of headers, or None.
         propagator: Reads the headers; by default the one that `configure()` settled.
     """
-    return read(messaging(propagator, None, None), message_or_headers).into({})
+    return read(RABBITMQ.with_options(propagator, None), message_or_headers).into({})
 
 
 def producer_span(
@@ -118,7 +108,7 @@ def producer_span(
         operation: What the application calls it.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = messaging(None, tracer_provider, None)
+    of = RABBITMQ.with_options(None, tracer_provider)
     return OperationScope(lambda: begin_send(of, exchange, routing_key, operation=operation))
 
 
@@ -149,7 +139,7 @@ def consumer_span(
         propagator: Reads the headers; by default the one that `configure()` settled.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = messaging(propagator, tracer_provider, parent)
+    of = RABBITMQ.with_options(propagator, tracer_provider, parent)
     return OperationScope(lambda: begin_process(of, Message.of(message, properties, body, queue), operation))
 
 
@@ -172,7 +162,7 @@ def batch_span(
         propagator: Reads the headers; by default the one that `configure()` settled.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = messaging(propagator, tracer_provider, None)
+    of = RABBITMQ.with_options(propagator, tracer_provider)
     found = [Message.of(message, queue=queue) for message in messages]
     return OperationScope(lambda: begin_batch(of, found, operation))
 
@@ -198,7 +188,7 @@ def begin_process(
 ) -> Operation:
     """Begin to process one message; none, which pika hands out when its time is up, is an operation without a span."""
     if message.method is None:
-        return _nothing()
+        return of.begin_nothing()
     return of.begin_process(
         read(of, message.properties),
         message.destination.lasting,
@@ -211,13 +201,9 @@ def begin_process(
 def begin_batch(of: Messaging, messages: Sequence[Message], operation: str) -> Operation:
     """Begin to process several messages; none of them is an operation without a span."""
     if not messages:
-        return _nothing()
+        return of.begin_nothing()
     places = {message.destination for message in messages}
     where = places.pop() if len(places) == 1 else None
     specific: Callable[[], Mapping[str, Any]] = where.attributes if where else dict
     extractions = [read(of, message.properties) for message in messages]
     return of.begin_batch(extractions, where.lasting if where else None, specific, operation=operation)
-
-
-def _nothing() -> Operation:
-    return Operation(trace.INVALID_SPAN, otel_context.get_current(), owned=False)
