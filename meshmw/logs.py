@@ -47,7 +47,8 @@ class TraceContextFilter(logging.Filter):
             if not hasattr(record, name):
                 setattr(record, name, ids.get(name, ""))
         if not hasattr(record, "trace"):
-            record.trace = f" trace_id={ids['trace_id']} span_id={ids['span_id']}" if ids else ""
+            # A record may bring one of the two along, under the same name and for another purpose.
+            record.trace = "".join(f" {name}={ids[name]}" for name in _IDS[:2] if name in ids)
         return True
 
 
@@ -76,7 +77,17 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = record.stack_info
-        return json.dumps(line, default=repr, ensure_ascii=False)
+        return _as_json(line)
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(line, default=repr, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        # A key that is no text, a number that is none in JSON, or something that holds itself.
+        text = json.dumps({key: each if isinstance(each, str) else repr(each) for key, each in line.items()})
+    # Half a surrogate pair, as undecodable bytes become, cannot be written as UTF-8; its escape can.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def add_trace_context(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -83,6 +83,12 @@ class TestFilter:
         logger.info("x", extra={"trace_id": "mine", "trace": "own"})
         assert text() == "mine own\n"
 
+    @pytest.mark.parametrize("name", ["trace_id", "span_id"])
+    def test_one_id_that_a_record_brings_along_stands_alone_and_raises_nothing(self, name, written, span):
+        logger, text = written(logging.Formatter(FORMAT))
+        logger.info("x", extra={name: "mine"})
+        assert text().endswith(f" INFO app {name}=mine: x\n")
+
 
 class TestJson:
     def test_one_line_with_ids_and_extra(self, written, span):
@@ -108,6 +114,16 @@ class TestJson:
             "odd": "{1}",
             **ids(span),
         }
+
+    def test_what_json_cannot_say_is_said_in_another_way_and_no_line_is_lost(self, written):
+        logger, text = written(JsonFormatter())
+        circle = []
+        circle.append(circle)
+        for odd in ({("a", 1): 2}, float("nan"), circle, "\udcff"):
+            logger.info("x", extra={"odd": odd})
+        text().encode()
+        said = [json.loads(line, parse_constant=pytest.fail)["odd"] for line in text().splitlines()]
+        assert said == ["{('a', 1): 2}", "nan", "[[...]]", "\udcff"]
 
     def test_without_a_span_the_keys_are_not_there(self, written):
         logger, text = written(JsonFormatter())
