@@ -22,6 +22,10 @@ _MOUNTED_CONTAINER: Final = re.compile(rf"/pods/{_UID}/containers/([a-z0-9][a-z0
 
 # cgroup v1 says "no limit" with the largest number of pages, and v2 with the word max.
 _UNLIMITED: Final = 1 << 60
+# No path of the kernel's is longer, no process is in more hierarchies, and no number has more digits.
+_LONGEST_LINE: Final = 4_096
+_MOST_GROUPS: Final = 64
+_MOST_DIGITS: Final = 20
 
 
 class Container(NamedTuple):
@@ -44,13 +48,16 @@ def read_container(root: Path) -> Container:
     Under cgroup v2 a container sees its own cgroup as `/`; then the mounts still name pod and container, and no file
     tells the container's id.
     """
-    cgroups = text_of(root / "proc/self/cgroup")
+    cgroups = _cgroups(root)
     # man 5 proc: mount id, parent id, device, root of the mount within its filesystem, mount point, ...
     mounted = [fields[3] for fields in map(str.split, text_of(root / "proc/self/mountinfo").splitlines()) if fields[4:]]
-    pod = _first(_CGROUP_POD, cgroups.splitlines()) or _first(_MOUNTED_POD, mounted)
-    return Container(
-        pod.replace("_", "-"), _first(_CGROUP_CONTAINER, cgroups.splitlines()), _first(_MOUNTED_CONTAINER, mounted)
-    )
+    pod = _first(_CGROUP_POD, cgroups) or _first(_MOUNTED_POD, mounted)
+    return Container(pod.replace("_", "-"), _first(_CGROUP_CONTAINER, cgroups), _first(_MOUNTED_CONTAINER, mounted))
+
+
+def _cgroups(root: Path) -> list[str]:
+    lines = text_of(root / "proc/self/cgroup").splitlines()
+    return [line for line in lines[:_MOST_GROUPS] if len(line) <= _LONGEST_LINE]
 
 
 def _first(pattern: re.Pattern[str], texts: list[str]) -> str:
@@ -68,7 +75,7 @@ def memory_headroom(root: Path = Path("/")) -> int | None:
 
 def _memory_groups(root: Path) -> Iterator[Path]:
     """Yield the directories of this process's memory cgroup and of all above it, those of v1 first."""
-    for line in text_of(root / "proc/self/cgroup").splitlines():
+    for line in _cgroups(root):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -82,12 +89,17 @@ def _room(group: Path) -> int | None:
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        limit, usage = text_of(group / limit_file).strip(), text_of(group / usage_file).strip()
-        if limit.isdecimal() and int(limit) < _UNLIMITED:
-            return int(limit) - (int(usage) if usage.isdecimal() else 0) + _reclaimable(group, cache)
+        limit = _number(text_of(group / limit_file))
+        if limit is not None and limit < _UNLIMITED:
+            return limit - (_number(text_of(group / usage_file)) or 0) + _reclaimable(group, cache)
     return None
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def _reclaimable(group: Path, name: str) -> int:
     fields = (line.split() for line in text_of(group / "memory.stat").splitlines())
-    return next((int(each[1]) for each in fields if each[:1] == [name] and each[1:] and each[1].isdecimal()), 0)
+    return next((_number(each[1]) or 0 for each in fields if each[:1] == [name] and each[1:]), 0)

@@ -14,6 +14,8 @@ from meshmw.telemetry.files import text_of
 # The kubelet writes Go's `%v=%q`: an interpreted string literal, of printable characters and these escapes.
 _LINE: Final = re.compile(r'^([^=\n]+)="((?:[^"\\\n]|\\.)*)"$', re.MULTILINE)
 _ESCAPE: Final = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\(.)")
+# A DNS subdomain, which every name in Kubernetes is.
+_LONGEST_NAME: Final = 253
 _SIMPLE: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
@@ -37,10 +39,14 @@ class PodInfo(NamedTuple):
 
 def read_podinfo(directory: Path) -> PodInfo:
     """Return what stands in the files `name`, `namespace`, `uid`, `labels` and `annotations` of a directory."""
-    name, namespace, uid = (text_of(directory / file).strip() for file in ("name", "namespace", "uid"))
+    name, namespace, uid = (_name(text_of(directory / file).strip()) for file in ("name", "namespace", "uid"))
     return PodInfo(
         name, namespace, uid, parse_map(text_of(directory / "labels")), parse_map(text_of(directory / "annotations"))
     )
+
+
+def _name(text: str) -> str:
+    return text if text.isprintable() and len(text) <= _LONGEST_NAME else ""
 
 
 def parse_map(text: str) -> dict[str, str]:
@@ -59,4 +65,4 @@ def _character(escape: re.Match[str]) -> str:
     if simple:
         return _SIMPLE.get(simple, simple)
     code = int(short or long, 16)
-    return chr(code) if code < 0x110000 else "\ufffd"
+    return chr(code) if code < 0xD800 or 0xE000 <= code < 0x110000 else "\ufffd"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from meshmw.telemetry.cgroup import memory_headroom
+from meshmw.telemetry.cgroup import memory_headroom, read_container
+from meshmw.telemetry.files import text_of
 
 MB = 1_000_000
 
@@ -56,3 +59,37 @@ def test_a_cgroup_beyond_its_limit_has_no_room_and_files_that_tell_nothing_count
     root = kernel("0::/", **{"sys/fs/cgroup/memory.max": 64 * MB, "sys/fs/cgroup/memory.stat": "inactive_file\n"})
     (root / "sys/fs/cgroup/memory.current").unlink()
     assert memory_headroom(root) == 64 * MB
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0::/" + "a/" * 300_000,
+        "0::/" + "kubepods" * 100_000,
+        "0::/a\0b",
+        "0::/../../..",
+        "0::/" + "a" * 300,
+        "0::/\n" * 99_999,
+    ],
+)
+def test_a_cgroup_that_no_kernel_shows_costs_little_and_tells_nothing(line, kernel, monkeypatch):
+    opened = []
+    monkeypatch.setattr("meshmw.telemetry.cgroup.text_of", lambda path: opened.append(path) or text_of(path))
+    root = kernel(line)
+    assert memory_headroom(root) is None
+    assert tuple(read_container(root)) == ("", "", "")
+    assert len(opened) < 5_000
+
+
+@pytest.mark.parametrize("digits", ["9" * 5_000, "\N{SUPERSCRIPT TWO}"])
+def test_a_number_that_no_kernel_writes_is_none(digits, kernel):
+    assert memory_headroom(kernel("0::/", **group("", 2, digits, digits, digits))) is None
+    assert memory_headroom(kernel("0::/", **group("", 2, 64 * MB, digits, digits))) == 64 * MB
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert text_of(tmp_path / "pipe") == ""
+    with open(os.open(tmp_path / "pipe", os.O_RDWR), "wb"):
+        assert text_of(tmp_path / "pipe") == ""

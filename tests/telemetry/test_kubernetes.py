@@ -160,6 +160,10 @@ class TestInside:
         found = detected(pod(proc__sys__kernel__hostname="p" * length, etc__hosts=HOSTS))
         assert ("k8s.pod.name" in found) is expected
 
+    @pytest.mark.parametrize("name", ["x" * 254, "two\nlines", "\x1b[31m"])
+    def test_what_no_object_of_kubernetes_is_called_is_no_name(self, name, pod):
+        assert detected(pod(etc__podinfo__name=name, etc__podinfo__namespace=name, etc__podinfo__uid=name)) == {}
+
     def test_an_annotation_decides_what_the_service_is(self, pod):
         annotations = (
             'resource.opentelemetry.io/service.name="cart"\nresource.opentelemetry.io/team="a\\"b"\nother="1"\n'
@@ -190,6 +194,7 @@ class TestInside:
         ('a="\\u00ad\\U000e0001 ü"', {"a": "\u00ad\U000e0001 ü"}),
         ('a="\\xc3\\xbc and \\xff"', {"a": "ü and \ufffd"}),
         ('a="\\Uffffffff"', {"a": "\ufffd"}),
+        ('a="\\ud800\\U0000dfff"', {"a": "\ufffd\ufffd"}),
         ('a="first=second"', {"a": "first=second"}),
         ('a=""', {"a": ""}),
         ('a="not closed', {}),
