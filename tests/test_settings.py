@@ -365,6 +365,9 @@ class TestStandardVariables:
         ("variables", "warning"),
         [
             ({"OTEL_SERVICE_NAME": "a\nb"}, r"OTEL_SERVICE_NAME holds 'a\nb', which is ignored"),
+            ({"OTEL_SERVICE_NAME": "x" * 256}, "which is ignored; meshmw takes 1 to 255 printable characters"),
+            ({"OTEL_RESOURCE_ATTRIBUTES": "service.version=a%0ab"}, r"OTEL_RESOURCE_ATTRIBUTES holds 'a\nb', which"),
+            ({"OTEL_BSP_MAX_QUEUE_SIZE": "9" * 5_000}, "OTEL_BSP_MAX_QUEUE_SIZE holds '999"),
             (
                 {"OTEL_PROPAGATORS": "xray"},
                 "OTEL_PROPAGATORS holds 'xray', which is ignored; meshmw takes tracecontext",

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw.settings.faults import excerpt, log
-from meshmw.settings.values import Format, endpoint_url, printable
+from meshmw.settings.values import LONGEST_TEXT, Format, endpoint_url, printable
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
@@ -82,10 +82,13 @@ class Standard:
         if not value:
             return None
         try:
-            return printable(value), variable
+            text = printable(value)
         except ValueError:
-            self._ignore(variable, value, "printable characters")
-            return None
+            text = ""
+        if 0 < len(text) <= LONGEST_TEXT:
+            return text, variable
+        self._ignore(variable, value, f"1 to {LONGEST_TEXT} printable characters")
+        return None
 
     def _attribute(self, key: str) -> tuple[str, str] | None:
         return self._printable("OTEL_RESOURCE_ATTRIBUTES", self.attributes().get(key, ""))
@@ -157,7 +160,7 @@ class Standard:
     def count(self, variable: str) -> tuple[int, str] | None:
         """Return a variable's whole number above zero, or None where it holds none."""
         value = self._get(variable)
-        if value.isdecimal() and 0 < int(value) <= 1_048_576:
+        if value.isdecimal() and len(value) <= 255 and 0 < int(value) <= 1_048_576:
             return int(value), variable
         if value:
             self._ignore(variable, value, "a number from 1 to 1048576")

@@ -5,7 +5,7 @@ A validator raises `ValueError`; the words a user reads are those of the field's
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -96,7 +96,9 @@ def _key_pattern(text: str) -> str:
     return text
 
 
-Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=255)]
+LONGEST_TEXT: Final = 255
+
+Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=LONGEST_TEXT)]
 Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
 Formats: TypeAlias = Annotated[tuple[Format, ...], NoDecode, BeforeValidator(words), BeforeValidator(_lower)]
 Policy: TypeAlias = Annotated[Literal["strict", "w3c"], BeforeValidator(_lower)]
