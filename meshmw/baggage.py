@@ -13,6 +13,7 @@ from opentelemetry import baggage as otel_baggage
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from meshmw.propagation.attachment import take_back
 from meshmw.wire import BaggageValue, format_member, parse_member
 from meshmw.wire.baggage_member import is_raw_of
 
@@ -92,6 +93,4 @@ class using:  # noqa: N801
         return context
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # The garbage collector closes an unfinished coroutine wherever it runs; a detach there would log an error.
-        if kind is not GeneratorExit or otel_context.get_current() is self._context:
-            otel_context.detach(self._token)
+        take_back(self._token, self._context, kind)

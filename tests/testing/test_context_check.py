@@ -47,6 +47,12 @@ def test_a_leak_on_another_thread_is_caught(span):
         pool.submit(attach_for_ever, span)
 
 
+def test_a_token_with_which_the_variable_was_reset_is_no_leak(span):
+    with strict_context():
+        token = attach_for_ever(span)
+        token.var.reset(token)
+
+
 def test_another_thread_may_finish_what_it_does(span):
     attached, finish = threading.Event(), threading.Event()
 
