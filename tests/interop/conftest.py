@@ -1,4 +1,4 @@
-"""Peers in Node.js with the current OpenTelemetry JS: the executable, its packages, and processes that answer."""
+"""Peers in Node.js with the current OpenTelemetry JS and in Go: what they are run with, and processes that answer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ import pytest
 from meshmw.testing import dies_with_parent, stop_processes
 
 PROGRAMS = Path(__file__).parent / "node"
+GO_PROGRAM = Path(__file__).parent / "go_grpc"
+GO_PACKAGES = Path("/usr/share/gocode")
 BROKERS = Path(__file__).parents[1] / "brokers"
 ANSWER_SECONDS = 60
 INSTALL_SECONDS = 300
+BUILD_SECONDS = 300
 NODE = (22, 15)
 
 
@@ -109,8 +112,8 @@ def _install(config: pytest.Config, node: str, folder: Path) -> None:
     (folder / "installed").touch()
 
 
-class NodePeer:
-    """Is a Node.js process that takes a JSON object per line, and answers each with one.
+class Peer:
+    """Is a process in another language that takes a JSON object per line, and answers each with one.
 
     Args:
         command: What to run.
@@ -151,9 +154,9 @@ class NodePeer:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 left = deadline - time.monotonic()
-                assert selector.select(max(left, 0)), f"no answer from Node.js:\n{self._log.read_text()[-2000:]}"
+                assert selector.select(max(left, 0)), f"no answer from the peer:\n{self._log.read_text()[-2000:]}"
                 chunk = os.read(self._process.stdout.fileno(), 65536)
-                assert chunk, f"Node.js has ended:\n{self._log.read_text()[-2000:]}"
+                assert chunk, f"the peer has ended:\n{self._log.read_text()[-2000:]}"
                 self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
         return line
@@ -168,15 +171,47 @@ class NodePeer:
 
 
 @pytest.fixture
-def node_peer(node: str, node_modules: Path, tmp_path: Path) -> Iterator[Callable[..., NodePeer]]:
-    """A function that starts a program of `tests/interop/node` with arguments, and returns the `NodePeer`."""
+def node_peer(node: str, node_modules: Path, tmp_path: Path) -> Iterator[Callable[..., Peer]]:
+    """A function that starts a program of `tests/interop/node` with arguments, and returns the `Peer`."""
     with contextlib.ExitStack() as stack:
 
-        def start(program: str, *arguments: str) -> NodePeer:
+        def start(program: str, *arguments: str) -> Peer:
             inherited = {name: value for name, value in os.environ.items() if not name.startswith("NODE_")}
             command = dies_with_parent([node, str(PROGRAMS / program), *arguments])
-            peer = NodePeer(command, {**inherited, "NODE_PATH": str(node_modules)}, tmp_path / f"{program}.log")
+            peer = Peer(command, {**inherited, "NODE_PATH": str(node_modules)}, tmp_path / f"{program}.log")
             stack.callback(peer.stop)
             return peer
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def go_program(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of `tests/interop/go_grpc`, built from nothing but what Debian packages."""
+    go = shutil.which("go")
+    modules = [GO_PACKAGES / "src" / name for name in ("go.opentelemetry.io/otel", "google.golang.org/grpc")]
+    if go is None or not all(module.is_dir() for module in modules):
+        packages = "golang-go golang-opentelemetry-otel-dev golang-google-grpc-dev"
+        _missing(pytestconfig, f"Go or its packages are not installed: run  apt-get install {packages}")
+    folder = tmp_path_factory.mktemp("go")
+    offline = {"GO111MODULE": "off", "GOPATH": str(GO_PACKAGES), "GOPROXY": "off", "GOTOOLCHAIN": "local"}
+    # Go's own cache makes the next build quick; where there is no home it has one here.
+    environment = {"GOCACHE": str(folder / "cache")} if "HOME" not in os.environ else {}
+    done = subprocess.run(
+        [go, "build", "-o", str(folder / "peer"), "."],
+        cwd=GO_PROGRAM,
+        env={**os.environ, **offline, **environment},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "peer"
+
+
+@pytest.fixture
+def go_peer(go_program: Path, tmp_path: Path) -> Iterator[Peer]:
+    """The `Peer` that runs the program in Go."""
+    peer = Peer(dies_with_parent([str(go_program)]), dict(os.environ), tmp_path / "go.log")
+    yield peer
+    peer.stop()
