@@ -14,7 +14,8 @@ Knows Envoy's format strings. Must not know what is done with the fields.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -141,59 +142,60 @@ class TextFormat:
         """Look for the one reading of a line in which fields hold separators."""
         if not line.startswith(self._literals[0]):
             return "broken"
-        reached = [{len(self._literals[0])}]
-        for field, literal in zip(self._fields, self._literals[1:], strict=True):
-            ends = set(self._ends(line, reached[-1], field, literal))
+        places: dict[str, list[int]] = {}
+        starts = [len(self._literals[0])]
+        reached = [starts]
+        for index, field in enumerate(self._fields, 1):
+            ends = self._ends(line, starts, field, index, places)
+            if not ends:
+                return "broken"
             if len(ends) > _MAX_ENDS:
                 return "ambiguous"
-            reached.append({end + len(literal) for end in ends})
-        if not reached[-1]:
-            return "broken"
+            width = len(self._literals[index])
+            starts = [end + width for end in ends]
+            reached.append(starts)
         return self._only_path(line, reached)
 
-    def _ends(self, line: str, starts: set[int], field: _Field, literal: str) -> Iterator[int]:
-        """Yield where a field may end that begins at one of these places, a literal following."""
-        if not starts:
-            return
+    def _ends(
+        self, line: str, starts: list[int], field: _Field, index: int, places: dict[str, list[int]]
+    ) -> Sequence[int]:
+        """Return where a field may end that begins at one of these places, the literal of this index following."""
+        literal = self._literals[index]
+        last = len(line) - len(literal) if index == len(self._literals) - 1 else None
         if field.tight is not None:
-            for start in starts:
-                match = field.tight.match(line, start)
-                if match and line.startswith(literal, match.end()) and self._closes(line, match.end(), literal):
-                    yield match.end()
-            return
-        if literal is self._literals[-1]:
-            if line.endswith(literal) and len(line) - len(literal) >= min(starts):
-                yield len(line) - len(literal)
-            return
-        at = line.find(literal, min(starts))
-        count = 0
-        while at >= 0 and count <= _MAX_ENDS:
-            yield at
-            count += 1
-            at = line.find(literal, at + 1)
+            matches = [field.tight.match(line, start) for start in starts]
+            ends = {match.end() for match in matches if match and line.startswith(literal, match.end())}
+            return sorted(ends if last is None else ends & {last})
+        if last is not None:
+            return [last] if line.endswith(literal) and last >= starts[0] else []
+        if (found := places.get(literal)) is None:
+            found = places[literal] = _places_of(literal, line, starts[0])
+        return found[bisect_left(found, starts[0]) :]
 
-    def _closes(self, line: str, at: int, literal: str) -> bool:
-        return literal is not self._literals[-1] or at + len(literal) == len(line)
-
-    def _only_path(self, line: str, reached: list[set[int]]) -> Line | Refusal:
-        """Go back from the end, and keep the places from which it can be reached."""
-        if len(reached[-1]) > 1:  # pragma: no cover - the last literal stands at the end of the line alone
-            return "ambiguous"
+    def _only_path(self, line: str, reached: list[list[int]]) -> Line | Refusal:
+        """Go back from the end, where the last literal stands alone, and keep the places from which it is reached."""
         found: Line = {}
-        after = next(iter(reached[-1]))
+        (after,) = reached[-1]
         for index in range(len(self._fields) - 1, -1, -1):
             field, end = self._fields[index], after - len(self._literals[index + 1])
-            starts = [start for start in reached[index] if start <= end and self._fits(line, field, start, end)]
-            if len(starts) != 1:
-                return "ambiguous" if starts else "broken"
-            after = starts[0]
+            starts = reached[index][: bisect_right(reached[index], end)]
+            if field.tight is not None and len(starts) > 1:
+                starts = [start for start in starts if field.tight.fullmatch(line, start, end)]
+            if len(starts) > 1:
+                return "ambiguous"
+            (after,) = starts  # every end was reached from some start
             if field.name:
                 found[field.name] = line[after:end]
         return found
 
-    @staticmethod
-    def _fits(line: str, field: _Field, start: int, end: int) -> bool:
-        return field.tight is None or field.tight.fullmatch(line, start, end) is not None
+
+def _places_of(literal: str, line: str, at: int) -> list[int]:
+    """Return where a text stands in a line from there on, also where it overlaps itself: all places, or too many."""
+    found: list[int] = []
+    while (at := line.find(literal, at)) >= 0 and len(found) <= _MAX_ENDS:
+        found.append(at)
+        at += 1
+    return found
 
 
 def _split(source: str) -> tuple[tuple[str, ...], tuple[_Field, ...]]:

@@ -196,3 +196,9 @@ def test_json_where_a_user_says_a_field_is():
     assert reader.read('{"labels":{"tp":"x"},"url":"/a","traceparent":"ignored"}') == {"traceparent": "x", "path": "/a"}
     assert reader.read('{"labels":{"tp":null}}') == {}
     assert reader.read('{"labels":"x"}') == {}
+
+
+def test_the_end_of_a_format_is_told_from_the_same_text_within_it():
+    reader = TextFormat.compile("a %REQ(:PATH)% %RESPONSE_CODE% %REQ(TRACEPARENT)% ")
+    assert reader.read('a /x y" 200 t ') == {"path": '/x y"', "code": "200", "traceparent": "t"}
+    assert reader.read('a /x y" 200 t') == "broken"
