@@ -23,7 +23,7 @@ SERVER, CLIENT = 1, 2
 METHODS = ["unary_unary", "stream_stream"]
 # The OpenTelemetry Go of Debian 12 is 1.1, which leaves the values of baggage percent-encoded.
 VALUES = {"nodejs": "a,b=ä", "go": "acme"}
-# Before 1.41 it takes no traceparent whose flags have the bit for random trace ids, as the SDK's own roots have: the
+# Until 2026 it took no traceparent whose flags have the bit for random trace ids, as the SDK's own roots have: the
 # trace that is told of begins elsewhere.
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
