@@ -8,6 +8,8 @@ import logging
 import threading
 
 from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from meshmw.contrib import require_contrib
 from meshmw.propagator import MeshPropagator
@@ -86,23 +88,32 @@ def _import_propagate() -> None:
 def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     found = trace.get_tracer_provider()
     whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
-    make_meter_provider = None
+    meter_provider = None
     if not settings.sdk_disabled:
         whose = "file" if apply_config_file() else whose
-        make_meter_provider = meter_provider_of(settings)
+        meter_provider = meter_provider_of(settings)
     elif whose == "own":
         whose = "disabled"
     processor = None
     if whose == "own":
-        provider, processor = build_provider(settings)
+        provider, processor = _provider(settings, meter_provider)
         trace.set_tracer_provider(provider)
     elif whose != "disabled":
         join(settings, trace.get_tracer_provider(), whose)
-    if make_meter_provider is not None:
-        metrics.set_meter_provider(make_meter_provider())
+    if meter_provider is not None:
+        metrics.set_meter_provider(meter_provider)
     found = trace.get_tracer_provider()
     _say_ready(settings, found, whose)
     return Telemetry(settings, propagator, found, owned=whose == "own", processor=processor)
+
+
+def _provider(settings: Settings, meter_provider: MeterProvider | None) -> tuple[TracerProvider, SpanProcessor | None]:
+    try:
+        return build_provider(settings)
+    except Exception:
+        if meter_provider is not None:
+            meter_provider.shutdown()
+        raise
 
 
 def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:

@@ -169,6 +169,60 @@ with configure(Settings(metrics="prometheus", endpoint="127.0.0.1:9")):
         assert program.stdout == "[2048.0]\n", program.stderr
         assert "a meter provider was there before configure(): metrics=prometheus has no effect" in program.stderr
 
+    def test_a_variable_that_opentelemetry_refuses_sets_nothing_and_a_second_call_can_do_it(self, run_program):
+        program = run_program(
+            SCRAPE
+            + """
+import os
+for name, settings in {
+    "OTEL_METRICS_EXEMPLAR_FILTER": Settings(metrics="prometheus", exporter="none"),
+    "OTEL_EXPORTER_OTLP_COMPRESSION": Settings(metrics="prometheus"),
+}.items():
+    os.environ[name] = "nonsense"
+    try:
+        configure(settings)
+    except ValueError as error:
+        print(*error.faults)
+    assert type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider"
+    assert type(metrics.get_meter_provider()).__name__ == "_ProxyMeterProvider"
+    assert value("target_info") == []
+    del os.environ[name]
+configure(Settings(metrics="prometheus", exporter="none"))
+print(value("otel_bsp_queue_length"))
+"""
+        )
+        first, second, last = program.stdout.splitlines()
+        assert first.startswith("an OTEL_* variable, of which OpenTelemetry says Unknown exemplar filter"), (
+            program.stderr
+        )
+        assert second.startswith("an OTEL_* variable, of which OpenTelemetry says")
+        assert last == "[0.0]"
+
+    def test_a_setting_switches_the_metrics_of_a_disabled_sdk_on_again(self, run_program):
+        program = run_program(
+            SCRAPE
+            + """
+configure(Settings(metrics="prometheus", exporter="none", sdk_disabled=False))
+print(value("otel_bsp_queue_length"))
+""",
+            OTEL_SDK_DISABLED="true",
+        )
+        assert program.stdout == "[0.0]\n", program.stderr
+
+    @pytest.mark.parametrize(
+        ("settings", "variable", "warnings"),
+        [
+            ("", "otlp", ["WARNING meshmw OTEL_METRICS_EXPORTER holds 'otlp', which is ignored"]),
+            ("", "none", []),
+            ("", " , ", []),
+            ("metrics='none'", "otlp", []),
+        ],
+    )
+    def test_another_exporter_is_not_set_up_without_a_word(self, settings, variable, warnings, run_program):
+        program = run_program(f"configure(Settings(exporter='none', {settings}))", OTEL_METRICS_EXPORTER=variable)
+        said = [line for line in program.stderr.splitlines() if "WARNING" in line]
+        assert [line.partition(";")[0] for line in said] == warnings
+
     def test_a_missing_exporter_names_the_extra_and_sets_nothing(self, run_program):
         program = run_program(
             """
