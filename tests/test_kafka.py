@@ -1,5 +1,6 @@
 """Kafka's headers and records in every shape, without a broker."""
 
+import copy
 from types import SimpleNamespace
 
 import confluent_kafka
@@ -137,7 +138,7 @@ def test_inject_takes_every_shape_and_changes_none(propagator):
     assert kafka.inject(given_list, Context(), propagator=propagator) is not given_list
 
 
-@pytest.mark.parametrize("headers", [[("id", 7)], [(7, b"")], "text", 7])
+@pytest.mark.parametrize("headers", [[("id", 7)], [(7, b"")], [("id",)], [7], ["id"], "text", 7], ids=repr)
 def test_inject_refuses_what_no_client_sends(headers):
     with pytest.raises(TypeError):
         kafka.inject(headers, CURRENT, propagator=MeshPropagator())
@@ -182,6 +183,13 @@ def test_attributes_say_what_every_client_knows_and_no_payload():
         "messaging.kafka.message.tombstone": True,
     }
     assert span_name("poll", None) == "poll"
+
+
+def test_what_a_deserializer_has_made_is_neither_called_nor_taken_for_a_tombstone():
+    record = SimpleNamespace(topic="orders", partition=0, offset=0, value=pytest.fail, serialized_value_size=4)
+    assert of_record(record)()["messaging.message.body.size"] == 4
+    record = SimpleNamespace(topic="orders", partition=0, offset=0, value=None, serialized_value_size=4)
+    assert "messaging.kafka.message.tombstone" not in of_record(record)()
 
 
 def test_records_of_every_poll_are_flattened():
@@ -269,3 +277,63 @@ def test_a_producer_that_sends_no_headers_is_refused():
 
     with pytest.raises(TypeError, match=r"AIOProducer sends no headers.*confluent_kafka\.Producer"):
         instrument(AIOProducer())
+
+
+class Sent:
+    """A future of kafka-python that has its result."""
+
+    def add_callback(self, callback):
+        callback(SimpleNamespace(offset=1, partition=0))
+
+    def add_errback(self, callback):
+        pass
+
+
+class KafkaProducer:
+    """Named and placed as kafka-python's, without a broker."""
+
+    __module__ = "kafka.producer.kafka"
+
+    def send(self, topic, value=None, key=None, headers=None, partition=None, timestamp_ms=None):
+        self.sent = (topic, value, key, headers, partition, timestamp_ms)
+        return Sent()
+
+
+class Own(KafkaProducer):
+    def send(self, *args, **kwargs):
+        self.given = (args, kwargs)
+        return super().send(*args, **kwargs)
+
+
+class Narrow(KafkaProducer):
+    def send(self, topic, value):
+        return super().send(topic, value)
+
+
+@pytest.mark.parametrize("producer", [KafkaProducer(), Own()], ids=type_name)
+def test_a_subclass_gets_its_arguments_as_they_were_given(options, exporter, producer):
+    wrapped = instrument(producer, **options)
+    wrapped.send("orders", b"1")
+    wrapped.send("orders", b"2", None, [("id", b"7")], 3)
+    first, second = [dict(span.attributes) for span in exporter.get_finished_spans()]
+    assert (first["messaging.destination.name"], second["messaging.destination.partition.id"]) == ("orders", "0")
+    topic, value, key, headers, partition, _ = producer.sent
+    assert (topic, value, key, partition) == ("orders", b"2", None, 3)
+    assert [name for name, _ in headers] == ["id", "traceparent"]
+    if isinstance(producer, Own):
+        assert producer.given[0][:3] == ("orders", b"2", None)
+
+
+def test_a_subclass_that_takes_no_headers_is_refused(options):
+    with pytest.raises(TypeError, match=r"Narrow\.send takes no headers, so it sends no trace"):
+        instrument(Narrow(), **options)
+
+
+def test_what_is_instrumented_can_be_copied_and_is_its_client_as_text(options):
+    class Named(KafkaProducer):
+        def __str__(self):
+            return "<KafkaProducer client_id=7>"
+
+    wrapped = instrument(Named(), **options)
+    assert str(wrapped) == "<KafkaProducer client_id=7>"
+    assert copy.copy(wrapped).__wrapped__ is wrapped.__wrapped__

@@ -199,12 +199,23 @@ def test_a_batch_of_several_queues_names_none(provider, exporter):
     assert [link.context for link in span.links] == [PARENT]
 
 
+def test_what_is_no_message_is_no_part_of_a_batch(provider, exporter):
+    nothing = (None, None, None)
+    message = (pika.spec.Basic.GetOk(exchange="", routing_key="orders"), pika.BasicProperties(), b"")
+    for messages in ([nothing], [nothing, message]):
+        with rabbitmq.batch_span(messages, tracer_provider=provider):
+            pass
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.attributes["messaging.batch.message_count"]) == ("process orders", 1)
+
+
 @pytest.mark.parametrize(
     "headers",
     [
         {"x-death": "often", "x-delivery-count": "often"},
         {"x-death": [7, {"count": "often", "reason": 7, "queue": None}], "x-delivery-count": -3},
         {"x-death": {"count": 3}, "x-delivery-count": None},
+        *({"x-death": [{"count": 0, "reason": reason}]} for reason in (["rejected"], bytearray(b"rejected"), {})),
     ],
 )
 def test_what_a_sender_has_made_up_of_earlier_deliveries_hurts_nobody(provider, exporter, headers):
@@ -246,11 +257,15 @@ def test_what_is_instrumented_has_the_client_s_whole_interface():
 
         basic_qos = staticmethod(lambda **given: given)
 
+        def __int__(self):
+            return 3
+
     BlockingChannel.__module__ = "pika.adapters.blocking_connection"
     plain = BlockingChannel()
     channel = rabbitmq.instrument(plain)
     assert channel.basic_qos(prefetch_count=1) == {"prefetch_count": 1}
     assert channel.__wrapped__ is plain
+    assert int(channel) == 3
     assert {"basic_qos", "basic_publish", "consume"} <= set(dir(channel))
     assert repr(channel) == f"<meshmw.rabbitmq.instrument({plain!r})>"
     assert not hasattr(channel, "nothing")

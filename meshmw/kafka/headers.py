@@ -69,9 +69,15 @@ def sendable(headers: Any, null: bytes | None = b"") -> list[tuple[str, Any]]:
         null: What stands for a header without a value; kafka-python cannot send one that it has read.
 
     Raises:
-        TypeError: A name is no text, or a value neither bytes nor text.
+        TypeError: What is no pair, a name that is no text, or a value that is neither bytes nor text.
     """
-    return [(_name(name), _value(name, value, null)) for name, value in headers_of(headers)]
+    return [(_name(name), _value(name, value, null)) for name, value in map(_pair, headers_of(headers))]
+
+
+def _pair(header: Any) -> tuple[Any, Any]:
+    if not isinstance(header, tuple | list) or len(header) != 2:
+        raise TypeError(f"a header is a pair of name and value, not {type(header).__name__}")
+    return header[0], header[1]
 
 
 def _name(name: object) -> str:

@@ -5,11 +5,13 @@ Knows the methods that send records, and how each tells what became of one. Must
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
 from meshmw.boundary.delegation import AsyncBlock, Block, Instrumented
+from meshmw.boundary.messaging import Messaging
 from meshmw.boundary.operation import Operation
 from meshmw.kafka.records import field
 from meshmw.kafka.spans import written
@@ -30,17 +32,23 @@ _PRODUCE: Final = inspect.Signature(
 class _Sending(Instrumented):
     """Begins PRODUCER operations, and puts their headers among a call's arguments."""
 
+    _method = "send"
     _null: bytes | None = None
 
-    def _begin(self, send: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Operation, inspect.BoundArguments]:
-        call = _signature(send).bind(*args, **kwargs)
-        topic, partition = call.arguments["topic"], call.arguments.get("partition")
+    def __init__(self, client: Any, of: Messaging, keep_existing: bool) -> None:
+        super().__init__(client, of, keep_existing)
+        self._signature = _signature(client, self._method)
+
+    def _begin(self, args: Any, kwargs: Any) -> tuple[Operation, dict[str, Any]]:
+        """Return what was begun, and the call's arguments by name, with headers that carry it."""
+        given = dict(self._signature.bind(*args, **kwargs).arguments)
+        partition = given.get("partition")
         chosen = None if partition == -1 else partition
-        operation = self._of.begin_send(topic, lambda: message_attributes(partition=chosen), operation="send")
+        operation = self._of.begin_send(given["topic"], lambda: message_attributes(partition=chosen))
         try:
-            call.arguments["headers"] = written(
+            given["headers"] = written(
                 self._of,
-                call.arguments.get("headers"),
+                given.get("headers"),
                 operation.context,
                 keep_existing=self._keep_existing,
                 null=self._null,
@@ -48,7 +56,14 @@ class _Sending(Instrumented):
         except BaseException as error:
             _finish(operation, error)
             raise
-        return operation, call
+        return operation, given
+
+    def _with(self, headers: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return a call's arguments as they were, but for the headers."""
+        at = list(self._signature.parameters).index("headers")
+        if len(args) > at:
+            return (*args[:at], headers, *args[at + 1 :]), kwargs
+        return args, {**kwargs, "headers": headers}
 
 
 class KafkaPythonProducer(_Sending, Block):
@@ -58,10 +73,11 @@ class KafkaPythonProducer(_Sending, Block):
 
     def send(self, *args: Any, **kwargs: Any) -> Any:
         """Send a record that carries the trace; the span ends when the future has its result."""
-        operation, call = self._begin(self.__wrapped__.send, args, kwargs)
+        operation, given = self._begin(args, kwargs)
+        args, kwargs = self._with(given["headers"], args, kwargs)
         try:
             with operation.current():
-                future = self.__wrapped__.send(*call.args, **call.kwargs)
+                future = self.__wrapped__.send(*args, **kwargs)
         except BaseException as error:
             _finish(operation, error)
             raise
@@ -75,10 +91,11 @@ class AiokafkaProducer(_Sending, AsyncBlock):
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
         """Queue a record that carries the trace; the span ends when the future that this returns has its result."""
-        operation, call = self._begin(self.__wrapped__.send, args, kwargs)
+        operation, given = self._begin(args, kwargs)
+        args, kwargs = self._with(given["headers"], args, kwargs)
         try:
             with operation.current():
-                future = await self.__wrapped__.send(*call.args, **call.kwargs)
+                future = await self.__wrapped__.send(*args, **kwargs)
         except BaseException as error:
             _finish(operation, error)
             raise
@@ -93,18 +110,28 @@ class AiokafkaProducer(_Sending, AsyncBlock):
 class ConfluentProducer(_Sending, Block):
     """Is confluent-kafka's producer."""
 
+    _method = "produce"
+
     def produce(self, *args: Any, **kwargs: Any) -> Any:
-        """Queue a record that carries the trace; the span ends when `poll` or `flush` reports the delivery."""
-        operation, call = self._begin(self.__wrapped__.produce, args, kwargs)
-        given = call.arguments.pop("callback", None) or call.arguments.get("on_delivery")
-        call.arguments["on_delivery"] = _reporting(operation, given)
+        """Queue a record that carries the trace; the span ends when `poll` or `flush` reports the delivery.
+
+        Where the call names no callback, and the producer's configuration may, the span ends at once.
+        """
+        operation, given = self._begin(args, kwargs)
+        callback = given.pop("callback", None) or given.pop("on_delivery", None)
+        reported = callback is not None or not _has_callbacks(self.__wrapped__)
+        if reported:
+            given["on_delivery"] = _Report(operation, callback)
         try:
             with operation.current():
                 # By name, because what stood before a place that is empty now would slip into it.
-                return self.__wrapped__.produce(**call.arguments)
+                result = self.__wrapped__.produce(**given)
         except BaseException as error:
             _finish(operation, error)
             raise
+        if not reported:
+            operation.end()
+        return result
 
     def __len__(self) -> int:
         return len(self.__wrapped__)
@@ -113,11 +140,31 @@ class ConfluentProducer(_Sending, Block):
         return bool(self.__wrapped__)
 
 
-def _signature(send: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(send)
-    except ValueError:
-        return _PRODUCE
+def _signature(client: Any, name: str) -> inspect.Signature:
+    """Return a method's parameters; those of one that it overrides, where it passes on whatever it is given.
+
+    Raises:
+        TypeError: The method takes no headers.
+    """
+    inherited = [vars(cls)[name].__get__(client) for cls in type(client).__mro__ if name in vars(cls)]
+    for method in (getattr(client, name), *inherited):
+        try:
+            found = inspect.signature(method)
+        except ValueError:
+            break
+        if {"topic", "headers"} <= found.parameters.keys():
+            return found
+        if not any(each.kind is each.VAR_KEYWORD for each in found.parameters.values()):
+            raise TypeError(f"{type(client).__qualname__}.{name} takes no headers, so it sends no trace")
+    return _PRODUCE
+
+
+def _has_callbacks(client: Any) -> bool:
+    """Say whether the configuration named a callback: a report of our own would silence one for deliveries.
+
+    The client tells neither whether nor which; the garbage collector knows what it holds.
+    """
+    return any(callable(each) and not isinstance(each, type) for each in gc.get_referents(client))
 
 
 def _finish(operation: Operation, error: BaseException) -> None:
@@ -145,14 +192,26 @@ def _done(operation: Operation, future: Any) -> None:
         _sent(operation, future.result())
 
 
-def _reporting(operation: Operation, given: Callable[[Any, Any], object] | None) -> Callable[[Any, Any], object]:
-    def on_delivery(error: Any, message: Any) -> object:
+class _Report:
+    """Takes the report of a delivery, hands it on, and ends the send.
+
+    It ends at the latest when librdkafka lets go of it, which may be told to report nothing that went well.
+    """
+
+    __slots__ = ("_given", "_operation")
+
+    def __init__(self, operation: Operation, given: Callable[[Any, Any], object] | None) -> None:
+        self._operation = operation
+        self._given = given
+
+    def __call__(self, error: Any, message: Any) -> object:
         if error is None:
-            _sent(operation, message)
+            _sent(self._operation, message)
         else:
             from confluent_kafka import KafkaException
 
-            _finish(operation, KafkaException(error))
-        return None if given is None else given(error, message)
+            _finish(self._operation, KafkaException(error))
+        return None if self._given is None else self._given(error, message)
 
-    return on_delivery
+    def __del__(self) -> None:
+        self._operation.end()

@@ -16,7 +16,8 @@ from meshmw.semconv.messaging import kafka_attributes, message_attributes
 def field(record: Any, name: str) -> Any:
     """Return a field of a record: an attribute of two clients' records, a method of confluent-kafka's messages."""
     found = getattr(record, name, None)
-    return found() if callable(found) else found
+    # What a deserializer has made may be callable too, and is the application's own to call.
+    return found() if callable(getattr(type(record), name, None)) and callable(found) else found
 
 
 def topic_of(record: Any) -> str | None:
@@ -52,14 +53,15 @@ def of_records(records: Sequence[Any], **more: Any) -> Callable[[], Mapping[str,
 
 def _of_record(record: Any, more: Mapping[str, Any]) -> Mapping[str, AttributeValue]:
     value = field(record, "value")
+    size = _body_size(record, value)
     return {
-        **message_attributes(partition=field(record, "partition"), body_size=_body_size(record, value), **more),
-        **kafka_attributes(offset=field(record, "offset"), tombstone=value is None),
+        **message_attributes(partition=field(record, "partition"), body_size=size, **more),
+        **kafka_attributes(offset=field(record, "offset"), tombstone=size is None and value is None),
     }
 
 
 def _body_size(record: Any, value: object) -> int | None:
-    """Return the bytes of the body as the broker has it; a deserializer may have made anything of it."""
+    """Return the bytes of the body as the broker has it; a deserializer may have made anything of it, or nothing."""
     size = getattr(record, "serialized_value_size", None)
     if isinstance(size, int) and size >= 0:
         return size

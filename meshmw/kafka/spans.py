@@ -63,7 +63,7 @@ def inject(
         propagator: Writes the headers; by default the one that `configure()` settled.
 
     Raises:
-        TypeError: A name is no text, or a value neither bytes nor text.
+        TypeError: What is no pair, a name that is no text, or a value that is neither bytes nor text.
     """
     of = KAFKA.with_options(propagator, None)
     return written(of, headers, context, keep_existing=keep_existing, null=b"")

@@ -65,7 +65,7 @@ class Message(NamedTuple):
         deaths = [each for each in _list(headers.get("x-death")) if isinstance(each, Mapping)]
         # Quorum queues count how often it came back to them; classic queues say only that it did.
         before = _count(headers.get("x-delivery-count")) or int(redelivered)
-        before += sum(_count(each.get("count")) for each in deaths if each.get("reason") in _AFTER_DELIVERY)
+        before += sum(_count(each.get("count")) for each in deaths if _text_of(each.get("reason")) in _AFTER_DELIVERY)
         last = deaths[0] if deaths else {}
         return redelivery_attributes(
             delivery_count=before + 1,

@@ -200,6 +200,7 @@ def begin_process(
 
 def begin_batch(of: Messaging, messages: Sequence[Message], operation: str) -> Operation:
     """Begin to process several messages; none of them is an operation without a span."""
+    messages = [message for message in messages if message.method is not None]
     if not messages:
         return of.begin_nothing()
     places = {message.destination for message in messages}

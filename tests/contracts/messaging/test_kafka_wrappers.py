@@ -138,6 +138,38 @@ def test_confluent_kafkas_callbacks_and_subclasses_work_as_ever(run, destination
     run(use)
 
 
+@of_confluent
+def test_a_callback_of_confluent_kafkas_configuration_is_called_as_ever(run, destination):
+    async def use(client):
+        told = []
+        options = {"bootstrap.servers": client.broker, "on_delivery": lambda *report: told.append(report)}
+        with instrument(confluent_kafka.Producer(options), **client.options) as wrapped:
+            wrapped.produce(destination, b"a", partition=0)
+            assert len(client.spans) == 1
+            wrapped.produce(destination, b"b", partition=0, on_delivery=lambda *report: told.append("own"))
+            assert wrapped.flush(60) == 0
+        ((error, message), own) = told
+        assert (error, message.value(), own) == (None, b"a", "own")
+        assert [span.attributes.get("messaging.kafka.offset") for span in client.spans] == [None, 1]
+        assert all("traceparent" in dict(found.headers()) for found in await client.receive(destination, 2))
+
+    run(use)
+
+
+@of_confluent
+def test_what_confluent_kafka_does_not_report_ends_its_span_all_the_same(run, destination):
+    async def use(client):
+        options = {"bootstrap.servers": client.broker, "delivery.report.only.error": True}
+        with instrument(confluent_kafka.Producer(options), **client.options) as wrapped:
+            wrapped.produce(destination, b"a", partition=0)
+            assert not client.spans
+            assert wrapped.flush(60) == 0
+        (span,) = client.spans
+        assert "error.type" not in span.attributes
+
+    run(use)
+
+
 @kafka_python
 def test_kafka_pythons_consumer_says_what_it_fetched(run, destination):
     async def use(client):

@@ -101,6 +101,7 @@ def test_what_is_pulled_is_received_in_its_message_s_trace_and_nothing_stays_cur
         for _ in range(3):
             await client.publish(client.channel, destination, b"1", {"traceparent": VALID})
         queue = await channel.declare_queue(destination)
+        assert str(queue) == destination
         message = await queue.get(no_ack=True)
         assert (message.body, current_trace()) == (b"1", 0)
         async with queue.iterator(no_ack=True) as messages:
@@ -163,8 +164,8 @@ def test_a_message_that_no_queue_takes_makes_its_span_an_error(within):
     async def use(client, channel):
         returned = await channel.default_exchange.publish(aio_pika.Message(b"1"), "nobody")
         assert returned.delivery.reply_text == "NO_ROUTE"
-        raising = await client.connection.channel(on_return_raises=True)
-        exchange = rabbitmq.instrument(raising.default_exchange, **client.options)
+        raising = await rabbitmq.instrument(client.connection.channel(on_return_raises=True), **client.options)
+        exchange = raising.default_exchange
         with pytest.raises(aio_pika.exceptions.PublishError):
             await exchange.publish(aio_pika.Message(b"1"), "nobody")
         first, second = client.spans
