@@ -86,8 +86,8 @@ def begin_server(
         tracer: Makes the span; the global provider's by default.
     """
     around = otel_context.get_current()
-    ambient = trace.get_current_span(around)
-    if not beside_host and ambient.get_span_context().is_valid:
+    # Where nothing is current, nobody's span can be.
+    if around and not beside_host and (ambient := trace.get_current_span(around)).get_span_context().is_valid:
         if is_of_this_request(ambient, extraction, around, None, propagator):
             tell(ambient, extraction)
             return RpcOperation(ambient, adopted(ambient, extraction, around), owned=False, server=True)
@@ -100,7 +100,8 @@ def begin_server(
         return RpcOperation(span, Context({**parent, CLAIM_KEY: span}), owned=False, server=True)
     kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
     span = (tracer or TRACER).start_span(method_name(method), parent, kind, attributes)
-    tell(span, extraction)
+    if extraction.refused or extraction.rejected is not None:
+        tell(span, extraction)
     return RpcOperation(span, Context({**parent, SPAN_KEY: span, CLAIM_KEY: span}), owned=True, server=True)
 
 

@@ -16,16 +16,14 @@ import grpc.aio  # type: ignore[import-untyped]
 from opentelemetry import trace
 
 from meshmw.grpc.contrib import stand_contrib_down
-from meshmw.grpc.handlers import Behavior, in_place_of, with_behavior
-from meshmw.grpc.server import returning, streaming
+from meshmw.grpc.handlers import Behavior, WrappedHandlers, behavior_of, in_place_of, with_behavior
+from meshmw.grpc.server import Serve, returning, streaming
 from meshmw.grpc.servicer_context import TracedServicerContext
 from meshmw.grpc.serving import UNTOUCHED, CallOptions, ServedCall
 from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans
 from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps
-
-_Serve = Callable[[Any], ServedCall]
 
 
 class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
@@ -53,6 +51,7 @@ class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: i
             propagator=propagator,
             tracer_provider=tracer_provider,
         )
+        self._handlers = WrappedHandlers()
 
     async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio awaits this for each call, in the call's own task."""
@@ -62,13 +61,18 @@ class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: i
         handler = await self._found(continuation, handler_call_details)
         if handler is None:
             return None
+        known = self._handlers.get(method, handler)
+        if known is not None:
+            return known
+        if _is_asynchronous(behavior_of(handler)):
+            wrapped = with_behavior(handler, partial(_wrapped, partial(self._serve, method, _never)))
+            return self._handlers.keep(method, handler, wrapped)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # a coroutine runs
+        return with_behavior(handler, partial(_in_thread, partial(self._serve, method, task.done), task))
 
-        def serve(is_over: Callable[[], bool], context: Any) -> ServedCall:
-            return self._options.serve(method, context, is_over)
-
-        return with_behavior(handler, partial(_wrapped, serve, task))
+    def _serve(self, method: str, is_over: Callable[[], bool], context: Any) -> ServedCall:
+        return self._options.serve(method, context, is_over)
 
     async def _found(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         if not self._options.makes_spans:
@@ -77,21 +81,19 @@ class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: i
             return await continuation(details)
 
 
-def _wrapped(
-    serve: Callable[[Callable[[], bool], Any], ServedCall],
-    task: asyncio.Task[Any],
-    behavior: Behavior,
-    response_streaming: bool,
-) -> Behavior:
-    # As grpcio asks; what is wrapped must look the same.
-    if inspect.isasyncgenfunction(behavior):
-        return _generating(partial(serve, _never), behavior)
-    if inspect.iscoroutinefunction(behavior):
-        return _awaiting(partial(serve, _never), behavior)
-    in_thread = partial(serve, task.done)
+def _is_asynchronous(behavior: Behavior) -> bool:
+    """Say, as grpcio asks, whether a handler runs in the event loop; what is wrapped must look the same."""
+    return inspect.isasyncgenfunction(behavior) or inspect.iscoroutinefunction(behavior)
+
+
+def _wrapped(serve: Serve, behavior: Behavior, _response_streaming: bool) -> Behavior:
+    return (_generating if inspect.isasyncgenfunction(behavior) else _awaiting)(serve, behavior)
+
+
+def _in_thread(serve: Serve, task: asyncio.Task[Any], behavior: Behavior, response_streaming: bool) -> Behavior:
     if not response_streaming:
-        return returning(in_thread, behavior)
-    return streaming(partial(_serve_in_thread, in_thread, task), behavior)
+        return returning(serve, behavior)
+    return streaming(partial(_serve_in_thread, serve, task), behavior)
 
 
 def _never() -> bool:
@@ -99,14 +101,14 @@ def _never() -> bool:
     return False
 
 
-def _serve_in_thread(serve: _Serve, task: asyncio.Task[Any], context: Any) -> ServedCall:
+def _serve_in_thread(serve: Serve, task: asyncio.Task[Any], context: Any) -> ServedCall:
     """Begin to serve a call whose generator may be left waiting for ever when the call is over."""
     served = serve(context)
     task.add_done_callback(lambda _: served.finish())
     return served
 
 
-def _awaiting(serve: _Serve, behavior: Behavior) -> Behavior:
+def _awaiting(serve: Serve, behavior: Behavior) -> Behavior:
     @in_place_of(behavior)
     async def call(request: Any, context: Any) -> Any:
         if isinstance(context, TracedServicerContext):
@@ -123,7 +125,7 @@ def _awaiting(serve: _Serve, behavior: Behavior) -> Behavior:
     return call
 
 
-def _generating(serve: _Serve, behavior: Behavior) -> Behavior:
+def _generating(serve: Serve, behavior: Behavior) -> Behavior:
     @in_place_of(behavior)
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         if isinstance(context, TracedServicerContext):

@@ -1,4 +1,4 @@
-"""A method's handler with another function in its place, whatever its kind."""
+"""A method's handler with another function in its place, whatever its kind, made once for each method."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import grpc  # type: ignore[import-untyped]
 Behavior = Callable[..., Any]
 B = TypeVar("B", bound=Behavior)
 
+# A generic handler may serve any method that callers name.
+_MAX_METHODS: Final = 1_024
+
 # By whether requests and responses are streams.
 _KINDS: Final = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -22,14 +25,42 @@ _KINDS: Final = {
 _GRPCIOS_OWN: Final = ("experimental_non_blocking", "experimental_thread_pool")
 
 
+def behavior_of(handler: Any) -> Behavior:
+    """Return the function that a handler calls."""
+    name, _ = _KINDS[handler.request_streaming, handler.response_streaming]
+    found: Behavior = getattr(handler, name)
+    return found
+
+
 def with_behavior(handler: Any, wrap: Callable[[Behavior, bool], Behavior]) -> Any:
     """Return a handler that calls what *wrap* makes of the function of *handler*, and whether its responses stream."""
-    name, make = _KINDS[handler.request_streaming, handler.response_streaming]
+    _, make = _KINDS[handler.request_streaming, handler.response_streaming]
     return make(
-        wrap(getattr(handler, name), handler.response_streaming),
+        wrap(behavior_of(handler), handler.response_streaming),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
+
+
+class WrappedHandlers:
+    """Keeps what has been made of each method's handler, for as long as the server finds that very handler for it."""
+
+    __slots__ = ("_by_method",)
+
+    def __init__(self) -> None:
+        self._by_method: dict[str, tuple[Any, Any]] = {}
+
+    def get(self, method: str, handler: Any) -> Any:
+        """Return what was made of a handler, or None."""
+        found = self._by_method.get(method)
+        return found[1] if found is not None and found[0] is handler else None
+
+    def keep(self, method: str, handler: Any, wrapped: Any) -> Any:
+        """Keep what was made of a handler, and return it."""
+        if len(self._by_method) >= _MAX_METHODS:
+            self._by_method.clear()
+        self._by_method[method] = (handler, wrapped)
+        return wrapped
 
 
 def in_place_of(behavior: Behavior) -> Callable[[B], B]:

@@ -146,6 +146,8 @@ def _counted(key: str, value: str | bytes) -> bytes:
     return bytes(_length(key, value))
 
 
+# One connection carries many calls.
+@lru_cache(maxsize=256)
 def peer_address(peer: str) -> tuple[str, int | None] | None:
     """Return address and port of what grpcio calls a peer: `ipv4:10.0.0.9:41000`, `ipv6:%5B::1%5D:41000`, `unix:`."""
     scheme, _, rest = peer.partition(":")

@@ -5,6 +5,8 @@ Knows grpcio's call details. Must not know how calls are made, nor what comes ba
 
 from __future__ import annotations
 
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from opentelemetry import trace
@@ -14,7 +16,7 @@ from meshmw.boundary.rpc import RpcOperation, begin_client
 from meshmw.grpc.metadata import MAX_METADATA_BYTES, OutgoingMetadata, Pairs
 from meshmw.grpc.target import parse_target
 from meshmw.propagator import MeshPropagator
-from meshmw.semconv.attributes import LazyAttributes
+from meshmw.semconv.attributes import Attributes
 from meshmw.semconv.rpc import client_attributes
 from meshmw.version import __version__
 
@@ -41,16 +43,20 @@ class OutboundCalls:
         max_metadata_bytes: int = MAX_METADATA_BYTES,
     ) -> None:
         self._target = parse_target(target)
+        self._attributes = lru_cache(maxsize=256)(self._attributes_of)
         self._metadata = OutgoingMetadata(max_metadata_bytes)
         self._propagator = propagator
         self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
+
+    def _attributes_of(self, method: str) -> Attributes:
+        # Many spans share them.
+        return MappingProxyType(client_attributes(method, self._target.address, self._target.port))
 
     def begin(self, details: Any) -> tuple[RpcOperation, Pairs]:
         """Return the operation, and the metadata of a call with its headers in it."""
         # grpcio's aio interceptors are given bytes.
         method = details.method if isinstance(details.method, str) else details.method.decode("utf-8")
-        attributes = LazyAttributes(lambda: client_attributes(method, self._target.address, self._target.port))
-        operation = begin_client(method, attributes, self._tracer)
+        operation = begin_client(method, self._attributes(method), self._tracer)
         metadata = self._metadata.replace(
             getattr(details, "metadata", None),
             operation.context,

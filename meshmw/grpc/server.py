@@ -14,7 +14,7 @@ import grpc  # type: ignore[import-untyped]
 from opentelemetry import trace
 
 from meshmw.grpc.contrib import stand_contrib_down
-from meshmw.grpc.handlers import Behavior, in_place_of, with_behavior
+from meshmw.grpc.handlers import Behavior, WrappedHandlers, in_place_of, with_behavior
 from meshmw.grpc.servicer_context import TracedServicerContext
 from meshmw.grpc.serving import UNTOUCHED, CallOptions, ServedCall
 from meshmw.policy.trust import Trust, TrustCallable
@@ -62,6 +62,7 @@ class TraceContextServerInterceptor(grpc.ServerInterceptor):  # type: ignore[mis
             propagator=propagator,
             tracer_provider=tracer_provider,
         )
+        self._handlers = WrappedHandlers()
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio calls this for each call."""
@@ -71,11 +72,14 @@ class TraceContextServerInterceptor(grpc.ServerInterceptor):  # type: ignore[mis
         handler = self._found(continuation, handler_call_details)
         if handler is None:
             return None
+        known = self._handlers.get(method, handler)
+        if known is not None:
+            return known
+        wrapped = with_behavior(handler, partial(_wrapped, partial(self._serve, method)))
+        return self._handlers.keep(method, handler, wrapped)
 
-        def serve(context: Any) -> ServedCall:
-            return self._options.serve(method, context, lambda: not context.is_active())
-
-        return with_behavior(handler, partial(_wrapped, serve))
+    def _serve(self, method: str, context: Any) -> ServedCall:
+        return self._options.serve(method, context, lambda: not context.is_active())
 
     def _found(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         if not self._options.makes_spans:
