@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry import baggage
 from opentelemetry.context import Context
@@ -22,6 +22,12 @@ log = logging.getLogger("meshmw")
 OVERFLOW: Final = "_overflow"
 # A pattern may fit keys without end, which strangers choose.
 _MOST_KEYS: Final = 64
+
+
+class _Window(NamedTuple):
+    # The values of each key, and the keys that were warned of; the empty one stands for keys without end.
+    values: dict[str, set[str]]
+    warned: set[str]
 
 
 class BaggageAttributes(SpanProcessor):
@@ -52,9 +58,8 @@ class BaggageAttributes(SpanProcessor):
         self._distinct = distinct
         self._window = window
         self._clock = clock
-        self._until = clock() + window
-        self._seen: dict[str, set[str]] = {}
-        self._warned: set[str] = set()
+        self._exact = frozenset(key for key in keys if not {"*", "?"} & set(key))
+        self._windows: dict[int, _Window] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Set the attributes of a span that starts."""
@@ -69,26 +74,46 @@ class BaggageAttributes(SpanProcessor):
                     span.set_attribute(key, bounded)
 
     def _bounded(self, key: str, value: str) -> str | None:
-        if self._clock() >= self._until:
-            self._until = self._clock() + self._window
-            self._seen, self._warned = {}, set()
-        seen = self._seen.get(key)
+        window = self._current()
+        seen = window.values.get(key)
         if seen is None:
-            if len(self._seen) >= _MOST_KEYS:
+            # What strangers call their keys leaves room for those that were asked for by name.
+            if key not in self._exact and len(window.values.keys() - self._exact) >= _MOST_KEYS:
+                self._say_keys(window)
                 return None
-            seen = self._seen.setdefault(key, set())
+            seen = window.values.setdefault(key, set())
         if value in seen:
             return value
         if len(seen) >= self._distinct:
-            self._say(key)
+            self._say(window, key)
             return OVERFLOW
         seen.add(value)
         return value
 
-    def _say(self, key: str) -> None:
-        if key in self._warned:
+    def _current(self) -> _Window:
+        # One dictionary call makes a window, so that of several threads at its beginning none empties another's.
+        number = int(self._clock() // self._window)
+        found = self._windows.get(number)
+        if found is None:
+            found = self._windows.setdefault(number, _Window({}, set()))
+            for each in [each for each in self._windows.copy() if each < number]:
+                self._windows.pop(each, None)
+        return found
+
+    def _say_keys(self, window: _Window) -> None:
+        if "" in window.warned:
             return
-        self._warned.add(key)
+        window.warned.add("")
+        log.warning(
+            "the patterns of baggage_attributes fit more than %d keys within %g s; further ones become no attribute",
+            _MOST_KEYS,
+            self._window,
+        )
+
+    def _say(self, window: _Window, key: str) -> None:
+        if key in window.warned:
+            return
+        window.warned.add(key)
         log.warning(
             "baggage key %s has more than %d values within %g s; as a span attribute, further ones become %s",
             escaped(key),

@@ -65,17 +65,44 @@ def test_a_key_with_too_many_values_overflows_until_the_window_ends_and_is_named
     assert attributes(processor, {"user": "z"}) == {"user": "z"}
 
 
-def test_keys_without_end_take_bounded_memory(attributes):
-    processor = BaggageAttributes(["k*"])
-    found = attributes(processor, {f"k{number}": "v" for number in range(100)})
-    assert len(found) == len(processor._seen) == 64
+def test_keys_without_end_take_bounded_memory_and_no_room_from_a_key_that_was_asked_for(attributes, caplog):
+    clock = Clock()
+    processor = BaggageAttributes(["tenant", "k*"], window=60, clock=clock)
+    for _ in range(2):
+        found = attributes(processor, {f"k{number}": "v" for number in range(100)} | {"tenant": "t"})
+        assert len(found) == 64 + 1
+        assert found["tenant"] == "t"
+    assert caplog.messages == [
+        "the patterns of baggage_attributes fit more than 64 keys within 60 s; further ones become no attribute"
+    ]
+    clock.now = 60
+    assert attributes(processor, {"k99": "v"}) == {"k99": "v"}
+    assert len(processor._windows) == 1
+
+
+def test_threads_that_meet_at_the_end_of_a_window_share_the_next(attributes):
+    """One thread has seen that there is no window yet, and waits while another fills it."""
+    processor = BaggageAttributes(["k"], distinct=1, window=60)
+    others = []
+
+    class Meeting(dict):
+        def get(self, number):
+            found = super().get(number)
+            if not others:
+                others.append(True)
+                others.append(attributes(processor, {"k": "theirs"}))
+            return found
+
+    processor._windows = Meeting()
+    assert attributes(processor, {"k": "mine"}) == {"k": "_overflow"}
+    assert others[1] == {"k": "theirs"}
 
 
 def test_a_span_that_is_not_recorded_costs_nothing(attributes):
     processor = BaggageAttributes(["k"])
     assert attributes(processor, {"k": "v"}, sampler=ALWAYS_OFF) == {}
     assert attributes(processor, {}) == {}
-    assert processor._seen == {}
+    assert processor._windows == {}
 
 
 def test_the_setting_puts_it_into_the_provider():
