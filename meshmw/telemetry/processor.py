@@ -12,6 +12,7 @@ from meshmw.telemetry.batching import Batching
 from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.losses import PROCESSORS
 from meshmw.telemetry.muting import muted
+from meshmw.telemetry.tally import Tally
 
 log = logging.getLogger("meshmw")
 
@@ -23,10 +24,6 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
         exporter: Where the batches go.
         warn_window: Seconds between two warnings that the queue is full.
         batching: The queue's length and the batches' size; OpenTelemetry's own defaults by default.
-
-    Attributes:
-        dropped_full: The spans that were dropped because the queue was full.
-        dropped_ended: The spans that were dropped because the end came first.
     """
 
     def __init__(self, exporter: CollectorExporter, warn_window: float, batching: Batching | None = None) -> None:
@@ -34,13 +31,23 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
         super().__init__(exporter, queue, delay, batch)
         self.collector: CollectorExporter = exporter
         self.shutdown_seconds = 5.0
-        self.dropped_full = 0
-        self.dropped_ended = 0
+        self._dropped_full = Tally()
+        self._dropped_ended = Tally()
         self._queue = self._batch_processor._queue
         self._longest = self._queue.maxlen or 0
         self._warn_window = warn_window
         self._warned_at: float | None = None
         PROCESSORS.add(self)
+
+    @property
+    def dropped_full(self) -> int:
+        """Return the number of spans that were dropped because the queue was full."""
+        return self._dropped_full.total
+
+    @property
+    def dropped_ended(self) -> int:
+        """Return the number of spans that were dropped because the end came first."""
+        return self._dropped_ended.total
 
     @property
     def queue_length(self) -> int:
@@ -60,11 +67,10 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
             self._drop(span)
 
     def _drop(self, span: ReadableSpan) -> None:
-        # Counted without a lock: a process that forks while somebody holds one would wait for it for ever.
         if self._batch_processor._shutdown:
-            self.dropped_ended += 1
+            self._dropped_ended.add(1)
             return
-        self.dropped_full += 1
+        self._dropped_full.add(1)
         with muted(lambda record: False):
             super().on_end(span)
         now = time.monotonic()
@@ -90,4 +96,4 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
         # The SDK's own shutdown() waits up to 30 s for a collector that does not answer, and offers no other way
         # to say how long: https://github.com/open-telemetry/opentelemetry-python/issues/4568
         self._batch_processor.shutdown(timeout_millis=int(seconds * 1000))
-        self.dropped_ended += len(self._queue)
+        self._dropped_ended.add(len(self._queue))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from meshmw.telemetry.batching import Batching
 from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.processor import PromptBatchSpanProcessor
+from meshmw.telemetry.tally import Tally
 
 
 class Gate(SpanExporter):
@@ -70,6 +72,25 @@ def test_every_span_beyond_the_queue_is_counted_whatever_loggers_let_out(pipelin
             "raise MESHMW_QUEUE_SIZE, set MESHMW_BATCH_PROFILE=high, or record less by MESHMW_SAMPLING_RATIO"
         )
     ]
+
+
+def test_what_threads_drop_at_the_same_time_is_all_counted():
+    tally, interval = Tally(), sys.getswitchinterval()
+
+    def drop():
+        for _ in range(5_000):
+            tally.add(1)
+
+    threads = [threading.Thread(target=drop) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert tally.total == 20_000
 
 
 def test_where_the_collector_fails_no_other_remedy_is_named(pipeline, caplog):
