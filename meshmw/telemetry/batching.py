@@ -13,6 +13,7 @@ from meshmw.settings import Settings, count_in
 from meshmw.telemetry.cgroup import memory_headroom
 
 _BATCH: Final = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+_QUEUE: Final = "OTEL_BSP_MAX_QUEUE_SIZE"
 _DELAY: Final = "OTEL_BSP_SCHEDULE_DELAY"
 
 # 48 KB for each span that waits: a span of ours takes 5 to 10, and most of the room is the application's.
@@ -65,8 +66,10 @@ def _fitting(room: int | None, without_limit: int, least: int) -> int:
 
 
 def _too_small(queue: int, batch: int, settings: Settings) -> str:
-    asked = "MESHMW_QUEUE_SIZE" if settings.queue_size else f"batch_profile={settings.batch_profile}"
+    is_standard = settings.origins().get("queue_size") == _QUEUE and settings.queue_size == count_in(_QUEUE)
+    variable = _QUEUE if is_standard else "MESHMW_QUEUE_SIZE"
+    asked = variable if settings.queue_size else f"batch_profile={settings.batch_profile}"
     return (
         f"a queue of {queue} spans ({asked}) is smaller than one export of {batch}: "
-        f"set MESHMW_QUEUE_SIZE to {batch} or more, or {_BATCH} to {queue} or less"
+        f"set {variable} to {batch} or more, or {_BATCH} to {queue} or less"
     )

@@ -61,6 +61,15 @@ class TestBatching:
             ),
         )
 
+    def test_the_standard_variable_is_named_where_it_decided(self, monkeypatch):
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
+        with pytest.raises(
+            SettingsError, match=r"100 spans \(OTEL_BSP_MAX_QUEUE_SIZE\).* OTEL_BSP_MAX_QUEUE_SIZE to 512"
+        ):
+            batching()
+        with pytest.raises(SettingsError, match=r"200 spans \(MESHMW_QUEUE_SIZE\) is smaller"):
+            batching(queue_size=200)
+
     def test_an_export_above_the_profiles_queue_names_the_profile(self, monkeypatch):
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
         with pytest.raises(SettingsError, match=r"2048 spans \(batch_profile=moderate\) is smaller .* of 3000"):
