@@ -6,6 +6,7 @@ Imported only with the OTLP exporter for HTTP, which brings `requests`.
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -14,6 +15,9 @@ from requests.adapters import HTTPAdapter
 
 # A collector answers with an empty message, or with a few words about what it refused.
 _LONGEST_ANSWER = 65_536
+_MOST_DIGITS = 5
+# Each part of an answer has the exporter's timeout to itself; all of them together have this.
+_LONGEST_SECONDS = 2.0
 
 
 class BoundedSession(Session):
@@ -30,8 +34,8 @@ class BoundedSession(Session):
             self._leave_connections_to_the_parent()
         response = super().send(request, **{**options, "stream": True})
         length = response.headers.get("content-length", "")
-        if length.isdecimal() and int(length) <= _LONGEST_ANSWER:
-            response.raw.read(decode_content=False)
+        if length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= _LONGEST_ANSWER:
+            _read(response)
         response.close()
         return response
 
@@ -43,3 +47,12 @@ class BoundedSession(Session):
         self.adapters = OrderedDict()
         self.mount("https://", HTTPAdapter())
         self.mount("http://", HTTPAdapter())
+
+
+def _read(response: Response) -> None:
+    """Read the answer, unless it comes in drops."""
+    # Before 2.1, urllib3 can only wait for the whole.
+    read = getattr(response.raw, "read1", response.raw.read)
+    until = time.monotonic() + _LONGEST_SECONDS
+    while read(_LONGEST_ANSWER, decode_content=False) and time.monotonic() < until:
+        pass

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
@@ -124,6 +127,9 @@ def test_the_console_shows_each_span_at_once(capsys):
     provider.shutdown()
 
 
+DROPS = 2_000
+
+
 class Answers(http.server.BaseHTTPRequestHandler):
     """Gives a short answer, or one without an end."""
 
@@ -138,9 +144,18 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"ok")
             return
+        if self.path == "/drops":
+            self.send_header("content-length", "60000")
+        if self.path == "/digits":
+            self.send_header("content-length", "9" * 5_000)
         self.end_headers()
         self.close_connection = True
         try:
+            if self.path == "/drops":
+                for _ in range(DROPS):
+                    self.wfile.write(b"x")
+                    self.server.drops += 1
+                    time.sleep(0.01)
             for _ in range(4_096):  # 256 MiB: more than any buffer on the way holds
                 self.wfile.write(b"x" * 65_536)
         except OSError:
@@ -153,7 +168,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def collector():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.connections, server.hung_up = set(), threading.Event()
+    server.connections, server.hung_up, server.drops = set(), threading.Event(), 0
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -162,11 +177,14 @@ def collector():
     thread.join()
 
 
-def test_an_answer_without_an_end_is_not_read(collector):
+@pytest.mark.parametrize("answer", ["endless", "digits", "drops"])
+def test_an_answer_without_an_end_is_not_read(answer, collector, monkeypatch):
+    monkeypatch.setattr("meshmw.telemetry.bounded_session._LONGEST_SECONDS", 0.05)
     with BoundedSession() as session:
-        response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/endless", data=b"x")
+        response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/{answer}", data=b"x")
     assert response.status_code == 200
     assert collector.hung_up.wait(30)
+    assert collector.drops < DROPS
 
 
 def test_a_short_answer_keeps_the_connection(collector):
@@ -174,3 +192,21 @@ def test_a_short_answer_keeps_the_connection(collector):
         for _ in range(3):
             session.request("POST", f"http://127.0.0.1:{collector.server_port}/short", data=b"x")
     assert len(collector.connections) == 1
+
+
+def test_a_forked_process_opens_connections_of_its_own(collector):
+    url = f"http://127.0.0.1:{collector.server_port}/short"
+    with BoundedSession() as session:
+        session.request("POST", url, data=b"x")
+        session._process = -1  # as a forked process finds it
+        for _ in range(2):
+            session.request("POST", url, data=b"x")
+    assert len(collector.connections) == 2
+
+
+@pytest.mark.parametrize("is_patched", [True, False])
+def test_what_grpc_does_under_gevent_is_said(is_patched, monkeypatch, caplog):
+    """The module stands for gevent's, which cannot be taken back once it has patched a process."""
+    monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace(is_module_patched=lambda name: is_patched))
+    build_exporter(Settings(endpoint="127.0.0.1:9")).shutdown()
+    assert ("Set MESHMW_EXPORTER=otlp-http" in caplog.text) is is_patched
