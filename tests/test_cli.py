@@ -311,7 +311,7 @@ def test_doctor_without_an_application(monkeypatch, capsys):
 
 
 def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, capsys):
-    (tmp_path / "some_shop.py").write_text("import sys\nsys.path.pop(0)\nasync def app(scope, receive, send): ...\n")
+    (tmp_path / "some_shop.py").write_text("import sys\nprint('noise')\nsys.path.pop(0)\nasync def app(*_): ...\n")
     dump = tmp_path / "dump.json"
     manager = {
         "@type": "x.HttpConnectionManager",
@@ -327,8 +327,11 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
     monkeypatch.setenv("MESHMW_EXPORTER", "none")
     arguments = ["doctor", "some_shop:app", f"--app-dir={tmp_path}", f"--config-dump={dump}"]
     assert main(arguments) == 1
-    out = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    out = " ".join(printed.out.split())
+    assert printed.err == "noise\n"
     assert "some_shop:app" in out
+    assert "noise" not in out
     assert "[middleware.missing]" in out
     assert "[headers.removed-early]" in out
     assert "of unknown version" in out
@@ -356,6 +359,7 @@ def test_mesh_config(capsys):
         (["--variant", "zipkin"], "--variant takes w3c, unsampled, malformed, b3, both, not 'zipkin'"),
         (["--header", "nonsense"], "--header takes 'NAME: VALUE'"),
         (["--format", "nginx"], "is no format"),
+        (["--header", "Authorization: Bearer geheim\nx"], "--header 'Authorization': its value holds a control"),
         (["--otlp", "x"], "--otlp takes one or two port numbers"),
         (["--otlp", "999999"], "--otlp takes one or two port numbers"),
         (["--access-log", "/proc/1"], "/proc/1: Is a directory"),
@@ -364,7 +368,9 @@ def test_mesh_config(capsys):
 )
 def test_verify_that_cannot_be_run_is_said(arguments, fault, capsys):
     assert main(["verify", "http://127.0.0.1:9/", "--header", "X: 1", *arguments]) == 2
-    assert fault in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert fault in said
+    assert "geheim" not in said
 
 
 def test_verify_does_not_share_a_port(capsys):
@@ -440,6 +446,36 @@ def test_spans_are_drawn_with_proxies_and_orphans(capsys):
     assert "└── edge SERVER ingress 0.0 ms  proxy\n    └── shop INTERNAL GET 0.0 ms" in out
     assert "stock\\x1b INTERNAL GET 0.0 ms  orphan: its parent 9 is missing" in out
     assert "GET /: no answer" in out
+
+
+def test_spans_that_are_deep_or_each_others_parents_are_drawn_once(capsys):
+    from meshmw.cli.verify import print_journey
+    from meshmw.diagnose.journey import Journey, JourneySpan, with_orphans
+
+    deep = [JourneySpan(trace_id="a" * 32, span_id=str(n), parent_id=str(n - 1), start_ns=n) for n in range(1, 2000)]
+    # As Zipkin's shared spans, whose ids a client and its server have in common.
+    deep += [JourneySpan(trace_id="a" * 32, span_id=str(n), parent_id=str(n - 1), kind="SERVER") for n in range(1, 99)]
+    ring = [
+        JourneySpan(trace_id="b" * 32, span_id="1", parent_id="2"),
+        JourneySpan(trace_id="b" * 32, span_id="2", parent_id="1"),
+    ]
+    spans = with_orphans([*deep, *ring], "0")
+    print_journey(Journey(title="GET /", verdict="broken", summary="BROKEN", spans=spans))
+    out = capsys.readouterr().out
+    assert out.count(" ms") == len(spans)
+    assert f"trace {'b' * 32}\n└── " in out
+
+
+def test_what_a_terminal_cannot_print_and_what_no_disk_takes_is_no_crash(tmp_path):
+    odd = json.dumps({"path": "/\u4e2d", "method": "GET", "traceparent": None})
+    (tmp_path / "log").write_text(odd)
+    done = run("access-log", str(tmp_path / "log"), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GET /\\u4e2d" in done.stdout
+    for redirected, code, said in ((">&-", 1, ""), (">/dev/full", 2, "meshmw: [Errno 28] No space left on device\n")):
+        command = ["sh", "-c", f'"$0" -m meshmw.cli inspect 00-xyz {redirected}', sys.executable]
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stderr) == (code, said)
 
 
 def test_the_demo_serves_one_trace_until_ctrl_c(request):

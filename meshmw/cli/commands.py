@@ -5,6 +5,9 @@ Knows which commands there are. Must not know what they do.
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -44,6 +47,12 @@ def _options(
 
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
+    if sys.stdout is None:  # closed, as `>&-` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal may lack a character that a log holds.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="meshmw")
     except SystemExit as end:

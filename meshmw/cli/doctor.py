@@ -46,7 +46,8 @@ def doctor(
 
     Each finding says what is the case, why that breaks traces, and what to do. Notes alone end with 0.
     """
-    with _importable_from(app_dir):
+    # What an application prints is no part of the answer.
+    with _importable_from(app_dir), contextlib.redirect_stdout(sys.stderr):
         loaded = load_app(app) if app else None
     facts = look_at_process(app, loaded, connect=connect)
     proxies = [ask_proxy(url) for url in envoy_admin or ()] + [read_dump(path) for path in config_dump or ()]

@@ -6,6 +6,7 @@ unescaped.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -37,9 +38,13 @@ class CannotRunError(MeshmwError):
     """Says in one line why a command cannot do what it was asked."""
 
 
-def out() -> Console:
-    """Return what prints to standard output; made anew, because a test or a pager may have replaced it."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+def out(width: int | None = None) -> Console:
+    """Return what prints to standard output; made anew, because a test or a pager may have replaced it.
+
+    Args:
+        width: Columns to print to; those of the terminal if None.
+    """
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def err() -> Console:
@@ -110,9 +115,19 @@ def answers(command: Callable[P, int]) -> Callable[P, None]:
             err().print("stopped")
             code = INTERRUPTED
         except BrokenPipeError:
-            # Whoever read has enough, as `| head` does. The interpreter would complain once more at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read has enough, as `| head` does.
+            _print_no_more()
             code = OK
+        except OSError as error:
+            _print_no_more()
+            err().print(Text(f"meshmw: {shown(str(error), None)}"), soft_wrap=True)
+            code = MISUSE
         raise typer.Exit(code)
 
     return run
+
+
+def _print_no_more() -> None:
+    """Let the interpreter not complain at its end of what could not be printed."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,6 +24,9 @@ from meshmw.diagnose.verify_judge import excerpt_of
 from meshmw.diagnose.verify_logs import LogTail
 from meshmw.diagnose.verify_probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
 
+# Spans that hang deeper are printed at this depth: nobody reads further to the right.
+_MAX_DEPTH = 40
+_MAX_WIDTH = 4096
 _STYLES = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
 
 
@@ -102,6 +105,8 @@ def _probe(url: str, variant: str, random: bool, headers: list[str], method: str
         name, colon, value = text.partition(":")
         if not (colon and name.strip()):
             raise CannotRunError(f"--header takes 'NAME: VALUE', not {shown(text)!r}")
+        if not value.strip().isprintable():
+            raise CannotRunError(f"--header {shown(name.strip())!r}: its value holds a control character")
         added[name.strip()] = value.strip()
     ids = random_ids() if random else SYNTHETIC
     return make_probe(url, cast(Variant, variant), ids=ids, headers=added, method=method)
@@ -184,8 +189,9 @@ def print_journey(journey: Journey) -> None:
     table(["hop", "received", "sent on", ""], rows)
     if journey.spans:
         line("")
-        for trace_id in journey.trace_ids:
-            out().print(_tree(journey, trace_id))
+        for tree in _trees(journey).values():
+            # Wider than any terminal, which then wraps: what has no room would be cut.
+            out(_MAX_WIDTH).print(tree)
     print_findings(journey.findings)
     line("")
     line(journey.summary, _STYLES[journey.verdict])
@@ -207,20 +213,22 @@ def _shown(values: Mapping[str, str | None]) -> str:
     return f"b3 {excerpt_of(values['b3'])}" if parent is None and values.get("b3") else excerpt_of(parent)
 
 
-def _tree(journey: Journey, trace_id: str) -> Tree:
-    tree = Tree(Text(f"trace {trace_id}", style="bold"), guide_style="dim")
-    for root in journey.roots:
-        if root.trace_id == trace_id:
-            _add(tree, journey, root)
-    return tree
+def _trees(journey: Journey) -> dict[str, Tree]:
+    trees: dict[str, Tree] = {}
+    above: list[Tree] = []
+    for span, depth in journey.in_order():
+        if span.trace_id not in trees:
+            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}", style="bold"), guide_style="dim")
+        depth = min(depth, _MAX_DEPTH)
+        branch = above[depth - 1] if depth else trees[span.trace_id]
+        above[depth:] = [branch.add(_span_text(span))]
+    return trees
 
 
-def _add(tree: Tree, journey: Journey, span: JourneySpan) -> None:
+def _span_text(span: JourneySpan) -> Text:
     milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.1f} ms"
-    text = Text(f"{shown(span.service)} {span.kind} {shown(span.name)} {milliseconds}")
+    text = Text(f"{shown(span.service)} {shown(span.kind)} {shown(span.name)} {milliseconds}")
     text.append("" if span.maker == "app" else "  proxy", style="dim")
     if span.orphan:
-        text.append(f"  orphan: its parent {span.parent_id} is missing", style="bold red")
-    branch = tree.add(text)
-    for child in journey.children(span):
-        _add(branch, journey, child)
+        text.append(f"  orphan: its parent {shown(span.parent_id)} is missing", style="bold red")
+    return text

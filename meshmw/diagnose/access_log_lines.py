@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -44,8 +45,8 @@ class Source:
 
     @property
     def position(self) -> int:
-        """How many bytes of the file have been read."""
-        return 0 if self.raw is None else self.raw.tell()
+        """How many bytes of the file have been read; 0 of what has no size, such as a pipe."""
+        return self.raw.tell() if self.raw is not None and self.size else 0
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
@@ -94,11 +95,14 @@ class Source:
             return
         try:
             now, ours = self.path.stat(), os.fstat(self.stream.fileno())
+            is_new = (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
+            # It may be gone again, or not be ours to read yet.
+            opened = self.path.open("rb") if is_new else None
         except OSError:
             return
-        if (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev):
+        if opened is not None:
             self.stream.close()
-            self.stream = self.raw = self.path.open("rb")
+            self.stream = self.raw = opened
         elif now.st_size < self.stream.tell():
             self.stream.seek(0)
 
@@ -110,8 +114,9 @@ def open_source(path: Path, name: str | None = None) -> Source:
         OSError: It cannot be opened.
     """
     file = path.open("rb")
-    size = os.fstat(file.fileno()).st_size
+    about = os.fstat(file.fileno())
+    size = about.st_size
     if file.peek(2)[:2] == _GZIP:
         unpacked: IO[bytes] = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
         return Source(name or path.name, unpacked, size, raw=file)
-    return Source(name or path.name, file, size, path, raw=file)
+    return Source(name or path.name, file, size, path if stat.S_ISREG(about.st_mode) else None, raw=file)

@@ -99,7 +99,7 @@ def load_app(target: str) -> Any:
         for name in path.removesuffix("()").split("."):
             found = getattr(found, name)
         return found() if path.endswith("()") else found
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AppError(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 

@@ -41,7 +41,7 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
             return read_proxy(where, dump, info, clusters)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
 
 

@@ -6,7 +6,7 @@ echoes, backends) nor how they are shown: a report in any form takes exactly thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
@@ -150,10 +150,22 @@ class Journey:
         present = {(span.trace_id, span.span_id) for span in self.spans}
         return tuple(span for span in self.spans if (span.trace_id, span.parent_id) not in present)
 
-    def children(self, parent: JourneySpan) -> tuple[JourneySpan, ...]:
-        """Return the spans right below one, the oldest first."""
-        below = (parent.trace_id, parent.span_id)
-        return tuple(span for span in self.spans if (span.trace_id, span.parent_id) == below)
+    def in_order(self) -> Iterator[tuple[JourneySpan, int]]:
+        """Yield each span once with its depth: trees from their roots, then spans that are each other's ancestors."""
+        below: dict[tuple[str, str], list[JourneySpan]] = {}
+        for span in self.spans:
+            below.setdefault((span.trace_id, span.parent_id), []).append(span)
+        seen: set[int] = set()
+        # A stack rather than recursion: the depth of a trace is what a stranger sends.
+        for top in (*self.roots, *self.spans):
+            waiting = [(top, 0)]
+            while waiting:
+                span, depth = waiting.pop()
+                if id(span) in seen:
+                    continue
+                seen.add(id(span))
+                yield span, depth
+                waiting += [(child, depth + 1) for child in reversed(below.get((span.trace_id, span.span_id), ()))]
 
     def to_json(self) -> dict[str, Any]:
         """Return the journey as plain JSON values."""

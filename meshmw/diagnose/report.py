@@ -150,7 +150,7 @@ def _traces(journey: Journey) -> list[Trace]:
     begin = min((span.start_ns for span in journey.spans), default=0)
     length = max((span.end_ns for span in journey.spans), default=0) - begin or 1
     trees: dict[str, list[Row]] = {}
-    for span, depth in _in_order(journey):
+    for span, depth in journey.in_order():
         left = 100 * (span.start_ns - begin) / length
         took = span.end_ns - span.start_ns
         row = Row(span, depth, round(left, 3), round(max(0.0, 100 * took / length), 3), took / 1e6)
@@ -159,24 +159,6 @@ def _traces(journey: Journey) -> list[Trace]:
         Trace(_letter(number), number % 6, trace_id, tuple(rows))
         for number, (trace_id, rows) in enumerate(trees.items())
     ]
-
-
-def _in_order(journey: Journey) -> Iterator[tuple[JourneySpan, int]]:
-    """Yield each span once with its depth: trees from their roots, then spans that are each other's ancestors."""
-    below: dict[tuple[str, str], list[JourneySpan]] = {}
-    for span in journey.spans:
-        below.setdefault((span.trace_id, span.parent_id), []).append(span)
-    seen: set[int] = set()
-    # A stack rather than recursion: the depth of a trace is what a stranger sends.
-    for top in (*journey.roots, *journey.spans):
-        waiting = [(top, 0)]
-        while waiting:
-            span, depth = waiting.pop()
-            if id(span) in seen:
-                continue
-            seen.add(id(span))
-            yield span, depth
-            waiting += [(child, depth + 1) for child in reversed(below.get((span.trace_id, span.span_id), ()))]
 
 
 def _letter(number: int) -> str:

@@ -17,6 +17,7 @@ from meshmw.diagnose.journey import JourneySpan, journey_spans, maker_of
 from meshmw.errors import MeshmwError
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
+_LATEST: Final = 2**63 - 1
 _STATUS: Final = ("UNSET", "OK", "ERROR")
 
 
@@ -77,7 +78,7 @@ class HttpBackend:
                     refusals.append(f"{path.format('ID')} answered {response.status_code}")
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise BackendError(f"{self.name} cannot be reached: {str(error) or type(error).__name__}") from error
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 refusals.append(f"{path.format('ID')} answered something else ({type(error).__name__})")
         if len(refusals) == len(self._asked):
             raise BackendError(f"{self.name}: {'; '.join(refusals)}")
@@ -110,7 +111,7 @@ def _from_jaeger(document: Any) -> Iterator[JourneySpan]:
         for span in trace["spans"]:
             tags = {tag["key"]: tag.get("value") for tag in span.get("tags") or ()}
             parents = [each for each in span.get("references") or () if each.get("refType") == "CHILD_OF"]
-            start = int(span["startTime"]) * 1000
+            start = _nanoseconds(span["startTime"], 1000)
             status = str(tags.get("otel.status_code", "ERROR" if tags.get("error") in (True, "true") else "UNSET"))
             yield JourneySpan(
                 trace_id=str(span["traceID"]).rjust(32, "0"),
@@ -121,7 +122,7 @@ def _from_jaeger(document: Any) -> Iterator[JourneySpan]:
                 kind=str(tags.get("span.kind", "internal")).upper(),
                 maker=maker_of(str(tags.get("otel.scope.name", tags.get("otel.library.name", ""))), tags),
                 start_ns=start,
-                end_ns=start + int(span.get("duration", 0)) * 1000,
+                end_ns=start + _nanoseconds(span.get("duration", 0), 1000),
                 status=status,
             )
 
@@ -147,10 +148,15 @@ def _otlp_span(span: Mapping[str, Any], service: str, scope: str) -> JourneySpan
         name=str(span.get("name", "")),
         kind=_enum(span.get("kind", 0), _KINDS, "SPAN_KIND_"),
         maker=maker_of(scope, _attributes(span)),
-        start_ns=int(span.get("startTimeUnixNano", 0)),
-        end_ns=int(span.get("endTimeUnixNano", 0)),
+        start_ns=_nanoseconds(span.get("startTimeUnixNano", 0)),
+        end_ns=_nanoseconds(span.get("endTimeUnixNano", 0)),
         status=_enum((span.get("status") or {}).get("code", 0), _STATUS, "STATUS_CODE_"),
     )
+
+
+def _nanoseconds(value: Any, each: int = 1) -> int:
+    """Return a time within the 64 bits that a time has: what is beyond could not be drawn."""
+    return min(max(int(value) * each, 0), _LATEST)
 
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:

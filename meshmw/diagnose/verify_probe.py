@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -140,9 +141,12 @@ class Answer:
 def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Answer:
     """Send the request, past any proxy of the environment, and read what the answer tells.
 
+    An answer that goes on for longer than *timeout* seconds, or for more than 1 MiB, is read no further.
+
     Raises:
         ProbeError: No answer came.
     """
+    deadline = time.monotonic() + timeout
     try:
         with (
             httpx.Client(timeout=timeout, verify=verify_tls, trust_env=False) as client,
@@ -151,7 +155,7 @@ def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Ans
             body = b""
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > _MAX_BODY:
+                if len(body) > _MAX_BODY or time.monotonic() > deadline:
                     break
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ProbeError(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -244,6 +247,43 @@ def test_a_log_is_followed_through_rotation_and_truncation(tmp_path):
     again = Source("pipe", io.BytesIO(b"x\n"))
     answers = iter([True, False])
     assert [each for some in again.lines(lambda: next(answers)) for each in some] == [b"x"]
+
+
+def test_a_log_whose_successor_may_not_be_read_yet_is_followed_on(tmp_path, monkeypatch):
+    path = tmp_path / "access.log"
+    path.write_bytes(b"one\n")
+    opened, steps, refused = open_source(path), iter(range(9)), []
+    real = Path.open
+
+    def once_refused(self, *arguments):
+        if not refused:
+            refused.append(self)
+            raise PermissionError
+        return real(self, *arguments)
+
+    def more() -> bool:
+        step = next(steps)
+        if step == 1:
+            path.unlink()
+            path.write_bytes(b"two\n")
+            monkeypatch.setattr(Path, "open", once_refused)
+        return step < 6
+
+    assert [each for some in opened.lines(more) for each in some] == [b"one", b"two"]
+    assert refused == [path]
+    opened.close()
+
+
+def test_a_named_pipe_is_read(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"one\n",))
+    writer.start()
+    opened = open_source(pipe)
+    answers = iter([True, False])
+    assert [(each, opened.position) for some in opened.lines(lambda: next(answers)) for each in some] == [(b"one", 0)]
+    writer.join()
+    opened.close()
 
 
 def test_what_cannot_be_read_is_said():

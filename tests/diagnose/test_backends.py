@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import math
 import threading
 from collections.abc import Iterator
 
@@ -140,7 +141,19 @@ def test_ids_of_other_lengths_are_filled_up(server):
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>", [1], {"data": 7, "batches": 7}, {"data": [{}], "batches": [{"scopeSpans": 7}]}]
+    "body",
+    [
+        b"<html>",
+        [1],
+        {"data": 7, "batches": 7},
+        {"data": [{}], "batches": [{"scopeSpans": 7}]},
+        b"[" * 100_000,
+        {
+            "data": [{"spans": [{"startTime": math.inf}]}],
+            "batches": [{"scopeSpans": [{"spans": [{"traceId": "1", "spanId": "1", "endTimeUnixNano": math.inf}]}]}],
+        },
+    ],
+    ids=["html", "list", "numbers", "empty", "deep", "infinite"],
 )
 def test_what_is_no_backend_is_said(server, body):
     url, answers = server
@@ -149,6 +162,14 @@ def test_what_is_no_backend_is_said(server, body):
     for backend in ("jaeger", "tempo"):
         with pytest.raises(BackendError, match=r"answered 500; .* answered something else"):
             HttpBackend(backend, url).spans([TRACE_ID])
+
+
+def test_a_time_beyond_all_times_can_still_be_drawn(server):
+    url, answers = server
+    span = {"traceID": TRACE_ID, "spanID": SPAN_ID, "startTime": -5, "duration": 10**400}
+    answers[f"/api/traces/{TRACE_ID}"] = (200, {"data": [{"spans": [span]}]})
+    (found,) = HttpBackend("jaeger", url).spans([TRACE_ID])
+    assert (found.start_ns, found.end_ns) == (0, 2**63 - 1)
 
 
 def test_what_cannot_be_reached_is_said():

@@ -245,6 +245,9 @@ def test_an_address_that_is_no_proxys(monkeypatch):
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
     with pytest.raises(AdminError, match="is no Envoy administration interface"):
         ask_proxy("http://mesh")
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"[" * 100_000))
+    with pytest.raises(AdminError, match=r"is no Envoy administration interface \(RecursionError\)"):
+        ask_proxy("http://mesh")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,7 @@ def test_an_address_that_is_no_proxys(monkeypatch):
         ("no_such_module:app", "ModuleNotFoundError"),
         ("json:nothing", "AttributeError"),
         ("json:loads()", "TypeError"),
+        ("sys:exit()", "SystemExit"),
     ],
 )
 def test_an_application_that_cannot_be_loaded(target, fault):

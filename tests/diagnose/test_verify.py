@@ -295,6 +295,20 @@ def test_a_log_without_traceparent_is_said(tmp_path):
     assert [each.code for each in found.findings] == ["access-log.not-logged"]
 
 
+def test_an_answer_without_end_is_read_no_further_than_the_deadline(monkeypatch):
+    now = iter(range(100))
+
+    def endless():
+        while True:
+            yield b"data: x\n\n"
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=endless()))
+    client = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
+    monkeypatch.setattr("meshmw.diagnose.verify_probe.time.monotonic", lambda: next(now))
+    assert send(make_probe(URL), timeout=5).status_code == 200
+
+
 def test_an_answer_that_does_not_come_is_said():
     with pytest.raises(ProbeError, match=r"http://127\.0\.0\.1:9/ did not answer: "):
         send(make_probe(URL), timeout=1.0)
@@ -325,7 +339,7 @@ def test_a_journey_survives_its_json():
     assert again == found
     assert again.trace_ids == (TRACE_ID,)
     assert [each.span_id for each in again.roots] == ["a" * 16, "b" * 16]
-    assert again.children(again.roots[0]) == ()
+    assert list(again.in_order()) == [(root, 0) for root in again.roots]
 
 
 def test_proxies_are_told_from_applications():
