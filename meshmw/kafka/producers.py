@@ -147,16 +147,26 @@ def _signature(client: Any, name: str) -> inspect.Signature:
         TypeError: The method takes no headers.
     """
     inherited = [vars(cls)[name].__get__(client) for cls in type(client).__mro__ if name in vars(cls)]
-    for method in (getattr(client, name), *inherited):
-        try:
-            found = inspect.signature(method)
-        except ValueError:
-            break
-        if {"topic", "headers"} <= found.parameters.keys():
-            return found
-        if not any(each.kind is each.VAR_KEYWORD for each in found.parameters.values()):
-            raise TypeError(f"{type(client).__qualname__}.{name} takes no headers, so it sends no trace")
-    return _PRODUCE
+    methods = map(_parameters, (getattr(client, name), *inherited))
+    found = next((each for each in methods if _names_its_own(each) or not _takes_all(each)), None)
+    if found is None or not _names_its_own(found):
+        raise TypeError(f"{type(client).__qualname__}.{name} takes no topic and headers by these names")
+    return found
+
+
+def _parameters(method: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(method)
+    except ValueError:
+        return _PRODUCE
+
+
+def _names_its_own(parameters: inspect.Signature) -> bool:
+    return {"topic", "headers"} <= parameters.parameters.keys()
+
+
+def _takes_all(parameters: inspect.Signature) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in parameters.parameters.values())
 
 
 def _has_callbacks(client: Any) -> bool:

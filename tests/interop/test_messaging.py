@@ -71,7 +71,7 @@ class Kafka:
     def receive(self, destination):
         consumer = confluent_kafka.Consumer({"bootstrap.servers": self.address, "group.id": "interop"})
         self._consumers.append(consumer)
-        consumer.assign([confluent_kafka.TopicPartition(destination, 0, confluent_kafka.OFFSET_BEGINNING)])
+        consumer.assign([confluent_kafka.TopicPartition(destination, 0, 0)])
         message = consumer.poll(SECONDS)
         assert message is not None
         assert message.error() is None, message.error()

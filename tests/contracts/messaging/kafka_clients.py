@@ -190,7 +190,8 @@ class ConfluentClient(KafkaClient):
                 "auto.offset.reset": "earliest",
             }
         )
-        consumer.assign([confluent_kafka.TopicPartition(destination, 0, confluent_kafka.OFFSET_BEGINNING)])
+        # A number: to ask for the beginning costs this client half a second.
+        consumer.assign([confluent_kafka.TopicPartition(destination, 0, 0)])
         return consumer
 
     async def receive(self, destination: str, count: int = 1) -> list[Any]:
