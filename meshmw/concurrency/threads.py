@@ -34,10 +34,20 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
 class Thread(threading.Thread):
     """Is the standard library's thread, run in a copy of the context variables of whoever starts it.
 
-    A subclass with a `run()` of its own is run in the copy too.
+    A subclass with a `run()` of its own is run in the copy too. Who gives a `context`, as of Python 3.14, has chosen
+    another.
+
+    Args:
+        args: As for the standard thread.
+        options: As for the standard thread.
     """
 
     _was_started = False
+    _has_a_context = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._has_a_context = options.get("context") is not None
+        super().__init__(*args, **options)
 
     def start(self) -> None:
         """Start the thread.
@@ -45,7 +55,7 @@ class Thread(threading.Thread):
         Raises:
             RuntimeError: It was started before, or the system has no thread to give.
         """
-        is_first = not self._was_started
+        is_first = not self._was_started and not self._has_a_context
         if is_first:
             self._take_context()
         try:

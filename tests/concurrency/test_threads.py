@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import gc
+import sys
 import threading
 import weakref
 
@@ -198,6 +199,23 @@ class TestThread:
             worker.start()
         worker.join(SECONDS)
         assert worker.seen == "a"
+
+    def test_a_context_that_is_given_is_the_one(self, monkeypatch):
+        given = contextvars.Context()
+        given.run(OTHER.set, "given")
+        expected = "given"
+        if sys.version_info < (3, 14):
+            # There is no such argument yet: the thread begins with nothing.
+            standard, expected = threading.Thread.__init__, None
+            monkeypatch.setattr(
+                threading.Thread, "__init__", lambda self, context, **options: standard(self, **options)
+            )
+        seen = []
+        thread = Thread(target=lambda: seen.append((value(), OTHER.get())), context=given)
+        with request("a"):
+            thread.start()
+        thread.join(SECONDS)
+        assert seen == [(None, expected)]
 
     def test_a_second_start_is_refused_and_does_no_harm(self):
         go_on, seen = threading.Event(), []
