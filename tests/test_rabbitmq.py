@@ -127,15 +127,19 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = st.sampled_from(["traceparent", "TraceState", "baggage", "b3", "x-request-id", "x-death"]) | st.text()
+NAMES = st.sampled_from(["traceparent", "TraceState", "baggage", "b3", "x-request-id", "x-delivery-count"]) | st.text()
+DEATHS = st.lists(st.dictionaries(st.sampled_from(["count", "reason", "queue"]), VALUES) | VALUES, max_size=3)
+RECORDING = TracerProvider()
 
 
-@given(st.dictionaries(NAMES | st.binary(), VALUES))
-def test_no_headers_raise_or_are_changed_or_leave_a_stale_trace(headers):
+@given(st.dictionaries(NAMES | st.binary(), VALUES), DEATHS | VALUES)
+def test_no_headers_raise_or_are_changed_or_leave_a_stale_trace(headers, deaths):
+    headers = {**headers, "x-death": deaths}
     before = repr(headers)
     rabbitmq.extract(headers, propagator=PROPAGATOR)
-    with rabbitmq.consumer_span(pika.spec.Basic.Deliver(), pika.BasicProperties(headers=headers), b""):
-        pass
+    method, properties = pika.spec.Basic.Deliver(), pika.BasicProperties(headers=headers)
+    with rabbitmq.consumer_span(method, properties, b"", tracer_provider=RECORDING) as span:
+        assert span.is_recording()
     sent = inject(headers)
     assert repr(headers) == before
     assert [key for key in sent if str(key).lower() == "traceparent"] == ["traceparent"]

@@ -161,7 +161,8 @@ def test_a_block_serves_one_message_once(run, destination):
     run(use)
 
 
-def test_without_a_recording_sdk_the_message_carries_on_what_came(run, destination):
+@pytest.mark.parametrize("parent", ["parent", "link"])
+def test_without_a_recording_sdk_the_message_carries_on_what_came(run, destination, parent):
     class Nothing:
         def get_tracer(self, *_, **__):
             return trace.NoOpTracer()
@@ -173,6 +174,9 @@ def test_without_a_recording_sdk_the_message_carries_on_what_came(run, destinati
             headers = client.inject(client.headers_of(message))
         assert traceparents(client, headers) == [VALID]
         assert client.lines_of(headers)["baggage"] == [b"a=1"]
+        with client.consumer_span(message):
+            await client.send_instrumented(f"{destination}-on")
+        (forwarded,) = await client.receive(f"{destination}-on")
+        assert traceparents(client, client.headers_of(forwarded)) == [VALID]
 
-    run(use, tracer_provider=Nothing())
-    run(use, tracer_provider=Nothing(), parent="link")
+    run(use, tracer_provider=Nothing(), parent=parent)
