@@ -36,6 +36,7 @@ ALIASES: Final = {
     "status": "code",
     "response_code_details": "details",
     "route_name": "route",
+    "start_time": "start_time",
     "upstream_cluster": "cluster",
     "upstream_host": "upstream",
     "x-b3-traceid": "x_b3_traceid",

@@ -111,9 +111,14 @@ def _with_echo(hop: Hop, echo: Echo) -> Hop:
     return replace(hop, received={**hop.received, **echo.headers}, trace_id=echo.trace_id)
 
 
+def _logged_in(tail: LogTail, seen: _Seen) -> int:
+    """Return how many hops a log shows; another log's name may begin like this one's."""
+    proxies = [hop.name for hop in seen.hops if hop.kind == "proxy"]
+    return sum(name == tail.name or name.startswith(f"{tail.name} ") for name in proxies)
+
+
 def _is_complete(seen: _Seen, watch: Watch, probe: Probe) -> bool:
-    names = {hop.name for hop in seen.hops}
-    logged = all(any(name.startswith(tail.name) for name in names) for tail in watch.tails)
+    logged = all(_logged_in(tail, seen) for tail in watch.tails)
     recorded = len(seen.spans) >= max(1, watch.spans) and not any(span.orphan for span in seen.spans)
     # What must not come cannot be waited for; the settling time is all that it gets.
     return logged and (recorded or not watch.backends or probe.variant == "unsampled")
@@ -184,7 +189,7 @@ def _of_sources(watch: Watch, seen: _Seen, faults: dict[str, str]) -> list[Findi
                     "nobody can see in it what passed", "`meshmw mesh-config` prints a format that does",
                 )
             )  # fmt: skip
-        elif not any(hop.name.startswith(tail.name) for hop in seen.hops):
+        elif not _logged_in(tail, seen):
             findings.append(
                 Finding(
                     "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
@@ -272,7 +277,7 @@ def _sources(watch: Watch, answer: Answer, seen: _Seen, faults: dict[str, str]) 
     count = len(answer.echoes)
     yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} told what arrived"
     for tail in watch.tails:
-        count = sum(hop.name.startswith(tail.name) for hop in seen.hops)
+        count = _logged_in(tail, seen)
         yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"
     for backend in watch.backends:
         yield f"{backend.name}: {faults.get(backend.name) or f'{len(seen.spans)} spans'}"

@@ -14,6 +14,7 @@ from meshmw.testing.proxies import Listener, Proxy, Route, split_address
 
 _ACCESS_LOG_FIELDS = {
     "type": "%ACCESS_LOG_TYPE%",
+    "start_time": "%START_TIME%",
     "path": "%REQ(:PATH)%",
     "code": "%RESPONSE_CODE%",
     "flags": "%RESPONSE_FLAGS%",

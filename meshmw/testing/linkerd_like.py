@@ -145,7 +145,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         trace = continue_trace(came)
         sent = came if trace is None else trace.headers
         self._log("DownstreamStart", came)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._body()
         with self._answer(sent, body) as (status, headers, answer):
             self.send_response_only(status)
             for name, value in headers:
@@ -159,6 +159,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _forward  # noqa: N815 - http.server's
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(chunks)
+
     @contextlib.contextmanager
     def _answer(self, headers: Headers, body: bytes) -> Iterator[tuple[int, Headers, bytes]]:
         connection = http.client.HTTPConnection(*split_address(self.hop.listener.upstream), timeout=10)
@@ -166,6 +177,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in headers:
                 connection.putheader(name, value)
+            if body and not any(name.lower() == "content-length" for name, _ in headers):
+                connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
             response = connection.getresponse()
             skipped = {*_HOP_BY_HOP, "content-length"}

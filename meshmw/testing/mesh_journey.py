@@ -6,9 +6,11 @@ Knows the mesh's access logs and its collector. Must not know how a journey is j
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from meshmw.diagnose.access_log_format import Line
 from meshmw.diagnose.journey import Journey
 from meshmw.diagnose.verify import Watch, follow
 from meshmw.diagnose.verify_backends import LocalBackend
@@ -20,6 +22,18 @@ from meshmw.testing.otlp import OtlpReceiver
 _UNSAMPLED: Final = "-00"
 
 
+class _NewLines(LogTail):
+    """Is a log without the lines of earlier requests, which a proxy may write after those were answered."""
+
+    def __init__(self, name: str, path: Path, began: str) -> None:
+        super().__init__(name, path)
+        self._began = began
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for line in super().lines if line.get("start_time", self._began) >= self._began]
+
+
 class Follower:
     """Follows one request that is about to be sent: the access logs are read from here on.
 
@@ -29,7 +43,8 @@ class Follower:
     """
 
     def __init__(self, logs: Mapping[str, Path], receiver: OtlpReceiver) -> None:
-        self._tails = [LogTail(name, path) for name, path in logs.items()]
+        began = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._tails = [_NewLines(name, path, began) for name, path in logs.items()]
         self._receiver = receiver
 
     def journey(self, probe: Probe, status: int, began_ns: int, timeout: float) -> Journey:

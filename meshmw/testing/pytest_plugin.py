@@ -134,8 +134,12 @@ def pytest_runtest_makereport(
         from meshmw.testing.mesh_reports import write_reports
 
         meshes: list[EnvoyMesh] = item.stash.get(_MESHES, [])
-        for path in write_reports(meshes, Path(folder), item.nodeid):
-            report.sections.append(("meshmw report", str(path)))
+        # Whatever keeps a report from being written, the test has its outcome, and the others go on.
+        try:
+            for path in write_reports(meshes, Path(folder), item.nodeid):
+                report.sections.append(("meshmw report", str(path)))
+        except Exception as error:
+            report.sections.append(("meshmw report", f"not written: {type(error).__name__}: {error}"))
     return report
 
 

@@ -288,6 +288,14 @@ def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
     assert [each.name for each in probe_hops([alone], probe, alone=True)] == ["b inbound", "b application"]
 
 
+def test_a_log_whose_name_begins_like_anothers_is_not_taken_for_it(tmp_path):
+    tails = [LogTail(name, tmp_path / name) for name in ("shop", "shop-2")]
+    (tmp_path / "shop-2").write_text(json.dumps({"traceparent": parent(), "listener": "inbound"}) + "\n")
+    journey = follow(make_probe(URL), Answer(200), Watch(tails=tails, timeout=0, settle=0), 0)
+    assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.not-logged", "shop")]
+    assert journey.sources[1:] == ("access log shop: 0 hops", "access log shop-2: 1 hop")
+
+
 def test_a_log_without_traceparent_is_said(tmp_path):
     path = tmp_path / "edge.log"
     path.write_text('[t] "GET / HTTP/1.1" 200 - 0 1 1 0 "-" "a" "r" "s" "1.1.1.1:1"\n' * 2)

@@ -107,3 +107,16 @@ def test_it_forwards_everything_and_reports_what_is_sampled(echo, tmp_path):
         ("sidecar", "CLIENT", SPAN),
     ]
     assert [line["listener"] for line in lines[:6:2]] == ["inbound", "outbound", "inbound"]
+
+
+def test_a_body_in_chunks_arrives_whole(echo, tmp_path):
+    listener = Listener(name="inbound", upstream=echo, direction="inbound")
+    with LinkerdLike(Proxy("sidecar", [listener]), lambda spans: None, tmp_path / "log") as sidecar:
+        connection = http.client.HTTPConnection("127.0.0.1", sidecar.port("inbound"), timeout=30)
+        for _ in range(2):  # what is left of the first would be read as the second
+            connection.putrequest("POST", "/")
+            connection.putheader("Transfer-Encoding", "chunked")
+            connection.endheaders()
+            connection.send(b"2;ext\r\nbo\r\n2\r\ndy\r\n0\r\ntrailer: x\r\n\r\n")
+            assert json.loads(connection.getresponse().read())[1] == "body"
+        connection.close()

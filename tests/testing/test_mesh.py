@@ -105,6 +105,11 @@ def test_the_client_sends_what_it_is_told(envoy_mesh):
     answer = mesh.request("POST", "/", [("traceparent", "malformed")], b"body")
     assert (answer.status, answer.body) == (200, b"POST body")
     assert mesh.spans(timeout=0.1) == []
+    # What the proxy logs of a request after it was answered is no part of the next one's journey.
+    for digit in "123":
+        mesh.get("/", {"traceparent": f"00-{digit * 32}-{digit * 16}-01"})
+    (proxy,) = (hop for hop in mesh.journey(timeout=5).hops if hop.kind == "proxy")
+    assert proxy.received["traceparent"] == proxy.sent["traceparent"] == f"00-{'3' * 32}-{'3' * 16}-01"
 
 
 def test_a_service_that_does_not_start_is_named_with_its_last_words(envoy_mesh):

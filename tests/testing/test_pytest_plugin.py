@@ -74,6 +74,30 @@ def test_reports_are_written_while_the_mesh_is_up_and_named_beside_the_failure(p
         result.stdout.fnmatch_lines([f"*{name}"])
 
 
+def test_a_report_that_cannot_be_written_costs_no_test_its_outcome(pytester):
+    pytester.makepyfile(
+        """
+        from meshmw.testing import pytest_plugin
+
+        class Gone:
+            was_asked = True
+
+            def journey(self, timeout):
+                raise OSError("no space left")
+
+        def test_it(request):
+            request.node.stash[pytest_plugin._MESHES] = [Gone()]
+            assert False
+
+        def test_another():
+            pass
+        """
+    )
+    result = pytester.runpytest(*QUIET, "--meshmw-report=reports")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["not written: OSError: no space left"])
+
+
 @pytest.mark.parametrize("fixture", ["envoys", "otlp_receiver", "envoy_mesh"])
 @pytest.mark.parametrize(("options", "outcome"), [([], "skipped"), (["--meshmw-require-envoy"], "errors")])
 def test_what_is_not_installed_skips_unless_it_is_required(pytester, monkeypatch, fixture, options, outcome):
