@@ -6,6 +6,8 @@ chooses: methods, schemes and versions are the known ones, a path is a route, an
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from typing import Final
 
@@ -20,6 +22,8 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 _VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
 _MOST_HOSTS: Final = 100
+
+log = logging.getLogger("meshmw")
 
 _METER: Final = metrics.get_meter("meshmw")
 SERVER: Final = _METER.create_histogram(
@@ -41,6 +45,11 @@ def is_measured(histogram: Histogram) -> bool:
     """Say whether the process has a meter provider, so that measuring is worth its while."""
     # An instrument that was made before there is a provider stands for one that comes later.
     return getattr(histogram, "_real_instrument", histogram) is not None
+
+
+@functools.cache
+def _say_once() -> None:
+    log.warning("the meter provider raised; requests are unaffected, and durations are missing", exc_info=True)
 
 
 class Measurement:
@@ -71,7 +80,11 @@ class Measurement:
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""
-        self._histogram.record(time.perf_counter() - self._began, self.labels, context)
+        try:
+            self._histogram.record(time.perf_counter() - self._began, self.labels, context)
+        except Exception:
+            # Somebody else's provider, view or exemplar filter, in the request's own thread.
+            _say_once()
 
 
 def _labels(attributes: Attributes, *, is_client: bool) -> dict[str, AttributeValue]:

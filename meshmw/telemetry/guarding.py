@@ -19,13 +19,13 @@ class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
     """Calls span processors in the order in which they were added, whatever any of them raises.
 
     Args:
-        warn_window: Seconds between two warnings.
+        warn_window: Seconds between two warnings of the same kind of processor.
     """
 
     def __init__(self, warn_window: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the SDK's own
         self._warn_window = warn_window
-        self._warned_at: float | None = None
+        self._warned_at: dict[type, float] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Tell every processor that a span starts."""
@@ -73,8 +73,9 @@ class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
 
     def _say(self, processor: SpanProcessor, error: Exception) -> None:
         now = time.monotonic()
-        if self._warned_at is None or now - self._warned_at >= self._warn_window:
-            self._warned_at = now
+        warned_at = self._warned_at.get(type(processor))
+        if warned_at is None or now - warned_at >= self._warn_window:
+            self._warned_at[type(processor)] = now
             log.warning(
                 "the span processor %s raised; requests and other processors are unaffected",
                 type(processor).__qualname__,

@@ -7,9 +7,12 @@ import asyncio
 import flask
 import httpx
 import pytest
+from opentelemetry.metrics import NoOpHistogram
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from werkzeug.test import Client
 
@@ -64,13 +67,15 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def serve(path="/", method="GET", sampler=ALWAYS_ON, *, scheme="http", version="1.1", **options):
+def serve(path="/", method="GET", sampler=ALWAYS_ON, *, scheme="http", version="1.1", spans=None, **options):
     scope = {"type": "http", "path": path, "method": method, "scheme": scheme, "http_version": version, "headers": []}
 
     async def ignore(message=None):
         return {"type": "http.request"}
 
     provider = TracerProvider(sampler, shutdown_on_exit=False)
+    if spans is not None:
+        provider.add_span_processor(SimpleSpanProcessor(spans))
     wrapped = TraceContextMiddleware(app, tracer_provider=provider, propagator=MeshPropagator(), **options)
     asyncio.run(wrapped(scope, ignore, ignore))
 
@@ -95,6 +100,20 @@ def test_an_answer_of_5xx_and_an_exception_are_errors(measured):
     found = [found for _, found, _ in measured()]
     assert {**labels(), "http.response.status_code": 503, "error.type": "503"} in found
     assert {**labels(), "http.response.status_code": 500, "error.type": "LookupError"} in found
+
+
+def test_a_meter_provider_that_raises_fails_no_request_and_is_said_once(monkeypatch, caplog):
+    class Raising(NoOpHistogram):
+        def record(self, *args, **named):
+            raise RuntimeError
+
+    monkeypatch.setattr("meshmw.boundary.http.SERVER", Raising("h"))
+    durations._say_once.cache_clear()
+    spans = InMemorySpanExporter()
+    for _ in range(2):
+        serve(spans=spans)
+    assert len(spans.get_finished_spans()) == 2
+    assert caplog.messages == ["the meter provider raised; requests are unaffected, and durations are missing"]
 
 
 def test_cancellation_is_no_error():

@@ -39,6 +39,18 @@ def provider():
     provider.shutdown()
 
 
+def test_each_of_two_processors_that_raise_is_named_once(provider, caplog):
+    class RaisingToo(Raising):
+        pass
+
+    for each in (Raising(), RaisingToo()):
+        provider.add_span_processor(each)
+    for _ in range(2):
+        provider.get_tracer("t").start_span("served").end()
+    named = [message.split()[3].rpartition(".")[2] for message in caplog.messages]
+    assert named == ["Raising", "RaisingToo"]
+
+
 def test_a_span_lives_and_reaches_the_processors_behind_one_that_raises(provider, caplog):
     exporter = InMemorySpanExporter()
     provider.add_span_processor(Raising())
