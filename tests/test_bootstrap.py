@@ -92,6 +92,21 @@ class TestRefusal:
             f"MissingExtraError the OTLP exporter for {what} is not installed: run  pip install 'meshmw[otlp]' True\n"
         )
 
+    def test_without_the_package_that_is_to_make_the_spans_nothing_is_set(self):
+        program = run(
+            """
+            import sys
+            sys.modules["opentelemetry.instrumentation.asgi"] = None
+            try:
+                configure(Settings(server_spans="contrib", exporter="none"))
+            except ModuleNotFoundError as error:
+                print(error, untouched())
+            """
+        )
+        assert program.stdout == (
+            "opentelemetry-instrumentation-asgi is not installed: run  pip install 'meshmw[contrib]' True\n"
+        ), program.stderr
+
     def test_a_refused_variable_of_opentelemetrys_own_sets_nothing(self):
         program = run(
             """
@@ -241,6 +256,22 @@ class TestSecondCall:
             MESHMW_EXPORTER="zipkin",
         )
         assert program.stdout == "none\n"
+
+    def test_after_the_end_it_is_said_that_nothing_is_recorded(self):
+        program = run(
+            """
+            first = configure(Settings(exporter="none"))
+            first.shutdown()
+            print(configure() is first)
+            """
+        )
+        assert program.stdout == "True\n"
+        assert lines(program)[1:] == [
+            (
+                "WARNING meshmw meshmw was shut down; OpenTelemetry sets a provider once in a process, "
+                "so nothing is recorded"
+            )
+        ]
 
 
 class TestStandardPropagators:

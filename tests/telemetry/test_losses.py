@@ -7,12 +7,15 @@ import sys
 import threading
 
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
+from meshmw.settings import Settings
 from meshmw.telemetry.batching import Batching
 from meshmw.telemetry.collector import CollectorExporter
+from meshmw.telemetry.metrics import meter_provider_of
 from meshmw.telemetry.processor import PromptBatchSpanProcessor
 from meshmw.telemetry.tally import Tally
 
@@ -230,20 +233,6 @@ print(value("otel_bsp_queue_length"))
         )
         assert program.stdout == "[0.0]\n", program.stderr
 
-    @pytest.mark.parametrize(
-        ("settings", "variable", "warnings"),
-        [
-            ("", "otlp", ["WARNING meshmw OTEL_METRICS_EXPORTER holds 'otlp', which is ignored"]),
-            ("", "none", []),
-            ("", " , ", []),
-            ("metrics='none'", "otlp", []),
-        ],
-    )
-    def test_another_exporter_is_not_set_up_without_a_word(self, settings, variable, warnings, run_program):
-        program = run_program(f"configure(Settings(exporter='none', {settings}))", OTEL_METRICS_EXPORTER=variable)
-        said = [line for line in program.stderr.splitlines() if "WARNING" in line]
-        assert [line.partition(";")[0] for line in said] == warnings
-
     def test_a_missing_exporter_names_the_extra_and_sets_nothing(self, run_program):
         program = run_program(
             """
@@ -259,3 +248,25 @@ print(value("otel_bsp_queue_length"))
         assert program.stdout == (
             "the exporter for Prometheus is not installed: run  pip install 'meshmw[prometheus]' ProxyTracerProvider\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "warnings"),
+    [
+        ({}, "otlp", ["OTEL_METRICS_EXPORTER holds 'otlp', which is ignored"]),
+        ({}, "none", []),
+        ({}, " , ", []),
+        ({"metrics": "none"}, "otlp", []),
+    ],
+)
+def test_another_metrics_exporter_is_not_left_out_without_a_word(settings, variable, warnings, monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", variable)
+    assert meter_provider_of(Settings(**settings)) is None
+    assert [message.partition(";")[0] for message in caplog.messages] == warnings
+
+
+def test_where_a_meter_provider_is_there_the_variable_was_for_that_one(monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", NoOpMeterProvider)
+    assert meter_provider_of(Settings()) is None
+    assert caplog.messages == []
