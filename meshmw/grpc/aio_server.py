@@ -93,7 +93,7 @@ def _wrapped(serve: Serve, behavior: Behavior, _response_streaming: bool) -> Beh
 def _in_thread(serve: Serve, task: asyncio.Task[Any], behavior: Behavior, response_streaming: bool) -> Behavior:
     if not response_streaming:
         return returning(serve, behavior)
-    return streaming(partial(_serve_in_thread, serve, task), behavior)
+    return streaming(partial(_serve_in_thread, serve, task), behavior, iter)
 
 
 def _never() -> bool:

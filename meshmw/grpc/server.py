@@ -115,8 +115,14 @@ def returning(serve: Serve, behavior: Behavior) -> Behavior:
     return call
 
 
-def streaming(serve: Serve, behavior: Behavior) -> Behavior:
-    """Return a function that serves calls whose handler returns an iterator of responses."""
+def streaming(serve: Serve, behavior: Behavior, responses_of: Callable[[Any], Any] | None = None) -> Behavior:
+    """Return a function that serves calls whose handler returns an iterator of responses.
+
+    Args:
+        serve: Begins to serve a call.
+        behavior: The handler.
+        responses_of: Makes the iterator, where the server takes more than that of its handlers, such as lists.
+    """
 
     @in_place_of(behavior)
     def call(request: Any, context: Any) -> Any:
@@ -124,7 +130,8 @@ def streaming(serve: Serve, behavior: Behavior) -> Behavior:
             return behavior(request, context)
         served = serve(context)
         try:
-            return Responses(served, served.run(behavior, request, served.context))
+            source = served.run(behavior, request, served.context)
+            return Responses(served, source if responses_of is None else served.run(responses_of, source))
         except BaseException as error:
             served.finish(error)
             raise

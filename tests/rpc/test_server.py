@@ -312,6 +312,12 @@ def test_a_handler_that_returns_an_iterator_has_the_call_in_its_own_part(make_ho
     assert first["span_id"] == f"{host.server_span.context.span_id:016x}"
 
 
+def test_a_list_of_responses_is_taken_where_grpcio_takes_one(make_host):
+    host = serving(make_host, lambda _request, _context: [b"1", b"2"], "sync_on_aio")
+    assert host.call("unary_stream", metadata=FROM_CALLER) == [1, 2]
+    assert host.server_span.attributes["rpc.status_code"] == "OK"
+
+
 @pytest.mark.parametrize("style", ["threads", "sync_on_aio"])
 def test_a_handler_that_raises_before_it_returns_an_iterator_marks_the_span(make_host, style):
     host = serving(make_host, lambda _request, _context: {}["x"], style)
