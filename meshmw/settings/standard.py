@@ -96,7 +96,9 @@ class Standard:
     def attributes(self) -> dict[str, str]:
         """Return what OTEL_RESOURCE_ATTRIBUTES holds; of a key that stands there twice, the last."""
         pairs = (item.partition("=") for item in self._get("OTEL_RESOURCE_ATTRIBUTES").split(","))
-        return {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip() and value.strip()}
+        found = {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip() and value.strip()}
+        # Bytes of the environment that are no text: OTLP could not carry them.
+        return {_as_utf8(name): _as_utf8(value) for name, value in found.items()}
 
     def _names(self, variable: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name.strip().lower() for name in self._get(variable).split(",") if name.strip()))
@@ -177,6 +179,10 @@ class Standard:
         if value not in ("", "true", "false"):
             self._ignore(variable, value, "true or false")
         return (value == "true", variable) if value in ("true", "false") else None
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _traces_url(url: str, *, base: bool) -> str:

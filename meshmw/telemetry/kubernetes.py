@@ -68,7 +68,9 @@ class KubernetesResourceDetector(ResourceDetector):
         return text_of(self._root / _HOSTS)
 
     def _detected(self) -> dict[str, str]:
-        told = {name: value for name, variables in _VARIABLES.items() if (value := first_of(*variables))}
+        values = {name: first_of(*variables) for name, variables in _VARIABLES.items()}
+        # Bytes that are no text would keep the attribute from the collector, and be complained of at every export.
+        told = {name: text.encode("utf-8", "replace").decode() for name, text in values.items() if text}
         podinfo, container = read_podinfo(self._root / _PODINFO), read_container(self._root)
         found = {key: text for key, text in self._found(podinfo, container).items() if text} | told
         found = owners(found.get("k8s.pod.name", ""), podinfo.labels) | found

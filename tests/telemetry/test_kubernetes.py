@@ -164,6 +164,12 @@ class TestInside:
     def test_what_no_object_of_kubernetes_is_called_is_no_name(self, name, pod):
         assert detected(pod(etc__podinfo__name=name, etc__podinfo__namespace=name, etc__podinfo__uid=name)) == {}
 
+    def test_bytes_of_the_environment_that_are_no_text_become_one_that_otlp_carries(self, pod, monkeypatch):
+        monkeypatch.setenv("K8S_POD_NAME", "a\udcff")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "b\udcff=c\udcff")
+        assert detected(pod())["k8s.pod.name"] == "a?"
+        assert build_resource(Settings()).attributes["b?"] == "c?"
+
     def test_an_annotation_decides_what_the_service_is(self, pod):
         annotations = (
             'resource.opentelemetry.io/service.name="cart"\nresource.opentelemetry.io/team="a\\"b"\nother="1"\n'
