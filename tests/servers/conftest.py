@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,17 +81,18 @@ WORKERS = {
     "gunicorn-uvicorn": Kind(
         "asgi", f"{_GUNICORN} --workers 2 --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker")
     ),
-    "gunicorn-preload": Kind("wsgi", f"{_PRELOAD} --worker-class gthread", ("gunicorn",), "warm_app:flask"),
+    "gunicorn-preload": Kind("wsgi", f"{_PRELOAD} --worker-class gthread", ("gunicorn",), "warm_app:wsgi"),
     "gunicorn-gevent-preload": Kind(
-        "wsgi", f"{_PRELOAD} --worker-class gevent", ("gunicorn", "gevent"), "warm_app:flask"
+        "wsgi", f"{_PRELOAD} --worker-class gevent", ("gunicorn", "gevent"), "warm_app:wsgi"
     ),
     "gunicorn-uvicorn-preload": Kind(
-        "asgi", f"{_PRELOAD} --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker"), "warm_app:fastapi"
+        "asgi", f"{_PRELOAD} --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker"), "warm_app:asgi"
     ),
     "gunicorn-recycling": Kind("wsgi", f"{_GUNICORN} --max-requests 3", ("gunicorn",)),
     "hypercorn-recycling": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0 --max-requests 3", ("hypercorn",)),
 }
 POLICIES = ("strict", "w3c")
+APPS_BY_INTERFACE = {"asgi": "fastapi_app:app", "wsgi": "flask_app:app"}
 ASGI_APPS = {"plain": "meshmw_asgi:app", "contrib": "contrib_asgi:app"}
 
 
@@ -262,11 +263,12 @@ class Fleet:
             self._services[name].wait_until_it_answers()
         return self._services[name]
 
-    def launch(self, name: str, **settings: str) -> None:
+    def launch(self, name: str, apps: Mapping[str, str] = APPS_BY_INTERFACE, **settings: str) -> None:
         """Begin to start a service, if it does not run already.
 
         Args:
             name: Such as `uvicorn-h11/strict`.
+            apps: The application by interface, where its kind and variant have none of their own.
             settings: Further environment variables.
         """
         if name in self._services:
@@ -274,7 +276,7 @@ class Fleet:
         kind = (KINDS | WORKERS)[name.partition("/")[0]]
         self._require(kind.packages)
         log_file = self.folder / f"{name.replace('/', '-')}.log"
-        self._services[name] = Service(name, kind, self._spawn(name, kind, settings, log_file), log_file)
+        self._services[name] = Service(name, kind, self._spawn(name, kind, apps, settings, log_file), log_file)
 
     def launch_those_installed(self, names: Iterable[str], **settings: str) -> None:
         """Begin to start services at once, and leave it to `get()` to complain of one that is not installed."""
@@ -290,9 +292,11 @@ class Fleet:
             service.stop()
         self._services.clear()
 
-    def _spawn(self, name: str, kind: Kind, settings: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, name: str, kind: Kind, apps: Mapping[str, str], settings: dict[str, str], log_file: Path
+    ) -> subprocess.Popen[bytes]:
         variant = name.partition("/")[2]
-        app = kind.app or ASGI_APPS.get(variant) or {"asgi": "fastapi_app:app", "wsgi": "flask_app:app"}[kind.interface]
+        app = kind.app or ASGI_APPS.get(variant) or apps[kind.interface]
         words = kind.command.format(app=app, port=_free_port(), folder=self.folder).split()
         command = dies_with_parent([sys.executable, "-m", *words])
         inherited = {
@@ -339,7 +343,8 @@ def collector(pytestconfig: pytest.Config) -> Iterator[OtlpReceiver]:
 def fleet(request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory):
     """The services of this session: those that the selected tests need are started at once, when the first is used."""
     fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path_factory.mktemp("servers"))
-    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    mine = [item for item in request.session.items if item.path.is_relative_to(APPS.parent)]
+    params = [item.callspec.params for item in mine if hasattr(item, "callspec")]
     try:
         fleet.launch_those_installed(each["service"] for each in params if "service" in each)
         yield fleet

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import pytest
 
 SECONDS = 60
+# Servers spend much of their lives waiting: for their workers, for the test, for a collector that is deaf.
+AT_ONCE = 4
 # So long that nothing is exported before the end; and not measured, for coverage handles SIGTERM by itself.
 QUEUED = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
+
+# Half of what a worker's start costs is its framework. Flask's own command serves nothing else.
+BARE = {"asgi": "bare:asgi", "wsgi": "bare:wsgi"}
+FLASK = {"wsgi": "flask_app:app"}
 
 ONE_PROCESS = ["uvicorn", "uvicorn-no-lifespan", "hypercorn", "waitress", "werkzeug"]
 TWO_WORKERS = [
@@ -54,9 +61,12 @@ class Ended:
 class Story:
     """Serves until *is_enough*, holds a request, stops the server, and sees what arrived."""
 
-    def __init__(self, service, collector, new_ids, folder):
-        self.service, self.collector, self.new_ids, self.folder = service, collector, new_ids, folder
+    def __init__(self, server, service, collector, folder):
+        self.server, self.service, self.collector, self.folder = server, service, collector, folder
         self.reports, self.held = {}, {}
+
+    def new_ids(self):
+        return f"{secrets.token_hex(15)}af", f"{secrets.token_hex(7)}af"
 
     def ask(self, *_):
         trace, parent = self.new_ids()
@@ -112,20 +122,6 @@ class Story:
         return Ended(self.reports, self.held, returncode, arrived, self.service.log)
 
 
-@pytest.fixture(scope="module")
-def stories():
-    return {}
-
-
-@pytest.fixture
-def story(own_fleet, collector, new_ids, tmp_path):
-    def begin(name, **settings):
-        own_fleet.launch(name, **QUEUED | settings)
-        return Story(own_fleet.get(name), collector, new_ids, tmp_path)
-
-    return begin
-
-
 def workers_of(reports):
     return {report["pid"] for report in reports.values()}
 
@@ -135,21 +131,126 @@ def all_have_served(server, reports):
     return len(workers_of(reports)) == (2 if server in TWO_WORKERS else 1)
 
 
-@pytest.fixture
-def ended(request, stories, story):
-    """A server that served, was sent SIGTERM while a request was under way, and ended; told once for all tests."""
-    server = request.param
-    if server not in stories:
-        of_server = story(f"{server}/strict")
-        of_server.serve(lambda reports: len(reports) >= 8 and all_have_served(server, reports))
-        release = of_server.hold()
-        # What will be cut off must not end while the last spans go out.
-        stories[server] = of_server.end(release=(lambda: None) if server in KILLED else release)
-        release()
-    return stories[server]
+def stopped(story):
+    """Serve, and be sent SIGTERM while a request is under way."""
+    story.serve(lambda reports: len(reports) >= 8 and all_have_served(story.server, reports))
+    release = story.hold()
+    # What will be cut off must not end while the last spans go out.
+    ended = story.end(release=(lambda: None) if story.server in KILLED else release)
+    release()
+    return ended
 
 
-@pytest.mark.parametrize("ended", [*ONE_PROCESS, *TWO_WORKERS], indirect=True)
+def interrupted(story):
+    """Serve, and be sent what Ctrl-C sends."""
+    story.serve(lambda reports: len(reports) >= 4)
+    return story.end(signal.SIGINT)
+
+
+def recycled(story):
+    """Serve until several workers have been replaced."""
+    story.serve(lambda reports: len(workers_of(reports)) >= 3, at_once=1)
+    return story.end()
+
+
+def reloaded(story):
+    """Serve, and again when the code has changed."""
+    story.serve(lambda reports: len(reports) >= 4)
+    first = workers_of(story.reports)
+    os.utime(story.watched, (in_an_hour := time.time() + 3600, in_an_hour))
+    story.serve(lambda reports: workers_of(reports) > first, at_once=1)
+    return story.end()
+
+
+def deaf(story):
+    """Serve, and be stopped while the collector does not answer."""
+    story.serve(lambda reports: all_have_served(story.server, reports))
+    return story.end()
+
+
+def turns(story):
+    """Hold several requests at once in few workers."""
+    release = story.hold(8)
+    release()
+    return story.end()
+
+
+class Stories:
+    """Tells the stories of all selected tests, several at once, in the order in which they are asked for.
+
+    Processes are started by the main thread alone: others' children do not end with this process.
+    """
+
+    def __init__(self, wanted, begin, pool):
+        self.waiting, self.begin, self.pool = list(dict.fromkeys(wanted)), begin, pool
+        self.told = {}
+
+    def get(self, key):
+        while key not in self.told or not self.told[key].done():
+            under_way = [each for each in self.told.values() if not each.done()]
+            while self.waiting and len(under_way) < AT_ONCE:
+                under_way.append(self._tell(self.waiting.pop(0)))
+            wait(under_way, return_when=FIRST_COMPLETED)
+        return self.told[key].result()
+
+    def _tell(self, key):
+        try:
+            story = self.begin(key)
+        except (pytest.skip.Exception, pytest.fail.Exception) as outcome:
+            self.told[key] = Future()
+            self.told[key].set_exception(outcome)
+        else:
+            self.told[key] = self.pool.submit(lambda: key[0](story()))
+        return self.told[key]
+
+
+@pytest.fixture(scope="module")
+def silent_endpoint():
+    """A collector that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def stories(request, own_fleet, collector, silent_endpoint, tmp_path_factory):
+    watched = own_fleet.folder / "watched.py"
+    watched.touch()
+
+    def begin(key):
+        tell, server, exporter = key
+        name = f"{server}/{tell.__name__}-{exporter}"
+        other = {"MESHMW_ENDPOINT": silent_endpoint} if tell is deaf else {}
+        own_fleet.launch(name, FLASK if server == "werkzeug" else BARE, **QUEUED, MESHMW_EXPORTER=exporter, **other)
+
+        def story():
+            it = Story(server, own_fleet.get(name), collector, tmp_path_factory.mktemp("story"))
+            it.watched = watched
+            return it
+
+        return story
+
+    items = [each for each in request.session.items if each.path == request.path and hasattr(each, "callspec")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield Stories([each.callspec.params["ended"] for each in items], begin, pool)
+
+
+@pytest.fixture(scope="module")
+def ended(request, stories):
+    """A server that has ended; its story is told once for all tests."""
+    return stories.get(request.param)
+
+
+def the_ends(tell, *servers):
+    """Return the mark of a test of how each server ended; a server's name may be followed by the exporter's."""
+    keys = [(tell, *(each.split() if " " in each else (each, "otlp"))) for each in servers]
+    return pytest.mark.parametrize("ended", keys, indirect=True, ids=["-".join(each.split()) for each in servers])
+
+
+def server_of(request):
+    return request.node.callspec.params["ended"][1]
+
+
+@the_ends(stopped, *ONE_PROCESS, *TWO_WORKERS)
 class TestSigterm:
     def test_every_queued_span_arrives_once(self, ended):
         assert {trace: len(ended.arrived.get(trace, ())) for trace in ended.reports} == dict.fromkeys(ended.reports, 1)
@@ -160,74 +261,39 @@ class TestSigterm:
         assert len(set(named.values())) == len(workers_of(ended.reports))
 
     def test_what_was_under_way_is_answered_and_its_span_arrives(self, request, ended):
-        if request.node.callspec.params["ended"] in KILLED:
+        if server_of(request) in KILLED:
             assert set(ended.held.values()) == {0}
             return
         assert set(ended.held.values()) == {200}
         assert {trace: len(ended.arrived.get(trace, ())) for trace in ended.held} == dict.fromkeys(ended.held, 1)
 
     def test_the_exit_status_is_the_servers_own(self, request, ended):
-        dies = request.node.callspec.params["ended"] in DIE_OF_SIGTERM
-        assert ended.returncode == (-signal.SIGTERM if dies else 0), ended.log
+        assert ended.returncode == (-signal.SIGTERM if server_of(request) in DIE_OF_SIGTERM else 0), ended.log
 
 
-@pytest.mark.parametrize("server", ["uvicorn-h11", "gunicorn", "waitress", "werkzeug"])
-def test_queued_spans_arrive_after_an_interrupt(story, server):
-    of_server = story(f"{server}/interrupted")
-    of_server.serve(lambda reports: len(reports) >= 4)
-    ended = of_server.end(signal.SIGINT)
+@the_ends(interrupted, "uvicorn-h11", "gunicorn", "waitress", "werkzeug")
+def test_queued_spans_arrive_after_an_interrupt(ended):
     assert ended.arrived.keys() == ended.reports.keys()
 
 
-@pytest.mark.parametrize("server", RECYCLING)
-def test_the_spans_of_a_worker_that_was_replaced_arrive(story, server):
-    of_server = story(f"{server}/strict")
-    of_server.serve(lambda reports: len(workers_of(reports)) >= 3, at_once=1)
-    ended = of_server.end()
+@the_ends(recycled, *RECYCLING)
+def test_the_spans_of_a_worker_that_was_replaced_arrive(ended):
     assert ended.arrived.keys() == ended.reports.keys(), ended.log
     assert len({span.resource["service.instance.id"] for [span] in ended.arrived.values()}) >= 3
 
 
-def test_the_spans_of_a_process_that_reloads_its_code_arrive(story, own_fleet):
-    watched = own_fleet.folder / "watched.py"
-    watched.touch()
-    of_server = story("uvicorn-reload/strict")
-    of_server.serve(lambda reports: len(reports) >= 4)
-    first = workers_of(of_server.reports)
-    os.utime(watched, (in_an_hour := time.time() + 3600, in_an_hour))
-    of_server.serve(lambda reports: workers_of(reports) > first, at_once=1)
-    ended = of_server.end()
+@the_ends(reloaded, "uvicorn-reload")
+def test_the_spans_of_a_process_that_reloads_its_code_arrive(ended):
     assert ended.arrived.keys() == ended.reports.keys(), ended.log
 
 
-@pytest.fixture
-def deaf():
-    """A collector that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.mark.parametrize(
-    ("server", "exporter"),
-    [
-        ("uvicorn", "otlp"),
-        ("granian-wsgi", "otlp-http"),
-        ("gunicorn-sync", "otlp"),
-        ("waitress", "otlp"),
-    ],
-)
-def test_a_collector_that_does_not_answer_holds_no_server_up(story, deaf, server, exporter):
-    of_server = story(f"{server}/deaf-{exporter}", MESHMW_ENDPOINT=deaf, MESHMW_EXPORTER=exporter)
-    of_server.serve(lambda reports: all_have_served(server, reports))
-    ended = of_server.end()
-    assert ended.returncode == (-signal.SIGTERM if server in DIE_OF_SIGTERM else 0), ended.log
+@the_ends(deaf, "uvicorn otlp", "granian-wsgi otlp-http", "gunicorn-sync otlp", "waitress otlp")
+def test_a_collector_that_does_not_answer_holds_no_server_up(request, ended):
+    assert ended.returncode == (-signal.SIGTERM if server_of(request) in DIE_OF_SIGTERM else 0), ended.log
     assert ended.arrived == {}
 
 
-def test_requests_of_one_worker_that_take_turns_keep_their_traces(story):
-    of_server = story("gunicorn-gevent/turns")
-    release = of_server.hold(8)
-    release()
-    ended = of_server.end()
+@the_ends(turns, "gunicorn-gevent")
+def test_requests_of_one_worker_that_take_turns_keep_their_traces(ended):
     assert list(ended.held.values()) == [200] * 8
     assert ended.arrived.keys() == ended.held.keys()

@@ -11,10 +11,6 @@ assert telemetry.force_flush()
 
 
 def __getattr__(name):
-    if name == "flask":
-        from flask_app import app
-    elif name == "fastapi":
-        from fastapi_app import app
-    else:
-        raise AttributeError(name)
-    return app
+    import bare
+
+    return getattr(bare, name)
