@@ -21,7 +21,7 @@ from meshmw.contrib import under_contrib
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import Runtime, ServerSpans
+from meshmw.runtime import LOGGER, Runtime, ServerSpans
 from meshmw.semconv import http as semconv
 from meshmw.semconv.attributes import AttributeValue
 from meshmw.serving import ServerOptions
@@ -217,7 +217,11 @@ class _Response:
         if operation.is_over:
             return
         if operation.is_open:
-            operation.route(_route(self._scope))
+            try:
+                operation.route(_route(self._scope))
+            except Exception:
+                # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
+                LOGGER.debug("the route could not be read from the scope", exc_info=True)
         operation.finish(complete=self._complete)
 
     def _start(self, kind: str, message: Message) -> None:

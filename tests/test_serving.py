@@ -305,3 +305,31 @@ class TestOwnPropagator:
 def test_a_path_pattern_that_could_never_match_is_refused(served: Served, pattern: str) -> None:
     with pytest.raises(ValueError, match="pattern of paths"):
         served.get(VALID, propagator=MeshPropagator(), exclude=[pattern])
+
+
+class _Unspeakable:
+    """Is what an application's own convertor may make of a part of the path."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("left", [{"path_params": {"item": _Unspeakable()}}, {"path_params": None}])
+def test_what_cannot_be_read_of_a_route_changes_no_response(left):
+    exporter, sent = InMemorySpanExporter(), []
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def app(scope, receive, send):
+        scope |= {"route": type("Route", (), {"path": "/"})(), **left}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def send(message):
+        sent.append(message["type"])
+
+    scope = {"type": "http", "method": "GET", "path": "/7", "headers": []}
+    served = asgi.TraceContextMiddleware(app, tracer_provider=provider, propagator=MeshPropagator())
+    asyncio.run(served(scope, None, send))
+    assert sent == ["http.response.start", "http.response.body"]
+    assert [span.name for span in exporter.get_finished_spans()] == ["GET"]
