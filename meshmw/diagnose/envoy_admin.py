@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from meshmw.diagnose.config_dump import ProxyConfig, read_proxy
 from meshmw.diagnose.escaping import without_secrets
 from meshmw.errors import MeshmwError
+
+# What reading JSON of any other shape raises.
+_NOT_THAT: Final = (ValueError, AttributeError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 
 class AdminError(MeshmwError):
@@ -41,7 +44,7 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
             return read_proxy(where, dump, info, clusters)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except _NOT_THAT as error:
         raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
 
 
@@ -56,5 +59,5 @@ def read_dump(path: Path) -> ProxyConfig:
         return read_proxy(str(path), document)
     except OSError as error:
         raise AdminError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except _NOT_THAT as error:
         raise AdminError(f"{path} holds no config_dump ({type(error).__name__})") from error

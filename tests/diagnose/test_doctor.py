@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -229,7 +230,8 @@ def test_a_dump_in_a_file(tmp_path):
     path = tmp_path / "dump.json"
     path.write_text(json.dumps(dump({})))
     assert read_dump(path).listeners[0].name == "in"
-    for text in ("{}", "[]", "x", '{"configs": [1]}', "[" * 100_000):
+    endless = json.dumps(dump({"common_http_protocol_options": {"max_headers_count": math.inf}}))
+    for text in ("{}", "[]", "x", '{"configs": [1]}', "[" * 100_000, endless):
         path.write_text(text)
         with pytest.raises(AdminError, match=r"dump\.json holds no config_dump"):
             read_dump(path)

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,13 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], output: Path) -> None
         time.sleep(0.02)
 
 
-def get(port: int) -> tuple[int, bytes]:
+def get(port: int, sent: Iterable[tuple[str, str]] = SENT) -> tuple[int, bytes]:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
     with contextlib.closing(connection):
         connection.putrequest("GET", "/")
-        for name, value in SENT:
+        for name, value in sent:
             connection.putheader(name, value)
         connection.endheaders()
         response = connection.getresponse()
@@ -156,12 +156,16 @@ def test_with_the_header_cleared_the_trace_is_another_and_the_logs_say_where(env
     port, folder = terminate(int(mesh.url.rpartition(":")[2]), removing=True)
     for _ in range(3):
         assert get(port)[0] == 200
+    assert get(port, [])[0] == 200
     edges = [span for span in mesh.spans("edge", "echo-sidecar", timeout=3) if span.service == "edge"]
     assert {(span.trace_id != TRACE_ID, span.parent_id) for span in edges} == {(True, "")}
-    mesh.edge.access_log(at_least=6)
+    mesh.edge.access_log(at_least=8)
     report = _first_loss(folder, mesh.edge.access_log_path)
     assert report["first_loss"]["sender"] == "terminator"
     assert report["first_loss"]["receiver"].startswith("edge")
+    # A header that is not there is not taken for one that is empty.
+    total = report["hops"][0]["total"]
+    assert (total["valid"], total["missing"], total["empty"]) == (3, 1, 0)
 
 
 def _first_loss(folder: Path, edge: Path) -> dict[str, Any]:
