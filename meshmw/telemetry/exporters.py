@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshmw")
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
+
+# gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
+# spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
+# the exporter's own annotation of its argument says texts, which gRPC refuses.
+_RECONNECTING: Final[Any] = (("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.min_reconnect_backoff_ms", 10_000))
 
 # With one of these, the OTLP exporter makes its own HTTP session, which carries the user's credentials.
 _CREDENTIAL_PROVIDERS: Final = (
@@ -62,7 +67,9 @@ def _over_grpc(endpoint: str) -> SpanExporter:
     except ImportError as error:
         raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
     _warn_under_gevent()
-    return OTLPSpanExporter(endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http")
+    return OTLPSpanExporter(
+        endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http", channel_options=_RECONNECTING
+    )
 
 
 def _warn_under_gevent() -> None:

@@ -51,6 +51,17 @@ def test_the_exporter_that_is_asked_for_is_built(exporter, kind):
     built.shutdown()
 
 
+def test_grpc_connects_again_within_seconds_and_keeps_what_else_the_exporter_asks_of_it():
+    """Read from its options: a collector would have to be away for minutes, as `tests.telemetry.outage` has it."""
+    options = dict((exporter := build_exporter(Settings(endpoint="127.0.0.1:9")))._channel_options)
+    exporter.shutdown()
+    (plain := GrpcExporter(endpoint="127.0.0.1:9", insecure=True)).shutdown()
+    assert options == dict(plain._channel_options) | {
+        "grpc.max_reconnect_backoff_ms": 10_000,
+        "grpc.min_reconnect_backoff_ms": 10_000,
+    }
+
+
 def test_none_builds_no_exporter():
     assert build_exporter(Settings(exporter="none")) is None
     assert build_provider(Settings(exporter="none"))[1] is None
