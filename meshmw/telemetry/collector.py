@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw.settings.faults import escaped
 from meshmw.telemetry.forking import ForkGate
-from meshmw.telemetry.muting import install_mute, muted
+from meshmw.telemetry.muting import ENCODER, install_mute, muted
 
 log = logging.getLogger("meshmw")
 
@@ -40,6 +40,7 @@ class CollectorExporter(SpanExporter):
         self._endpoint = endpoint
         self._warn_window = warn_window
         self._warned_at: float | None = None
+        self._left_out_at: float | None = None
         self._said = False
         self._busy = False
         self._reason = ""
@@ -84,12 +85,21 @@ class CollectorExporter(SpanExporter):
         return not self.failing
 
     def _keep_reason(self, record: logging.LogRecord) -> bool:
+        if record.name == ENCODER:
+            self._say_left_out(record)
+            return False
         # The exporters log one line for each attempt that failed, in the thread that exports.
         self._reason = self._reason or record.getMessage()
         self._attempts_failed += 1
         if self._hurried:
             self._give_up_if_hopeless(attempts=2)
         return False
+
+    def _say_left_out(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if self._left_out_at is None or now - self._left_out_at >= self._warn_window:
+            self._left_out_at = now
+            log.warning("an attribute is left out of a span or resource (%s)", escaped(record.getMessage(), 200))
 
     def _give_up_if_hopeless(self, attempts: int) -> None:
         if self.failing or self._attempts_failed >= attempts:

@@ -10,11 +10,16 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+# Says of every attribute that it cannot encode so, with a traceback, and sends the span without it.
+ENCODER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
 
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.exporter.otlp.common.http",
+    ENCODER,
     "opentelemetry.sdk._shared_internal",
     "urllib3.connectionpool",
 )

@@ -9,8 +9,11 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from meshmw.settings import Settings
 from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.processor import PromptBatchSpanProcessor
+from meshmw.telemetry.provider import build_provider
+from meshmw.testing import OtlpReceiver
 
 SDK_LOG = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
 ENDPOINT = "http://user:secret@collector:4317"
@@ -187,3 +190,20 @@ def test_the_end_waits_no_longer_than_asked_and_at_most_a_second_for_a_dead_coll
     exporter.failing = failing
     processor.shutdown()
     assert waited == [1000 if failing else 5000]
+
+
+def test_attributes_that_cannot_be_encoded_are_said_once_and_the_rest_arrives(caplog):
+    with OtlpReceiver() as receiver:
+        provider, processor = build_provider(Settings(exporter="otlp-http", endpoint=receiver.http_endpoint))
+        for name in ("first", "second"):
+            provider.get_tracer("t").start_span(name, attributes={"odd": "half a pair: \ud800", "good": name}).end()
+        assert provider.force_flush()
+        provider.shutdown()
+        assert {span.name for span in receiver.spans} == {"first", "second"}
+    assert [message for message in caplog.messages if "encode" in message] == [
+        (
+            "an attribute is left out of a span or resource (Failed to encode key odd: 'utf-8' codec can't encode "
+            "character '\\\\ud800' in position 13: surrogates not allowed)"
+        )
+    ]
+    assert processor.collector.exports_failed == 0
