@@ -87,12 +87,10 @@ class OutgoingMetadata:
             host: Where the call goes.
         """
         pairs: Pairs = [(key, value) for key, value in metadata or ()]
-        present = [
-            (key, value) for key, value in pairs if isinstance(value, str) and propagator.watches(key.encode("latin-1"))
-        ]
+        present = [(_text(key), _text(value)) for key, value in pairs if propagator.watches(_bytes(key))]
         headers, stale = propagator.outgoing(context, present, host)
         if present:
-            pairs = [pair for pair in pairs if pair[0] not in stale]
+            pairs = [pair for pair in pairs if _text(pair[0]) not in stale]
         for name, text in headers.items():
             if _KEY.fullmatch(name) and _VALUE.fullmatch(text):
                 pairs.append((name, text))
@@ -102,7 +100,7 @@ class OutgoingMetadata:
         return self._fit(pairs, method, propagator)
 
     def _fit(self, pairs: Pairs, method: str, propagator: MeshPropagator) -> Pairs:
-        size = len(method) + sum([len(key) + _length(key, value) + _PER_HEADER for key, value in pairs])
+        size = len(method) + sum([len(_text(key)) + _length(key, value) + _PER_HEADER for key, value in pairs])
         cut = self._cut(pairs, method) if size > self._room else None
         if cut is None:
             return pairs
@@ -122,7 +120,7 @@ class OutgoingMetadata:
     def _cut(self, pairs: Pairs, method: str) -> Cut | None:
         # The budget counts a header as HTTP/1.1 does.
         more = len(method) + (_PER_HEADER - _HEADER_BUDGET_COUNTS) * len(pairs)
-        return self._budget.cut([(key.encode("latin-1"), _counted(key, value)) for key, value in pairs], more)
+        return self._budget.cut([(_bytes(key), _counted(key, value)) for key, value in pairs], more)
 
 
 def _without_state(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs:
@@ -134,12 +132,22 @@ def _without_state(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs
     return [pair for pair in pairs if pair[0] != "tracestate"]
 
 
-def _length(key: str, value: str | bytes) -> int:
+def _text(given: object) -> str:
+    """Return a key or a value as text: grpcio takes bytes and None too, and has its own words for anything else."""
+    return given if isinstance(given, str) else given.decode("latin-1") if isinstance(given, bytes) else ""
+
+
+def _bytes(key: object) -> bytes:
+    return _text(key).encode("latin-1", "replace")
+
+
+def _length(key: object, value: object) -> int:
+    length = len(value) if isinstance(value, str | bytes) else 0
     # Binary values travel in base64.
-    return (len(value) + 2) // 3 * 4 if key.endswith("-bin") else len(value)
+    return (length + 2) // 3 * 4 if _text(key).endswith("-bin") else length
 
 
-def _counted(key: str, value: str | bytes) -> bytes:
+def _counted(key: object, value: object) -> bytes:
     """Return a value as the budget is to see it; only the text of baggage matters, of all others the length."""
     if isinstance(value, str) and key == "baggage":
         return value.encode("latin-1")

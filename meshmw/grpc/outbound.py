@@ -57,11 +57,16 @@ class OutboundCalls:
         # grpcio's aio interceptors are given bytes.
         method = details.method if isinstance(details.method, str) else details.method.decode("utf-8")
         operation = begin_client(method, self._attributes(method), self._tracer)
-        metadata = self._metadata.replace(
-            getattr(details, "metadata", None),
-            operation.context,
-            self._propagator or runtime.current().propagator,
-            method=method,
-            host=self._target.host,
-        )
+        try:
+            metadata = self._metadata.replace(
+                getattr(details, "metadata", None),
+                operation.context,
+                self._propagator or runtime.current().propagator,
+                method=method,
+                host=self._target.host,
+            )
+        except BaseException as error:
+            # What the caller gave is no metadata.
+            operation.complete(None, error)
+            raise
         return operation, metadata

@@ -5,8 +5,9 @@ Knows the interfaces of grpcio's three servicer contexts. Must not know spans.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -25,18 +26,27 @@ class TracedServicerContext:
         copy: Returns a copy of the call's context variables, for callbacks.
 
     Attributes:
-        code: The name of the status code that the handler has set, if it has.
+        code_name: The name of the status code that the handler has set, if it has.
         aborted: Whether the handler has aborted the call.
     """
+
+    __slots__ = ("_context", "_copy", "_rewrites", "aborted", "code_name")
+
+    _context: Any
+    _copy: Callable[[], contextvars.Context]
+    _rewrites: Mapping[str, str | None]
+    aborted: bool
+    code_name: str | None
 
     def __init__(
         self, context: Any, rewrites: Mapping[str, str | None], copy: Callable[[], contextvars.Context]
     ) -> None:
-        self._context = context
-        self._rewrites = rewrites
-        self._copy = copy
-        self.code_name: str | None = None
-        self.aborted = False
+        own = object.__setattr__
+        own(self, "_context", context)
+        own(self, "_rewrites", rewrites)
+        own(self, "_copy", copy)
+        own(self, "code_name", None)
+        own(self, "aborted", False)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._context, name)
@@ -46,6 +56,15 @@ class TracedServicerContext:
         if name == "add_done_callback":
             return lambda callback: found(lambda _: self._copy().run(callback, self))
         return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An interceptor further out may look for what a handler has noted there.
+        setattr(self._context, name, value)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        """Return grpcio's class: `isinstance` answers as it would without this."""
+        return type(self._context)
 
     def invocation_metadata(self) -> Any:
         """Return the metadata that came with the call, without malformed trace headers."""
@@ -58,24 +77,32 @@ class TracedServicerContext:
 
     def abort(self, code: Any, *args: Any, **kwargs: Any) -> Any:
         """Abort the call, and note the status; on an aio server this is to be awaited."""
-        self._note(code, aborted=True)
-        return self._context.abort(code, *args, **kwargs)
+        with self._noted(code):
+            return self._context.abort(code, *args, **kwargs)
 
     def abort_with_status(self, status: Any) -> Any:
         """Abort the call, and note the status; on an aio server this is to be awaited."""
-        self._note(status.code, aborted=True)
-        return self._context.abort_with_status(status)
+        with self._noted(status.code):
+            return self._context.abort_with_status(status)
+
+    @contextlib.contextmanager
+    def _noted(self, code: Any) -> Iterator[None]:
+        """Note an abort, unless grpcio says that it was not called as it must be."""
+        before = self.code_name
+        self._note(code, aborted=True)
+        try:
+            yield
+        except TypeError:
+            object.__setattr__(self, "aborted", False)
+            object.__setattr__(self, "code_name", before)
+            raise
 
     def _note(self, code: Any, *, aborted: bool = False) -> None:
-        self.aborted = self.aborted or aborted
+        object.__setattr__(self, "aborted", self.aborted or aborted)
         # A server with threads takes no numbers.
         by_number = {} if isinstance(self._context, grpc.ServicerContext) else _BY_NUMBER
         known = code if isinstance(code, grpc.StatusCode) else by_number.get(code)
         # grpcio makes UNKNOWN of what is no code, and of an abort that says OK.
         if known is None or (aborted and known is grpc.StatusCode.OK):
             known = grpc.StatusCode.UNKNOWN
-        self.code_name = known.name
-
-
-# Not a subclass: that would answer for the methods which this passes on.
-grpc.ServicerContext.register(TracedServicerContext)
+        object.__setattr__(self, "code_name", known.name)

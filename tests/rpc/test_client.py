@@ -149,6 +149,40 @@ def test_other_metadata_stay_as_they_are_and_stale_headers_are_replaced(caller, 
     assert given[1] == ("traceparent", stale)
 
 
+def test_whatever_grpcio_takes_for_metadata_goes_out(caller):
+    stale = f"00-{TRACE_ID}-{PARENT_ID}-01"
+    given = (
+        ("x-none", None),
+        (b"x-bytes", "1"),
+        ("x-value", b"2"),
+        (b"traceparent", stale),
+        ("traceparent", stale.encode()),
+    )
+    caller.call(metadata=given)
+    got = caller.host.metadata
+    assert {pair for pair in got if pair[0] in {"x-none", "x-bytes", "x-value"}} == {
+        ("x-none", ""),
+        ("x-bytes", "1"),
+        ("x-value", "2"),
+    }
+    (traceparent,) = [value for key, value in got if key == "traceparent"]
+    assert f"{caller.span.context.span_id:016x}" in traceparent
+
+
+@pytest.mark.parametrize("given", [(("x-k", 1),), (("ключ", "x"),)], ids=["number", "not_ascii"])
+def test_metadata_that_grpcio_refuses_are_refused_by_grpcio_and_end_the_span(caller, given):
+    with pytest.raises(Exception, match=r"Expected str|Invalid metadata|execute_batch"):
+        caller.call(metadata=given)
+    assert caller.span.status.status_code is StatusCode.ERROR
+
+
+def test_metadata_that_are_no_pairs_end_the_span(server):
+    caller = Caller("threads", server)
+    with pytest.raises(ValueError, match="unpack"):
+        caller.call(metadata=(("x-k", "1", "2"),))
+    assert caller.span.attributes["error.type"] == "ValueError"
+
+
 @pytest.mark.parametrize("code", ["NOT_FOUND", "INTERNAL"])
 def test_every_code_but_ok_is_an_error_of_the_client(caller, kind, code):
     with pytest.raises(grpc.RpcError) as raised:

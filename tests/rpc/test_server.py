@@ -379,6 +379,62 @@ def test_the_context_is_grpcios_in_everything_else(make_host):
         assert ("x-t", "1") in call.trailing_metadata()
 
 
+def test_what_a_handler_notes_on_the_context_is_there_for_interceptors_further_out(make_host):
+    class Audits(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            inner = continuation(details)
+
+            def call(request, context):
+                answer = inner.unary_unary(request, context)
+                found.append(context.user)
+                return answer
+
+            return grpc.unary_unary_rpc_method_handler(call)
+
+    def method(_request, context):
+        context.user = "a"
+        assert context.user == "a"
+        return b"{}"
+
+    found = []
+    host = type(make_host("threads"))("threads")
+    host.methods = lambda: {"unary_unary": method}
+    host.outside = [Audits()]
+    make_host("threads", host=host).call()
+    assert found == ["a"]
+
+
+@pytest.mark.parametrize("style", ["threads", "sync_on_aio"])
+def test_a_context_is_an_instance_of_what_it_would_be(make_host, style):
+    found = []
+
+    class Untouched(type(make_host(style))):
+        def interceptors(self, options):
+            return []
+
+    def method(_request, context):
+        found.append((context.__class__, isinstance(context, grpc.ServicerContext)))
+        return b"{}"
+
+    for kind in (Untouched, Untouched.__base__):
+        host = kind(style)
+        host.methods = lambda: {"unary_unary": method}
+        make_host(style, host=host).call()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("style", ["threads", "async"])
+def test_an_abort_that_is_called_wrongly_is_an_exception(make_host, style):
+    async def coroutine(_request, context):
+        await context.abort()
+
+    host = serving(make_host, coroutine if style == "async" else lambda _request, context: context.abort("x"), style)
+    assert code_of(host.call) is grpc.StatusCode.UNKNOWN
+    assert host.server_span.attributes["rpc.status_code"] == "UNKNOWN"
+    (event,) = host.server_span.events
+    assert event.attributes["exception.type"] == "TypeError"
+
+
 def test_only_what_is_known_of_a_peer_is_told():
     assert "client.port" not in server_attributes("/S/m", ("/run/s", None), None)
     assert server_attributes("/S/m", None, None) == {"rpc.system.name": "grpc", "rpc.method": "S/m"}
