@@ -21,7 +21,7 @@ _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localh
 
 # gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
 # spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
-# the exporter's own annotation of its argument says texts, which gRPC refuses.
+# the exporter's own annotation of its argument says texts, where gRPC takes numbers.
 _RECONNECTING: Final[Any] = (("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.min_reconnect_backoff_ms", 10_000))
 
 # With one of these, the OTLP exporter makes its own HTTP session, which carries the user's credentials.
