@@ -266,6 +266,8 @@ class TestPrecedence:
         ("exporter", "OTEL_TRACES_EXPORTER", "console", "console", "none", "otlp"),
         ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "a:1", "http://a:1", "http://b:1", "http://c:1"),
         ("sdk_disabled", "OTEL_SDK_DISABLED", "TRUE", True, "false", True),
+        ("queue_size", "OTEL_BSP_MAX_QUEUE_SIZE", "9", 9, "10", 11),
+        ("metrics", "OTEL_METRICS_EXPORTER", "prometheus", "prometheus", "none", "prometheus"),
     )
 
     @pytest.mark.parametrize(("name", "standard", "text", "expected", "own", "argument"), CASES)
