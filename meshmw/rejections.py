@@ -50,6 +50,7 @@ REASONS: Final = {
         "trust_answer": "the trust callable returned none of its words; the request starts a new trace",
         "metadata": "a header to pass on cannot travel as gRPC metadata, and is left out",
     },
+    "kafka": {"no_headers": "`extract` was given what has no headers, no record then; the message starts a trace"},
 }
 
 

@@ -27,7 +27,7 @@ def test_the_settings_table_is_the_settings_own() -> None:
 
 def reasons_table() -> str:
     rows = ["| header | reason | what it says |", "|---|---|---|"]
-    for header in (*REASONS, "context"):
+    for header in dict.fromkeys((*REASONS, *DECIDED)):
         reasons = {**REASONS.get(header, {}), **DECIDED.get(header, {})}
         rows += [f"| `{header}` | `{reason}` | {meaning} |" for reason, meaning in reasons.items()]
     return "\n".join(rows)
