@@ -312,6 +312,28 @@ def test_a_handler_that_returns_an_iterator_has_the_call_in_its_own_part(make_ho
     assert first["span_id"] == f"{host.server_span.context.span_id:016x}"
 
 
+@pytest.mark.parametrize("style", ["threads", "async"])
+def test_of_methods_without_end_each_is_served_by_its_handler_of_the_moment(make_host, style, monkeypatch):
+    monkeypatch.setattr("meshmw.grpc.handlers._MAX_METHODS", 2)
+    host = type(make_host("threads"))(style)
+
+    class Anything(grpc.GenericRpcHandler):
+        def service(self, details):
+            name = details.method.encode()
+
+            async def coroutine(_request, _context):
+                return name
+
+            return grpc.unary_unary_rpc_method_handler(coroutine if style == "async" else lambda *_: name)
+
+    host.handlers = lambda: (Anything(),)
+    make_host(style, host=host)
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        for path in ("/S/a", "/S/b", "/S/a", "/S/c", "/S/d"):
+            assert channel.unary_unary(path)(b"{}", timeout=60) == path.encode()
+    host.until(lambda: [span.name for span in host.spans] == ["S/a", "S/b", "S/a", "S/c", "S/d"])
+
+
 def test_a_list_of_responses_is_taken_where_grpcio_takes_one(make_host):
     host = serving(make_host, lambda _request, _context: [b"1", b"2"], "sync_on_aio")
     assert host.call("unary_stream", metadata=FROM_CALLER) == [1, 2]
