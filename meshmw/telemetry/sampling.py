@@ -78,6 +78,8 @@ class RemoteParentSampler(Sampler):
             result = (sampler or self._sampler).should_sample(
                 parent_context, trace_id, name, kind, attributes, links, trace_state
             )
+            if not isinstance(result, SamplingResult):
+                raise TypeError("a sampler returns a SamplingResult")
         except Exception:
             self._say()
             return SamplingResult(Decision.DROP, None, parent.trace_state)

@@ -93,12 +93,18 @@ class RaisingSampler(Sampler):
         return "raising"
 
 
-def test_a_sampler_that_raises_records_nothing_keeps_the_trace_state_and_is_said_once(provider, caplog):
-    provider.sampler = RemoteParentSampler(RaisingSampler())
+class EmptySampler(RaisingSampler):
+    def should_sample(self, *args, **named):
+        return None
+
+
+@pytest.mark.parametrize("sampler", [RaisingSampler, EmptySampler])
+def test_a_sampler_that_fails_records_nothing_keeps_the_trace_state_and_is_said_once(sampler, provider, caplog):
+    provider.sampler = RemoteParentSampler(sampler())
     state = TraceState([("a", "b")])
     parent = SpanContext(1, 2, True, TraceFlags(1), state)
     tracer = provider.get_tracer("t")
     for _ in range(2):
         span = tracer.start_span("s", set_span_in_context(NonRecordingSpan(parent)))
         assert (span.is_recording(), span.get_span_context().trace_state) == (False, state)
-    assert caplog.messages == ["the sampler RaisingSampler raised; spans are not recorded"]
+    assert caplog.messages == [f"the sampler {sampler.__qualname__} raised; spans are not recorded"]
