@@ -18,11 +18,12 @@ from meshmw.cli.output import FOUND, OK, CannotRunError, answers, line, out, pri
 from meshmw.diagnose.access_log_detect import format_of
 from meshmw.diagnose.escaping import shown
 from meshmw.diagnose.journey import Hop, Journey, JourneySpan
-from meshmw.diagnose.verify import Watch, follow
+from meshmw.diagnose.verify import follow
 from meshmw.diagnose.verify_backends import Backend, HttpBackend, LocalBackend
 from meshmw.diagnose.verify_judge import excerpt_of
 from meshmw.diagnose.verify_logs import LogTail
 from meshmw.diagnose.verify_probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
+from meshmw.diagnose.verify_watch import Watch
 
 # Spans that hang deeper are printed at this depth: nobody reads further to the right.
 _MAX_DEPTH = 40

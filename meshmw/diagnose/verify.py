@@ -7,46 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Final
 
 from meshmw.diagnose.escaping import without_secrets
 from meshmw.diagnose.finding import Finding, by_severity
 from meshmw.diagnose.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
-from meshmw.diagnose.verify_backends import Backend, BackendError
+from meshmw.diagnose.verify_backends import BackendError
+from meshmw.diagnose.verify_findings import of_answer, of_sources, of_spans
 from meshmw.diagnose.verify_judge import Judgement, judge_hops
-from meshmw.diagnose.verify_logs import LogTail, probe_hops
+from meshmw.diagnose.verify_logs import probe_hops
 from meshmw.diagnose.verify_probe import Answer, Echo, Probe
+from meshmw.diagnose.verify_watch import Seen, Watch, logged_in
 
 _POLL: Final = 0.1
 # Clocks differ from machine to machine; what is older than this is an earlier probe with the same ids.
 _SKEW_NS: Final = 60 * 10**9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """Says what is watched and how long.
-
-    Attributes:
-        tails: The access logs, in the order of the way, opened before the probe is sent.
-        backends: Where spans are looked up.
-        timeout: Seconds to wait at most for logs and spans.
-        settle: Seconds in which nothing new must come before what came is all.
-        spans: Spans that must come, 0 for one.
-        alone: Whether nothing else uses the mesh.
-    """
-
-    tails: Sequence[LogTail] = ()
-    backends: Sequence[Backend] = ()
-    timeout: float = 15.0
-    settle: float = 1.0
-    spans: int = 0
-    alone: bool = False
-
-
-class _Seen(NamedTuple):
-    hops: tuple[Hop, ...]
-    spans: tuple[JourneySpan, ...]
 
 
 def follow(
@@ -75,7 +51,7 @@ def follow(
     return _journey(probe, answer, watch, seen, faults)
 
 
-def _look(probe: Probe, answer: Answer, watch: Watch, began_ns: int, faults: dict[str, str]) -> _Seen:
+def _look(probe: Probe, answer: Answer, watch: Watch, began_ns: int, faults: dict[str, str]) -> Seen:
     hops = way(probe, probe_hops(watch.tails, probe, alone=watch.alone), answer.echoes)
     trace_ids = list(dict.fromkeys([probe.trace_id, *judge_hops(hops, probe).trace_ids, *_named(answer)]))
     spans: dict[tuple[str, str, str], JourneySpan] = {}
@@ -90,7 +66,7 @@ def _look(probe: Probe, answer: Answer, watch: Watch, began_ns: int, faults: dic
             if span.start_ns >= began_ns - _SKEW_NS:
                 # A Zipkin client and its server may share an id.
                 spans.setdefault((span.trace_id, span.span_id, span.kind), span)
-    return _Seen(tuple(hops), with_orphans(spans.values(), probe.parent_id))
+    return Seen(tuple(hops), with_orphans(spans.values(), probe.parent_id))
 
 
 def _named(answer: Answer) -> list[str]:
@@ -111,23 +87,17 @@ def _with_echo(hop: Hop, echo: Echo) -> Hop:
     return replace(hop, received={**hop.received, **echo.headers}, trace_id=echo.trace_id)
 
 
-def _logged_in(tail: LogTail, seen: _Seen) -> int:
-    """Return how many hops a log shows; another log's name may begin like this one's."""
-    proxies = [hop.name for hop in seen.hops if hop.kind == "proxy"]
-    return sum(name == tail.name or name.startswith(f"{tail.name} ") for name in proxies)
-
-
-def _is_complete(seen: _Seen, watch: Watch, probe: Probe) -> bool:
-    logged = all(_logged_in(tail, seen) for tail in watch.tails)
+def _is_complete(seen: Seen, watch: Watch, probe: Probe) -> bool:
+    logged = all(logged_in(tail, seen) for tail in watch.tails)
     recorded = len(seen.spans) >= max(1, watch.spans) and not any(span.orphan for span in seen.spans)
     # What must not come cannot be waited for; the settling time is all that it gets.
     return logged and (recorded or not watch.backends or probe.variant == "unsampled")
 
 
-def _journey(probe: Probe, answer: Answer, watch: Watch, seen: _Seen, faults: dict[str, str]) -> Journey:
+def _journey(probe: Probe, answer: Answer, watch: Watch, seen: Seen, faults: dict[str, str]) -> Journey:
     judgement = judge_hops(seen.hops, probe)
-    findings = [*judgement.findings, *_of_answer(probe, answer), *_of_sources(watch, seen, faults)]
-    findings += _of_spans(probe, judgement, watch, seen.spans, faults)
+    findings = [*judgement.findings, *of_answer(probe, answer), *of_sources(watch, seen, faults)]
+    findings += of_spans(probe, judgement, watch, seen.spans, faults)
     ordered = by_severity(findings)
     errors = [finding for finding in ordered if finding.severity == "error"]
     verdict = _verdict(judgement, errors, seen)
@@ -146,7 +116,7 @@ def _journey(probe: Probe, answer: Answer, watch: Watch, seen: _Seen, faults: di
     )
 
 
-def _verdict(judgement: Judgement, errors: Sequence[Finding], seen: _Seen) -> Verdict:
+def _verdict(judgement: Judgement, errors: Sequence[Finding], seen: Seen) -> Verdict:
     if errors:
         return "broken"
     return "one" if judgement.sights or seen.spans else "unknown"
@@ -164,103 +134,6 @@ def _summary(verdict: Verdict, judgement: Judgement, errors: Sequence[Finding], 
     return f"ONE trace: {sightings}{recorded}, all of one trace"
 
 
-def _of_answer(probe: Probe, answer: Answer) -> list[Finding]:
-    if answer.status_code < 400:
-        return []
-    return [
-        Finding(
-            "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
-            "a request that is refused on the way does not reach every hop",
-            "give a URL that answers 2xx, or what it needs with --header",
-        )
-    ]  # fmt: skip
-
-
-def _of_sources(watch: Watch, seen: _Seen, faults: dict[str, str]) -> list[Finding]:
-    findings = [
-        Finding("error", "verify.backend", name, text, "what it holds is not known", "mend its URL, or leave it out")
-        for name, text in faults.items()
-    ]
-    for tail in watch.tails:
-        if not tail.prints_traceparent:
-            findings.append(
-                Finding(
-                    "error", "access-log.not-logged", tail.name, "the access log does not print traceparent",
-                    "nobody can see in it what passed", "`meshmw mesh-config` prints a format that does",
-                )
-            )  # fmt: skip
-        elif not _logged_in(tail, seen):
-            findings.append(
-                Finding(
-                    "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
-                    "the request did not pass there, or came with neither its trace nor its x-request-id; "
-                    "Envoy writes its "
-                    "log every ten seconds",
-                    "wait longer with --timeout; give --alone where nothing else uses the mesh, and each "
-                    "new line counts",
-                )
-            )  # fmt: skip
-    return findings
-
-
-def _of_spans(
-    probe: Probe, judgement: Judgement, watch: Watch, spans: Sequence[JourneySpan], faults: dict[str, str]
-) -> list[Finding]:
-    if probe.variant == "unsampled":
-        return [_recorded_unsampled(spans)] if spans else []
-    if not spans:
-        return [] if not watch.backends or faults else [_no_spans(watch)]
-    findings = []
-    wanted = judgement.expected or spans[0].trace_id
-    strays = [span for span in spans if span.trace_id != wanted]
-    if strays:
-        first, others = strays[0], len({span.trace_id for span in strays})
-        findings.append(
-            Finding(
-                "error", "verify.split", f"{first.service} {first.kind}",
-                f"{len(strays)} of {len(spans)} spans are in {others} other "
-                f"trace{'s' if others > 1 else ''}; the first is "
-                f"{first.name!r} of {first.service} in {first.trace_id}",
-                "one request shows up as several traces",
-                "look at the hop before that span: it did not pass the headers on, or in another format",
-            )
-        )  # fmt: skip
-    orphans = [span for span in spans if span.orphan and span.trace_id == wanted]
-    if orphans:
-        first = orphans[0]
-        findings.append(
-            Finding(
-                "error", "verify.orphan", f"{first.service} {first.kind}",
-                f"{len(orphans)} spans hang below spans that never came; the first is {first.name!r} of "
-                f"{first.service}, whose "
-                f"parent {first.parent_id} is missing",
-                "the tree falls apart at this place, although the trace id is right",
-                "find who made that parent: a service or a proxy that passes headers on and exports "
-                "nothing, or not yet; "
-                "wait longer with --timeout",
-            )
-        )  # fmt: skip
-    return findings
-
-
-def _recorded_unsampled(spans: Sequence[JourneySpan]) -> Finding:
-    return Finding(
-        "warning", "verify.recorded-unsampled", spans[0].service,
-        f"{len(spans)} spans were recorded of a trace that was sent unsampled, the first by {spans[0].service}",
-        "it costs what the sender decided not to spend, and the trace begins in the middle",
-        "let samplers follow their parent: ParentBased in an application, parent_based in Envoy",
-    )  # fmt: skip
-
-
-def _no_spans(watch: Watch) -> Finding:
-    names = ", ".join(backend.name for backend in watch.backends)
-    return Finding(
-        "error", "verify.no-spans", names, f"no span of the trace came in {watch.timeout:g} seconds",
-        "nothing was recorded, or it is exported elsewhere, or later",
-        "check the exporter's endpoint and the sampler with `meshmw doctor`, or wait longer with --timeout",
-    )  # fmt: skip
-
-
 def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
     """Name the spans that a hop made: the one that it sent on as parent, and those right below what it received."""
     sent, came = ((headers.get("traceparent") or "")[36:52] for headers in (hop.sent, hop.received))
@@ -273,11 +146,11 @@ def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
     return replace(hop, span_ids=tuple(dict.fromkeys(made)))
 
 
-def _sources(watch: Watch, answer: Answer, seen: _Seen, faults: dict[str, str]) -> Iterable[str]:
+def _sources(watch: Watch, answer: Answer, seen: Seen, faults: dict[str, str]) -> Iterable[str]:
     count = len(answer.echoes)
     yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} told what arrived"
     for tail in watch.tails:
-        count = _logged_in(tail, seen)
+        count = logged_in(tail, seen)
         yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"
     for backend in watch.backends:
         yield f"{backend.name}: {faults.get(backend.name) or f'{len(seen.spans)} spans'}"

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from meshmw.diagnose.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
-from meshmw.diagnose.verify import Watch, follow, way
+from meshmw.diagnose.verify import follow, way
 from meshmw.diagnose.verify_backends import BackendError, LocalBackend
 from meshmw.diagnose.verify_judge import excerpt_of, judge_hops
 from meshmw.diagnose.verify_logs import LogTail, probe_hops
@@ -23,6 +23,7 @@ from meshmw.diagnose.verify_probe import (
     random_ids,
     send,
 )
+from meshmw.diagnose.verify_watch import Watch
 from meshmw.testing import ReceivedSpan
 
 TRACE_ID, PARENT_ID = SYNTHETIC
