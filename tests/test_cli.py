@@ -535,3 +535,12 @@ def test_the_command_runs_as_a_module():
     assert run("--version").stdout == f"meshmw {__version__}\n"
     done = run("inspect", "00-xyz", COLUMNS="20", TERM="dumb")
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_stream_that_is_no_file_is_printed_to_as_well(monkeypatch):
+    import io
+
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert main(["inspect", f"traceparent: {VALID}"]) == 0
+    assert "traceparent: valid" in printed.getvalue()
