@@ -9,6 +9,7 @@ from flask import Flask
 from opentelemetry import propagate
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from starlette.background import BackgroundTask
 
 import meshmw.flask
 from meshmw import runtime
