@@ -16,6 +16,16 @@ settings.register_profile("million", settings.get_profile("meshmw"), max_example
 settings.load_profile("meshmw")
 
 
+# Files that take longest: begun last, one of them would keep a single worker busy while the others are done.
+_SLOW = ("sample_apps/", "servers/", "telemetry/", "testing/", "contracts/messaging/", "diagnose/", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    here = f"{os.path.dirname(__file__)}{os.sep}"
+    items.sort(key=lambda item: not str(item.path).removeprefix(here).startswith(_SLOW))
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the telemetry settings of the machine that it runs on."""

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from starlette.background import BackgroundTask
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from meshmw import MeshPropagator
@@ -429,6 +430,13 @@ class TestWorkThatGoesOn:
 
 
 class TestBackgroundTasks:
+    @pytest.fixture(autouse=True)
+    @classmethod
+    def without_contrib(cls, monkeypatch):
+        # Once contrib has instrumented any application of this process, it puts a span around each background task.
+        untouched = getattr(BackgroundTask, "_otel_original_call", BackgroundTask.__call__)
+        monkeypatch.setattr(BackgroundTask, "__call__", untouched)
+
     @pytest.fixture
     def port(self):
         app = new_app()
