@@ -85,7 +85,8 @@ def _complete_with(operation: RpcOperation, call: Any) -> None:
     try:
         call.add_done_callback(lambda over: operation.complete(_code_of(over)))
     except (AttributeError, NotImplementedError):
-        # An interceptor further in has awaited the call, and returned the response.
+        # An interceptor further in has awaited the call, and returned the response: no call, or grpcio's stand-in for
+        # one, whose callbacks raise NotImplementedError.
         operation.complete("OK")
 
 

@@ -94,7 +94,8 @@ def _complete_with(operation: RpcOperation, call: Any) -> None:
     try:
         added = call.add_callback(over)
     except (AttributeError, NotImplementedError):
-        # What a blocking call raised, or what an interceptor further in made up.
+        # What a blocking call raised, or what an interceptor further in made up: no call, or grpcio's stand-in for one,
+        # whose callbacks raise NotImplementedError.
         added = False
     if not added:
         over()

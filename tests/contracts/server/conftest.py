@@ -112,9 +112,11 @@ class Host:
         self.app = self.build()
 
     def build(self) -> Any:
+        # The contract's own class serves nothing: each host builds its application,
         raise NotImplementedError
 
     def get(self, path: str = "/items/7", headers: Headers = (), **options: Any) -> Reply:
+        # and asks it in its own protocol.
         raise NotImplementedError
 
     def visit(self, headers: Sequence[tuple[str, str]]) -> Visit:
