@@ -1,22 +1,49 @@
 """What the span pipeline tells of itself: spans dropped, spans waiting, exports failed.
 
 The instruments belong to whichever meter provider the process has, also one that is set later, and cost nothing
-without one. Read when somebody scrapes, so that what was lost before the first scrape is counted too.
+without one. Read when somebody scrapes, so that what was lost before the first scrape is counted too. Knows numbers
+that processors keep. Must not know how they batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 from weakref import WeakSet
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-if TYPE_CHECKING:
-    from meshmw.telemetry.processor import PromptBatchSpanProcessor
+from meshmw.telemetry.collector import CollectorExporter
 
-PROCESSORS: Final[WeakSet[PromptBatchSpanProcessor]] = WeakSet()
+
+class CountingProcessor(Protocol):
+    """Is a span processor that keeps count of what becomes of its spans."""
+
+    collector: CollectorExporter
+
+    @property
+    def dropped_full(self) -> int:
+        """Return the number of spans that were dropped because the queue was full."""
+        ...
+
+    @property
+    def dropped_ended(self) -> int:
+        """Return the number of spans that were dropped because the end came first."""
+        ...
+
+    @property
+    def queue_length(self) -> int:
+        """Return the number of spans that wait."""
+        ...
+
+    @property
+    def queue_capacity(self) -> int:
+        """Return the number of spans that may wait."""
+        ...
+
+
+PROCESSORS: Final[WeakSet[CountingProcessor]] = WeakSet()
 
 _METER: Final = metrics.get_meter("meshmw")
 
@@ -28,11 +55,11 @@ def _dropped(_: CallbackOptions) -> Iterable[Observation]:
     yield Observation(_sum(lambda each: each.dropped_ended), {"reason": "shutdown"})
 
 
-def _observed(of: Callable[[PromptBatchSpanProcessor], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _observed(of: Callable[[CountingProcessor], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
     return lambda _: [Observation(_sum(of))]
 
 
-def _sum(of: Callable[[PromptBatchSpanProcessor], int]) -> int:
+def _sum(of: Callable[[CountingProcessor], int]) -> int:
     return sum(map(of, list(PROCESSORS)))
 
 
