@@ -13,8 +13,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from meshmw import MeshPropagator, Settings, runtime
 from meshmw.boundary.deliveries import Delivery
-from meshmw.boundary.messaging import Messaging, OperationScope
+from meshmw.boundary.messaging import Messaging
 from meshmw.boundary.operation import Current
+from meshmw.boundary.operation_scope import OperationScope
 from meshmw.kafka.producers import _sent
 from meshmw.semconv import messaging as semconv
 

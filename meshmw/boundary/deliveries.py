@@ -12,8 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from meshmw.boundary.messaging import OperationScope
 from meshmw.boundary.operation import Operation
+from meshmw.boundary.operation_scope import OperationScope
 
 T = TypeVar("T")
 Begin = Callable[[Any], Operation]

@@ -1,4 +1,4 @@
-"""Messages, sent and processed: their spans, their contexts and the headers that carry these.
+"""Messages, sent and processed: their spans, their contexts and what their headers carry of these.
 
 Knows OpenTelemetry's spans and contexts, and headers as text. Must not know a broker's client.
 
@@ -8,19 +8,19 @@ message as likely as not (law 3), and is linked to, never a parent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Final, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link, SpanKind
 
 from meshmw import runtime
 from meshmw.boundary.http import tell
-from meshmw.boundary.operation import TRACER, Current, Operation
-from meshmw.propagation.extraction import PROPAGATION_HEADERS, SENT_HEADER, SPAN_KEY, Extraction
+from meshmw.boundary.message_headers import OWNED_HEADERS
+from meshmw.boundary.operation import TRACER, Operation
+from meshmw.propagation.extraction import SPAN_KEY, Extraction
 from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
@@ -30,8 +30,6 @@ from meshmw.version import __version__
 
 Specific = Callable[[], Mapping[str, AttributeValue]]
 
-# Whatever a message's headers hold of these was written for another message.
-OWNED_HEADERS: Final = PROPAGATION_HEADERS | {SENT_HEADER}
 _AMBIENT: Final = {"meshmw.link": "ambient"}
 _KINDS: Final[Mapping[OperationType, SpanKind]] = {
     "create": SpanKind.PRODUCER,
@@ -213,53 +211,6 @@ class Messaging:
         name, kind = span_name(operation, destination), _KINDS[operation_type]
         span = self._tracer.start_span(name, parent, kind, attributes, links, start_time)
         return Operation(span, Context({**parent, SPAN_KEY: span}), owned=True)
-
-
-class OperationScope:
-    """Is a block in which one operation is current, and at whose end it has ended; for one use.
-
-    Works in `async` functions as it is. Whatever the block raises is recorded and goes on.
-
-    Args:
-        begin: Begins the operation, when the block is entered.
-    """
-
-    __slots__ = ("_begin", "_current", "operation")
-
-    operation: Operation | None
-
-    def __init__(self, begin: Callable[[], Operation]) -> None:
-        self._begin = begin
-        self.operation = None
-
-    def __enter__(self) -> Span:
-        if self.operation is not None:
-            raise RuntimeError("this block was entered before; make one for each message")
-        self.operation = operation = self._begin()
-        self._current: Current = operation.current()
-        self._current.__enter__()
-        return operation.span
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._current.__exit__(kind, error, at)
-        operation = cast(Operation, self.operation)
-        if error is not None:
-            operation.fail(error)
-        operation.end()
-
-
-def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return message headers as lines: the last line of each name, and all lines of those that are lists by nature."""
-    lines: dict[str, list[str]] = {}
-    for name, line in pairs:
-        if name in _LISTS:
-            lines.setdefault(name, []).append(line)
-        else:
-            lines[name] = [line]
-    return lines
-
-
-_LISTS: Final = frozenset({"baggage", "tracestate"})
 
 
 def _ambient_links() -> list[Link]:

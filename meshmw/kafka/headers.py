@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.propagators.textmap import Getter, Setter
 
-from meshmw.boundary.messaging import joined
+from meshmw.boundary.message_headers import joined
 
 Pairs = list[tuple[str, bytes]]
 

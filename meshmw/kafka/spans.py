@@ -11,8 +11,10 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from meshmw.boundary.messaging import OWNED_HEADERS, Messaging, OperationScope
+from meshmw.boundary.message_headers import OWNED_HEADERS
+from meshmw.boundary.messaging import Messaging
 from meshmw.boundary.operation import Operation
+from meshmw.boundary.operation_scope import OperationScope
 from meshmw.kafka.headers import Pairs, lines_of, sendable
 from meshmw.kafka.records import common, flattened, of_record, of_records, topic_of
 from meshmw.propagation.extraction import Extraction

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.propagators.textmap import Getter
 
-from meshmw.boundary.messaging import joined
+from meshmw.boundary.message_headers import joined
 
 
 def headers_of(carrier: object) -> Mapping[Any, Any]:

@@ -12,8 +12,10 @@ from typing import Any, Final, TypeVar, overload
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from meshmw.boundary.messaging import OWNED_HEADERS, Messaging, OperationScope
+from meshmw.boundary.message_headers import OWNED_HEADERS
+from meshmw.boundary.messaging import Messaging
 from meshmw.boundary.operation import Operation
+from meshmw.boundary.operation_scope import OperationScope
 from meshmw.propagation.extraction import Extraction
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq.headers import headers_of, lines_of, name_of

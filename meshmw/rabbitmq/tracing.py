@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshmw.boundary.delegation import Instrumented
-from meshmw.boundary.messaging import OperationScope
+from meshmw.boundary.operation_scope import OperationScope
 from meshmw.rabbitmq.messages import Message
 from meshmw.rabbitmq.spans import begin_process, begin_send, written
 
