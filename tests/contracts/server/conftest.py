@@ -21,6 +21,7 @@ from wsgiref.validate import validator
 import django
 import litestar
 import pytest
+import quart
 from django.conf import settings as django_settings
 from django.core.handlers.asgi import ASGIHandler
 from django.core.wsgi import get_wsgi_application
@@ -31,6 +32,7 @@ from fastapi import Request as FastAPIRequest
 from flask import Flask
 from flask import request as flask_request
 from litestar import Request as LitestarRequest
+from litestar import WebSocket as LitestarWebSocket
 from litestar.response import Stream as LitestarStream
 from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
@@ -45,6 +47,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from quart import Quart
 from quart import request as quart_request
+from quart import websocket as quart_websocket
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarletteTelemetry
@@ -184,7 +187,7 @@ class ASGIHost(Host):
     """Drives an ASGI application as a server would."""
 
     def scope(self, path: str, headers: Headers, **more: Any) -> dict[str, Any]:
-        return {
+        found = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
@@ -199,6 +202,9 @@ class ASGIHost(Host):
             "client": ("10.0.0.9", 41000),
             "server": ("10.0.0.1", 8080),
         } | more
+        if found["type"] == "websocket":
+            del found["method"]  # Litestar minds one, and the protocol has none
+        return found
 
     async def serve(
         self,
@@ -214,12 +220,13 @@ class ASGIHost(Host):
         reply = Reply()
         waiting = list(incoming)
         answered = asyncio.Event()
+        kind = scope.get("type", "http")
 
         async def receive() -> dict[str, Any]:
             if waiting:
                 return waiting.pop(0)
             await answered.wait()
-            return {"type": "http.disconnect"}
+            return {"type": f"{kind}.disconnect"}
 
         async def send(message: Any) -> None:
             reply.sent.append(message["type"])
@@ -228,7 +235,8 @@ class ASGIHost(Host):
             if message["type"].endswith("http.response.start"):
                 reply.status = message["status"]
             reply.body += message.get("body", b"")
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            last = message["type"].endswith("http.response.body") and not message.get("more_body")
+            if last or message["type"] == "websocket.close":
                 answered.set()
 
         with attached(ambient):
@@ -593,8 +601,29 @@ class LitestarHost(ASGIHost):
             self.visit_scope(request.scope)
             raise self.error
 
-        app = litestar.Litestar([item, sync_item, stream, fail], openapi_config=None, logging_config=None)
+        @litestar.websocket("/ws/{how:str}")
+        async def talk(socket: LitestarWebSocket) -> None:
+            await self.talk_in_litestar(socket)
+
+        app = litestar.Litestar([item, sync_item, stream, fail, talk], openapi_config=None, logging_config=None)
         return asgi.TraceContextMiddleware(app, **self.options)
+
+    async def talk_in_litestar(self, socket: Any) -> None:
+        self.visit_scope(socket.scope)
+        match socket.scope["path"]:
+            case "/ws/deny":
+                await socket.close()
+            case "/ws/reject":
+                # It has no words of its own for this.
+                await socket.send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+                await socket.send({"type": "websocket.http.response.body", "body": b"who are you?"})
+            case "/ws/fail":
+                raise self.error
+            case _:
+                await socket.accept()
+                self.visit_scope(socket.scope)
+                await socket.send_text("hello")
+                await socket.close()
 
 
 class QuartHost(ASGIHost):
@@ -622,6 +651,22 @@ class QuartHost(ASGIHost):
         async def fail() -> None:
             self.visit_scope(quart_request.scope)
             raise self.error
+
+        @app.websocket("/ws/<how>")
+        async def talk(how: str) -> None:
+            self.visit_scope(quart_websocket.scope)
+            match how:
+                case "deny":
+                    await quart_websocket.close(1000)
+                case "reject":
+                    quart.abort(401)
+                case "fail":
+                    raise self.error
+                case _:
+                    await quart_websocket.accept()
+                    self.visit_scope(quart_websocket.scope)
+                    await quart_websocket.send("hello")
+                    await quart_websocket.close(1000)
 
         app.asgi_app = asgi.TraceContextMiddleware(app.asgi_app, **self.options)
         return app
@@ -749,8 +794,8 @@ ASGI_HOSTS = [
     QuartHost,
     DjangoASGI,
 ]
-# Those whose WebSockets `talk` can answer, which is written for Starlette's.
-WEBSOCKET_HOSTS = [host for host in ASGI_HOSTS if host not in (LitestarHost, QuartHost, DjangoASGI)]
+# Django has none.
+WEBSOCKET_HOSTS = [host for host in ASGI_HOSTS if host is not DjangoASGI]
 WSGI_HOSTS = [BareWSGI, FlaskHost, ContribWSGIOutside, ContribWSGIInside, ContribFlask, DjangoWSGI]
 HOSTS = {host.__name__: host for host in ASGI_HOSTS + WSGI_HOSTS}
 
