@@ -173,6 +173,7 @@ class TestValues:
             "endpoint": None,
             "sampling_ratio": None,
             "sampling_rules": (),
+            "random_flag": True,
             "batch_profile": "moderate",
             "queue_size": None,
             "metrics": "none",

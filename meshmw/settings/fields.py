@@ -179,6 +179,11 @@ class Fields(BaseSettings):
         description="Shares by request path, the first that fits: where a new trace begins, and 0 in any trace.",
         json_schema_extra={"takes": "a list of paths or patterns, each with a share, such as /health=0,/api/*=0.5"},
     )
+    random_flag: bool = Field(
+        default=True,
+        description="Whether traces that begin here say that their id is random (flags 03), which older peers refuse.",
+        json_schema_extra={"takes": "true or false"},
+    )
     batch_profile: BatchProfile = Field(
         default="moderate",
         description="How spans are batched: 512 every 5 seconds, or (high, from 10,000 a second) 2,048 every second.",

@@ -22,6 +22,7 @@ _SETTLED: Final = (
     "sampling_owner",
     "sampling_ratio",
     "sampling_rules",
+    "random_flag",
     "batch_profile",
     "queue_size",
     "sdk_disabled",

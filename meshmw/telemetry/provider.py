@@ -6,7 +6,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
-from opentelemetry.util.types import AttributeValue
 
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.settings import Settings, hidden
@@ -16,6 +15,7 @@ from meshmw.telemetry.batching import batching_of
 from meshmw.telemetry.collector import CollectorExporter
 from meshmw.telemetry.exporters import build_exporter, shown_endpoint
 from meshmw.telemetry.guarding import GuardedSpanProcessors
+from meshmw.telemetry.ids import UnflaggedIds
 from meshmw.telemetry.processor import PromptBatchSpanProcessor
 from meshmw.telemetry.resource import known_attributes
 from meshmw.telemetry.sampling import RemoteParentSampler, RouteRule
@@ -32,7 +32,7 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
         processor = _processor(settings)
         # The settings have decided whether the SDK is disabled; the provider would decide by the variable alone.
         with hidden("OTEL_SDK_DISABLED"):
-            provider = _Provider(_sampler(settings), known_attributes(settings), settings.warn_window)
+            provider = _Provider(settings)
     except MeshmwError:
         raise
     except Exception as error:
@@ -52,21 +52,17 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
 
 
 class _Provider(TracerProvider):
-    """Guards requests against span processors, and keeps in forked processes what is known of the service.
+    """Guards requests against span processors, and keeps in forked processes what is known of the service."""
 
-    Args:
-        sampler: Decides; None leaves it to OTEL_TRACES_SAMPLER.
-        known: The resource's attributes that are no guess.
-        warn_window: Seconds between two warnings of a span processor that raises.
-    """
-
-    def __init__(self, sampler: Sampler | None, known: dict[str, AttributeValue], warn_window: float) -> None:
+    def __init__(self, settings: Settings) -> None:
+        known = known_attributes(settings)
         self._known = Resource(known)
         super().__init__(
-            sampler,
+            _sampler(settings),
             Resource.create(known),
             shutdown_on_exit=False,
-            active_span_processor=GuardedSpanProcessors(warn_window),
+            active_span_processor=GuardedSpanProcessors(settings.warn_window),
+            id_generator=None if settings.random_flag else UnflaggedIds(),
         )
 
     def _update_resource(self, resource: Resource) -> None:
