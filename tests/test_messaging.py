@@ -16,7 +16,7 @@ from meshmw.boundary.deliveries import Delivery
 from meshmw.boundary.messaging import Messaging
 from meshmw.boundary.operation import Current
 from meshmw.boundary.operation_scope import OperationScope
-from meshmw.kafka.producers import _sent
+from meshmw.kafka.confirmations import confirmed
 from meshmw.semconv import messaging as semconv
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -81,13 +81,13 @@ def test_an_unsampled_message_costs_no_attributes_and_is_passed_on(make, exporte
         read(messaging, traceparent=VALID), "orders", lambda: pytest.fail("nobody looks at them")
     )
     assert messaging.write(begun.context, {})["traceparent"].startswith("00-4bf92f3577b34da6a3ce929d0e0e4736-")
-    _sent(begun, SimpleNamespace(offset=1, partition=1))
+    confirmed(begun, SimpleNamespace(offset=1, partition=1))
     assert not exporter.get_finished_spans()
 
 
 def test_what_a_broker_does_not_tell_is_left_out(make, exporter):
     operation = make().begin_send("orders", count=2)
-    _sent(operation, SimpleNamespace(offset=-1, partition=None))
+    confirmed(operation, SimpleNamespace(offset=-1, partition=None))
     (span,) = exporter.get_finished_spans()
     assert {name for name in span.attributes if "offset" in name or "partition" in name} == set()
     assert span.attributes["messaging.batch.message_count"] == 2

@@ -14,10 +14,24 @@ from meshmw.boundary.messaging import Messaging
 Kinds: TypeAlias = Mapping[tuple[str, str], Callable[[Any, Messaging, bool], Any]]
 
 
-def kind_of(client: object, kinds: Kinds) -> Callable[[Any, Messaging, bool], Any] | None:
-    """Return what makes the object that stands for *client*, or None where there is no such kind."""
+def instrumented(client: object, kinds: Kinds, of: Messaging, *, keep_existing: bool, takes: str) -> Any:
+    """Return the object that stands for a client's own.
+
+    Args:
+        client: The client's own object.
+        kinds: What makes one, by the client's class.
+        of: Begins the operations.
+        keep_existing: Whether a valid creation context that the application has written on a message stays.
+        takes: Which clients' objects those are, in words.
+
+    Raises:
+        TypeError: *client* is none of these, or one that cannot send headers.
+    """
     found = (kinds.get((cls.__module__.partition(".")[0], cls.__name__)) for cls in type(client).__mro__)
-    return next(filter(None, found), None)
+    make = next(filter(None, found), None)
+    if make is None:
+        raise TypeError(f"instrument() takes {takes}, not {type(client).__module__}.{type(client).__qualname__}")
+    return make(client, of, keep_existing)
 
 
 class Instrumented:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from meshmw.boundary.delegation import AsyncBlock, Block, Instrumented
+from meshmw.kafka.operations import read
 from meshmw.kafka.records import common, field, flattened, of_record, of_records, topic_of
-from meshmw.kafka.spans import read
 
 
 class _Fetching(Instrumented):

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from opentelemetry import trace
 
-from meshmw.boundary.delegation import Kinds, kind_of
+from meshmw.boundary.delegation import Kinds, instrumented
 from meshmw.kafka.consumers import AiokafkaConsumer, ConfluentAsyncConsumer, ConfluentConsumer, KafkaPythonConsumer
+from meshmw.kafka.operations import KAFKA
 from meshmw.kafka.producers import AiokafkaProducer, ConfluentProducer, KafkaPythonProducer
-from meshmw.kafka.spans import KAFKA
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
 
@@ -44,19 +44,15 @@ def instrument(
     Raises:
         TypeError: *client* is none of them, or one that cannot send headers.
     """
-    kind = kind_of(client, _KINDS)
-    if kind is not None:
-        return kind(client, KAFKA.with_options(propagator, tracer_provider, parent), keep_existing)
-    raise TypeError(
-        f"instrument() takes a producer or consumer of kafka-python, aiokafka or confluent-kafka, "
-        f"not {type(client).__module__}.{type(client).__qualname__}"
-    )
+    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    return instrumented(client, _KINDS, of, keep_existing=keep_existing, takes=_TAKES)
 
 
 def _no_headers(client: Any, *_: object) -> Any:
     raise TypeError(f"{type(client).__qualname__} sends no headers, so no trace either; use confluent_kafka.Producer")
 
 
+_TAKES: Final = "a producer or consumer of kafka-python, aiokafka or confluent-kafka"
 # `cimpl` is confluent-kafka's C part.
 _KINDS: Final[Kinds] = {
     ("kafka", "KafkaProducer"): KafkaPythonProducer,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from opentelemetry import trace
 
 from meshmw.boundary.deliveries import AsyncDeliveries, Deliveries, Delivery
-from meshmw.kafka.spans import KAFKA, begin_process
+from meshmw.kafka.operations import KAFKA, begin_process
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
 

@@ -1,32 +1,20 @@
 """Producers of three clients that trace what they send.
 
-Knows the methods that send records, and how each tells what became of one. Must not import a client.
+Knows the methods that send records. Must not import a client.
 """
 
 from __future__ import annotations
 
 import gc
-import inspect
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from meshmw.boundary.delegation import AsyncBlock, Block, Instrumented
 from meshmw.boundary.messaging import Messaging
 from meshmw.boundary.operation import Operation
-from meshmw.kafka.records import field
-from meshmw.kafka.spans import written
+from meshmw.kafka.confirmations import DeliveryReport, HandOver, confirmed, failed, settled
+from meshmw.kafka.operations import written
+from meshmw.kafka.signatures import signature_of
 from meshmw.semconv.messaging import message_attributes
-
-# confluent-kafka's method is written in C, and does not tell.
-_PRODUCE: Final = inspect.Signature(
-    [
-        inspect.Parameter("topic", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        *(
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
-            for name in ("value", "key", "partition", "callback", "on_delivery", "timestamp", "headers")
-        ),
-    ]
-)
 
 
 class _Sending(Instrumented):
@@ -37,7 +25,7 @@ class _Sending(Instrumented):
 
     def __init__(self, client: Any, of: Messaging, keep_existing: bool) -> None:
         super().__init__(client, of, keep_existing)
-        self._signature = _signature(client, self._method)
+        self._signature = signature_of(client, self._method)
 
     def _begin(self, args: Any, kwargs: Any) -> tuple[Operation, dict[str, Any]]:
         """Return what was begun, and the call's arguments by name, with headers that carry it."""
@@ -54,7 +42,7 @@ class _Sending(Instrumented):
                 null=self._null,
             )
         except BaseException as error:
-            _finish(operation, error)
+            failed(operation, error)
             raise
         return operation, given
 
@@ -75,14 +63,10 @@ class KafkaPythonProducer(_Sending, Block):
         """Send a record that carries the trace; the span ends when the future has its result."""
         operation, given = self._begin(args, kwargs)
         args, kwargs = self._with(given["headers"], args, kwargs)
-        try:
-            with operation.current():
-                future = self.__wrapped__.send(*args, **kwargs)
-        except BaseException as error:
-            _finish(operation, error)
-            raise
-        future.add_callback(lambda sent: _sent(operation, sent))
-        future.add_errback(lambda error: _finish(operation, error))
+        with HandOver(operation):
+            future = self.__wrapped__.send(*args, **kwargs)
+        future.add_callback(lambda metadata: confirmed(operation, metadata))
+        future.add_errback(lambda error: failed(operation, error))
         return future
 
 
@@ -93,13 +77,9 @@ class AiokafkaProducer(_Sending, AsyncBlock):
         """Queue a record that carries the trace; the span ends when the future that this returns has its result."""
         operation, given = self._begin(args, kwargs)
         args, kwargs = self._with(given["headers"], args, kwargs)
-        try:
-            with operation.current():
-                future = await self.__wrapped__.send(*args, **kwargs)
-        except BaseException as error:
-            _finish(operation, error)
-            raise
-        future.add_done_callback(lambda done: _done(operation, done))
+        with HandOver(operation):
+            future = await self.__wrapped__.send(*args, **kwargs)
+        future.add_done_callback(lambda over: settled(operation, over))
         return future
 
     async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,14 +101,10 @@ class ConfluentProducer(_Sending, Block):
         callback = given.pop("callback", None) or given.pop("on_delivery", None)
         reported = callback is not None or not _has_callbacks(self.__wrapped__)
         if reported:
-            given["on_delivery"] = _Report(operation, callback)
-        try:
-            with operation.current():
-                # By name, because what stood before a place that is empty now would slip into it.
-                result = self.__wrapped__.produce(**given)
-        except BaseException as error:
-            _finish(operation, error)
-            raise
+            given["on_delivery"] = DeliveryReport(operation, callback)
+        with HandOver(operation):
+            # By name, because what stood before a place that is empty now would slip into it.
+            result = self.__wrapped__.produce(**given)
         if not reported:
             operation.end()
         return result
@@ -140,88 +116,9 @@ class ConfluentProducer(_Sending, Block):
         return bool(self.__wrapped__)
 
 
-def _signature(client: Any, name: str) -> inspect.Signature:
-    """Return a method's parameters; those of one that it overrides, where it passes on whatever it is given.
-
-    Raises:
-        TypeError: The method takes no headers.
-    """
-    inherited = [vars(cls)[name].__get__(client) for cls in type(client).__mro__ if name in vars(cls)]
-    methods = map(_parameters, (getattr(client, name), *inherited))
-    found = next((each for each in methods if _names_its_own(each) or not _takes_all(each)), None)
-    if found is None or not _names_its_own(found):
-        raise TypeError(f"{type(client).__qualname__}.{name} takes no topic and headers by these names")
-    return found
-
-
-def _parameters(method: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(method)
-    except ValueError:
-        return _PRODUCE
-
-
-def _names_its_own(parameters: inspect.Signature) -> bool:
-    return {"topic", "headers"} <= parameters.parameters.keys()
-
-
-def _takes_all(parameters: inspect.Signature) -> bool:
-    return any(each.kind is each.VAR_KEYWORD for each in parameters.parameters.values())
-
-
 def _has_callbacks(client: Any) -> bool:
     """Say whether the configuration named a callback: a report of our own would silence one for deliveries.
 
     The client tells neither whether nor which; the garbage collector knows what it holds.
     """
     return any(callable(each) and not isinstance(each, type) for each in gc.get_referents(client))
-
-
-def _finish(operation: Operation, error: BaseException) -> None:
-    operation.fail(error)
-    operation.end()
-
-
-def _sent(operation: Operation, metadata: Any) -> None:
-    """End a send that the broker has confirmed, with the place that it gave the record."""
-    if operation.is_open:
-        offset, partition = field(metadata, "offset"), field(metadata, "partition")
-        if isinstance(partition, int):
-            operation.span.set_attribute("messaging.destination.partition.id", str(partition))
-        if isinstance(offset, int) and offset >= 0:
-            operation.span.set_attribute("messaging.kafka.offset", offset)
-    operation.end()
-
-
-def _done(operation: Operation, future: Any) -> None:
-    if future.cancelled():
-        operation.end()
-    elif (error := future.exception()) is not None:
-        _finish(operation, error)
-    else:
-        _sent(operation, future.result())
-
-
-class _Report:
-    """Takes the report of a delivery, hands it on, and ends the send.
-
-    It ends at the latest when librdkafka lets go of it, which may be told to report nothing that went well.
-    """
-
-    __slots__ = ("_given", "_operation")
-
-    def __init__(self, operation: Operation, given: Callable[[Any, Any], object] | None) -> None:
-        self._operation = operation
-        self._given = given
-
-    def __call__(self, error: Any, message: Any) -> object:
-        if error is None:
-            _sent(self._operation, message)
-        else:
-            from confluent_kafka import KafkaException
-
-            _finish(self._operation, KafkaException(error))
-        return None if self._given is None else self._given(error, message)
-
-    def __del__(self) -> None:
-        self._operation.end()

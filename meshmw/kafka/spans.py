@@ -1,48 +1,22 @@
-"""Kafka's headers and spans: what is written on a record, what is read of it, and the blocks around both.
+"""Kafka by hand: `inject`, `extract`, and the blocks in which records are sent or processed.
 
-Knows records and the messaging life cycle. Must not import a client.
+Knows the options that users give. Must not know how an operation lives, nor import a client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from meshmw.boundary.message_headers import OWNED_HEADERS
-from meshmw.boundary.messaging import Messaging
-from meshmw.boundary.operation import Operation
 from meshmw.boundary.operation_scope import OperationScope
-from meshmw.kafka.headers import Pairs, lines_of, sendable
-from meshmw.kafka.records import common, flattened, of_record, of_records, topic_of
-from meshmw.propagation.extraction import Extraction
+from meshmw.kafka.headers import Pairs
+from meshmw.kafka.operations import KAFKA, begin_batch, begin_process, read, written
+from meshmw.kafka.records import flattened
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
 from meshmw.semconv.messaging import message_attributes
-
-KAFKA: Final = Messaging("kafka")
-
-
-def written(
-    of: Messaging, headers: Any, context: Context | None, *, keep_existing: bool, null: bytes | None
-) -> list[tuple[str, Any]]:
-    """Return headers to send: see `inject`; *null* stands for a header without a value."""
-    pairs = sendable(headers, null)
-    new = of.write(context, lines_of(pairs, of.wanted), keep=keep_existing)
-    kept = [pair for pair in pairs if pair[0].lower() not in OWNED_HEADERS]
-    return kept + [(name, text.encode("latin-1", "replace")) for name, text in new.items()]
-
-
-def read(of: Messaging, carrier: Any) -> Extraction:
-    """Return what a record's headers say; never raises for what the record is."""
-    try:
-        lines = lines_of(carrier, of.wanted)
-    except Exception:
-        of.propagator.rejections.record("kafka", "no_headers", "- what was given has none; the message starts a trace")
-        lines = {}
-    return of.read(lines)
 
 
 def inject(
@@ -138,11 +112,6 @@ def consumer_span(
     )
 
 
-def begin_process(of: Messaging, record: Any, operation: str = "process", **more: str | None) -> Operation:
-    """Begin to process one record."""
-    return of.begin_process(read(of, record), topic_of(record), of_record(record, **more), operation=operation)
-
-
 def batch_span(
     records: Any,
     *,
@@ -167,11 +136,3 @@ def batch_span(
     of, flat = KAFKA.with_options(propagator, tracer_provider), flattened(records)
     more = {"consumer_group": consumer_group, "client_id": client_id}
     return OperationScope(lambda: begin_batch(of, flat, operation, **more))
-
-
-def begin_batch(of: Messaging, records: Sequence[Any], operation: str, **more: str | None) -> Operation:
-    """Begin to process several records; none of them is an operation without a span."""
-    if not records:
-        return of.begin_nothing()
-    extractions = [read(of, record) for record in records]
-    return of.begin_batch(extractions, common(records, "topic"), of_records(records, **more), operation=operation)

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from opentelemetry import trace
 
-from meshmw.boundary.delegation import Kinds, kind_of
+from meshmw.boundary.delegation import Kinds, instrumented
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq.channels import PikaBlockingChannel, PikaChannel
 from meshmw.rabbitmq.exchanges import AioPikaChannel, AioPikaExchange, AioPikaQueue
-from meshmw.rabbitmq.spans import RABBITMQ
+from meshmw.rabbitmq.operations import RABBITMQ
 from meshmw.runtime import MessagingParent
 
 
@@ -45,15 +45,11 @@ def instrument(
     Raises:
         TypeError: *client* is none of these.
     """
-    kind = kind_of(client, _KINDS)
-    if kind is not None:
-        return kind(client, RABBITMQ.with_options(propagator, tracer_provider, parent), keep_existing)
-    raise TypeError(
-        f"instrument() takes a channel of pika, or a channel, exchange or queue of aio-pika, "
-        f"not {type(client).__module__}.{type(client).__qualname__}"
-    )
+    of = RABBITMQ.with_options(propagator, tracer_provider, parent)
+    return instrumented(client, _KINDS, of, keep_existing=keep_existing, takes=_TAKES)
 
 
+_TAKES: Final = "a channel of pika, or a channel, exchange or queue of aio-pika"
 _KINDS: Final[Kinds] = {
     ("pika", "BlockingChannel"): PikaBlockingChannel,
     ("pika", "Channel"): PikaChannel,

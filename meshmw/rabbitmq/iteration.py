@@ -14,7 +14,7 @@ from meshmw.boundary.deliveries import AsyncDeliveries, Begin, Deliveries, Deliv
 from meshmw.boundary.messaging import Messaging
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq.messages import Message
-from meshmw.rabbitmq.spans import RABBITMQ, begin_process
+from meshmw.rabbitmq.operations import RABBITMQ, begin_process
 from meshmw.runtime import MessagingParent
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from meshmw.boundary.delegation import Instrumented
 from meshmw.boundary.operation_scope import OperationScope
 from meshmw.rabbitmq.messages import Message
-from meshmw.rabbitmq.spans import begin_process, begin_send, written
+from meshmw.rabbitmq.operations import begin_process, begin_send, written
 
 
 class Tracing(Instrumented):
