@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, closing
 from typing import Any
 
 import aiokafka
 import confluent_kafka
 import kafka
-from messaging_contract import Clients, Headers, MessagingClient
-from opentelemetry.context import Context
+from messaging_contract import Clients, Headers, Inline, MessagingClient
 from opentelemetry.trace import Span
 
 from meshmw import kafka as ours
@@ -22,41 +22,16 @@ SECONDS = 60
 KEY = b"key"  # two clients send no message that has neither a body nor a key
 
 
-class Inline(AsyncIterator[Any]):
-    """Lets an async test iterate over a sync library's deliveries, with no frame of its own in between."""
-
-    def __init__(self, steps: Iterator[Any]) -> None:
-        self._steps = steps
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self._steps)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-
 class KafkaClient(MessagingClient):
     system = "kafka"
+    ours = ours
     repeats_headers = True
 
     def encoded(self, headers: Headers) -> list[tuple[str, bytes | None]]:
         return [(name, value.encode() if isinstance(value, str) else value) for name, value in headers]
 
-    def inject(self, headers: Any = None, **options: Any) -> Any:
-        return ours.inject(headers, propagator=self.propagator, **options)
-
-    def extract(self, message: Any) -> Context:
-        return ours.extract(message, propagator=self.propagator)
-
     def producer_span(self, destination: str) -> AbstractContextManager[Span]:
         return ours.producer_span(destination, tracer_provider=self.provider)
-
-    def consumer_span(self, message: Any) -> AbstractContextManager[Span]:
-        return ours.consumer_span(message, **self.options)
-
-    def batch_span(self, messages: Any) -> AbstractContextManager[Span]:
-        options = {name: value for name, value in self.options.items() if name != "parent"}
-        return ours.batch_span(messages, **options)
 
     def headers_of(self, message: Any) -> Any:
         return message.headers
@@ -68,7 +43,28 @@ class KafkaClient(MessagingClient):
         return message.value
 
 
-class KafkaPythonClient(KafkaClient):
+class SyncKafkaClient(KafkaClient):
+    """A client whose consumer is iterated over without `async`."""
+
+    @abc.abstractmethod
+    def consumer(self, destination: str) -> Any:
+        """Return a consumer of a topic from its beginning."""
+
+    @abc.abstractmethod
+    def taken(self, consumer: Any, count: int) -> list[Any]:
+        """Return the next messages."""
+
+    async def receive(self, destination: str, count: int = 1) -> list[Any]:
+        with closing(self.consumer(destination)) as consumer:
+            return self.taken(consumer, count)
+
+    @asynccontextmanager
+    async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
+        with closing(self.consumer(destination)) as consumer:
+            yield Inline(ours.consume(consumer, **self.options))
+
+
+class KafkaPythonClient(SyncKafkaClient):
     async def open(self) -> None:
         self.producer = kafka.KafkaProducer(bootstrap_servers=self.broker)
 
@@ -101,20 +97,8 @@ class KafkaPythonClient(KafkaClient):
         consumer.assign([kafka.TopicPartition(destination, 0)])
         return consumer
 
-    async def receive(self, destination: str, count: int = 1) -> list[Any]:
-        consumer = self.consumer(destination)
-        try:
-            return [next(consumer) for _ in range(count)]
-        finally:
-            consumer.close()
-
-    @asynccontextmanager
-    async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
-        consumer = self.consumer(destination)
-        try:
-            yield Inline(ours.consume(consumer, **self.options))
-        finally:
-            consumer.close()
+    def taken(self, consumer: kafka.KafkaConsumer, count: int) -> list[Any]:
+        return [next(consumer) for _ in range(count)]
 
 
 class AiokafkaClient(KafkaClient):
@@ -157,7 +141,7 @@ class AiokafkaClient(KafkaClient):
             yield ours.aconsume(consumer, **self.options)
 
 
-class ConfluentClient(KafkaClient):
+class ConfluentClient(SyncKafkaClient):
     closed = RuntimeError
 
     async def open(self) -> None:
@@ -194,37 +178,21 @@ class ConfluentClient(KafkaClient):
         consumer.assign([confluent_kafka.TopicPartition(destination, 0, 0)])
         return consumer
 
-    async def receive(self, destination: str, count: int = 1) -> list[Any]:
-        consumer = self.consumer(destination)
-        try:
-            return polled(consumer, count)
-        finally:
-            consumer.close()
-
-    @asynccontextmanager
-    async def deliveries(self, destination: str) -> AsyncIterator[AsyncIterator[Any]]:
-        consumer = self.consumer(destination)
-        try:
-            yield Inline(ours.consume(consumer, **self.options))
-        finally:
-            consumer.close()
+    def taken(self, consumer: confluent_kafka.Consumer, count: int) -> list[Any]:
+        found: list[Any] = []
+        deadline = time.monotonic() + SECONDS
+        while len(found) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} messages came"
+            message = consumer.poll(0.1)
+            if message is not None and message.error() is None:
+                found.append(message)
+        return found
 
     def headers_of(self, message: Any) -> Any:
         return message.headers()
 
     def body_of(self, message: Any) -> bytes | None:
         return message.value()
-
-
-def polled(consumer: confluent_kafka.Consumer, count: int) -> list[Any]:
-    found: list[Any] = []
-    deadline = time.monotonic() + SECONDS
-    while len(found) < count:
-        assert time.monotonic() < deadline, f"{len(found)} of {count} messages came"
-        message = consumer.poll(0.1)
-        if message is not None and message.error() is None:
-            found.append(message)
-    return found
 
 
 def produce_by_confluent(

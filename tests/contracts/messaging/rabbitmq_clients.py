@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import aio_pika
 import pika
-from messaging_contract import Clients, Headers, MessagingClient
-from opentelemetry.context import Context
+from messaging_contract import Clients, Headers, Inline, MessagingClient
 from opentelemetry.trace import Span
 
 from meshmw import rabbitmq as ours
@@ -20,40 +19,15 @@ BROKER = "rabbitmq_broker"
 SECONDS = 60
 
 
-class Inline(AsyncIterator[Any]):
-    """Lets an async test iterate over a sync library's deliveries, with no frame of its own in between."""
-
-    def __init__(self, steps: Iterator[Any]) -> None:
-        self._steps = steps
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self._steps)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-
 class RabbitMQClient(MessagingClient):
     system = "rabbitmq"
+    ours = ours
     send_operation = "publish"
     null_bodies = False
     closed = StopAsyncIteration
 
-    def inject(self, headers: Any = None, **options: Any) -> Any:
-        return ours.inject(headers, propagator=self.propagator, **options)
-
-    def extract(self, message: Any) -> Context:
-        return ours.extract(message, propagator=self.propagator)
-
     def producer_span(self, destination: str) -> AbstractContextManager[Span]:
         return ours.producer_span("", destination, tracer_provider=self.provider)
-
-    def consumer_span(self, message: Any) -> AbstractContextManager[Span]:
-        return ours.consumer_span(message, **self.options)
-
-    def batch_span(self, messages: Any) -> AbstractContextManager[Span]:
-        options = {name: value for name, value in self.options.items() if name != "parent"}
-        return ours.batch_span(messages, **options)
 
     def pairs_of(self, headers: Any) -> list[tuple[str, bytes | None]]:
         return [(name, _as_bytes(value)) for name, value in (headers or {}).items()]
