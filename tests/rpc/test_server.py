@@ -20,6 +20,7 @@ TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 FROM_CALLER = [("traceparent", TRACEPARENT), ("baggage", "tenant=a")]
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+STYLES = ("threads", "non_blocking", "async", "reader_writer", "sync_on_aio")
 SPANS_OF_CONTRIB = "opentelemetry.instrumentation.grpc"
 
 
@@ -28,9 +29,19 @@ def kind(request):
     return request.param
 
 
-def waits(host):
-    """Say whether a handler of the style can be left waiting: one that sends holds up its own answers."""
-    return host.style != "non_blocking"
+def in_pairs(possible):
+    """Run a test on each style and kind of which *possible* says yes: what cannot occur is not collected."""
+    pairs = [(style, kind) for style in STYLES for kind in KINDS if possible(style, kind)]
+    return pytest.mark.parametrize(("new_host", "kind"), pairs, indirect=True, ids=map("-".join, pairs))
+
+
+# What sends its answers itself has computed them before: in no moment could a call of this style be met waiting.
+where_it_waits = in_pairs(lambda style, kind: style != "non_blocking")
+# grpcio never calls the callbacks of these.
+where_callbacks_are_called = in_pairs(lambda style, kind: style != "sync_on_aio" or not kind.endswith("stream"))
+# This grpcio leaves the handler's thread waiting for ever, without our interceptor as well.
+is_oldest = grpc.__version__.startswith("1.60.")
+where_an_abort_ends = in_pairs(lambda style, kind: not (is_oldest and style == "sync_on_aio" and kind.endswith("stream")))
 
 
 def code_of(call):
@@ -136,11 +147,9 @@ def test_an_exception_without_a_text_marks_the_span(host):
     assert host.server_span.attributes["rpc.status_code"] == "UNKNOWN"
 
 
+@where_an_abort_ends
 @pytest.mark.parametrize(("code", "is_error"), [("NOT_FOUND", False), ("INTERNAL", True), ("UNAVAILABLE", True)])
 def test_an_abort_is_no_exception_and_an_error_only_where_the_server_is_to_blame(host, kind, code, is_error):
-    if host.style == "sync_on_aio" and kind.endswith("stream") and grpc.__version__.startswith("1.60."):
-        # Without our interceptor as well; no newer grpcio is skipped.
-        pytest.skip("this grpcio leaves the handler's thread waiting for ever")
     assert code_of(partial(host.call, kind, {"abort": code})).name == code
     span = host.server_span
     assert span.attributes["rpc.status_code"] == code
@@ -163,9 +172,8 @@ def test_a_code_that_the_handler_sets_before_it_raises_is_the_spans(host, kind):
     assert [event.name for event in span.events] == ["exception"]
 
 
+@where_callbacks_are_called
 def test_callbacks_see_the_call(host, kind):
-    if host.style == "sync_on_aio" and kind.endswith("stream"):
-        pytest.skip("grpcio never calls these")
     host.call(kind, {"callback": True}, metadata=FROM_CALLER)
     callbacks = host.until(lambda: [visit for visit in host.visits if visit.where.startswith("callback")])
     assert {visit.trace_id for visit in callbacks} == {TRACE_ID}
@@ -173,10 +181,8 @@ def test_callbacks_see_the_call(host, kind):
     assert all(visit.baggage == {"tenant": "a"} for visit in callbacks)
 
 
+@where_it_waits
 def test_a_call_that_the_client_cancels_ends_its_span_once_and_without_an_error(host, kind):
-    if not waits(host):
-        # There is no moment in which a call of this style and kind could be met waiting.
-        pytest.skip("what this handler sends it has computed before")
     with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
         method = getattr(channel, kind)(f"/lab.S/{kind}")
         request = json.dumps({"wait": True}).encode()
@@ -198,20 +204,16 @@ def test_a_call_that_the_client_cancels_ends_its_span_once_and_without_an_error(
     assert len(host.server_spans) == 1
 
 
+@where_it_waits
 def test_a_call_whose_time_is_up_ends_its_span(host, kind):
-    if not waits(host):
-        # There is no moment in which a call of this style and kind could be met waiting.
-        pytest.skip("what this handler sends it has computed before")
     assert code_of(partial(host.call, kind, {"wait": True}, timeout=0.3)) is grpc.StatusCode.DEADLINE_EXCEEDED
     host.release()
     # The client's own cancellation may be there first.
     assert host.server_span.attributes["rpc.status_code"] in {"CANCELLED", "DEADLINE_EXCEEDED"}
 
 
+@where_it_waits
 def test_a_server_that_stops_ends_the_spans_of_its_calls(host, kind):
-    if not waits(host):
-        # There is no moment in which a call of this style and kind could be met waiting.
-        pytest.skip("what this handler sends it has computed before")
     outcome = futures.Future()
 
     def call():
@@ -226,10 +228,9 @@ def test_a_server_that_stops_ends_the_spans_of_its_calls(host, kind):
     assert host.server_span.attributes["rpc.status_code"] == "CANCELLED"
 
 
+@pytest.mark.parametrize("new_host", ["threads", "async"], indirect=True)  # in others no generator can be dropped
 def test_a_stream_that_is_dropped_half_way_closes_the_handlers_generator_inside_the_call(new_host):
     host = new_host()
-    if host.style not in ("threads", "async"):
-        pytest.skip("no generator of this style can be dropped")
     with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
         call = channel.unary_stream("/lab.S/unary_stream")(b"{}", metadata=tuple(FROM_CALLER))
         next(call)
