@@ -50,7 +50,7 @@ def _free_port() -> int:
 
 
 def _wait_until_listening(processes: Sequence[subprocess.Popen[bytes]], ports: Sequence[int], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     for port in ports:
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -120,7 +120,7 @@ class Mesh:
         port = self.edge.port() if start == "edge" else self.b.port("inbound")
         inventory = f"http://127.0.0.1:{self.a.port('outbound')}/api/stock"
         path = f"/api/checkout?inventory={inventory}" if start == "edge" else "/api/stock"
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         with contextlib.closing(connection):
             connection.putrequest("GET", path)
             for name, value in headers:

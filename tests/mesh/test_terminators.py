@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from meshmw.testing import Service, start_process, stop_processes
+from meshmw.testing import EnvoyMesh, ReceivedSpan, Service, start_process, stop_processes
 
 SAMPLES = Path(__file__).parents[2] / "sample_apps" / "mesh"
 SERVICES = Path(__file__).parents[1] / "testing" / "services"
@@ -115,7 +115,7 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
@@ -140,12 +140,23 @@ def get(port: int, sent: Iterable[tuple[str, str]] = SENT) -> tuple[int, bytes]:
 ECHO = Service("echo", command=[sys.executable, str(SERVICES / "echo.py"), "{port}"])
 
 
+def edges_of(mesh: EnvoyMesh, requests: int) -> list[ReceivedSpan]:
+    """Wait for both proxies' spans of so many requests, and return the edge's."""
+
+    def of(service: str, spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+        return [span for span in spans if span.service == service]
+
+    names = ("edge", "echo-sidecar")
+    spans = mesh.receiver.wait_for(lambda spans: all(len(of(name, spans)) >= requests for name in names), timeout=60)
+    return of("edge", spans)
+
+
 def test_with_the_sample_configuration_the_trace_goes_on(envoy_mesh, terminate):
     mesh = envoy_mesh(ECHO)
     port, _ = terminate(int(mesh.url.rpartition(":")[2]))
     status, body = get(port)
     assert status == 200
-    (edge,) = (span for span in mesh.spans("edge", "echo-sidecar", timeout=3) if span.service == "edge")
+    (edge,) = edges_of(mesh, 1)
     assert (edge.trace_id, edge.parent_id) == (TRACE_ID, PARENT_ID)
     arrived = body.decode().lower().splitlines()
     assert {"tracestate: a=1", "baggage: k=1", "baggage: l=2"} <= set(arrived)
@@ -157,10 +168,10 @@ def test_with_the_header_cleared_the_trace_is_another_and_the_logs_say_where(env
     for _ in range(3):
         assert get(port)[0] == 200
     assert get(port, [])[0] == 200
-    edges = [span for span in mesh.spans("edge", "echo-sidecar", timeout=3) if span.service == "edge"]
+    edges = edges_of(mesh, 4)
     assert {(span.trace_id != TRACE_ID, span.parent_id) for span in edges} == {(True, "")}
     mesh.edge.access_log(at_least=8)
-    report = _first_loss(folder, mesh.edge.access_log_path)
+    report = _first_loss(folder, mesh.edge.access_log_path, requests=4)
     assert report["first_loss"]["sender"] == "terminator"
     assert report["first_loss"]["receiver"].startswith("edge")
     # A header that is not there is not taken for one that is empty.
@@ -168,10 +179,13 @@ def test_with_the_header_cleared_the_trace_is_another_and_the_logs_say_where(env
     assert (total["valid"], total["missing"], total["empty"]) == (3, 1, 0)
 
 
-def _first_loss(folder: Path, edge: Path) -> dict[str, Any]:
+def _first_loss(folder: Path, edge: Path, requests: int) -> dict[str, Any]:
     """Return what `meshmw access-log` says, once the terminator has written all its lines."""
     log = next(path for path in (folder / "access.log", folder / "output") if path.exists())
-    lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
+    deadline = time.monotonic() + 60
+    while len(lines := [line for line in log.read_text().splitlines() if line.startswith("{")]) < requests:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
     (folder / "lines.log").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "meshmw.cli", "access-log", f"terminator={folder / 'lines.log'}", f"edge={edge}"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
