@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,11 @@ settings.register_profile("meshmw", deadline=None, suppress_health_check=[Health
 # On demand: pytest tests/test_propagator_properties.py -k bytes --hypothesis-profile=million
 settings.register_profile("million", settings.get_profile("meshmw"), max_examples=1_000_000)
 settings.load_profile("meshmw")
+
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and so would be every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files that take longest: begun last, one of them would keep a single worker busy while the others are done.

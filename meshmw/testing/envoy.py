@@ -67,7 +67,7 @@ class Envoy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def start(self, timeout: float = 10.0) -> None:
+    def start(self, timeout: float = 60.0) -> None:
         """Start the proxy and wait until it serves.
 
         Raises:
@@ -108,7 +108,7 @@ class Envoy:
         """The file with the access log, one JSON object a line."""
         return self._run_directory / "access.log"
 
-    def access_log(self, at_least: int = 0, timeout: float = 5.0) -> list[dict[str, Any]]:
+    def access_log(self, at_least: int = 0, timeout: float = 30.0) -> list[dict[str, Any]]:
         """Read the access log, one dictionary for each line, oldest first.
 
         Each request leaves two: `type` `DownstreamStart` with the headers that came in, `DownstreamEnd` with those
@@ -184,7 +184,7 @@ class Envoy:
         return lines[-1] if lines else "it gave no reason"
 
 
-def start_all(envoys: Sequence[Envoy], timeout: float = 10.0) -> None:
+def start_all(envoys: Sequence[Envoy], timeout: float = 60.0) -> None:
     """Start several proxies at once and wait until all of them serve; stop them all if one does not.
 
     Raises:

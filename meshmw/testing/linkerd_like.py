@@ -95,6 +95,7 @@ class LinkerdLike:
         self._running = contextlib.ExitStack()
         self._ports: dict[str, int] = {}
         self._lines: list[dict[str, Any]] = []
+        self._writing = threading.Lock()
         self.access_log_path = log
 
     def __enter__(self) -> LinkerdLike:
@@ -119,9 +120,11 @@ class LinkerdLike:
         return f"http://127.0.0.1:{self.port(listener)}"
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._lines.append(line)
-        with self.access_log_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        # One request's thread at a time, so that the file has the lines in the order of the list, and no fewer.
+        with self._writing:
+            with self.access_log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._lines.append(line)
 
     def access_log(self) -> list[dict[str, Any]]:
         """Return its log in the form of `Envoy.access_log`; Linkerd itself cannot log these headers."""
@@ -161,7 +164,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            size = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(size)
+            if len(body) < size:
+                raise ConnectionError("the client broke off")
+            return body
         chunks = []
         while size := int(self.rfile.readline().partition(b";")[0], 16):
             chunks.append(self.rfile.read(size))
@@ -172,7 +179,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @contextlib.contextmanager
     def _answer(self, headers: Headers, body: bytes) -> Iterator[tuple[int, Headers, bytes]]:
-        connection = http.client.HTTPConnection(*split_address(self.hop.listener.upstream), timeout=10)
+        connection = http.client.HTTPConnection(*split_address(self.hop.listener.upstream), timeout=60)
         with contextlib.closing(connection):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in headers:

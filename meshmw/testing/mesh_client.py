@@ -120,7 +120,7 @@ class MeshClient(abc.ABC):
         """Says whether a request was sent."""
         return self._journey is not None
 
-    def journey(self, timeout: float = 10.0) -> Journey:
+    def journey(self, timeout: float = 30.0) -> Journey:
         """Return what became of the last request: its headers hop by hop, its spans, and the verdict.
 
         `meshmw.diagnose.report.write_report` makes a page of it.
@@ -135,7 +135,7 @@ class MeshClient(abc.ABC):
             raise MeshError("no request was sent into this mesh")
         return self._journey(timeout)
 
-    def spans(self, *services: str, timeout: float = 10.0) -> list[ReceivedSpan]:
+    def spans(self, *services: str, timeout: float = 30.0) -> list[ReceivedSpan]:
         """Wait for the whole trace, and return every span since the last request, whole or not.
 
         A trace is whole when each service has a span in it and no span's parent is missing. What is not whole after

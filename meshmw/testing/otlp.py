@@ -69,7 +69,7 @@ class OtlpReceiver:
             self._spans.clear()
 
     def wait_for(
-        self, wanted: int | Callable[[list[ReceivedSpan]], object], timeout: float = 5.0
+        self, wanted: int | Callable[[list[ReceivedSpan]], object], timeout: float = 30.0
     ) -> list[ReceivedSpan]:
         """Wait until enough has arrived and return every span received so far.
 

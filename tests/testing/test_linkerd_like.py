@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -54,6 +55,14 @@ def test_without_traceparent_b3_is_continued(flag, sampled):
     ]
 
 
+def until(is_so):
+    """Wait for what the stand-in does after the client has its answer."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
 class Echo(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.dumps(
@@ -84,7 +93,7 @@ def test_it_forwards_everything_and_reports_what_is_sampled(echo, tmp_path):
     listeners = [Listener(name=name, upstream=echo, direction=name) for name in ("inbound", "outbound")]
     with LinkerdLike(Proxy("sidecar", listeners), reported.extend, tmp_path / "log") as sidecar:
         assert sidecar.url("inbound") == f"http://127.0.0.1:{sidecar.port('inbound')}"
-        for name, flags in (("inbound", "01"), ("outbound", "01"), ("inbound", "00")):
+        for number, (name, flags) in enumerate((("inbound", "01"), ("outbound", "01"), ("inbound", "00")), start=1):
             connection = http.client.HTTPConnection("127.0.0.1", sidecar.port(name), timeout=30)
             connection.request(
                 "POST", "/x?y=1", b"body", {"traceparent": f"00-{TRACE}-{SPAN}-{flags}", "baggage": "a=1"}
@@ -95,10 +104,13 @@ def test_it_forwards_everything_and_reports_what_is_sampled(echo, tmp_path):
             assert (answer.status, answer.getheader("X-Answer"), path, body) == (201, "yes", "/x?y=1", "body")
             assert dict(headers)["baggage"] == "a=1"
             assert dict(headers)["traceparent"].startswith(f"00-{TRACE}-")
+            until(lambda ended=number: len(sidecar.access_log()) == 2 * ended)
+        until(lambda: len(reported) >= 2)
         # A client that breaks off is no news.
         connection = http.client.HTTPConnection("127.0.0.1", sidecar.port("inbound"), timeout=30)
         connection.request("POST", "/", b"", {"Content-Length": "5"})
         connection.close()
+        until(lambda: len(sidecar.access_log()) == 7)
         lines = sidecar.access_log()
         written = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
         assert written[: len(lines)] == lines
