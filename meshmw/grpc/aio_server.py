@@ -8,57 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
-from opentelemetry import trace
 
-from meshmw.grpc.contrib import stand_contrib_down
-from meshmw.grpc.handlers import Behavior, WrappedHandlers, behavior_of, in_place_of, with_behavior
-from meshmw.grpc.server import Serve, returning, streaming
+from meshmw.grpc.behaviors import Serve, returning, streaming
+from meshmw.grpc.handlers import Behavior, behavior_of, in_place_of, with_behavior
+from meshmw.grpc.interception import MethodInterceptor
 from meshmw.grpc.servicer_context import TracedServicerContext
-from meshmw.grpc.serving import UNTOUCHED, CallOptions, ServedCall
-from meshmw.policy.trust import Trust, TrustCallable
-from meshmw.propagator import MeshPropagator
-from meshmw.runtime import ServerSpans
+from meshmw.grpc.serving import ServedCall
 from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps
 
 
-class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
+class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Does as `TraceContextServerInterceptor` for a server of `grpc.aio`, with the same options.
 
     Handlers may be coroutines, asynchronous generators, coroutines that read and write, or plain functions and
     generators that grpcio runs in threads.
     """
 
-    def __init__(
-        self,
-        *,
-        exclude: Sequence[str] | None = None,
-        trust: Trust | TrustCallable | None = None,
-        server_spans: ServerSpans | None = None,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: trace.TracerProvider | None = None,
-        untouched: Sequence[str] = UNTOUCHED,
-    ) -> None:
-        self._options = CallOptions(
-            untouched=untouched,
-            exclude=exclude,
-            trust=trust,
-            server_spans=server_spans,
-            propagator=propagator,
-            tracer_provider=tracer_provider,
-        )
-        self._handlers = WrappedHandlers()
-
     async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio awaits this for each call, in the call's own task."""
         method: str = handler_call_details.method
         if self._options.leaves(method):
             return await continuation(handler_call_details)
-        handler = await self._found(continuation, handler_call_details)
+        with self._contrib_down(asyncio.current_task):
+            handler = await continuation(handler_call_details)
         if handler is None:
             return None
         known = self._handlers.get(method, handler)
@@ -73,12 +50,6 @@ class AsyncTraceContextServerInterceptor(grpc.aio.ServerInterceptor):  # type: i
 
     def _serve(self, method: str, is_over: Callable[[], bool], context: Any) -> ServedCall:
         return self._options.serve(method, context, is_over)
-
-    async def _found(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        if not self._options.makes_spans:
-            return await continuation(details)
-        with stand_contrib_down(asyncio.current_task):
-            return await continuation(details)
 
 
 def _is_asynchronous(behavior: Behavior) -> bool:
@@ -113,14 +84,8 @@ def _awaiting(serve: Serve, behavior: Behavior) -> Behavior:
     async def call(request: Any, context: Any) -> Any:
         if isinstance(context, TracedServicerContext):
             return await behavior(request, context)
-        served = serve(context)
-        try:
-            response = await AwaitableSteps(served.run(behavior, request, served.context), served.run)
-        except BaseException as error:
-            served.finish(error)
-            raise
-        served.finish()
-        return response
+        with serve(context) as served:
+            return await AwaitableSteps(served.run(behavior, request, served.context), served.run)
 
     return call
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import grpc  # type: ignore[import-untyped]
 from opentelemetry import context as otel_context
@@ -39,7 +40,7 @@ _OVER: Final = frozenset({"CancelledError", "GeneratorExit", "ExecuteBatchError"
 
 
 class ServedCall:
-    """Runs the steps of one handler in a context of their own, and ends the operation once.
+    """Runs the steps of one handler in a context of their own, and ends the operation once; at the end of its block.
 
     Args:
         operation: The call's operation.
@@ -64,6 +65,12 @@ class ServedCall:
         self._grpc = context
         self._operation = operation
         self._is_over = is_over
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.finish(error)
 
     def finish(self, error: BaseException | None = None) -> None:
         """End the operation with the status that the client gets; the first end counts.
