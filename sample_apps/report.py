@@ -3,37 +3,8 @@
 from collections import Counter
 
 from meshmw.testing import Envoy, ReceivedSpan, assert_one_trace, roots
+from sample_apps.branches import BARE, CHAIN, ORDERED, PRICED
 from sample_apps.mesh import Mesh
-
-# The chain of one request with meshmw: each span is the parent of the next.
-CHAIN = [
-    ("client", "CLIENT"),
-    ("edge", "SERVER"),
-    ("checkout-sidecar", "SERVER"),
-    ("checkout-service", "SERVER"),
-    ("checkout-service", "CLIENT"),
-    ("checkout-sidecar", "CLIENT"),
-    ("inventory-sidecar", "SERVER"),
-    ("inventory-service", "SERVER"),
-]
-# What branches off below checkout-service's SERVER span for the gRPC call.
-PRICED = [
-    ("checkout-service", "CLIENT"),
-    ("checkout-sidecar", "CLIENT"),
-    ("pricing-sidecar", "SERVER"),
-    ("pricing-service", "SERVER"),
-]
-# What branches off there for each broker.
-ORDERED = [
-    ("checkout-service", "PRODUCER"),
-    ("order-worker", "CONSUMER"),
-    ("order-worker", "CLIENT"),
-    ("worker-sidecar", "CLIENT"),
-    ("inventory-sidecar", "SERVER"),
-    ("inventory-service", "SERVER"),
-]
-# Without meshmw nobody makes a span for the call from one service to the other.
-BARE = [span for span in CHAIN if span != ("checkout-service", "CLIENT")]
 
 
 def complete(spans: list[ReceivedSpan], mesh: Mesh, *, bare: bool) -> bool:

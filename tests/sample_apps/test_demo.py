@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -16,33 +17,9 @@ from pathlib import Path
 
 import pytest
 
-CHAIN = [
-    ("client", "CLIENT"),
-    ("edge", "SERVER"),
-    ("checkout-sidecar", "SERVER"),
-    ("checkout-service", "SERVER"),
-    ("checkout-service", "CLIENT"),
-    ("checkout-sidecar", "CLIENT"),
-    ("inventory-sidecar", "SERVER"),
-    ("inventory-service", "SERVER"),
-]
-# For the gRPC call.
-PRICED = [
-    ("checkout-service", "CLIENT"),
-    ("checkout-sidecar", "CLIENT"),
-    ("pricing-sidecar", "SERVER"),
-    ("pricing-service", "SERVER"),
-]
-# For each broker.
-ORDERED = [
-    ("checkout-service", "PRODUCER"),
-    ("order-worker", "CONSUMER"),
-    ("order-worker", "CLIENT"),
-    ("worker-sidecar", "CLIENT"),
-    ("inventory-sidecar", "SERVER"),
-    ("inventory-service", "SERVER"),
-]
 SAMPLE_APPS = Path(__file__).parents[2] / "sample_apps"
+BRANCHES = runpy.run_path(str(SAMPLE_APPS / "branches.py"))
+CHAIN, PRICED, ORDERED = BRANCHES["CHAIN"], BRANCHES["PRICED"], BRANCHES["ORDERED"]
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
