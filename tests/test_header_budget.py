@@ -151,7 +151,7 @@ def hops(upstream, envoys):
 def status(port, headers, path=b"/"):
     """Send exactly these headers, and return the status code."""
     head = b"GET %s HTTP/1.1\r\n" % path + b"".join(b"%s: %s\r\n" % pair for pair in headers) + b"\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head)
         with connection.makefile("rb") as reader:
             return int(reader.readline().split()[1])

@@ -165,9 +165,9 @@ class TestLinked:
     def test_a_thread_is_linked_to_whoever_submitted_or_bound(self, tracer, exporter):
         work = linked("work", tracer=tracer)(lambda: None)
         with ThreadPoolExecutor(1) as ours, concurrent.futures.ThreadPoolExecutor(1) as standard, request():
-            ours.submit(work).result(10)
-            standard.submit(bind(work)).result(10)
-            standard.submit(work).result(10)
+            ours.submit(work).result(60)
+            standard.submit(bind(work)).result(60)
+            standard.submit(work).result(60)
         found = [[link[:2] for link in links(from_sdk(span))] for span in exporter.get_finished_spans()]
         assert found == [[ORIGIN], [ORIGIN], []]
 

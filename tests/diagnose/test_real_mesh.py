@@ -75,10 +75,15 @@ def verify(mesh: EnvoyMesh, receiver: OtlpReceiver, variant: str = "w3c", **opti
         tails=[LogTail(name, path) for name, path in in_way(mesh)],
         backends=[LocalBackend("the receiver", lambda: receiver.spans, everything=True)],
         settle=0.3,
-        **options,  # type: ignore[arg-type]
+        **{"timeout": 60.0, **options},  # type: ignore[arg-type]
     )
     probe = make_probe(f"{mesh.url}/", variant, ids=random_ids())  # type: ignore[arg-type]
-    return follow(probe, send(probe), watch, 0)
+    before = {proxy: len(proxy.access_log()) for proxy in (mesh.edge, *mesh.sidecars.values())}
+    answer = send(probe)
+    # Where something never comes, all that does must be there before the time is up.
+    for proxy, lines in before.items():
+        proxy.access_log(at_least=lines + 2 * len(proxy.proxy.listeners))
+    return follow(probe, answer, watch, 0)
 
 
 def codes(journey: Journey) -> set[str]:
@@ -106,7 +111,7 @@ def test_one_trace_is_said_to_be_one(meshes, receiver):
 
 
 def test_an_application_that_forgets_its_headers_is_named(meshes, receiver):
-    journey = verify(meshes(FORGETFUL), receiver, timeout=3)
+    journey = verify(meshes(FORGETFUL), receiver, timeout=1.0)
     assert journey.verdict == "broken"
     lost = next(finding for finding in journey.findings if finding.code == "verify.lost")
     assert lost.where == "shop application"
@@ -115,7 +120,7 @@ def test_an_application_that_forgets_its_headers_is_named(meshes, receiver):
 
 
 def test_a_proxy_that_strips_the_headers_is_named(meshes, receiver):
-    journey = verify(meshes(sidecar="strip"), receiver, timeout=3)
+    journey = verify(meshes(sidecar="strip"), receiver, timeout=1.0)
     assert journey.verdict == "broken"
     first = next(finding for finding in journey.findings if finding.code.startswith("verify."))
     assert first.code == "verify.lost"
@@ -135,7 +140,7 @@ def test_the_variants(meshes, receiver):
     both = verify(mesh, receiver, "both")
     assert both.verdict == "one", both.to_json()
     receiver.clear()
-    b3 = verify(mesh, receiver, "b3", timeout=3)
+    b3 = verify(mesh, receiver, "b3", timeout=1.0)
     assert b3.verdict == "broken"
     assert b3.hops[1].lost
 
@@ -149,12 +154,14 @@ def test_the_command_says_one_trace_and_writes_a_report(meshes, receiver, tmp_pa
     mesh = meshes()
     logs = [argument for name, path in in_way(mesh) for argument in ("-a", f"{name}={path}")]
     report = tmp_path / "report.html"
-    assert main(["verify", f"{mesh.url}/", *logs, "--random", "--settle=0.2", f"--report={report}"]) == 0
+    assert (
+        main(["verify", f"{mesh.url}/", *logs, "--random", "--settle=0.2", "--timeout=60", f"--report={report}"]) == 0
+    )
     out = capsys.readouterr().out
     assert "ONE trace" in out
     assert "shop application" in out
     assert "<html" in report.read_text()
-    assert main(["verify", f"{mesh.url}/", *logs, "--settle=0.2", "--json"]) == 0
+    assert main(["verify", f"{mesh.url}/", *logs, "--settle=0.2", "--timeout=60", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "one"
     assert found["trace_id"] == TRACE_ID

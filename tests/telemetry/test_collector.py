@@ -135,7 +135,7 @@ def test_an_export_under_way_at_the_end_counts_as_failed(caplog):
     exporter.hurry()
     assert not exporter._exporter.ended.is_set()  # it may yet arrive
     exporter.shutdown()
-    thread.join(10)
+    thread.join(60)
     assert said(caplog) == [("WARNING", "meshmw")]
     assert "(no answer in time)" in caplog.text
 
@@ -144,7 +144,7 @@ def test_the_end_does_not_wait_for_an_export_that_failed_before(caplog):
     exporter = CollectorExporter(Waiting(1), "http://c:1", 60)
     thread = in_a_thread(exporter)
     exporter.hurry()
-    thread.join(10)
+    thread.join(60)
     assert exporter.failing
 
 

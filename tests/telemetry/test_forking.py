@@ -12,7 +12,7 @@ import pytest
 from meshmw.telemetry import forking
 from meshmw.telemetry.forking import ForkGate
 
-SECONDS = 10
+SECONDS = 60
 
 
 @pytest.fixture

@@ -59,13 +59,13 @@ def test_another_thread_may_finish_what_it_does(span):
     def export():
         token = attach_for_ever(span)
         attached.set()
-        finish.wait(5)
+        finish.wait(30)
         otel_context.detach(token)
 
     thread = threading.Thread(target=export)
     with strict_context():
         thread.start()
-        attached.wait(5)
+        attached.wait(30)
         threading.Timer(0.05, finish.set).start()
     thread.join()
 

@@ -27,7 +27,7 @@ from meshmw.testing.otlp_decode import spans_from_otlp
 def post(url, body, headers=None):
     request = urllib.request.Request(url, body, headers or {}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=30) as response:
             return response.status
     except urllib.error.HTTPError as refused:
         with refused:
@@ -86,7 +86,7 @@ def test_what_is_no_span_is_refused_and_the_receiver_lives_on(otlp_receiver, pat
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"5\r\nab"])
 def test_a_broken_chunk_is_silent(otlp_receiver, capfd, bad):
     address = otlp_receiver.http_endpoint.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=5) as connection:
+    with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
         connection.sendall(b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + bad)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(100) == b""

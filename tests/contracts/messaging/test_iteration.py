@@ -130,7 +130,7 @@ def test_a_consumer_that_closes_in_mid_iteration_leaves_nothing_behind(run, dest
             assert client.body_of(message) == b"0"
         assert nothing_is_current()
         with pytest.raises(client.closed):
-            await asyncio.wait_for(anext(deliveries), 30)
+            await asyncio.wait_for(anext(deliveries), 60)
         assert len(client.spans) == 1
 
     run(use)
