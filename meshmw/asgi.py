@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime
+from meshmw.asgi_route import route_of
 from meshmw.boundary.http import tell
 from meshmw.boundary.http_operation import HttpOperation
-from meshmw.boundary.operation import Current
 from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_asgi
 from meshmw.contrib import under_contrib
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
+from meshmw.propagation.attachment import take_back
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import LOGGER, Runtime, ServerSpans
 from meshmw.semconv import http as semconv
@@ -32,6 +34,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_REQUESTS: Final = frozenset({"http", "websocket"})
 _OPERATION: Final = "meshmw.operation"
 # Hosts open no span of their own for a scope that carries their mark.
 _FASTAPI: Final = "fastapi.telemetry"
@@ -89,30 +92,34 @@ class TraceContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "lifespan" and _OPERATION not in scope:
-            await self._live(scope, receive, send)
-            return
-        if scope["type"] not in ("http", "websocket") or _OPERATION in scope:
-            await self.app(scope, receive, send)
+        if scope["type"] not in _REQUESTS or _OPERATION in scope:
+            await self._pass(scope, receive, send)
             return
         settled = self._options.settled()
         operation = self._options.begin(_AsgiRequest(scope, settled), settled)
         app = self.app if operation.delegated is None else self._under_contrib()
         marks = _stand_hosts_down(scope, operation)
         response = _Response(operation, scope, send)
+        ended_by: type[BaseException] | None = None
+        token = otel_context.attach(operation.context)
         try:
-            with Current(operation.context):
-                await app(scope, receive, response.send)
+            await app(scope, receive, response.send)
         except BaseException as error:
+            ended_by = type(error)
             response.fail(error)
             raise
         finally:
-            response.end()
+            take_back(token, operation.context, ended_by)
+            if not operation.is_over:
+                response.end()
             for mark in marks:
                 scope.pop(mark, None)
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the lifespan on, and export what is queued once it is over; only the outermost of several does."""
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is no request of ours; after the lifespan, which the outermost sees, export what is queued."""
+        if scope["type"] != "lifespan" or _OPERATION in scope:
+            await self.app(scope, receive, send)
+            return
         scope[_OPERATION] = None
         try:
             await self.app(scope, receive, send)
@@ -193,17 +200,22 @@ class _Response:
         self._is_failure = False
         self._complete = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, and read from it how far the response is."""
         kind: str = message["type"]
         if not self._started and kind in _STARTS:
             self._start(kind, message)
+        # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
+        last = kind not in _MORE and self._is_last(kind, message)
+        return self._send_last(message) if last else self._send(message)
+
+    async def _send_last(self, message: Message) -> None:
         await self._send(message)
-        if kind not in _MORE and self._is_last(kind, message):
-            self._complete = True
+        self._complete = True
+        if self._is_failure:
             self._operation.answered()
-            if not self._is_failure:
-                self.end()
+        else:
+            self.end()
 
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before it had answered."""
@@ -218,7 +230,7 @@ class _Response:
             return
         if operation.is_open:
             try:
-                operation.route(_route(self._scope))
+                operation.route(route_of(self._scope))
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
@@ -250,35 +262,3 @@ def _stand_hosts_down(scope: Scope, operation: HttpOperation) -> list[str]:
         scope[_STARLETTE] = True
         new.append(_STARLETTE)
     return new
-
-
-def _route(scope: Scope) -> str | None:
-    """Return the route template that Starlette, FastAPI or Litestar matched, with prefixes of routers and mounts."""
-    route = scope.get("route")
-    if route is None:
-        found = scope.get("path_template")
-        return _mounted_at(scope, found) + found if isinstance(found, str) and found else None
-    if hasattr(route, "routes"):
-        # A mount, in which nothing more was matched: where it is mounted is in the root path.
-        return _mounted_at(scope, "") or None
-    template = getattr(_effective(scope, route), "path_format", None) or getattr(route, "path", None)
-    return _mounted_at(scope, template) + template or "/" if isinstance(template, str) else None
-
-
-def _effective(scope: Scope, route: object) -> object:
-    """Return what FastAPI made of a route that came with an included router, whose prefix the route does not know."""
-    found = scope.get("fastapi")
-    context = found.get("effective_route_context") if isinstance(found, dict) else None
-    return context if getattr(context, "original_route", None) is route else route
-
-
-def _mounted_at(scope: Scope, template: str) -> str:
-    """Return the root path, in which parameters of mounts have their names again."""
-    root = str(scope.get("root_path", "")).rstrip("/")
-    names = {
-        str(value): f"{{{name}}}"
-        for name, value in scope.get("path_params", {}).items()
-        if f"{{{name}}}" not in template
-    }
-    shown = (names.get(segment, segment) for segment in root.split("/"))
-    return "/".join(shown)

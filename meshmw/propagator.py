@@ -179,7 +179,7 @@ class MeshPropagator(TextMapPropagator):
             reader, lines_before, extraction, believed = read_before
             if reader is self and all(are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
                 return extraction, believed
-        return self.read(lines), None
+        return self._reader.read(lines), None
 
     def write(self, context: Context) -> dict[str, str]:
         """Return the propagation headers of *context* by name in lower case."""

@@ -91,17 +91,17 @@ class ServerOptions:
             settled: What it is served with.
         """
         around = otel_context.get_current()
-        nested = begin_nested(request, around)
-        if nested is not None:
+        if around and (nested := begin_nested(request, around)) is not None:
             return nested
         propagator = settled.propagator
-        read, told = propagator.read_once(request.lines)
-        extraction = read.believed(settled.trust.static or settled.trust.decide(request.view()))
+        extraction, told = propagator.read_once(request.lines)
+        trust = settled.trust.static or settled.trust.decide(request.view())
+        if trust != "continue":
+            extraction = extraction.believed(trust)
         beside_host = False
         if told is not None and told is not extraction:
             beside_host = told != extraction
             extraction = extraction if beside_host else told
-        marked = request.host_span(told is not None)
         if beside_host and (beside_host := trace.get_current_span().get_span_context().is_valid):
             propagator.rejections.record("context", "host_trust", _WRAP)
         if extraction.rewrites:
@@ -111,7 +111,8 @@ class ServerOptions:
             extraction,
             around,
             propagator=propagator,
-            host_span=marked,
+            # Where nothing is current, no host has opened a span.
+            host_span=request.host_span(told is not None) if around else None,
             spans="off" if settled.exclude.match(request.path) else settled.server_spans,
             beside_host=beside_host,
             tracer=self._tracer,

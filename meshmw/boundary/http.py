@@ -37,8 +37,8 @@ def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
     not cross. The current span tells of nothing, it may be a leaked one; so the whole request must be the same.
     """
-    outer = around.get(_REQUEST_KEY) if around else None
-    if not isinstance(outer, Request) or not outer.is_same(request):
+    outer = around.get(_REQUEST_KEY)
+    if outer is None or not isinstance(outer, Request) or not outer.is_same(request):
         return None
     return HttpOperation(trace.get_current_span(around), around, request.method, owned=False)
 
@@ -80,7 +80,9 @@ def begin_server(
         return _without_span(request, parent, extraction, delegated=spans == "contrib")
     links = None if extraction.rejected is None else [Link(extraction.rejected, _REJECTED)]
     kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
-    attributes = LazyAttributes(request.attributes)
+    # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
+    is_likely = extraction.span_context is not None and extraction.span_context.trace_flags.sampled
+    attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
     span = (tracer or TRACER).start_span(span_name(request.method), parent, kind, attributes, links)
     if extraction.refused:
         _tell_refusals(span, extraction)

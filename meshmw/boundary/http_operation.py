@@ -35,7 +35,11 @@ class HttpOperation(Operation):
         delegated: Extraction | None = None,
         request: Request | None = None,
     ) -> None:
-        super().__init__(span, context, owned=owned)
+        # What `Operation` does, without the call: there is one for each request.
+        self.span = span
+        self.context = context
+        self._owned = owned
+        self.is_over = False
         self.delegated = delegated
         self.request = request
         self._method = method
@@ -68,7 +72,11 @@ class HttpOperation(Operation):
 
     def end(self) -> None:
         """End the span, once, and let go of the request."""
-        super().end()
+        if self.is_over:
+            return
+        self.is_over = True
+        if self._owned:
+            self.span.end()
         if self.request is not None:
             self.request.close()
 
@@ -95,11 +103,11 @@ class MeasuredHttpOperation(HttpOperation):
     @property
     def is_open(self) -> bool:
         """Say whether something can still be added, to the span or to what is measured."""
-        return not self._ended
+        return not self.is_over
 
     def route(self, route: str | None) -> None:
         """Name the span after the route template, which is a label too."""
-        if route and not self._ended:
+        if route and not self.is_over:
             self._measurement.labels["http.route"] = route
         super().route(route)
 
@@ -115,6 +123,6 @@ class MeasuredHttpOperation(HttpOperation):
 
     def end(self) -> None:
         """End the span, once, and record how long it took."""
-        if not self._ended:
+        if not self.is_over:
             self._measurement.record(self.context)
         super().end()

@@ -46,33 +46,31 @@ class Operation:
         span: The operation's span; not recording where there is no SDK, no sampling or no span wanted.
         context: What is current while user code runs.
         owned: Whether the span is ours to add to and to end; another's is left as it is.
+
+    Attributes:
+        is_over: Whether it has ended.
     """
 
-    __slots__ = ("_ended", "_owned", "context", "span")
+    __slots__ = ("_owned", "context", "is_over", "span")
 
     def __init__(self, span: Span, context: Context, *, owned: bool) -> None:
         self.span = span
         self.context = context
         self._owned = owned
-        self._ended = False
+        self.is_over = False
 
     def current(self) -> Current:
         """Return a block that makes the context current; it must not contain a `yield` to another frame."""
         return Current(self.context)
 
     @property
-    def is_over(self) -> bool:
-        """Say whether it has ended."""
-        return self._ended
-
-    @property
     def is_open(self) -> bool:
         """Say whether there is a span of our own to which something can still be added."""
-        return self._owned and not self._ended and self.span.is_recording()
+        return self._owned and not self.is_over and self.span.is_recording()
 
     def fail(self, error: BaseException) -> None:
         """Record what user code or the network raised. Cancellation and the end of the process are no errors."""
-        if not self._owned or self._ended or not isinstance(error, Exception):
+        if not self._owned or self.is_over or not isinstance(error, Exception):
             return
         # It asks the application's exception for its text, and that may raise.
         with contextlib.suppress(Exception):
@@ -82,8 +80,8 @@ class Operation:
 
     def end(self) -> None:
         """End the span, once."""
-        if self._ended:
+        if self.is_over:
             return
-        self._ended = True
+        self.is_over = True
         if self._owned:
             self.span.end()

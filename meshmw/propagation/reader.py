@@ -68,14 +68,14 @@ class HeaderReader:
         """Return what the lines say; refused ones are counted, warned of and listed."""
         reading = Reading(lines, self._rejections)
         parent, b3 = self._trace.read(reading)
-        baggage = self._read_baggage(reading) if self._baggage and "baggage" in lines else {}
+        baggage = self._read_baggage(reading) if "baggage" in lines and self._baggage else {}
         if parent is None and self._is_stripped(lines, baggage):
             reading.refuse("traceparent", "missing", STRIPPED)
         return Extraction(
             parent,
             baggage,
             b3,
-            self._read_passthrough(reading) if self._passthrough else {},
+            self._read_passthrough(lines) if self._passthrough else {},
             reading.rewrites,
             tuple(reading.refused),
             reading.rejected,
@@ -100,10 +100,10 @@ class HeaderReader:
             reading.accept("baggage")
         return kept
 
-    def _read_passthrough(self, reading: Reading) -> dict[str, str]:
+    def _read_passthrough(self, lines: Lines) -> dict[str, str]:
         carried = {}
         for name in self._passthrough:
-            text = reading.line(name) if name in reading.lines else None
+            text = ",".join(lines[name]) if name in lines else None
             if text and len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
                 carried[name] = text
         return carried

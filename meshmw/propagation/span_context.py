@@ -11,10 +11,10 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.trace import TraceState as OTelTraceState
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire import B3Context, TraceParent, TraceState
+from meshmw.wire import B3Context, TraceState
 
 # One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
-_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 
 
 class W3CTraceState(OTelTraceState):
@@ -58,11 +58,6 @@ class W3CTraceState(OTelTraceState):
 NO_STATE: Final = W3CTraceState(TraceState())
 
 
-def from_traceparent(parent: TraceParent, state: OTelTraceState) -> SpanContext:
-    """Return the remote span context that a traceparent and its tracestate name."""
-    return SpanContext(parent.trace_id, parent.parent_id, True, _FLAGS[parent.trace_flags], state)
-
-
 def from_b3(b3: B3Context) -> SpanContext | None:
     """Return the remote span context that B3 headers name, or None where they hold only a decision.
 
@@ -70,4 +65,4 @@ def from_b3(b3: B3Context) -> SpanContext | None:
     """
     if b3.trace_id is None or b3.span_id is None:
         return None
-    return SpanContext(b3.trace_id, b3.span_id, True, _FLAGS[1 if b3.sampled else 0], NO_STATE)
+    return SpanContext(b3.trace_id, b3.span_id, True, FLAGS[1 if b3.sampled else 0], NO_STATE)

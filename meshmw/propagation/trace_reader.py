@@ -10,14 +10,17 @@ from typing import Final, Literal
 from opentelemetry.trace import SpanContext
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.propagation import span_context
 from meshmw.propagation.extraction import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.propagation.reading import Reading
-from meshmw.wire import B3Context, TraceParent, TraceState, read_b3
+from meshmw.propagation.span_context import FLAGS, NO_STATE, W3CTraceState, from_b3
+from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
+from meshmw.wire.traceparent import FLAG_SAMPLED, format_traceparent
 
 TraceParentPolicy = Literal["strict", "w3c"]
 Duplicates = Literal["restart", "same-trace"]
 Prefer = Literal["w3c", "b3", "auto"]
+# Version, trace-id, parent-id and trace-flags.
+Fields = tuple[int, int, int, int]
 
 FRESH_ROOT: Final = "- the request starts a new trace"
 _FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
@@ -29,8 +32,8 @@ _TRACESTATE_CACHE_ENTRIES: Final = 256
 
 
 @lru_cache(maxsize=_TRACESTATE_CACHE_ENTRIES)
-def _trace_state(lines: tuple[str, ...]) -> span_context.W3CTraceState:
-    return span_context.W3CTraceState(TraceState.parse(lines))
+def _trace_state(lines: tuple[str, ...]) -> W3CTraceState:
+    return W3CTraceState(TraceState.parse(lines))
 
 
 class TraceReader:
@@ -61,76 +64,79 @@ class TraceReader:
     def read(self, reading: Reading) -> tuple[SpanContext | None, B3Context | None]:
         """Return the believed parent, and the B3 context where that says more than the parent can."""
         parent = self._read_w3c(reading) if self.reads_w3c else None
-        b3 = _read_b3(reading) if self.reads_b3 else None
-        return (parent, None) if b3 is None else self._reconcile(parent, b3, reading)
+        if not self.reads_b3 or (b3 := _read_b3(reading)) is None:
+            return parent, None
+        return self._reconcile(parent, b3, reading)
 
     def _reconcile(
         self, parent: SpanContext | None, b3: B3Context, reading: Reading
     ) -> tuple[SpanContext | None, B3Context | None]:
         """Let one format decide (law 7); of B3 that agrees with traceparent only the debug flag is news."""
-        from_b3 = span_context.from_b3(b3)
+        other = from_b3(b3)
         if parent is None:
-            return from_b3, b3
-        if from_b3 is None or (from_b3.trace_id, from_b3.span_id) == (parent.trace_id, parent.span_id):
+            return other, b3
+        if other is None or (other.trace_id, other.span_id) == (parent.trace_id, parent.span_id):
             return parent, b3 if b3.debug else None
-        if self._prefer == "b3" or (self._prefer == "auto" and _is_newer(reading, from_b3, parent)):
+        if self._prefer == "b3" or (self._prefer == "auto" and _is_newer(reading, other, parent)):
             reading.refuse("traceparent", "conflict", "- it names another parent than B3, which decides here")
-            return _with_state(from_b3, parent), b3
+            return _with_state(other, parent), b3
         reading.refuse("b3", "conflict", "- it names another parent than traceparent, which decides")
         return parent, None
 
     def _read_w3c(self, reading: Reading) -> SpanContext | None:
-        found = reading.lines.get("traceparent")
+        lines = reading.lines
+        found = lines.get("traceparent")
         if not found:
-            if "tracestate" in reading.lines:
+            if "tracestate" in lines:
                 reading.rewrites["tracestate"] = None
             return None
         try:
-            parent = self._parse(found, reading)
+            # WSGI servers have joined repeated lines with a comma, ASGI servers have not.
+            is_one = len(found) == 1 and "," not in found[0]
+            parent = read_traceparent(found[0], self._policy) if is_one else self._read_copies(found, reading)
         except InvalidHeaderError as fault:
             reading.refuse("traceparent", fault.reason, FRESH_ROOT, found[0], remove=TRACE_HEADERS)
             reading.rejected = _still_parses(found[0])
             return None
         reading.accept("traceparent")
-        if (
-            SENT_HEADER in reading.lines
-            and not parent.sampled
-            and _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or "")
-        ):
-            reading.note("traceparent", "flipped", _FLIPPED)
-        return span_context.from_traceparent(parent, _read_trace_state(reading))
+        _, trace_id, parent_id, flags = parent
+        if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
+            _note_flip(reading)
+        state = _read_trace_state(reading) if "tracestate" in lines else NO_STATE
+        return SpanContext(trace_id, parent_id, True, FLAGS[flags], state)
 
-    def _parse(self, found: Sequence[str], reading: Reading) -> TraceParent:
-        if len(found) == 1 and "," not in found[0]:
-            return TraceParent.parse(found[0], self._policy)
-        # WSGI servers have joined repeated lines with a comma, ASGI servers have not.
+    def _read_copies(self, found: Sequence[str], reading: Reading) -> Fields:
         copies = [text for line in found for text in line.split(",", _MAX_DUPLICATES)]
         if self._duplicates == "restart" or len(copies) > _MAX_DUPLICATES:
             raise InvalidHeaderError("traceparent", "duplicate")
-        parents = [self._parse_copy(text) for text in copies]
-        if any(parent.trace_id != parents[0].trace_id for parent in parents):
+        parents = [self._read_copy(text) for text in copies]
+        version, trace_id, parent_id, flags = parents[0]
+        if any(parent[1] != trace_id for parent in parents):
             raise InvalidHeaderError("traceparent", "duplicate")
         reading.note("traceparent", "duplicate", "- all copies name one trace, which goes on below the first")
-        reading.rewrites["traceparent"] = str(parents[0])
-        return parents[0]
+        reading.rewrites["traceparent"] = format_traceparent(trace_id, parent_id, flags)
+        return version, trace_id, parent_id, flags
 
-    def _parse_copy(self, text: str) -> TraceParent:
+    def _read_copy(self, text: str) -> Fields:
         try:
-            return TraceParent.parse(text, self._policy)
+            return read_traceparent(text, self._policy)
         except InvalidHeaderError:
             raise InvalidHeaderError("traceparent", "duplicate") from None
 
 
-def _read_trace_state(reading: Reading) -> span_context.W3CTraceState:
-    found = reading.lines.get("tracestate")
-    if not found:
-        return span_context.NO_STATE
+def _read_trace_state(reading: Reading) -> W3CTraceState:
+    found = reading.lines["tracestate"]
     try:
         return _trace_state(tuple(found))
     except InvalidHeaderError as fault:
         consequence = "- dropped whole; traceparent is kept"
         reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])
-        return span_context.NO_STATE
+        return NO_STATE
+
+
+def _note_flip(reading: Reading) -> None:
+    if _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or ""):
+        reading.note("traceparent", "flipped", _FLIPPED)
 
 
 def _read_b3(reading: Reading) -> B3Context | None:
@@ -177,7 +183,7 @@ def _with_state(b3: SpanContext, parent: SpanContext) -> SpanContext:
 def _still_parses(text: str) -> SpanContext | None:
     """Return what a refused traceparent names, read as kindly as possible: it is for a link alone."""
     try:
-        parent = TraceParent.parse(text[:_KIND_CHARACTERS].partition(",")[0].lower(), "w3c")
+        _, trace_id, parent_id, flags = read_traceparent(text[:_KIND_CHARACTERS].partition(",")[0].lower(), "w3c")
     except InvalidHeaderError:
         return None
-    return span_context.from_traceparent(parent, span_context.NO_STATE)
+    return SpanContext(trace_id, parent_id, True, FLAGS[flags], NO_STATE)

@@ -13,7 +13,7 @@ from typing import Final
 from meshmw.wire import b3, baggage, traceparent, tracestate
 from meshmw.wire.b3 import B3Context, read_b3
 from meshmw.wire.baggage import BaggageValue, format_baggage, format_member, parse_baggage, parse_member
-from meshmw.wire.traceparent import TraceParent, format_traceparent
+from meshmw.wire.traceparent import TraceParent, format_traceparent, read_traceparent
 from meshmw.wire.tracestate import TraceState
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "parse_baggage",
     "parse_member",
     "read_b3",
+    "read_traceparent",
 ]
 
 REASONS: Final = {

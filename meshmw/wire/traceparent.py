@@ -82,14 +82,7 @@ class TraceParent(NamedTuple):
         Raises:
             InvalidHeaderError: With one of `REASONS`.
         """
-        text = text.strip(OWS)
-        if match := _VERSION_00.fullmatch(text):
-            trace_id, parent_id, flags = match.groups()
-            return cls(0, int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags])
-        if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
-            version, trace_id, parent_id, flags = match.groups()
-            return cls(int(version, 16), int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags])
-        raise InvalidHeaderError("traceparent", *_fault(text, policy))
+        return cls(*read_traceparent(text, policy))
 
     @property
     def sampled(self) -> bool:
@@ -103,6 +96,22 @@ class TraceParent(NamedTuple):
 
     def __str__(self) -> str:
         return format_traceparent(self.trace_id, self.parent_id, self.trace_flags)
+
+
+def read_traceparent(text: str, policy: Policy = "strict") -> tuple[int, int, int, int]:
+    """Reads one header line as `TraceParent.parse` does, for readers that need no more than the four numbers.
+
+    Raises:
+        InvalidHeaderError: With one of `REASONS`.
+    """
+    text = text.strip(OWS)
+    if match := _VERSION_00.fullmatch(text):
+        trace_id, parent_id, flags = match.groups()
+        return 0, int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
+    if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
+        version, trace_id, parent_id, flags = match.groups()
+        return int(version, 16), int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
+    raise InvalidHeaderError("traceparent", *_fault(text, policy))
 
 
 def format_traceparent(trace_id: int, parent_id: int, trace_flags: int) -> str:
