@@ -12,11 +12,12 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from meshmw.settings.faults import escaped
 from meshmw.telemetry.forking import ForkGate
 from meshmw.telemetry.muting import ENCODER, install_mute, muted
+from meshmw.telemetry.reachability import Reachability
 
 log = logging.getLogger("meshmw")
 
 
-class CollectorExporter(SpanExporter):
+class CollectorExporter(Reachability, SpanExporter):
     """Exports through another exporter, never raises, and says once that it fails and once that it works again.
 
     Args:
@@ -31,17 +32,16 @@ class CollectorExporter(SpanExporter):
         exports_done: The exports that arrived.
     """
 
+    what = "spans"
+    meanwhile = "are dropped"
+
     def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
-        self.failing = False
+        super().__init__(endpoint, warn_window)
         self.exports_failed = 0
         self.spans_lost = 0
         self.exports_done = 0
         self._exporter = exporter
-        self._endpoint = endpoint
-        self._warn_window = warn_window
-        self._warned_at: float | None = None
         self._left_out_at: float | None = None
-        self._said = False
         self._busy = False
         self._reason = ""
         self._attempts_failed = 0
@@ -111,22 +111,3 @@ class CollectorExporter(SpanExporter):
                 self._exporter.shutdown()
         except Exception:
             log.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
-
-    def _failed(self, reason: str) -> None:
-        if self.failing:
-            return
-        self.failing = True
-        now = time.monotonic()
-        self._said = self._warned_at is None or now - self._warned_at >= self._warn_window
-        if self._said:
-            self._warned_at = now
-            log.warning(
-                "spans do not reach %s and are dropped until it answers; requests are unaffected (%s)",
-                self._endpoint,
-                escaped(reason, 200),
-            )
-
-    def _succeeded(self) -> None:
-        if self.failing and self._said:
-            log.info("spans reach %s again", self._endpoint)
-        self.failing = False
