@@ -432,8 +432,9 @@ def test_verify_asks_backends(echo, tmp_path, capsys):
 
 
 def test_spans_are_drawn_with_proxies_and_orphans(capsys):
-    from meshmw.cli.verify import print_journey
-    from meshmw.diagnose.journey import Hop, Journey, JourneySpan, with_orphans
+    from meshmw.cli.journey_tables import print_journey
+    from meshmw.diagnose.journey import Hop, Journey, JourneySpan
+    from meshmw.diagnose.journey_spans import with_orphans
 
     spans = [
         JourneySpan(trace_id="a" * 32, span_id="1", service="edge", kind="SERVER", name="ingress", maker="proxy"),
@@ -449,8 +450,9 @@ def test_spans_are_drawn_with_proxies_and_orphans(capsys):
 
 
 def test_spans_that_are_deep_or_each_others_parents_are_drawn_once(capsys):
-    from meshmw.cli.verify import print_journey
-    from meshmw.diagnose.journey import Journey, JourneySpan, with_orphans
+    from meshmw.cli.journey_tables import print_journey
+    from meshmw.diagnose.journey import Journey, JourneySpan
+    from meshmw.diagnose.journey_spans import with_orphans
 
     deep = [JourneySpan(trace_id="a" * 32, span_id=str(n), parent_id=str(n - 1), start_ns=n) for n in range(1, 2000)]
     # As Zipkin's shared spans, whose ids a client and its server have in common.

@@ -7,19 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
-from meshmw.cli.output import FOUND, OK, CannotRunError, answers, err, line, print_findings, print_json, progress, table
-from meshmw.diagnose.access_log import KINDS, AccessLogReport, Analysis, HopLog, sorted_places
-from meshmw.diagnose.access_log_counts import MEANINGS, Place, Seen
+from meshmw.cli.access_log_tables import print_access_logs
+from meshmw.cli.files import named_file, unusable_is_said
+from meshmw.cli.output import FOUND, OK, CannotRunError, answers, err, print_findings, print_json, progress
+from meshmw.diagnose.access_log import Analysis
+from meshmw.diagnose.access_log_counts import Seen
 from meshmw.diagnose.access_log_detect import Format, format_of
 from meshmw.diagnose.access_log_format import Line
-from meshmw.diagnose.access_log_hops import Crossing
 from meshmw.diagnose.access_log_judge import judge_access_logs
 from meshmw.diagnose.access_log_lines import Source, open_source
 from meshmw.diagnose.escaping import shown
@@ -72,7 +72,7 @@ def access_log(
     if json:
         print_json({**report.to_json(), "findings": [finding.to_json() for finding in findings]})
     else:
-        _print(report, top)
+        print_access_logs(report, top)
         print_findings(findings)
     return FOUND if any(finding.is_fault for finding in findings) else OK
 
@@ -113,14 +113,9 @@ def _read_all(analysis: Analysis, given: list[str], reader: Format | None, follo
 def _source(given: str) -> Source:
     if given == "-":
         return Source("stdin", sys.stdin.buffer)
-    # A file may have a "=" in its own name.
-    name, equals, path = given.partition("=")
-    if not equals or Path(given).exists():
-        name, path = "", given
-    try:
-        return open_source(Path(path), name or None)
-    except OSError as error:
-        raise CannotRunError(f"{path}: {error.strerror or error}") from error
+    name, path = named_file(given)
+    with unusable_is_said(path):
+        return open_source(path, name or None)
 
 
 @contextmanager
@@ -159,45 +154,3 @@ class _Teller:
         self._said[key] = now
         what = f"{seen.kind} ({seen.reason})" if seen.reason else seen.kind
         err().print(f"{hop}: {what}  {shown(fields.get('method', '-'), 20)} {shown(key[1])}", soft_wrap=True)
-
-
-def _print(report: AccessLogReport, top: int) -> None:
-    for index, hop in enumerate(report.hops):
-        if index:
-            line("")
-        _print_hop(hop, top)
-    if report.crossings:
-        line("")
-        table(
-            ["from", "to", "joined", "lost", "trace ids", "arrived", "flipped"],
-            [(each.sender, each.receiver, *(f"{n:,}" for n in numbers_of(each))) for each in report.crossings],
-            numbers=["joined", "lost", "trace ids", "arrived", "flipped"],
-        )
-        if report.joined_one_in > 1:
-            line(f"(one in {report.joined_one_in} ids was joined)", "dim")
-
-
-def _print_hop(hop: HopLog, top: int) -> None:
-    total = hop.places.total
-    line(f"{hop.name}: requests: {total.total:,}, lines: {hop.lines:,}", "bold")
-    if not hop.logs_traceparent:
-        return
-    places = sorted_places(hop.places)
-    rows = [(route, upstream, *_cells(place)) for (route, upstream), place in places[:top]]
-    if len(places) != 1:
-        rows.append((f"all {len(places)}" if len(places) > top else "all", "", *_cells(total)))
-    shares = [kind for kind in KINDS if kind in ("valid", "missing") or total.kinds[kind]]
-    columns = ["route", "upstream", "requests", *shares]
-    kept = [0, 1, 2, *(3 + KINDS.index(kind) for kind in shares)]
-    table(columns, [[row[at] for at in kept] for row in rows], numbers=columns[2:])
-    for kind in shares[2:]:
-        line(f"  {kind}: {MEANINGS[kind]}", "dim")
-
-
-def numbers_of(crossing: Crossing) -> tuple[int, ...]:
-    """Return a crossing's numbers in the order of the table's columns."""
-    return crossing.joined, crossing.lost, crossing.traces, crossing.arrived, crossing.flipped
-
-
-def _cells(place: Place) -> tuple[str, ...]:
-    return (f"{place.total:,}", *(f"{place.share(kind):.1%}" for kind in KINDS))

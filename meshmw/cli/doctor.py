@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from meshmw.cli.output import FOUND, OK, answers, line, print_findings, print_json, table
-from meshmw.diagnose.config_dump import ProxyConfig, ProxyListener
 from meshmw.diagnose.doctor import Diagnosis, examine
-from meshmw.diagnose.doctor_app import AppFacts, load_app, look_at_process
+from meshmw.diagnose.doctor_app import load_app, look_at_process
 from meshmw.diagnose.envoy_admin import ask_proxy, read_dump
+from meshmw.diagnose.process_facts import AppFacts
+from meshmw.diagnose.proxy_config import ProxyConfig, ProxyListener
 from meshmw.settings import as_text
 
 

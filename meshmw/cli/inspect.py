@@ -10,8 +10,8 @@ import typer
 from rich.text import Text
 
 from meshmw.cli.output import FOUND, MISUSE, OK, answers, err, out, print_json, table
-from meshmw.diagnose.inspect import Inspection
 from meshmw.diagnose.inspect import inspect as read
+from meshmw.diagnose.inspection import Inspection
 
 _CHUNK = 60
 

@@ -5,30 +5,25 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
 from rich.progress import SpinnerColumn, TextColumn
-from rich.text import Text
-from rich.tree import Tree
 
-from meshmw.cli.output import FOUND, OK, CannotRunError, answers, line, out, print_findings, print_json, progress, table
+from meshmw.cli.files import named_file, unusable_is_said
+from meshmw.cli.journey_tables import print_journey
+from meshmw.cli.output import FOUND, OK, CannotRunError, answers, print_json, progress
 from meshmw.diagnose.access_log_detect import format_of
 from meshmw.diagnose.escaping import shown
-from meshmw.diagnose.journey import Hop, Journey, JourneySpan
+from meshmw.diagnose.journey import Journey
 from meshmw.diagnose.verify import follow
+from meshmw.diagnose.verify_answer import send
 from meshmw.diagnose.verify_backends import Backend, HttpBackend, LocalBackend
-from meshmw.diagnose.verify_judge import excerpt_of
 from meshmw.diagnose.verify_logs import LogTail
-from meshmw.diagnose.verify_probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
+from meshmw.diagnose.verify_probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids
 from meshmw.diagnose.verify_watch import Watch
-
-# Spans that hang deeper are printed at this depth: nobody reads further to the right.
-_MAX_DEPTH = 40
-_MAX_WIDTH = 4096
-_STYLES = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
 
 
 @answers
@@ -120,13 +115,9 @@ def _tails(given: list[str], log_format: str) -> list[LogTail]:
         raise CannotRunError(str(error)) from error
     tails = []
     for each in given:
-        name, equals, path = each.partition("=")
-        if not equals or Path(each).exists():
-            name, path = Path(each).stem, each
-        try:
-            tails.append(LogTail(name, Path(path), reader))
-        except OSError as error:
-            raise CannotRunError(f"{path}: {error.strerror or error}") from error
+        name, path = named_file(each)
+        with unusable_is_said(path):
+            tails.append(LogTail(path.stem if name is None else name, path, reader))
     return tails
 
 
@@ -174,62 +165,5 @@ def _follow(probe: Probe, watch: Watch, *, verify_tls: bool) -> Journey:
 def _write(path: Path, journey: Journey) -> None:
     from meshmw.diagnose.report import write_report
 
-    try:
+    with unusable_is_said(path):
         write_report(journey, path)
-    except OSError as error:
-        raise CannotRunError(f"{path}: {error.strerror or error}") from error
-
-
-def print_journey(journey: Journey) -> None:
-    """Print a journey for people: hops, spans, findings, verdict."""
-    line(f"{journey.title}: {journey.status_code or 'no answer'}", "bold")
-    for source in journey.sources:
-        line(f"  {source}", "dim")
-    line("")
-    rows = [_hop_cells(before, hop) for before, hop in zip((None, *journey.hops), journey.hops, strict=False)]
-    table(["hop", "received", "sent on", ""], rows)
-    if journey.spans:
-        line("")
-        for tree in _trees(journey).values():
-            # Wider than any terminal, which then wraps: what has no room would be cut.
-            out(_MAX_WIDTH).print(tree)
-    print_findings(journey.findings)
-    line("")
-    line(journey.summary, _STYLES[journey.verdict])
-
-
-def _hop_cells(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
-    marks = ["LOST HERE" if hop.lost else "", "" if hop.change == "unknown" else hop.change, hop.note]
-    received, sent = _shown(hop.received), _shown(hop.sent)
-    # What the hop before sent needs no second look.
-    same = before is not None and received == _shown(before.sent)
-    return hop.name, "" if same else received, sent, "; ".join(filter(None, marks))
-
-
-def _shown(values: Mapping[str, str | None]) -> str:
-    if "traceparent" not in values:
-        b3 = values.get("b3")
-        return f"b3 {excerpt_of(b3)}" if b3 else ""
-    parent = values["traceparent"]
-    return f"b3 {excerpt_of(values['b3'])}" if parent is None and values.get("b3") else excerpt_of(parent)
-
-
-def _trees(journey: Journey) -> dict[str, Tree]:
-    trees: dict[str, Tree] = {}
-    above: list[Tree] = []
-    for span, depth in journey.in_order():
-        if span.trace_id not in trees:
-            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}", style="bold"), guide_style="dim")
-        depth = min(depth, _MAX_DEPTH)
-        branch = above[depth - 1] if depth else trees[span.trace_id]
-        above[depth:] = [branch.add(_span_text(span))]
-    return trees
-
-
-def _span_text(span: JourneySpan) -> Text:
-    milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.1f} ms"
-    text = Text(f"{shown(span.service)} {shown(span.kind)} {shown(span.name)} {milliseconds}")
-    text.append("" if span.maker == "app" else "  proxy", style="dim")
-    if span.orphan:
-        text.append(f"  orphan: its parent {shown(span.parent_id)} is missing", style="bold red")
-    return text

@@ -8,93 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from meshmw.diagnose.access_log_counts import KINDS, Place, Places, Seen, classify
+from meshmw.diagnose.access_log_counts import Places, Seen, classify
 from meshmw.diagnose.access_log_detect import FIRST_LINES, Format, detect
 from meshmw.diagnose.access_log_format import Line
-from meshmw.diagnose.access_log_hops import Crossing, Hops, Station
+from meshmw.diagnose.access_log_hops import Hops, Station
 from meshmw.diagnose.access_log_lines import Source
+from meshmw.diagnose.access_log_report import AccessLogReport, HopLog
 
 _SIDES: Final = {"": 0, "inbound": 0}
 _MAX_SIDES: Final = 50
 _FIRST, _LAST = "DownstreamStart", "DownstreamPeriodic"
 
 OnLine = Callable[[str, Line, Seen], None]
-
-
-@dataclass
-class HopLog:
-    """Is what one log said.
-
-    Attributes:
-        name: The hop.
-        lines: Lines that were read.
-        broken: Lines that are not in the format.
-        ambiguous: Lines that can be read in several ways, because some text in them holds quotes or spaces.
-        places: Requests by route and upstream.
-        logs_traceparent: Whether the format prints it at all.
-        format: The format's source.
-        fault: Why reading ended early; empty if it did not.
-    """
-
-    name: str
-    lines: int = 0
-    broken: int = 0
-    ambiguous: int = 0
-    places: Places = field(default_factory=Places)
-    logs_traceparent: bool = True
-    format: str = ""
-    fault: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AccessLogReport:
-    """Is what all logs said together."""
-
-    hops: tuple[HopLog, ...]
-    crossings: tuple[Crossing, ...] = ()
-    joined_one_in: int = 1
-
-    @property
-    def first_loss(self) -> Crossing | None:
-        """The first place where traces are lost, on the way from the first log to the last."""
-        return next((crossing for crossing in self.crossings if crossing.loses), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
-        return {
-            "hops": [_hop_json(hop) for hop in self.hops],
-            "crossings": [crossing.to_json() for crossing in self.crossings],
-            "first_loss": None if self.first_loss is None else self.first_loss.to_json(),
-            "joined_one_in": self.joined_one_in,
-        }
-
-
-def _hop_json(hop: HopLog) -> dict[str, Any]:
-    return {
-        "name": hop.name,
-        "lines": hop.lines,
-        "broken": hop.broken,
-        "ambiguous": hop.ambiguous,
-        "fault": hop.fault,
-        "logs_traceparent": hop.logs_traceparent,
-        "total": hop.places.total.to_json(),
-        "reasons": dict(hop.places.reasons),
-        "examples": dict(hop.places.examples),
-        "routes": [
-            {"route": route, "upstream": upstream, **place.to_json()}
-            for (route, upstream), place in sorted_places(hop.places)
-        ],
-    }
-
-
-def sorted_places(places: Places) -> list[tuple[tuple[str, str], Place]]:
-    """Return routes and upstreams, those with the most requests that are not valid first."""
-    return sorted(
-        places.places.items(), key=lambda item: (item[1].kinds["valid"] - item[1].total, -item[1].total, item[0])
-    )
 
 
 class Analysis:
@@ -224,6 +151,3 @@ def _trace_id(seen: Seen, fields: Line) -> str:
     # A proxy that traces by B3 alone tells its trace here.
     own = fields.get("trace_id", "-")
     return own.rjust(32, "0") if len(own) in (16, 32) else ""
-
-
-__all__ = ["KINDS", "AccessLogReport", "Analysis", "HopLog", "side_of", "sorted_places"]

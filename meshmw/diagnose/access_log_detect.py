@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from meshmw.diagnose.access_log_format import ENVOY_DEFAULT, ISTIO_DEFAULT, KNOWN_FORMATS, TextFormat
+from meshmw.diagnose.access_log_defaults import ENVOY_DEFAULT, ISTIO_DEFAULT, KNOWN_FORMATS
+from meshmw.diagnose.access_log_format import TextFormat
 from meshmw.diagnose.access_log_json import JsonFormat
 
 Format: TypeAlias = TextFormat | JsonFormat

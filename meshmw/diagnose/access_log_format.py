@@ -17,85 +17,16 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
-ENVOY_DEFAULT: Final = (
-    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% '
-    '%BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" '
-    '"%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%"'
-)
-ISTIO_DEFAULT: Final = (
-    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% '
-    '%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% '
-    '%BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" '
-    '"%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% '
-    "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%"
-)
-# What people append to a default: the names as they stand before the value.
-_TAILS: Final = (
-    "",
-    " traceparent=%REQ(TRACEPARENT)%",
-    " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%",
-    " trace_id=%TRACE_ID% traceparent=%REQ(TRACEPARENT)%",
-    " traceparent=%REQ(TRACEPARENT)% trace_id=%TRACE_ID%",
-    " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)% trace_id=%TRACE_ID%",
-    ' "%REQ(TRACEPARENT)%"',
-    ' "%REQ(TRACEPARENT)%" "%REQ(TRACESTATE)%"',
-    " %TRACE_ID%",
-)
-_SHORT: Final = (
-    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%" %RESPONSE_CODE% '
-    "traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"
-)
-KNOWN_FORMATS: Final = (*(base + tail for tail in _TAILS for base in (ISTIO_DEFAULT, ENVOY_DEFAULT)), _SHORT)
+from meshmw.diagnose.access_log_pattern import FIELDS, FormatField, strict_of, taken_apart
 
-# The fields that are looked at, by the operator that prints them.
-FIELDS: Final = {
-    "%ACCESS_LOG_TYPE%": "type",
-    "%REQ(:METHOD)%": "method",
-    "%REQ(:PATH)%": "path",
-    "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%": "path",
-    "%REQ(:AUTHORITY)%": "authority",
-    "%REQ(USER-AGENT)%": "user_agent",
-    "%REQ(X-REQUEST-ID)%": "request_id",
-    "%REQ(TRACEPARENT)%": "traceparent",
-    "%REQ(TRACESTATE)%": "tracestate",
-    "%REQ(BAGGAGE)%": "baggage",
-    "%REQ(B3)%": "b3",
-    "%REQ(X-B3-TRACEID)%": "x_b3_traceid",
-    "%RESPONSE_CODE%": "code",
-    "%RESPONSE_CODE_DETAILS%": "details",
-    "%ROUTE_NAME%": "route",
-    "%TRACE_ID%": "trace_id",
-    "%UPSTREAM_CLUSTER%": "cluster",
-    "%UPSTREAM_CLUSTER_RAW%": "cluster",
-    "%UPSTREAM_HOST%": "upstream",
-}
-# Values that neither a client nor a server can choose freely, and what they look like.
-_TIGHT: Final = {
-    "PROTOCOL": r"HTTP/[0-9.]+|-",
-    "RESPONSE_CODE": r"[0-9]+|-",
-    "RESPONSE_FLAGS": r"[A-Za-z0-9_,]+|-",
-    "BYTES_RECEIVED": r"[0-9]+|-",
-    "BYTES_SENT": r"[0-9]+|-",
-    "DURATION": r"[0-9]+|-",
-    "UPSTREAM_HOST": r'[^ "]+',
-    "TRACE_ID": r"[0-9a-f]+|-",
-    "ACCESS_LOG_TYPE": r"[A-Za-z]+|-",
-}
-_OPERATOR: Final = re.compile(r"%([A-Z_0-9]+)(\([^)]*\))?(:[0-9]+)?%|%%")
 # Beyond these a line that is not strict costs more than it is worth.
 _MAX_LOOSE_CHARS: Final = 32_768
 _MAX_ENDS: Final = 64
 
 Line = dict[str, str]
 Refusal = Literal["broken", "ambiguous"]
-
-
-class _Field(NamedTuple):
-    name: str
-    operator: str
-    tight: re.Pattern[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +41,7 @@ class TextFormat:
     source: str
     names: tuple[str, ...]
     _literals: tuple[str, ...]
-    _fields: tuple[_Field, ...]
+    _fields: tuple[FormatField, ...]
     _strict: re.Pattern[str] | None
     _strict_names: tuple[str, ...]
 
@@ -121,13 +52,13 @@ class TextFormat:
         Raises:
             ValueError: It prints no field that is looked at, or two fields with nothing between them.
         """
-        literals, fields = _split(source.removesuffix("\\n").rstrip("\n"))
+        literals, fields = taken_apart(source.removesuffix("\\n").rstrip("\n"))
         names = tuple(field.name for field in fields if field.name)
         if not names:
             raise ValueError("the format prints none of: " + " ".join(FIELDS))
         if any(not literal for literal in literals[1:-1]):
             raise ValueError("the format prints two fields with nothing between them, which nobody can tell apart")
-        strict, captured = _strict_of(literals, fields)
+        strict, captured = strict_of(literals, fields)
         return cls(source, tuple(dict.fromkeys(names)), literals, fields, strict, captured)
 
     def read(self, line: str) -> Line | Refusal:
@@ -157,7 +88,7 @@ class TextFormat:
         return self._only_path(line, reached)
 
     def _ends(
-        self, line: str, starts: list[int], field: _Field, index: int, places: dict[str, list[int]]
+        self, line: str, starts: list[int], field: FormatField, index: int, places: dict[str, list[int]]
     ) -> Sequence[int]:
         """Return where a field may end that begins at one of these places, the literal of this index following."""
         literal = self._literals[index]
@@ -196,65 +127,3 @@ def _places_of(literal: str, line: str, at: int) -> list[int]:
         found.append(at)
         at += 1
     return found
-
-
-def _split(source: str) -> tuple[tuple[str, ...], tuple[_Field, ...]]:
-    literals, fields, at = [""], [], 0
-    for match in _OPERATOR.finditer(source):
-        literals[-1] += source[at : match.start()]
-        at = match.end()
-        if match[1] is None:
-            literals[-1] += "%"
-            continue
-        operator = match[1].replace("REQUEST_HEADER", "REQ") if match[1] == "REQUEST_HEADER" else match[1]
-        name = FIELDS.get(f"%{operator}{(match[2] or '').upper()}%", "")
-        following = source[at : at + 1]
-        tight = None if match[3] else _TIGHT.get(operator)
-        pattern = re.compile(f"(?>{tight})") if tight else None
-        if pattern is not None and following and pattern.match("1" + following, 1):
-            pattern = None
-        fields.append(_Field(name, operator, pattern))
-        literals.append("")
-    literals[-1] += source[at:]
-    return tuple(literals), tuple(fields)
-
-
-def _strict_of(literals: tuple[str, ...], fields: tuple[_Field, ...]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
-    """Build the expression that matches in one way at most; None where the format does not allow one."""
-    pieces, names = [re.escape(literals[0])], []
-    for index, field in enumerate(fields):
-        separators = _separators(literals, index)
-        if separators is None:
-            return None, ()
-        # Nothing is gained by giving back characters where a separator follows.
-        possessive = "+" if literals[index + 1][:1] in separators else ""
-        characters = "[^{}]*{}".format("".join(map(re.escape, sorted(separators))), possessive)
-        first_of_name = field.name and field.name not in names
-        if first_of_name:
-            names.append(field.name)
-        body = field.tight.pattern if field.tight is not None else characters
-        pieces.append(f"({body})" if first_of_name else body)
-        pieces.append(re.escape(literals[index + 1]))
-    return re.compile("".join(pieces)), tuple(names)
-
-
-def _separators(literals: tuple[str, ...], index: int) -> set[str] | None:
-    """Return the characters that a field must not hold, for the expression to be the only reading.
-
-    A quote separates wherever the format has one. Between two quotes, spaces separate the fields that share the place.
-    """
-    quoted = any('"' in literal for literal in literals)
-    left = index
-    while left > 0 and '"' not in literals[left]:
-        left -= 1
-    right = index + 1
-    while right < len(literals) - 1 and '"' not in literals[right]:
-        right += 1
-    inner = literals[left + 1 : right]
-    if any(" " not in literal for literal in inner):
-        return None
-    # The parts of the outer literals that face this place hold separators as well.
-    facing = literals[left].rpartition('"')[2] + literals[right].partition('"')[0]
-    spaces = {" "} if inner or " " in facing else set()
-    separators = ({'"'} if quoted else set()) | spaces
-    return separators or {"\n"}

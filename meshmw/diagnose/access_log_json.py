@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from meshmw.diagnose.access_log_format import FIELDS, Line, Refusal
+from meshmw.diagnose.access_log_format import Line, Refusal
+from meshmw.diagnose.access_log_pattern import FIELDS
 
 # By the key in the log: Istio's own names, Envoy's documentation, and what people write.
 ALIASES: Final = {

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from meshmw.diagnose.access_log import AccessLogReport, HopLog
 from meshmw.diagnose.access_log_hops import Crossing
+from meshmw.diagnose.access_log_report import AccessLogReport, HopLog
 from meshmw.diagnose.escaping import shown
 from meshmw.diagnose.finding import Finding, by_severity
 from meshmw.wire import REASONS
@@ -39,6 +39,18 @@ def _of_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
         )  # fmt: skip
         return
     yield from _of_lines(hop)
+    yield from _of_requests(hop)
+    missing = hop.places.total.share("missing")
+    if missing > max_missing:
+        yield Finding(
+            "warning", "access-log.missing", hop.name,
+            f"{missing:.1%} of requests have no traceparent, more than {max_missing:.1%}",
+            "each of them starts a trace of its own here, or has none",
+            "let the callers send it: `meshmw verify URL` shows where it ends",
+        )  # fmt: skip
+
+
+def _of_requests(hop: HopLog) -> Iterator[Finding]:
     total = hop.places.total
     if total.kinds["malformed"]:
         yield _malformed(hop)
@@ -55,13 +67,6 @@ def _of_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
             "no client sends it so: something before this proxy, or this proxy, takes traceparent out",
             "look at the hop before it for headers that are removed or not passed on; `meshmw doctor "
             "--envoy-admin URL`",
-        )  # fmt: skip
-    if total.share("missing") > max_missing:
-        yield Finding(
-            "warning", "access-log.missing", hop.name,
-            f"{total.share('missing'):.1%} of requests have no traceparent, more than {max_missing:.1%}",
-            "each of them starts a trace of its own here, or has none",
-            "let the callers send it: `meshmw verify URL` shows where it ends",
         )  # fmt: skip
 
 
@@ -122,9 +127,8 @@ def _flip(crossing: Crossing) -> Finding:
     return Finding(
         "warning", "access-log.flipped", f"{crossing.sender} -> {crossing.receiver}",
         f"{_count(crossing.flipped)} sampled at {crossing.sender} arrived unsampled at {crossing.receiver}",
-        "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 "
-        "clears the flag at "
-        "its own rate",
+        "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears the flag "
+        "at its own rate",
         "set randomSamplingPercentage: 100 or useRequestIdForTraceSampling: false in Istio's Telemetry; in Envoy "
         "random_sampling, or use_request_id_for_trace_sampling of the request id extension",
     )  # fmt: skip

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meshmw.diagnose.config_dump import ProxyConfig
-from meshmw.diagnose.doctor_app import AppFacts
+from meshmw.diagnose.doctor_fit import judge_both
 from meshmw.diagnose.doctor_process import judge_process
-from meshmw.diagnose.doctor_proxy import judge_both, judge_proxy
+from meshmw.diagnose.doctor_proxy import judge_proxy
 from meshmw.diagnose.finding import Finding, by_severity
+from meshmw.diagnose.process_facts import AppFacts
+from meshmw.diagnose.proxy_config import ProxyConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""What this process has: settings, OpenTelemetry's globals, and where an application's middleware stands.
+"""This process looked at: settings, OpenTelemetry's globals, and an application that is loaded into it.
 
-Knows OpenTelemetry's SDK and the shapes of ASGI and WSGI applications. Must not know what is right.
+Knows OpenTelemetry's SDK. Must not know what is right.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import importlib.metadata
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
 
+from meshmw.diagnose.app_layers import framework_of, middleware_of
+from meshmw.diagnose.process_facts import AppFacts
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.settings import Settings
 from meshmw.telemetry.exporters import endpoint_of
 
-OURS: Final = ("meshmw.asgi.TraceContextMiddleware", "meshmw.wsgi.TraceContextMiddleware")
-CONTRIB: Final = ("opentelemetry.instrumentation.asgi.", "opentelemetry.instrumentation.wsgi.")
-_INNER: Final = ("app", "wsgi_app", "application", "_app", "wsgi", "asgi_app")
 _PACKAGES: Final = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-grpc")
 _INSTRUMENTORS: Final = {
     "httpx": ("opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor"),
@@ -30,59 +28,10 @@ _INSTRUMENTORS: Final = {
     "flask": ("opentelemetry.instrumentation.flask", "FlaskInstrumentor"),
     "starlette": ("opentelemetry.instrumentation.starlette", "StarletteInstrumentor"),
 }
-# The longest row of middleware that is looked at: an application may refer to itself.
-_MAX_DEPTH: Final = 50
 
 
 class AppError(MeshmwError):
     """Says in one line why an application cannot be loaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppFacts:
-    """Is what one process has.
-
-    Attributes:
-        target: What was loaded, such as `shop.main:app`; empty for this process without an application.
-        framework: `fastapi`, `starlette`, `flask`, `asgi or wsgi`; empty without an application.
-        middleware: What wraps the application, as module and class, the outermost first.
-        settings: The settings, or None where they cannot be used.
-        settings_fault: Why they cannot.
-        propagator: The global propagator's class name, with its parts where it has any.
-        formats: What it reads and writes, where it is meshmw's; else the fields that it writes.
-        strict: Whether meshmw's propagator is the global one.
-        part_of_composite: Whether it is one among others there.
-        provider: The tracer provider's class name.
-        exporters: Class names of its exporters.
-        service_name: The resource's; empty where there is none.
-        sampler: The sampler's description; empty where there is none.
-        instrumented: Libraries that opentelemetry-instrumentation has patched.
-        versions: Versions by package.
-        collector: The endpoint and what came of a connection to it; empty where there is none to reach.
-        collector_fault: Why it cannot be reached; empty if it can.
-    """
-
-    target: str = ""
-    framework: str = ""
-    middleware: tuple[str, ...] = ()
-    settings: Settings | None = None
-    settings_fault: str = ""
-    propagator: str = ""
-    formats: tuple[str, ...] = ()
-    strict: bool = False
-    part_of_composite: bool = False
-    provider: str = ""
-    exporters: tuple[str, ...] = ()
-    service_name: str = ""
-    sampler: str = ""
-    instrumented: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    collector: str = ""
-    collector_fault: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the facts as plain JSON values, without the settings."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
 
 
 def load_app(target: str) -> Any:
@@ -119,8 +68,8 @@ def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) 
     collector, collector_fault = _collector(settings) if connect else ("", "")
     return AppFacts(
         target=target,
-        framework=_framework(app),
-        middleware=tuple(_wrappers(app)),
+        framework=framework_of(app),
+        middleware=tuple(middleware_of(app)),
         settings=settings,
         settings_fault=fault,
         propagator=_shown(propagator),
@@ -177,47 +126,6 @@ def _exporters(provider: Any) -> Iterator[str]:
 def _sampler(provider: Any) -> str:
     sampler = getattr(provider, "sampler", None)
     return "" if sampler is None else str(sampler.get_description())
-
-
-def _framework(app: Any) -> str:
-    if app is None:
-        return ""
-    for layer in _layers(app):
-        names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(layer).__mro__}
-        for name in ("fastapi.FastAPI", "starlette.Starlette", "flask.Flask"):
-            if name in names:
-                return name.partition(".")[0]
-    return "asgi or wsgi"
-
-
-def _layers(app: Any) -> Iterator[Any]:
-    """Yield an application and what it wraps, from the outside in."""
-    seen: set[int] = set()
-    while app is not None and id(app) not in seen and len(seen) < _MAX_DEPTH:
-        seen.add(id(app))
-        yield app
-        app = (
-            next((found for name in _INNER if callable(found := vars(app).get(name))), None) if _has_vars(app) else None
-        )
-
-
-def _has_vars(value: Any) -> bool:
-    return hasattr(value, "__dict__")
-
-
-def _wrappers(app: Any) -> Iterator[str]:
-    """Yield what a request passes before the application's own code, from the outside in."""
-    for layer in _layers(app):
-        kept = getattr(layer, "user_middleware", None)
-        if kept is not None:
-            # Starlette builds them at the first request, the last one added outermost.
-            yield from (_name(getattr(each, "cls", each)) for each in kept)
-        elif getattr(layer, "wsgi_app", None) is None and hasattr(layer, "app"):
-            yield _name(type(layer))
-
-
-def _name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__name__)}"
 
 
 def _instrumented() -> Iterator[str]:

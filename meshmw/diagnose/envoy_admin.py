@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import httpx
 
-from meshmw.diagnose.config_dump import ProxyConfig, read_proxy
+from meshmw.diagnose.config_dump import read_proxy
 from meshmw.diagnose.escaping import without_secrets
+from meshmw.diagnose.proxy_config import ProxyConfig
 from meshmw.errors import MeshmwError
 
 # What reading JSON of any other shape raises.

@@ -28,6 +28,11 @@ def shown(text: str | bytes, limit: int | None = 200) -> str:
     return _UNSAFE.sub(_escape, cut)
 
 
+def excerpt_of(value: str | None) -> str:
+    """Return a header's value as it may be printed."""
+    return "absent" if value is None else shown(value, 120) or "(empty)"
+
+
 def without_secrets(url: str) -> str:
     """Return a URL as it may be printed: without credentials and without a query, in which a token may stand."""
     scheme, slashes, rest = url.partition("://")

@@ -12,12 +12,14 @@ from typing import Final
 
 from meshmw.diagnose.escaping import without_secrets
 from meshmw.diagnose.finding import Finding, by_severity
-from meshmw.diagnose.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
+from meshmw.diagnose.journey import Hop, Journey, JourneySpan, Verdict
+from meshmw.diagnose.journey_spans import with_orphans
+from meshmw.diagnose.verify_answer import Answer, Echo
 from meshmw.diagnose.verify_backends import BackendError
 from meshmw.diagnose.verify_findings import of_answer, of_sources, of_spans
 from meshmw.diagnose.verify_judge import Judgement, judge_hops
 from meshmw.diagnose.verify_logs import probe_hops
-from meshmw.diagnose.verify_probe import Answer, Echo, Probe
+from meshmw.diagnose.verify_probe import Probe
 from meshmw.diagnose.verify_watch import Seen, Watch, logged_in
 
 _POLL: Final = 0.1

@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol
 import httpx
 
 from meshmw.diagnose.escaping import without_secrets
-from meshmw.diagnose.journey import JourneySpan, journey_spans, maker_of
+from meshmw.diagnose.journey import JourneySpan
+from meshmw.diagnose.journey_spans import journey_spans, maker_of
 from meshmw.errors import MeshmwError
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")

@@ -5,46 +5,24 @@ Knows hops and header values. Must not know where they were seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
-from meshmw.diagnose.escaping import shown
 from meshmw.diagnose.finding import Finding
-from meshmw.diagnose.journey import Change, Hop
+from meshmw.diagnose.journey import Hop
 from meshmw.diagnose.verify_probe import TRACESTATE, Probe
-from meshmw.errors import InvalidHeaderError
-from meshmw.wire import B3Context, TraceParent
-
-Side = Literal["in", "own", "out"]
-State = Literal["valid", "absent", "malformed"]
+from meshmw.diagnose.verify_sight import Sight, Value, sights, with_change
 
 _FIXES: Final = {
     "app": "let the application take its headers in (meshmw.asgi or meshmw.wsgi TraceContextMiddleware) and "
-    "send them on "
-    "(meshmw.httpx.Client), and check it with `meshmw doctor MODULE:APP`",
+    "send them on (meshmw.httpx.Client), and check it with `meshmw doctor MODULE:APP`",
     "proxy": "look at what this proxy removes and which formats its tracer reads: `meshmw doctor --envoy-admin URL`",
     "own": "let the tracer of this proxy read W3C trace context: the OpenTelemetry tracer, or Zipkin's with "
     "trace_context_option: USE_B3_WITH_W3C_PROPAGATION",
     "between": "look at what lies between the two: a TLS terminator, a gateway or a load balancer that passes only the "
     "headers that it knows; `meshmw mesh-config nginx` and the others print what it needs",
 }
-
-
-class Value(NamedTuple):
-    """Is a trace that some headers name."""
-
-    state: State
-    trace_id: str = ""
-    sampled: bool | None = None
-
-
-class Sight(NamedTuple):
-    """Is one look at the headers: at which hop, on which side of it."""
-
-    hop: int
-    side: Side
-    value: Value
 
 
 @dataclass
@@ -68,12 +46,12 @@ class Judgement:
 
 def judge_hops(hops: Sequence[Hop], probe: Probe) -> Judgement:
     """Follow the trace from hop to hop, and say where it is lost, restarted or unsampled."""
-    judgement = Judgement([_with_change(hop, probe) for hop in hops])
+    judgement = Judgement([with_change(hop, probe) for hop in hops])
     judgement.expected = "" if probe.variant == "malformed" else probe.trace_id
     judgement.trace_ids = [judgement.expected] if judgement.expected else []
     last = Sight(0, "out", Value("valid", judgement.expected))
     is_lost = False
-    for sight in _sights(judgement.hops, probe):
+    for sight in sights(judgement.hops, probe):
         judgement.sights += 1
         value = sight.value
         if value.trace_id and value.trace_id not in judgement.trace_ids:
@@ -114,31 +92,31 @@ def _before_a_fresh_trace(judgement: Judgement, sight: Sight) -> Sight | None:
 
 def _check_flag(judgement: Judgement, sight: Sight, probe: Probe) -> None:
     wanted = probe.variant != "unsampled"
-    codes = {finding.code for finding in judgement.findings}
     if sight.value.sampled is None or sight.value.sampled == wanted:
         return
     hop = judgement.hops[sight.hop]
     where = hop.name if sight.side == "out" else f"before {hop.name}"
-    if wanted and "verify.flipped" not in codes:
-        judgement.findings.append(
-            Finding(
-                "warning", "verify.flipped", where, f"the sampled flag is cleared at or {where}",
-                "the spans from there on are not recorded, and the trace ends in the middle: Envoy since "
-                "1.39 clears the "
-                "flag at its own rate, and for an x-request-id that is no UUID",
-                "set randomSamplingPercentage: 100 or useRequestIdForTraceSampling: false in Istio's "
-                "Telemetry; in Envoy "
-                "random_sampling, or use_request_id_for_trace_sampling of the request id extension",
-            )
-        )  # fmt: skip
-    elif not wanted and "verify.sampled-again" not in codes:
-        judgement.findings.append(
-            Finding(
-                "warning", "verify.sampled-again", where, f"the sampled flag is set again at or {where}",
-                "the trace begins in the middle: the spans before it were not recorded",
-                "let the sampler there follow its parent: ParentBased in an application, parent_based in Envoy",
-            )
-        )  # fmt: skip
+    found = _cleared(where) if wanted else _set_again(where)
+    if found.code not in {finding.code for finding in judgement.findings}:
+        judgement.findings.append(found)
+
+
+def _cleared(where: str) -> Finding:
+    return Finding(
+        "warning", "verify.flipped", where, f"the sampled flag is cleared at or {where}",
+        "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears "
+        "the flag at its own rate, and for an x-request-id that is no UUID",
+        "set randomSamplingPercentage: 100 or useRequestIdForTraceSampling: false in Istio's Telemetry; in "
+        "Envoy random_sampling, or use_request_id_for_trace_sampling of the request id extension",
+    )  # fmt: skip
+
+
+def _set_again(where: str) -> Finding:
+    return Finding(
+        "warning", "verify.sampled-again", where, f"the sampled flag is set again at or {where}",
+        "the trace begins in the middle: the spans before it were not recorded",
+        "let the sampler there follow its parent: ParentBased in an application, parent_based in Envoy",
+    )  # fmt: skip
 
 
 def _break(judgement: Judgement, last: Sight, sight: Sight) -> None:
@@ -177,86 +155,19 @@ def _check_state(judgement: Judgement, probe: Probe) -> None:
     """Say where the tracestate went that the probe sent, if the trace itself arrived."""
     if "tracestate" not in probe.headers or probe.variant == "malformed" or judgement.findings:
         return
-    sights = [
+    looks = [
         (hop, headers["tracestate"] or "")
         for hop in judgement.hops[1:]
         for headers in (hop.received, hop.sent)
         if "tracestate" in headers
     ]
-    lost = next((hop for hop, state in sights if TRACESTATE not in state), None)
+    lost = next((hop for hop, state in looks if TRACESTATE not in state), None)
     if lost is not None:
         judgement.findings.append(
             Finding(
                 "warning", "verify.tracestate-lost", lost.name, f"the tracestate is gone at {lost.name}",
                 "what other tracing systems noted there, a sampling probability for one, is lost",
-                "pass tracestate on with traceparent; an OpenTelemetry application loses it where B3 is the "
-                "last of its "
-                "formats",
+                "pass tracestate on with traceparent; an OpenTelemetry application loses it where B3 is the last of "
+                "its formats",
             )
         )  # fmt: skip
-
-
-def _sights(hops: Sequence[Hop], probe: Probe) -> Iterator[Sight]:
-    for index, hop in enumerate(hops[1:], start=1):
-        if (value := read_headers(hop.received, probe)) is not None:
-            yield Sight(index, "in", value)
-        if hop.trace_id:
-            yield Sight(index, "own", Value("valid", hop.trace_id.rjust(32, "0")))
-        if (value := read_headers(hop.sent, probe)) is not None:
-            yield Sight(index, "out", value)
-
-
-def read_headers(headers: Mapping[str, str | None], probe: Probe) -> Value | None:
-    """Return the trace that headers name, or None where they were not looked at."""
-    if "traceparent" not in headers:
-        return None
-    parent, b3 = headers["traceparent"], headers.get("b3")
-    if probe.variant == "b3" and parent is None:
-        return _read_b3(headers)
-    if parent is None:
-        return Value("absent")
-    try:
-        found = TraceParent.parse(parent)
-    except InvalidHeaderError:
-        return Value("malformed") if b3 is None or probe.variant != "b3" else _read_b3(headers)
-    return Value("valid", f"{found.trace_id:032x}", found.sampled)
-
-
-def _read_b3(headers: Mapping[str, str | None]) -> Value | None:
-    single, multi = headers.get("b3"), headers.get("x-b3-traceid")
-    if "b3" not in headers and "x-b3-traceid" not in headers:
-        return None
-    if single is None:
-        return Value("absent") if multi is None else Value("valid", multi.rjust(32, "0"))
-    try:
-        found = B3Context.parse(single)
-    except InvalidHeaderError:
-        return Value("malformed")
-    return Value("valid", f"{found.trace_id or 0:032x}", found.sampled)
-
-
-def _with_change(hop: Hop, probe: Probe) -> Hop:
-    came, went = read_headers(hop.received, probe), read_headers(hop.sent, probe)
-    trace_id = hop.trace_id or (went.trace_id if went else "") or (came.trace_id if came else "")
-    return replace(hop, change=_change(came, went, hop), trace_id=hop.trace_id, note=hop.note or _hint(came, trace_id))
-
-
-def _hint(came: Value | None, trace_id: str) -> str:
-    return "it takes part in no trace" if came is not None and came.state == "malformed" and not trace_id else ""
-
-
-def _change(came: Value | None, went: Value | None, hop: Hop) -> Change:
-    if came is None or went is None:
-        return "unknown"
-    if went.state != "valid":
-        return "removed" if went.state == "absent" and came.state == "valid" else went.state
-    if came.state != "valid":
-        return "started"
-    if came.trace_id != went.trace_id:
-        return "restarted"
-    return "kept" if hop.received.get("traceparent") == hop.sent.get("traceparent") else "rewritten"
-
-
-def excerpt_of(value: str | None) -> str:
-    """Return a header's value as it may be printed."""
-    return "absent" if value is None else shown(value, 120) or "(empty)"

@@ -13,10 +13,10 @@ from typing import Final
 from meshmw.diagnose.access_log_format import Line
 from meshmw.diagnose.journey import Journey
 from meshmw.diagnose.verify import follow
+from meshmw.diagnose.verify_answer import Answer as Seen
 from meshmw.diagnose.verify_backends import LocalBackend
 from meshmw.diagnose.verify_logs import LogTail
 from meshmw.diagnose.verify_probe import TRACESTATE, Probe, Variant
-from meshmw.diagnose.verify_probe import Answer as Seen
 from meshmw.diagnose.verify_watch import Watch
 from meshmw.testing.otlp import OtlpReceiver
 

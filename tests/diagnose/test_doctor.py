@@ -17,12 +17,15 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
 from meshmw import MeshPropagator, Settings
-from meshmw.diagnose.config_dump import ProxyConfig, ProxyListener, read_proxy
+from meshmw.diagnose.config_dump import read_proxy
 from meshmw.diagnose.doctor import examine
-from meshmw.diagnose.doctor_app import AppError, AppFacts, load_app, look_at_process
+from meshmw.diagnose.doctor_app import AppError, load_app, look_at_process
+from meshmw.diagnose.doctor_fit import judge_both
 from meshmw.diagnose.doctor_process import judge_process
-from meshmw.diagnose.doctor_proxy import judge_both, judge_proxy
+from meshmw.diagnose.doctor_proxy import judge_proxy
 from meshmw.diagnose.envoy_admin import AdminError, ask_proxy, read_dump
+from meshmw.diagnose.process_facts import AppFacts
+from meshmw.diagnose.proxy_config import ProxyConfig, ProxyListener
 
 ASGI = "meshmw.asgi.TraceContextMiddleware"
 FINE = AppFacts(

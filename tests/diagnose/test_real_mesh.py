@@ -12,9 +12,10 @@ import pytest
 from meshmw.cli import main
 from meshmw.diagnose.journey import Journey
 from meshmw.diagnose.verify import follow
+from meshmw.diagnose.verify_answer import send
 from meshmw.diagnose.verify_backends import LocalBackend
 from meshmw.diagnose.verify_logs import LogTail
-from meshmw.diagnose.verify_probe import SYNTHETIC, make_probe, random_ids, send
+from meshmw.diagnose.verify_probe import SYNTHETIC, make_probe, random_ids
 from meshmw.diagnose.verify_watch import Watch
 from meshmw.errors import EnvoyError
 from meshmw.testing import Envoy, EnvoyMesh, Listener, OtlpReceiver, Proxy, Service, Tracer, find_envoy, start_mesh

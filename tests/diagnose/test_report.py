@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from meshmw.diagnose import report
 from meshmw.diagnose.finding import Finding
-from meshmw.diagnose.journey import Hop, Journey, JourneySpan, with_orphans
+from meshmw.diagnose.journey import Hop, Journey, JourneySpan
+from meshmw.diagnose.journey_spans import with_orphans
 from meshmw.diagnose.report import render_report, write_report
 from meshmw.errors import MissingExtraError
 from tests.diagnose.chromium import find_chromium, open_chromium

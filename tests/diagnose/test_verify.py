@@ -7,22 +7,15 @@ import json
 import httpx
 import pytest
 
-from meshmw.diagnose.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
+from meshmw.diagnose.escaping import excerpt_of
+from meshmw.diagnose.journey import Hop, Journey, JourneySpan
+from meshmw.diagnose.journey_spans import journey_spans, maker_of, with_orphans
 from meshmw.diagnose.verify import follow, way
+from meshmw.diagnose.verify_answer import Answer, Echo, ProbeError, echoes_of, send
 from meshmw.diagnose.verify_backends import BackendError, LocalBackend
-from meshmw.diagnose.verify_judge import excerpt_of, judge_hops
+from meshmw.diagnose.verify_judge import judge_hops
 from meshmw.diagnose.verify_logs import LogTail, probe_hops
-from meshmw.diagnose.verify_probe import (
-    SYNTHETIC,
-    VARIANTS,
-    Answer,
-    Echo,
-    ProbeError,
-    echoes_of,
-    make_probe,
-    random_ids,
-    send,
-)
+from meshmw.diagnose.verify_probe import SYNTHETIC, VARIANTS, make_probe, random_ids
 from meshmw.diagnose.verify_watch import Watch
 from meshmw.testing import ReceivedSpan
 
@@ -314,7 +307,7 @@ def test_an_answer_without_end_is_read_no_further_than_the_deadline(monkeypatch)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=endless()))
     client = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
-    monkeypatch.setattr("meshmw.diagnose.verify_probe.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("meshmw.diagnose.verify_answer.time.monotonic", lambda: next(now))
     assert send(make_probe(URL), timeout=5).status_code == 200
 
 
