@@ -21,6 +21,7 @@ SAMPLE_APPS = Path(__file__).parents[2] / "sample_apps"
 BRANCHES = runpy.run_path(str(SAMPLE_APPS / "branches.py"))
 CHAIN, PRICED, ORDERED = BRANCHES["CHAIN"], BRANCHES["PRICED"], BRANCHES["ORDERED"]
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+SECONDS = 180
 
 
 @pytest.fixture
@@ -30,16 +31,23 @@ def home(tmp_path):
     return tmp_path
 
 
-def run(home, *arguments):
+def run(home, *arguments, environment=None):
     command = [sys.executable, "-m", "sample_apps", *arguments]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment
+    )
 
 
 def run_without(home, *packages):
     script = f"import sys; sys.modules.update(dict.fromkeys({packages})); sys.argv[1:] = []; import runpy; "
     script += "runpy.run_module('sample_apps', run_name='__main__')"
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def without_rabbitmq():
+    """An environment in which the command leaves RabbitMQ out, whose start takes longer than all the rest."""
+    return {**os.environ, "PATH": ""}
 
 
 def rows_of(run):
@@ -122,55 +130,88 @@ def test_a_report_that_cannot_be_written_is_one_line(home):
 def test_a_service_that_drops_the_trace_fails_the_command(tmp_path):
     broken = shutil.copytree(SAMPLE_APPS, tmp_path / "sample_apps", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(broken / "inventory_bare.py", broken / "inventory.py")
-    done = run(tmp_path)
+    done = run(tmp_path, environment=without_rabbitmq())
     assert done.returncode == 1
     # One for the call from checkout, and one for each broker's order.
     assert re.search(r"^FAILED: \d traces, wanted one", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("to_all", [True, False], ids=["whole-terminal", "parent-only"])
-@pytest.mark.parametrize("moment", ["starting the edge", "Ctrl-C stops everything"])
-def test_ctrl_c_leaves_no_process(home, moment, to_all):
-    command = [sys.executable, "-u", "-m", "sample_apps", "--serve"]
-    demo = subprocess.Popen(
-        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    with demo, kill_the_rest(demo.pid):
-        seen = read_until(demo, moment)
-        os.killpg(demo.pid, signal.SIGINT) if to_all else demo.send_signal(signal.SIGINT)
-        rest = demo.stdout.read()
-        assert demo.wait(30) == 130, seen + rest
-        assert rest.endswith("stopped\n")
-        assert "Traceback" not in rest
-        assert not group_lives_on(demo.pid)
+WHOLE_TERMINAL, PARENT_ONLY, TERMINATED = "whole-terminal", "parent-only", "terminated"
 
 
-def test_serve_prints_the_trace_of_each_further_request(home):
+def end(demo, how):
+    """Send what Ctrl-C sends, to all or to the parent alone, or what `kill` sends."""
+    if how == WHOLE_TERMINAL:
+        os.killpg(demo.pid, signal.SIGINT)
+    else:
+        demo.send_signal(signal.SIGINT if how == PARENT_ONLY else signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def serving(home, **environment):
+    """Run `--serve`, with its files in *home*, whose name is so in the command line of most that it starts."""
     command = [sys.executable, "-u", "-m", "sample_apps", "--serve"]
     demo = subprocess.Popen(
-        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        command,
+        cwd=home,
+        env={**os.environ, "TMPDIR": str(home), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     with demo, kill_the_rest(demo.pid):
+        yield demo
+
+
+def assert_it_stops_and_leaves_no_process(demo, home, seen):
+    rest, _ = demo.communicate(timeout=SECONDS)
+    assert demo.returncode == 130, seen + rest
+    assert rest.endswith("stopped\n")
+    assert "Traceback" not in rest
+    wait_until_gone(demo.pid, home)
+
+
+@pytest.mark.parametrize("how", [WHOLE_TERMINAL, PARENT_ONLY])
+def test_ctrl_c_while_it_starts_leaves_no_process(home, how):
+    with serving(home) as demo:
+        seen = read_until(demo, "starting the edge")
+        end(demo, how)
+        assert_it_stops_and_leaves_no_process(demo, home, seen)
+
+
+# One with RabbitMQ, whose start takes longer than all the rest.
+@pytest.mark.parametrize(
+    ("how", "environment"),
+    [(WHOLE_TERMINAL, {}), (PARENT_ONLY, {"PATH": ""}), (TERMINATED, {"PATH": ""})],
+    ids=[WHOLE_TERMINAL, PARENT_ONLY, TERMINATED],
+)
+def test_serve_prints_the_trace_of_each_further_request_until_ctrl_c_leaves_no_process(home, how, environment):
+    with serving(home, **environment) as demo:
         seen = read_until(demo, "Ctrl-C stops everything")
         url = re.search(r"curl (http://127\.0\.0\.1:\d+/api/checkout)", seen).group(1)
         sent = f"00-{0xABC:032x}-{0xDEF:016x}-01"
         request = urllib.request.Request(url, headers={"traceparent": sent})
-        assert urllib.request.urlopen(request, timeout=10).status == 200
-        assert f"trace {0xABC:032x}" in read_until(demo, "inventory-service")
-        demo.terminate()
-        assert demo.wait(30) == 130
+        assert urllib.request.urlopen(request, timeout=60).status == 200
+        traced = read_until(demo, "inventory-service")
+        assert f"trace {0xABC:032x}" in traced
+        end(demo, how)
+        assert_it_stops_and_leaves_no_process(demo, home, seen + traced)
 
 
-def group_lives_on(group, timeout=5):
-    """Whether a process of the group is left; what the kernel ends for its parent's death may take a moment."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return False
+def wait_until_gone(group, home):
+    """Wait until no process is left of the group, nor one that names the folder: brokers are in groups of their own."""
+    deadline = time.monotonic() + 60
+    while left := processes_left(group, home):
+        assert time.monotonic() < deadline, left
         time.sleep(0.02)
-    return True
+
+
+def processes_left(group, home):
+    # What the kernel ends for its parent's death may take a moment.
+    command = ["ps", "-A", "-ww", "-o", "pgid=,args="]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if line.split()[0] == str(group) or str(home) in line]
 
 
 @contextlib.contextmanager
@@ -213,7 +254,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(home, tmp_path_
 def test_a_taken_port_is_one_line_with_envoys_reason(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(home, f"--port={port}")
+        done = run(home, f"--port={port}", environment=without_rabbitmq())
     assert done.returncode == 2
     expected = f"sample_apps: envoy 'edge' did not start: cannot bind '127.0.0.1:{port}': Address already in use"
     assert one_line(done) == expected
@@ -221,7 +262,7 @@ def test_a_taken_port_is_one_line_with_envoys_reason(home):
 
 def test_a_service_that_ends_is_one_line_with_its_last_words(home):
     (home / "uvicorn.py").write_text("raise SystemExit('no room left')")
-    done = run(home)
+    done = run(home, environment=without_rabbitmq())
     assert done.returncode == 2
     assert one_line(done) == "sample_apps: checkout-service did not start: no room left"
 
