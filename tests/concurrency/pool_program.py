@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from opentelemetry import baggage, propagate, trace
 from opentelemetry.context import get_current
@@ -195,7 +196,9 @@ def after_shutdown(kind, context):
 def cancelled(kind, context):
     with kind(1, context) as executor:
         first = executor.submit(abs, -1)
-        waiting = [executor.submit(abs, -1) for _ in range(50)]
+        while not (first.running() or first.done()):  # what nobody has taken is cancelled as well
+            time.sleep(0.001)
+        waiting = [executor.submit(time.sleep, 0.05) for _ in range(50)]
         executor.shutdown(wait=True, cancel_futures=True)
         return first.result(60), any(future.cancelled() for future in waiting)
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("strict_context")
 
 KEY = create_key("test")
 OTHER = contextvars.ContextVar("other", default=None)
-SECONDS = 10
+SECONDS = 60
 
 
 def value():

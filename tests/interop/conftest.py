@@ -147,6 +147,14 @@ class Peer:
         assert "error" not in answer, f"{answer['error']}\n{self._log.read_text()[-2000:]}"
         return answer
 
+    def spans(self, kind: int) -> list[dict[str, Any]]:
+        """Return the ended spans of a kind, once there is one: some end after the answer that they belong to."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while not (found := [span for span in self.ask(command="spans")["spans"] if span["kind"] == kind]):
+            assert time.monotonic() < deadline, "no such span has ended"
+            time.sleep(0.01)
+        return found
+
     def _line(self) -> bytes:
         assert self._process.stdout is not None
         deadline = time.monotonic() + ANSWER_SECONDS

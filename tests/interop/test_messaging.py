@@ -102,7 +102,7 @@ def test_node_continues_the_trace_of_what_we_send(broker, destination, node_peer
         sent = broker.send(destination).get_span_context()
     peer = node_peer("messaging.js", broker.system, broker.address)
     seen = peer.ask(command="receive", destination=destination)
-    (span,) = [each for each in peer.ask(command="spans")["spans"] if each["kind"] == CONSUMER]
+    (span,) = peer.spans(CONSUMER)
     assert seen["body"] == "order"
     assert seen["trace_id"] == f"{sent.trace_id:032x}"
     assert seen["span_id"] == span["span_id"]
@@ -113,7 +113,7 @@ def test_node_continues_the_trace_of_what_we_send(broker, destination, node_peer
 def test_we_continue_the_trace_of_what_node_sends(broker, destination, node_peer):
     peer = node_peer("messaging.js", broker.system, broker.address)
     order = peer.ask(command="send", destination=destination, body="order", baggage={"tenant": "Nord & Süd"})
-    (span,) = [each for each in peer.ask(command="spans")["spans"] if each["kind"] == PRODUCER]
+    (span,) = peer.spans(PRODUCER)
     assert span["parent_id"] == order["span_id"]
     with broker.receive(destination) as processed:
         assert trace.get_current_span() is processed

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from werkzeug.serving import make_server
 
 Lines = Sequence[tuple[str, str]]
-SECONDS = 30
+SECONDS = 60
 
 
 class Ids:

@@ -131,8 +131,10 @@ class Soak:
     # what a stream does
 
     def plan(self) -> tuple[str, int]:
-        """Return what ends a stream, and after how many messages."""
-        return self.random.choice(ENDS), self.random.randrange(1, self.messages)
+        """Return what ends a stream, and after how many messages; it is counted among the ends."""
+        end, last = self.random.choice(ENDS), self.random.randrange(1, self.messages)
+        self.ends[end] += 1
+        return end, last
 
     def check(self, found: bytes, trace_id: str, stream: str, message: int) -> None:
         self.exchanged += 1
@@ -211,7 +213,6 @@ class Soak:
             talks = []
             for number in range(self.streams):
                 end, last = self.plan()
-                self.ends[end] += 1
                 if end == "disconnect":
                     own.append(channel())
                 talks.append(pool.submit(self.talk, own[-1] if end == "disconnect" else shared, number, end, last))
@@ -244,7 +245,6 @@ class Soak:
         talks = []
         for number in range(self.streams):
             end, last = self.plan()
-            self.ends[end] += 1
             if end == "disconnect":
                 own.append(channel())
             talk = self.atalk(own[-1] if end == "disconnect" else shared, number, end, last)

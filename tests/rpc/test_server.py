@@ -596,6 +596,7 @@ def test_where_contrib_has_believed_a_caller_that_is_not_trusted_our_span_starts
     (answer,) = host.call(metadata=FROM_CALLER)
     assert answer["trace_id"] != TRACE_ID
     assert host.propagator.rejections.counts == {("context", "host_trust"): 1}
+    host.until(lambda: len(host.spans) == 2)
     assert len(host.server_spans) == 1
 
 

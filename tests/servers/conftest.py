@@ -25,7 +25,7 @@ from meshmw.testing import OtlpReceiver, dies_with_parent, stop_processes
 
 APPS = Path(__file__).parent / "apps"
 START_SECONDS = 60
-ANSWER_SECONDS = 30
+ANSWER_SECONDS = 60
 
 # Every server is given port 0, and says in its log which port it got.
 _UVICORN = "uvicorn {app} --host 127.0.0.1 --port 0 --loop asyncio --no-access-log"

@@ -172,7 +172,8 @@ telemetry.shutdown()
 assert value("otel_bsp_dropped_spans_total", 'reason="export_failed"') == [5], scrape()
 assert value("otel_bsp_export_failures_total") == [1]
 print("shown")
-"""
+""",
+            OTEL_BSP_SCHEDULE_DELAY="600000",
         )
         assert program.stdout == "shown\n", program.stderr
 
@@ -243,7 +244,7 @@ print(value("otel_bsp_queue_length"))
             except ModuleNotFoundError as error:
                 print(error, type(trace.get_tracer_provider()).__name__)
             """,
-            OTEL_METRICS_EXPORTER="otlp,prometheus",
+            OTEL_METRICS_EXPORTER="console,prometheus",
         )
         assert program.stdout == (
             "the exporter for Prometheus is not installed: run  pip install 'meshmw[prometheus]' ProxyTracerProvider\n"
@@ -253,10 +254,12 @@ print(value("otel_bsp_queue_length"))
 @pytest.mark.parametrize(
     ("settings", "variable", "warnings"),
     [
-        ({}, "otlp", ["OTEL_METRICS_EXPORTER holds 'otlp', which is ignored"]),
+        ({}, "console", ["OTEL_METRICS_EXPORTER holds 'console', which is ignored"]),
         ({}, "none", []),
         ({}, " , ", []),
-        ({"metrics": "none"}, "otlp", []),
+        ({"metrics": "none"}, "console", []),
+        ({"metrics": "none"}, "otlp,console", []),
+        ({}, "none,Console", ["OTEL_METRICS_EXPORTER holds 'console', which is ignored"]),
     ],
 )
 def test_another_metrics_exporter_is_not_left_out_without_a_word(settings, variable, warnings, monkeypatch, caplog):

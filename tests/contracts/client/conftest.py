@@ -105,8 +105,8 @@ class Caller:
     def client(self, **options: Any) -> Any:
         inner = self.network() if self.over == "network" else self.inner
         kind = self.ours.AsyncClient if self.is_async else self.ours.Client
-        options = {"transport": self.wrap(inner), "base_url": self.address, "trust_env": False} | options
-        return kind(**options)
+        ours = {"transport": self.wrap(inner), "base_url": self.address, "trust_env": False, "timeout": 60.0}
+        return kind(**ours | options)
 
     def run(self, use: Callable[[Any], Awaitable[Any]], *, within: Context | None = None, **options: Any) -> Any:
         """Use a client, within a context that must be current again afterwards."""

@@ -66,7 +66,7 @@ def run(make: Callable[..., Any]) -> Callable[..., Any]:
             client = make(**options)
             await client.open()
             try:
-                return await asyncio.wait_for(use(client), 60)
+                return await asyncio.wait_for(use(client), 120)
             finally:
                 await client.close()
 

@@ -69,6 +69,8 @@ def test_a_message_in_hand_when_the_broker_goes_comes_again_in_its_trace(node, c
             channel.connection.process_data_events(SECONDS)
         with pytest.raises(pika.exceptions.AMQPError):
             rabbitmq.instrument(channel, **blocking.options).basic_publish("", "blocking", b"2")
+        while not asynchronous.spans:  # noqa: ASYNC110 - it ends once aio-pika has noticed
+            await asyncio.sleep(0.01)
         exchange = rabbitmq.instrument(own_channel.default_exchange.__wrapped__, **asynchronous.options)
         with pytest.raises((aio_pika.exceptions.AMQPError, RuntimeError, TimeoutError, OSError)):
             await exchange.publish(aio_pika.Message(b"2"), "asynchronous", timeout=0.5)
