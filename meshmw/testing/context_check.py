@@ -7,6 +7,7 @@ While the check is active, the API's runtime context records who attaches; other
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 import traceback
@@ -22,8 +23,9 @@ from opentelemetry.context.context import _RuntimeContext
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-# A background exporter may be at work when the check ends: what it attached, it detaches within moments.
-_GRACE_SECONDS = 1.0
+# A background exporter may be at work when the check ends: what it attached, it detaches within moments, or after a
+# while on a machine under load.
+_GRACE_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -100,7 +102,9 @@ class _Recorder(_RuntimeContext):
         return self._failed + leaked
 
     def _open_elsewhere(self) -> bool:
-        return any(attachment.thread != threading.get_ident() for attachment in self._still_open())
+        # A thread that has ended will detach nothing any more.
+        others = sys._current_frames().keys() - {threading.get_ident()}
+        return any(attachment.thread in others for attachment in self._still_open())
 
     def _still_open(self) -> list[_Attachment]:
         # The variable itself may have been reset with a token; only its text tells.
