@@ -104,7 +104,9 @@ def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
         metrics.set_meter_provider(meter_provider)
     found = trace.get_tracer_provider()
     _say_ready(settings, found, whose)
-    return Telemetry(settings, propagator, found, owned=whose == "own", processor=processor)
+    # What a scrape shows can be scraped to the end.
+    ours = meter_provider if settings.metrics == "otlp" else None
+    return Telemetry(settings, propagator, found, owned=whose == "own", processor=processor, meter_provider=ours)
 
 
 def _provider(settings: Settings, meter_provider: MeterProvider | None) -> tuple[TracerProvider, SpanProcessor | None]:

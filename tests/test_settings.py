@@ -196,6 +196,7 @@ class TestValues:
             ("MESHMW_QUEUE_SIZE", " Auto", "auto"),
             ("MESHMW_QUEUE_SIZE", "4096", 4096),
             ("MESHMW_METRICS", "Prometheus", "prometheus"),
+            ("MESHMW_METRICS", "OTLP", "otlp"),
             ("MESHMW_TRUST", "Restart", "restart"),
             ("MESHMW_TRUSTED_PEERS", "10.0.0.0/8, fd00::/8,192.0.2.7", ("10.0.0.0/8", "fd00::/8", "192.0.2.7")),
             ("MESHMW_SAMPLING_OWNER", "service", "service"),
@@ -427,8 +428,10 @@ class TestPipeline:
     @pytest.mark.parametrize(
         ("variable", "value", "name", "expected"),
         [
-            ("OTEL_METRICS_EXPORTER", "otlp,prometheus", "metrics", "prometheus"),
-            ("OTEL_METRICS_EXPORTER", "otlp", "metrics", "none"),
+            ("OTEL_METRICS_EXPORTER", "console,Prometheus,otlp", "metrics", "prometheus"),
+            ("OTEL_METRICS_EXPORTER", "otlp,prometheus", "metrics", "otlp"),
+            ("OTEL_METRICS_EXPORTER", "none", "metrics", "none"),
+            ("OTEL_METRICS_EXPORTER", "console", "metrics", "none"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "9", "queue_size", 9),
         ],
     )

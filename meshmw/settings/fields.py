@@ -196,8 +196,8 @@ class Fields(BaseSettings):
     )
     metrics: Metrics = Field(
         default="none",
-        description="Whether configure() sets a meter provider whose metrics prometheus_client shows to scrapes.",
-        json_schema_extra={"takes": "prometheus or none"},
+        description="Where metrics go: to scrapes of prometheus_client, to a collector over OTLP, or nowhere by us.",
+        json_schema_extra={"takes": "prometheus, otlp or none"},
     )
     warn_window: Seconds = Field(
         default=60.0,

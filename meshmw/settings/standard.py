@@ -7,7 +7,7 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw.settings.faults import excerpt, log
-from meshmw.settings.values import LONGEST_TEXT, Format, endpoint_url, printable
+from meshmw.settings.values import LONGEST_TEXT, Format, MetricsExporter, endpoint_url, printable
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
@@ -127,7 +127,11 @@ class Standard:
         return chosen or protocol
 
     def _protocol(self) -> tuple[str, str] | None:
-        for variable in VARIABLES["exporter"][1:]:
+        return self.protocol(*VARIABLES["exporter"][1:])
+
+    def protocol(self, *variables: str) -> tuple[str, str] | None:
+        """Return the exporter of the protocol that the first of these variables names."""
+        for variable in variables:
             value = self._get(variable).lower()
             if value in _PROTOCOLS:
                 return _PROTOCOLS[value], variable
@@ -136,16 +140,20 @@ class Standard:
         return None
 
     def _endpoint(self) -> tuple[str, str] | None:
-        http = self._is_http()
-        for variable in VARIABLES["endpoint"]:
+        return self.endpoint(VARIABLES["endpoint"], "traces", http=self._is_http())
+
+    def endpoint(self, variables: Sequence[str], signal: str, *, http: bool) -> tuple[str, str] | None:
+        """Return the address that the first of these variables holds, complete for this signal over HTTP."""
+        for variable in variables:
             value = self._get(variable)
             try:
-                url = endpoint_url(self._with_scheme(value)) if value else ""
+                url = endpoint_url(self._with_scheme(value, signal)) if value else ""
             except ValueError:
                 self._ignore(variable, value, "a URL such as http://127.0.0.1:4317")
                 continue
             if url:
-                return (_traces_url(url, base=variable == "OTEL_EXPORTER_OTLP_ENDPOINT") if http else url), variable
+                base = variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
+                return (_signal_url(url, signal, base=base) if http else url), variable
         return None
 
     def _is_http(self) -> bool:
@@ -153,10 +161,10 @@ class Standard:
         found = Standard(self.environ)._exporter() or ("otlp", "")
         return str(self.decided.get("exporter", found[0])).strip().lower() == "otlp-http"
 
-    def _with_scheme(self, address: str) -> str:
+    def _with_scheme(self, address: str, signal: str) -> str:
         if "://" in address:
             return address
-        secure = self._get("OTEL_EXPORTER_OTLP_TRACES_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
+        secure = self._get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
         return f"https://{address}" if secure.lower() == "false" else address
 
     def count(self, variable: str) -> tuple[int, str] | None:
@@ -169,9 +177,10 @@ class Standard:
         return None
 
     def _metrics(self) -> tuple[str, str] | None:
-        # Other exporters are not ours to set up, and `opentelemetry-instrument` sets this variable for all programs.
+        # Other exporters are not ours to set up, and the variable may be meant for a provider that is there already.
         variable = "OTEL_METRICS_EXPORTER"
-        return ("prometheus", variable) if "prometheus" in self._names(variable) else None
+        known = [name for name in self._names(variable) if name in get_args(MetricsExporter)]
+        return (known[0], variable) if known else None
 
     def _disabled(self) -> tuple[bool, str] | None:
         variable = "OTEL_SDK_DISABLED"
@@ -185,11 +194,11 @@ def _as_utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _traces_url(url: str, *, base: bool) -> str:
-    # The variable for all signals holds a base, to which the signal's path is added; the one for traces is complete,
+def _signal_url(url: str, signal: str, *, base: bool) -> str:
+    # The variable for all signals holds a base, to which the signal's path is added; the one for a signal is complete,
     # and without a path it means the root.
     if base:
-        return f"{url.removesuffix('/')}/v1/traces"
+        return f"{url.removesuffix('/')}/v1/{signal}"
     return url if urlsplit(url).path else f"{url}/"
 
 

@@ -121,7 +121,8 @@ HeaderNames: TypeAlias = Annotated[
     tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(words), BeforeValidator(_lower)
 ]
 Exporter: TypeAlias = Annotated[Literal["otlp", "otlp-http", "console", "none"], BeforeValidator(_lower)]
-Metrics: TypeAlias = Annotated[Literal["prometheus", "none"], BeforeValidator(_lower)]
+MetricsExporter: TypeAlias = Literal["prometheus", "otlp", "none"]
+Metrics: TypeAlias = Annotated[MetricsExporter, BeforeValidator(_lower)]
 BatchProfile: TypeAlias = Annotated[Literal["moderate", "high"], BeforeValidator(_lower)]
 QueueSize: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"], BeforeValidator(_lower)]
 SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]

@@ -46,7 +46,7 @@ def join(settings: Settings, provider: trace.TracerProvider, whose: str) -> None
         whose: `existing`, or `file` where OTEL_CONFIG_FILE made it.
     """
     lost = [] if _copies_baggage(settings, provider) else ["baggage_attributes"]
-    lost += [name for name in _SETTLED if _is_asked_for(settings, name)]
+    lost += [name for name in _SETTLED if is_asked_for(settings, name)]
     if lost:
         log.warning("%s, so these settings have no effect: %s; %s", _WHY[whose], ", ".join(lost), _REMEDY[whose])
 
@@ -59,7 +59,8 @@ def _copies_baggage(settings: Settings, provider: trace.TracerProvider) -> bool:
     return processor is None or add is not None
 
 
-def _is_asked_for(settings: Settings, name: str) -> bool:
+def is_asked_for(settings: Settings, name: str) -> bool:
+    """Say whether somebody chose this setting for meshmw, and not for all telemetry by a standard variable."""
     # What a standard variable says, the other provider has read too.
     by_standard = settings.origins().get(name, "").startswith("OTEL_")
     default = type(settings).model_fields[name].default

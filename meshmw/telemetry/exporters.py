@@ -22,12 +22,12 @@ _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localh
 # gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
 # spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
 # the exporter's own annotation of its argument says texts, where gRPC takes numbers.
-_RECONNECTING: Final[Any] = (("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.min_reconnect_backoff_ms", 10_000))
+RECONNECTING: Final[Any] = (("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.min_reconnect_backoff_ms", 10_000))
 
 # With one of these, the OTLP exporter makes its own HTTP session, which carries the user's credentials.
 _CREDENTIAL_PROVIDERS: Final = (
     "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
-    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}_CREDENTIAL_PROVIDER",
 )
 
 
@@ -66,13 +66,13 @@ def _over_grpc(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
-    _warn_under_gevent()
+    warn_under_gevent()
     return OTLPSpanExporter(
-        endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http", channel_options=_RECONNECTING
+        endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http", channel_options=RECONNECTING
     )
 
 
-def _warn_under_gevent() -> None:
+def warn_under_gevent() -> None:
     """Say that gRPC waits outside of gevent's sight, where gevent has made threads greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
@@ -87,11 +87,11 @@ def _over_http(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         raise MissingExtraError("the OTLP exporter for HTTP", "otlp") from error
-    session = None if any(map(is_set, _CREDENTIAL_PROVIDERS)) else _bounded_session()
-    return OTLPSpanExporter(endpoint=endpoint, session=session)
+    return OTLPSpanExporter(endpoint=endpoint, session=bounded_session("TRACES"))
 
 
-def _bounded_session() -> Session:
+def bounded_session(signal: str) -> Session | None:
+    """Return a session for the OTLP exporter of a signal, or None where the exporter is to make its own."""
     from meshmw.telemetry.bounded_session import BoundedSession
 
-    return BoundedSession()
+    return None if any(is_set(each.format(signal)) for each in _CREDENTIAL_PROVIDERS) else BoundedSession()

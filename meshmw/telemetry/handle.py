@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import TracerProvider
 
@@ -44,12 +46,14 @@ class Telemetry:
         *,
         owned: bool,
         processor: SpanProcessor | None = None,
+        meter_provider: MeterProvider | None = None,
     ) -> None:
         self.settings = settings
         self.propagator = propagator
         self.tracer_provider = tracer_provider
         self._owned = owned
         self._processor = processor
+        self._meter_provider = meter_provider
         self._lock = threading.Lock()
         self._ended = False
         self._unanswered: int | None = None
@@ -61,8 +65,8 @@ class Telemetry:
 
     @property
     def exports(self) -> bool:
-        """Say whether it exports spans by itself, rather than a provider that was there before, or nobody."""
-        return self._owned and self._processor is not None
+        """Say whether it exports by itself, rather than a provider that was there before, or nobody."""
+        return (self._owned and self._processor is not None) or self._meter_provider is not None
 
     def __enter__(self) -> Self:
         return self
@@ -74,11 +78,13 @@ class Telemetry:
 
     def force_flush(self, timeout_seconds: float = 5.0) -> bool:
         """Export what is queued, and say whether all of it was handed over within the time, in seconds."""
-        flush = getattr(self.tracer_provider, "force_flush", None)
-        if flush is None or self._ended:
-            return flush is None
+        found = (getattr(each, "force_flush", None) for each in (self.tracer_provider, self._meter_provider))
+        flushes = [flush for flush in found if flush is not None]
+        if not flushes or self._ended:
+            return not flushes
         done = self._exports_done()
-        in_time = _within(timeout_seconds, lambda: bool(flush(int(timeout_seconds * 1000))))
+        millis = int(timeout_seconds * 1000)
+        in_time = _within(timeout_seconds, lambda: all([bool(flush(millis)) for flush in flushes]))  # noqa: C419 - each
         self._unanswered = None if in_time else done
         return in_time and self._delivered()
 
@@ -100,11 +106,20 @@ class Telemetry:
             if self._ended:
                 return
             self._ended = True
+        deadline = time.monotonic() + timeout_seconds
         if isinstance(self._processor, PromptBatchSpanProcessor):
             # A collector that has just let a whole flush pass is not waited for as long a second time.
             self._processor.shutdown_seconds = min(timeout_seconds, 1.0) if self._is_silent() else timeout_seconds
         if self._owned:
             _quietly(self.tracer_provider.shutdown)  # type: ignore[attr-defined]
+        if self._meter_provider is not None:
+            self._end_metrics(self._meter_provider, deadline - time.monotonic())
+
+    def _end_metrics(self, provider: MeterProvider, seconds: float) -> None:
+        known = self._delivered() and not self._is_silent()
+        # In no time at all the SDK would not even stop its thread.
+        left = max(min(seconds, seconds if known else 1.0), 0.1)
+        _quietly(lambda: provider.shutdown(timeout_millis=left * 1000))
 
     def _is_silent(self) -> bool:
         """Say whether the collector has let a whole flush pass, and has taken nothing since it began."""

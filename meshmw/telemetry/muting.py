@@ -18,6 +18,7 @@ ENCODER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "opentelemetry.exporter.otlp.common.http",
     ENCODER,
     "opentelemetry.sdk._shared_internal",
