@@ -152,32 +152,25 @@ class TestUsing:
             assert await asyncio.gather(*children) == [{"parent": "p", "child": name} for name in "ab"]
             assert baggage.get_all() == {"parent": "p"}
 
-    def test_a_coroutine_that_nobody_finished_logs_no_error(self, caplog):
+    @staticmethod
+    async def unfinished():
         class Never:
             def __await__(self):
                 yield
 
-        async def unfinished():
-            with baggage.using(a="1"):
-                await Never()
+        with baggage.using(a="1"):
+            await Never()
 
+    def test_a_coroutine_that_nobody_finished_logs_no_error(self, caplog):
         caplog.set_level(logging.DEBUG)
-        coroutine = unfinished()
+        coroutine = self.unfinished()
         contextvars.copy_context().run(coroutine.send, None)
         coroutine.close()
         gc.collect()
         assert caplog.messages == []
 
     def test_a_coroutine_closed_where_it_ran_gives_the_context_back(self):
-        class Never:
-            def __await__(self):
-                yield
-
-        async def unfinished():
-            with baggage.using(a="1"):
-                await Never()
-
-        coroutine = unfinished()
+        coroutine = self.unfinished()
         coroutine.send(None)
         assert baggage.get("a") == "1"
         coroutine.close()

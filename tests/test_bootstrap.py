@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from tests.programs import clean_environment
 
 LOGGING = "import logging; logging.basicConfig(level=logging.INFO, format='%(levelname)s %(name)s %(message)s')\n"
 DEFINITIONS = """
@@ -27,7 +28,7 @@ def untouched():
 
 def run(code, *, prelude=DEFINITIONS, **variables):
     """Run a program with no telemetry variables but these, and return it ended."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
+    kept = clean_environment()
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", LOGGING + prelude + textwrap.dedent(code)],
         env={**kept, **variables},

@@ -18,6 +18,7 @@ import pytest
 
 from meshmw import __version__
 from meshmw.cli import main
+from tests.programs import envoy_or_skip
 
 VALID = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 COMMANDS = ("inspect", "doctor", "access-log", "verify", "mesh-config", "demo", "settings")
@@ -481,15 +482,7 @@ def test_what_a_terminal_cannot_print_and_what_no_disk_takes_is_no_crash(tmp_pat
 
 
 def test_the_demo_serves_one_trace_until_ctrl_c(request):
-    from meshmw.errors import EnvoyError
-    from meshmw.testing import find_envoy
-
-    try:
-        find_envoy()
-    except EnvoyError as missing:
-        if request.config.getoption("--meshmw-require-envoy"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+    envoy_or_skip(request)
     command = [sys.executable, "-m", "meshmw.cli", "demo", "--serve"]
     # With nothing on the PATH it leaves RabbitMQ out, whose start takes longer than all the rest.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": ""}

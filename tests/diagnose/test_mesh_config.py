@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from meshmw.diagnose.mesh_config import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames, mesh_config
-from meshmw.errors import EnvoyError, MissingExtraError
-from meshmw.testing import find_envoy
+from meshmw.errors import MissingExtraError
+from tests.programs import envoy_or_skip
 
 SCHEMAS = json.loads((Path(__file__).parent / "schemas" / "istio.json").read_text())
 KUBERNETES = "1.33"
@@ -37,12 +37,7 @@ def check(*command: object) -> None:
 
 @pytest.mark.parametrize("sampling", [100.0, 0.5])
 def test_envoy_takes_it(request, tmp_path, sampling):
-    try:
-        envoy = find_envoy()
-    except EnvoyError as missing:
-        if request.config.getoption("--meshmw-require-envoy"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+    envoy = envoy_or_skip(request)
     path = tmp_path / "envoy.yaml"
     path.write_text(mesh_config("envoy", MeshNames(sampling=sampling, collector="127.0.0.1:4317")))
     check(envoy, "--mode", "validate", "-c", path)

@@ -17,8 +17,8 @@ from meshmw.diagnose.verify_backends import LocalBackend
 from meshmw.diagnose.verify_logs import LogTail
 from meshmw.diagnose.verify_probe import SYNTHETIC, make_probe, random_ids
 from meshmw.diagnose.verify_watch import Watch
-from meshmw.errors import EnvoyError
-from meshmw.testing import Envoy, EnvoyMesh, Listener, OtlpReceiver, Proxy, Service, Tracer, find_envoy, start_mesh
+from meshmw.testing import Envoy, EnvoyMesh, Listener, OtlpReceiver, Proxy, Service, Tracer, start_mesh
+from tests.programs import envoy_or_skip
 
 APPS = Path(__file__).parent / "apps"
 SHOP = Service("shop", "shop:app", calls=["stock"], directory=APPS)
@@ -36,12 +36,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 @pytest.fixture(scope="module")
 def meshes(request: pytest.FixtureRequest, receiver: OtlpReceiver) -> Iterator[object]:
     """Meshes by their shop, sidecars and edge, each started once."""
-    try:
-        find_envoy()
-    except EnvoyError as missing:
-        if request.config.getoption("--meshmw-require-envoy"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+    envoy_or_skip(request)
     running: dict[tuple[object, ...], EnvoyMesh] = {}
     with ExitStack() as stack:
 

@@ -1,11 +1,12 @@
 """FastAPI with its own telemetry on, configured as a service is; each case is a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.programs import clean_environment
 
 TRACE_ID, PARENT_ID = "1" * 32, "2" * 16
 VALID = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "baggage": "a=1"}
@@ -80,7 +81,7 @@ print(json.dumps({
 
 
 def serve(headers, *, environment=None, **case):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
+    kept = clean_environment()
     done = subprocess.run(
         [sys.executable, "-c", SERVICE, json.dumps({"headers": headers, **case})],
         env=kept | (environment or {}),

@@ -14,6 +14,7 @@ import pytest
 from meshmw.settings import Settings
 from meshmw.telemetry.exporters import build_exporter
 from meshmw.testing import OtlpReceiver, dies_with_parent
+from tests.programs import run_parts
 
 SECONDS = 60
 PATCHED = """
@@ -58,17 +59,7 @@ def spans():
 
 
 def run(*parts, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(textwrap.dedent(part) for part in (PATCHED, *parts))],
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Failed to detach" not in done.stderr
-    return done
+    return run_parts(PATCHED, *parts, **environment)
 
 
 def test_requests_that_take_turns_within_one_thread_keep_their_traces():

@@ -1,11 +1,8 @@
 """Whole processes, with OpenTelemetry's globals set as a service sets them. Each case is a process of its own."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
+
+from tests.programs import run_parts
 
 COMMON = """
 import asyncio, inspect
@@ -45,17 +42,7 @@ meshmw.configure(meshmw.Settings(exporter="none"))
 
 
 def run(*parts, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(textwrap.dedent(part) for part in (COMMON, *parts))],
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Failed to detach" not in done.stderr
-    return done
+    return run_parts(COMMON, *parts, **environment)
 
 
 @pytest.mark.parametrize("family", ["httpx", "httpx2"])

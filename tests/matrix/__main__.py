@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 from tests.matrix.kits import KITS
 from tests.matrix.row import Row, all_rows
+from tests.programs import clean_environment
 
 ROOT = Path(__file__).parents[2]
 PASSES, NOT_OFFERED = "✓", "not offered"
@@ -53,7 +53,7 @@ def _run_row(row: Row, kit: Any, outcome: dict[str, str]) -> None:
 
 def run_all(only: Sequence[str] = ()) -> dict[str, dict[str, str]]:
     """Run every row with every kit, each in a process of its own because both set globals."""
-    clean = {key: text for key, text in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_"))}
+    clean = clean_environment()
     command = [sys.executable, "-m", "tests.matrix", "--only", ",".join(only), "--kit"]
     processes = {
         name: subprocess.Popen([*command, name], cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from meshmw.testing import dies_with_parent, stop_processes
+from tests.programs import clean_environment
 
 _COMMANDS = {
     "asgi": "uvicorn {app} --fd {fd} --loop asyncio --no-access-log --log-level critical",
@@ -49,7 +50,7 @@ class Server:
                 "-m",
                 *_COMMANDS[self._interface].format(app=self._app, fd=bound.fileno()).split(),
             ]
-            clean = {key: text for key, text in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_"))}
+            clean = clean_environment()
             environment = clean | {"SOAK_SPANS": str(self.spans), "PYTHONUNBUFFERED": "1"} | self._environment
             self._process = subprocess.Popen(
                 dies_with_parent(command), cwd=_ROOT, env=environment, stdout=log, stderr=log,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import clean_environment
 
 REQUESTS = 3_000
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def told(pytestconfig):
         say = pytest.fail if pytestconfig.getoption("--meshmw-require-envoy") else pytest.skip
         say(f"not installed: run  pip install {' '.join(missing)}")
     command = [sys.executable, "-m", "tests.soak", "--json", "--requests", str(REQUESTS)]
-    environment = {key: text for key, text in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_"))}
+    environment = clean_environment()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

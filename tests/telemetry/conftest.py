@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from tests.programs import clean_environment
 
 PRELUDE = """
 import logging; logging.basicConfig(level=logging.INFO, format='%(levelname)s %(name)s %(message)s')
@@ -22,7 +23,7 @@ def run_program():
     """Return a function that runs a program with no telemetry variables but those given, and returns it ended."""
 
     def run(code, *, prelude=PRELUDE, command=(), strict=True, **variables):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
+        kept = clean_environment()
         return subprocess.run(
             [*command, sys.executable, *(("-W", "error") if strict else ()), "-c", prelude + textwrap.dedent(code)],
             env={**kept, **variables},

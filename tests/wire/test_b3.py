@@ -1,6 +1,4 @@
-import json
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,8 +7,9 @@ from hypothesis import strategies as st
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, read_b3
 from meshmw.wire.b3 import REASONS
+from tests.wire.claims import by_claim, outcome, vectors
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "b3.json").read_text())
+VECTORS = vectors("b3")
 TRACE_ID, SPAN_ID = "463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312"
 SINGLE = f"{TRACE_ID}-{SPAN_ID}-1"
 FORM = re.compile(r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}(?:-[01d])?|[01d]")
@@ -22,17 +21,6 @@ with_ids = st.builds(
     lambda t, s, d: B3Context(t, s, *d), st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), decisions
 )
 alone = decisions.filter(lambda d: d[0] is not None).map(lambda d: B3Context(None, None, *d))
-
-
-def outcome(read, *args):
-    try:
-        return read(*args)
-    except InvalidHeaderError as error:
-        return error
-
-
-def by_claim(rows):
-    return [pytest.param(row, id=row["claim"]) for row in rows]
 
 
 def context_of(row):

@@ -1,8 +1,6 @@
 import copy
-import json
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +9,9 @@ from hypothesis import strategies as st
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import BaggageValue, format_baggage, format_member, parse_baggage, parse_member
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS, REASONS
+from tests.wire.claims import by_claim, outcome, vectors
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "baggage.json").read_text())
+VECTORS = vectors("baggage")
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
 SHORT_OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]{0,9}"
@@ -24,17 +23,6 @@ members = st.from_regex(
 )
 near_misses = st.text(alphabet=st.sampled_from('ab=,; \t%2"\\é\n+'))
 any_text = st.text() | near_misses
-
-
-def outcome(read, *args):
-    try:
-        return read(*args)
-    except InvalidHeaderError as error:
-        return error
-
-
-def by_claim(rows):
-    return [pytest.param(row, id=row["claim"]) for row in rows]
 
 
 def follows_abnf(header):

@@ -1,8 +1,6 @@
 import copy
-import json
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +9,9 @@ from hypothesis import strategies as st
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceParent
 from meshmw.wire.traceparent import FLAG_RANDOM, FLAG_SAMPLED, REASONS
+from tests.wire.claims import by_claim, outcome, vectors
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "traceparent.json").read_text())
+VECTORS = vectors("traceparent")
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ABNF = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[0-3]")
 
@@ -23,17 +22,6 @@ near_misses = st.tuples(
     st.text(alphabet=st.sampled_from("0aAfFgx-_,. \t\n\0\x7fé\uff11"), max_size=4),
 ).map(lambda t: t[0][: t[1]] + t[3] + t[0][t[2] :])
 any_text = st.text() | near_misses | st.from_regex(r"[0-9a-fA-F]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-
-
-def outcome(read, *args):
-    try:
-        return read(*args)
-    except InvalidHeaderError as error:
-        return error
-
-
-def by_claim(rows):
-    return [pytest.param(row, id=row["claim"]) for row in rows]
 
 
 def fault(text, policy="strict"):

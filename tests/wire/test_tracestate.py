@@ -1,9 +1,7 @@
 import copy
 import dataclasses
-import json
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,8 +10,9 @@ from hypothesis import strategies as st
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceState
 from meshmw.wire.tracestate import MAX_CHARS, MAX_MEMBERS, REASONS
+from tests.wire.claims import by_claim, outcome, vectors
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "tracestate.json").read_text())
+VECTORS = vectors("tracestate")
 KEY = r"[a-z0-9][a-z0-9_\-*/@]{0,255}"
 VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 ABNF = re.compile(f"(?:{KEY}={VALUE}(?:,{KEY}={VALUE}){{0,31}})?")
@@ -23,17 +22,6 @@ values = st.from_regex(VALUE, fullmatch=True)
 states = st.dictionaries(keys, values, max_size=MAX_MEMBERS).map(lambda items: TraceState(tuple(items.items())))
 any_text = st.text() | st.text(alphabet=st.sampled_from("ab@=, \t\n\0éA"))
 FULL = TraceState(tuple((f"k{i}", "v") for i in range(MAX_MEMBERS)))
-
-
-def outcome(read, *args):
-    try:
-        return read(*args)
-    except InvalidHeaderError as error:
-        return error
-
-
-def by_claim(rows):
-    return [pytest.param(row, id=row["claim"]) for row in rows]
 
 
 @pytest.mark.parametrize("row", by_claim(VECTORS["invalid"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 from meshmw.testing import OtlpReceiver, dies_with_parent, stop_processes
 from tests.matrix.row import row
 from tests.matrix.served import Connection, Ids, wait_for
+from tests.programs import clean_environment
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 def gunicorn_preload(kit: Any) -> None:
     command = [sys.executable, "-m", "gunicorn", f"tests.matrix.preloaded:{kit.name}", "--preload", "--workers", "2"]
     command += ["--bind", "127.0.0.1:0", "--no-control-socket"]
-    clean = {key: text for key, text in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_"))}
+    clean = clean_environment()
     with OtlpReceiver() as receiver:
         environment = clean | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         server = subprocess.Popen(

@@ -1,0 +1,46 @@
+"""Programs that tests run in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+SECONDS = 60
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without the telemetry settings of the machine."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}
+
+
+def run_parts(*parts: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program, given in parts, which must end well and leave every context where it was attached."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(map(textwrap.dedent, parts))],
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Failed to detach" not in done.stderr
+    return done
+
+
+def envoy_or_skip(request: pytest.FixtureRequest) -> Path:
+    """Envoy's program; where it is not installed the test is skipped, or fails where it must run."""
+    from meshmw.errors import EnvoyError
+    from meshmw.testing import find_envoy
+
+    try:
+        return find_envoy()
+    except EnvoyError as missing:
+        if request.config.getoption("--meshmw-require-envoy"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
