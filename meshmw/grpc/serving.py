@@ -22,8 +22,10 @@ from meshmw.grpc.servicer_context import TracedServicerContext
 from meshmw.policy.paths import PathPatterns
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
+from meshmw.propagation.extraction import Extraction
+from meshmw.propagation.reading import Lines
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import ServerSpans
+from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv.attributes import LazyAttributes
 from meshmw.semconv.rpc import server_attributes
 from meshmw.serving import ServerOptions
@@ -140,14 +142,7 @@ class CallOptions(ServerOptions):
         settled = self.settled()
         metadata = context.invocation_metadata()
         lines = lines_of(metadata, settled.propagator.passthrough)
-        read, told = settled.propagator.read_once(lines)
-        extraction = read.believed(settled.trust.static or settled.trust.decide(_view(method, context, metadata)))
-        beside_host = told is not None and told != extraction and trace.get_current_span().get_span_context().is_valid
-        if beside_host:
-            settled.propagator.rejections.record("context", "host_trust", _HOST_TRUST)
-        elif told == extraction:
-            # The very object that contrib has put into its context tells that its span is this call's.
-            extraction = told
+        extraction, beside_host = _believed(settled, lines, lambda: _view(method, context, metadata))
         agent = lines["user-agent"][0] if "user-agent" in lines else None
         operation = begin_server(
             extraction,
@@ -159,6 +154,19 @@ class CallOptions(ServerOptions):
             tracer=self._tracer,
         )
         return ServedCall(operation, context, extraction.rewrites, is_over)
+
+
+def _believed(settled: Runtime, lines: Lines, view: Callable[[], RequestView]) -> tuple[Extraction, bool]:
+    """Return what metadata say, as far as the caller is believed, and whether contrib has believed it otherwise."""
+    read, told = settled.propagator.read_once(lines)
+    extraction = read.believed(settled.trust.static or settled.trust.decide(view()))
+    beside_host = told is not None and told != extraction and trace.get_current_span().get_span_context().is_valid
+    if beside_host:
+        settled.propagator.rejections.record("context", "host_trust", _HOST_TRUST)
+    elif told == extraction:
+        # The very object that contrib has put into its context tells that its span is this call's.
+        extraction = told
+    return extraction, beside_host
 
 
 def _view(method: str, context: Any, metadata: Any) -> RequestView:
