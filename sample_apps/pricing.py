@@ -1,6 +1,8 @@
 """pricing-service: a gRPC server that knows what things cost. Its messages are JSON, so nothing has to be generated.
 
 PRICING_PORT=8002 python -m sample_apps.pricing
+
+PRICING_HOST=0.0.0.0 lets it be reached from outside, as in a pod.
 """
 
 import json
@@ -14,6 +16,7 @@ from meshmw.grpc import TraceContextServerInterceptor
 
 
 class Settings(BaseSettings):
+    pricing_host: str = "127.0.0.1"
     pricing_port: int = 8002
 
 
@@ -32,7 +35,8 @@ def main() -> None:
     server = grpc.server(ThreadPoolExecutor(8), interceptors=[TraceContextServerInterceptor()])
     methods = {"Quote": grpc.unary_unary_rpc_method_handler(quote)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Pricing", methods),))
-    server.add_insecure_port(f"127.0.0.1:{Settings().pricing_port}")
+    settings = Settings()
+    server.add_insecure_port(f"{settings.pricing_host}:{settings.pricing_port}")
     server.start()
     server.wait_for_termination()
 

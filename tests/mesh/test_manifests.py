@@ -57,23 +57,58 @@ def test_each_sidecar_finds_its_neighbours(config):
     parsed = yaml.safe_load(config.read_text())
     listening = {
         name: {port for _, port in addresses(yaml.safe_load((COMPOSE / f"envoy/{name}.yaml").read_text()))}
-        for name in ("checkout", "inventory")
+        for name in ("checkout", "inventory", "pricing")
     }
     for host, port in addresses(parsed["static_resources"]["clusters"]):
         if host in listening:
             assert port in listening[host]
         elif host == "127.0.0.1":
-            command = COMPOSED[config.stem]["command"]
-            assert any(str(port) in word for word in command), f"nothing of {config.stem} listens on {port}"
+            service = COMPOSED[config.stem]
+            told = [*service["command"], *service["environment"].values()]
+            assert any(str(port) in word for word in told), f"nothing of {config.stem} listens on {port}"
         else:
             assert host in COMPOSED
 
 
 def test_the_service_calls_through_its_own_sidecar():
-    url = COMPOSED["checkout"]["environment"]["INVENTORY_URL"]
-    outbound = yaml.safe_load((COMPOSE / "envoy/checkout.yaml").read_text())["static_resources"]["listeners"][1]
-    assert url == f"http://127.0.0.1:{next(addresses(outbound))[1]}"
-    assert COMPOSED["checkout"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+    told = COMPOSED["checkout"]["environment"]
+    listeners = yaml.safe_load((COMPOSE / "envoy/checkout.yaml").read_text())["static_resources"]["listeners"]
+    outbound, rpc = (f"127.0.0.1:{next(addresses(listener))[1]}" for listener in listeners[1:])
+    assert (told["INVENTORY_URL"], told["PRICING_TARGET"]) == (f"http://{outbound}", rpc)
+    assert told["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+
+
+def test_every_service_of_the_sample_is_there_with_the_variables_that_it_reads():
+    deployed = {}
+    for found in yaml.safe_load_all((MESH / "kubernetes/services.yaml").read_text()):
+        if found["kind"] == "Deployment":
+            (container,) = found["spec"]["template"]["spec"]["containers"]
+            deployed[found["metadata"]["name"]] = {each["name"] for each in container["env"]}
+    for name in ("checkout", "inventory", "pricing"):
+        source = (MESH.parent / f"{name}.py").read_text()
+        # The fields of its pydantic settings; what has a sidecar of Envoy's beside it keeps to the loopback.
+        reads = {field.upper() for field in re.findall(r"^    (\w+_(?:url|target|host|port)):", source, re.MULTILINE)}
+        assert reads <= deployed[name], f"{name} in Kubernetes"
+        assert reads - {"PRICING_HOST"} <= COMPOSED[name]["environment"].keys(), f"{name} in Compose"
+
+
+def test_in_kubernetes_each_service_that_is_called_is_one_and_says_its_protocol():
+    found = list(yaml.safe_load_all((MESH / "kubernetes/services.yaml").read_text()))
+    services = {each["metadata"]["name"]: each["spec"]["ports"][0] for each in found if each["kind"] == "Service"}
+    deployments = {each["metadata"]["name"]: each for each in found if each["kind"] == "Deployment"}
+    assert services.keys() == deployments.keys()
+    for name, deployment in deployments.items():
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        (port,) = container["ports"]
+        assert services[name]["targetPort"] == port["name"] == ("grpc" if name == "pricing" else "http")
+        told = [*container["command"], *(each.get("value", "") for each in container["env"])]
+        assert any(str(port["containerPort"]) in word for word in told)
+    told = {
+        each["name"]: each.get("value")
+        for each in deployments["checkout"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert told["INVENTORY_URL"] == "http://inventory"
+    assert told["PRICING_TARGET"] == f"pricing:{services['pricing']['port']}"
 
 
 def objects():
