@@ -5,7 +5,7 @@ Knows the ASGI protocol. Must not know the formats, nor how a span lives.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from opentelemetry import context as otel_context
@@ -39,12 +39,13 @@ _OPERATION: Final = "meshmw.operation"
 # Hosts open no span of their own for a scope that carries their mark.
 _FASTAPI: Final = "fastapi.telemetry"
 _STARLETTE: Final = "starlette.opentelemetry"
+_NOBODY: Final = (None, None)
+_HOSTS: Final = {_FASTAPI: None, _STARLETTE: True}
 # A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
 _HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
 # The response with which a handshake is refused has the same messages, named with a prefix.
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", *_HANDSHAKE_STATUS})
 _BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", "websocket.http.response.body"})
-_MORE: Final = _STARTS - _HANDSHAKE_STATUS.keys()
 # Nothing of the response comes after one of these.
 _WHOLE: Final = frozenset({"http.response.pathsend", *_HANDSHAKE_STATUS})
 
@@ -98,7 +99,8 @@ class TraceContextMiddleware:
         settled = self._options.settled()
         operation = self._options.begin(_AsgiRequest(scope, settled), settled)
         app = self.app if operation.delegated is None else self._under_contrib()
-        marks = _stand_hosts_down(scope, operation)
+        marks = _stand_hosts_down(scope)
+        scope[_OPERATION] = operation
         response = _Response(operation, scope, send)
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
@@ -112,6 +114,7 @@ class TraceContextMiddleware:
             take_back(token, operation.context, ended_by)
             if not operation.is_over:
                 response.end()
+            scope.pop(_OPERATION, None)
             for mark in marks:
                 scope.pop(mark, None)
 
@@ -155,17 +158,16 @@ class _AsgiRequest(Request):
 
     def attributes(self) -> dict[str, AttributeValue]:
         scope, lines = self.carrier, self.lines
-        server, client = scope.get("server"), scope.get("client")
-        own = f"{server[0]}:{server[1]}" if server and server[1] else None
+        client, port = (scope.get("client") or _NOBODY)[:2]
         return semconv.server_attributes(
             method=self.method,
             scheme=scope.get("scheme", "http"),
             path=self.path,
             query=scope.get("query_string", b"").decode("latin-1"),
-            authority=lines["host"][0] if "host" in lines else own,
+            authority=lines["host"][0] if "host" in lines else _own_authority(scope.get("server")),
             protocol_version=scope.get("http_version"),
-            client=client[0] if client else None,
-            peer=(client[0], client[1]) if client and client[1] else None,
+            client=client,
+            client_port=port,
             user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
         )
 
@@ -181,6 +183,10 @@ class _AsgiRequest(Request):
     def rewrite(self, rewrites: dict[str, str | None]) -> None:
         super().rewrite(rewrites)
         self.carrier["headers"] = rewrite_asgi(self.carrier["headers"], rewrites)
+
+
+def _own_authority(server: Sequence[Any] | None) -> str | None:
+    return f"{server[0]}:{server[1]}" if server and server[1] else None
 
 
 class _Response:
@@ -203,11 +209,14 @@ class _Response:
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, and read from it how far the response is."""
         kind: str = message["type"]
-        if not self._started and kind in _STARTS:
-            self._start(kind, message)
+        if kind in _BODIES:
+            is_last = not (self._trailers or message.get("more_body"))
+        else:
+            if kind in _STARTS and not self._started:
+                self._start(kind, message)
+            is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
         # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
-        last = kind not in _MORE and self._is_last(kind, message)
-        return self._send_last(message) if last else self._send(message)
+        return self._send_last(message) if is_last else self._send(message)
 
     async def _send_last(self, message: Message) -> None:
         await self._send(message)
@@ -230,7 +239,8 @@ class _Response:
             return
         if operation.is_open:
             try:
-                operation.route(route_of(self._scope))
+                if route := route_of(self._scope):
+                    operation.route(route)
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
@@ -243,22 +253,11 @@ class _Response:
         self._is_failure = status >= 500
         self._operation.status(status, error_from=500)
 
-    def _is_last(self, kind: str, message: Message) -> bool:
-        if kind in _BODIES:
-            return not self._trailers and not message.get("more_body", False)
-        if kind == "http.response.trailers":
-            return not message.get("more_trailers", False)
-        return kind in _WHOLE
 
-
-def _stand_hosts_down(scope: Scope, operation: HttpOperation) -> list[str]:
-    """Mark the scope, so that neither we nor a host further in open a second SERVER span; return the new marks."""
-    scope[_OPERATION] = operation
-    new = [_OPERATION]
-    if _FASTAPI not in scope:
-        scope[_FASTAPI] = None
-        new.append(_FASTAPI)
-    if _STARLETTE not in scope:
-        scope[_STARLETTE] = True
-        new.append(_STARLETTE)
+def _stand_hosts_down(scope: Scope) -> Iterable[str]:
+    """Mark the scope, so that no host further in opens a second SERVER span; return the marks that are new."""
+    new: Mapping[str, object] = _HOSTS
+    if _FASTAPI in scope or _STARLETTE in scope:
+        new = {mark: value for mark, value in _HOSTS.items() if mark not in scope}
+    scope.update(new)
     return new

@@ -93,7 +93,7 @@ class ServerOptions:
         around = otel_context.get_current()
         if around and (nested := begin_nested(request, around)) is not None:
             return nested
-        propagator = settled.propagator
+        propagator, exclude = settled.propagator, settled.exclude
         extraction, told = propagator.read_once(request.lines)
         trust = settled.trust.static or settled.trust.decide(request.view())
         if trust != "continue":
@@ -113,7 +113,7 @@ class ServerOptions:
             propagator=propagator,
             # Where nothing is current, no host has opened a span.
             host_span=request.host_span(told is not None) if around else None,
-            spans="off" if settled.exclude.match(request.path) else settled.server_spans,
+            spans=settled.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
             beside_host=beside_host,
             tracer=self._tracer,
         )

@@ -115,7 +115,7 @@ class _WsgiRequest(Request):
             authority=lines["host"][0] if "host" in lines else own,
             protocol_version=semconv.protocol_version(environ.get("SERVER_PROTOCOL", "")),
             client=client,
-            peer=(client, int(port)) if client and port.isdecimal() else None,
+            client_port=int(port) if port.isdecimal() else None,
             user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
         )
 

@@ -55,12 +55,24 @@ def test_a_raw_text_is_checked_the_same_whatever_its_length(raw):
     assert is_raw_of("k", raw) is expected
 
 
-@given(authority=st.text(max_size=20) | st.just("a" * 300) | st.just("a.b:80"), scheme=st.sampled_from(["http", "x"]))
-def test_an_address_is_the_same_the_second_time_and_is_the_callers_own(authority, scheme):
-    first = attributes.address_attributes("server", authority, scheme)
+@given(
+    method=st.sampled_from(["GET", "BREW", "M" * 600]),
+    authority=st.none() | st.text(max_size=20) | st.just("a" * 600) | st.just("a.b:80"),
+    scheme=st.sampled_from(["http", "x"]),
+    user_agent=st.none() | st.text(max_size=20) | st.just("a" * 600),
+    path=st.text(max_size=3),
+)
+def test_attributes_are_the_same_the_second_time_and_the_callers_own(method, authority, scheme, user_agent, path):
+    asked = {"method": method, "authority": authority, "scheme": scheme, "user_agent": user_agent, "path": path}
+    asked |= {"query": "", "protocol_version": "1.1", "client": "10.0.0.1", "client_port": 1}
+    first = server_attributes(**asked)
     found = dict(first)
     first.clear()
-    assert attributes.address_attributes("server", authority, scheme) == found
+    assert server_attributes(**asked) == found
+    assert found.get("user_agent.original", "") == (user_agent or "")
+    assert found["url.path"] == path
+    assert found["http.request.method"] == (method if method == "GET" else "_OTHER")
+    assert attributes.address_attributes("server", authority, scheme).items() <= found.items()
 
 
 def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
@@ -72,7 +84,7 @@ def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
         authority="a.b",
         protocol_version="1.1",
         client="10.0.0.1",
-        peer=("10.0.0.1", 1),
+        client_port=1,
         user_agent="x",
     )
     lazy = attributes.LazyAttributes(lambda: built)

@@ -15,7 +15,7 @@ from opentelemetry.trace import Link, Span, SpanKind
 from meshmw.boundary.adoption import CLAIM_KEY, adopted, is_of_this_request
 from meshmw.boundary.durations import CLIENT, SERVER, Measurement, is_measured
 from meshmw.boundary.http_operation import HttpOperation, MeasuredHttpOperation
-from meshmw.boundary.operation import TRACER
+from meshmw.boundary.operation import tracer as own_tracer
 from meshmw.boundary.request import Request
 from meshmw.propagation.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
@@ -83,7 +83,7 @@ def begin_server(
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
     is_likely = extraction.span_context is not None and extraction.span_context.trace_flags.sampled
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-    span = (tracer or TRACER).start_span(span_name(request.method), parent, kind, attributes, links)
+    span = (tracer or own_tracer()).start_span(span_name(request.method), parent, kind, attributes, links)
     if extraction.refused:
         _tell_refusals(span, extraction)
     context = _serving(request, span, parent)
@@ -125,7 +125,7 @@ def _serving(request: Request, span: Span, around: Context) -> Context:
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> HttpOperation:
     """Begin an outbound request as a child of what is current."""
     parent = otel_context.get_current()
-    span = (tracer or TRACER).start_span(span_name(method), parent, SpanKind.CLIENT, attributes)
+    span = (tracer or own_tracer()).start_span(span_name(method), parent, SpanKind.CLIENT, attributes)
     context = Context({**parent, SPAN_KEY: span})
     if is_measured(CLIENT):
         return MeasuredHttpOperation(span, context, method, Measurement(CLIENT, attributes))

@@ -20,6 +20,11 @@ from meshmw.version import __version__
 TRACER: Final = trace.get_tracer("meshmw", __version__)
 
 
+def tracer() -> trace.Tracer:
+    """Return the process's own tracer, without the stand-in that OpenTelemetry hands out before there is a provider."""
+    return getattr(TRACER, "_real_tracer", None) or TRACER
+
+
 class Current:
     """Makes a context current for the length of a block.
 

@@ -15,6 +15,9 @@ class PathPatterns:
 
     Raises:
         ValueError: A pattern begins neither with `/` nor with `*`, and would never match.
+
+    Attributes:
+        are_none: Whether there is no pattern at all, so that nobody need ask for each path.
     """
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
@@ -22,6 +25,7 @@ class PathPatterns:
             if not pattern.startswith(("/", "*")):
                 raise ValueError(f"{pattern!r} is no pattern of paths: they begin with /")
         self._regex = re.compile("|".join(_expression(each) for each in patterns)) if patterns else None
+        self.are_none = not patterns
 
     def match(self, path: str) -> bool:
         """Say whether a path is meant by one of the patterns."""

@@ -5,9 +5,10 @@ Knows the formats and the policy. Must not know carriers, frameworks or a span's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshmw.policy.baggage_keys import BaggageKeys
 from meshmw.propagation.extraction import Extraction
@@ -25,11 +26,22 @@ _CACHE_ENTRIES: Final = 256
 _CACHED_CHARACTERS: Final = 8192
 
 
-def _parse(lines: tuple[str, ...], members: int, size: int) -> tuple[dict[str, BaggageValue], tuple[str, ...]]:
-    return parse_baggage(lines, max_members=members, max_bytes=size)
+# What a header may hold that is carried on as it came.
+_PASSABLE: Final = re.compile(rf"[\x20-\x7e]{{1,{PASSTHROUGH_MAX_CHARACTERS}}}")
 
 
-_parse_repeated: Final = lru_cache(maxsize=_CACHE_ENTRIES)(_parse)
+class ReadBaggage(NamedTuple):
+    """Is what baggage says, and what is to be done about its header.
+
+    Attributes:
+        members: What is let in.
+        reasons: Why others were left out.
+        must_change: Whether the header must not stay as it came.
+    """
+
+    members: dict[str, BaggageValue]
+    reasons: tuple[str, ...]
+    must_change: bool
 
 
 class HeaderReader:
@@ -63,6 +75,7 @@ class HeaderReader:
         self._max_bytes = baggage_max_bytes
         self._passthrough = tuple(passthrough)
         self._rejections = rejections
+        self._parse_repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._parse)
 
     def read(self, lines: Lines) -> Extraction:
         """Return what the lines say; refused ones are counted, warned of and listed."""
@@ -77,7 +90,7 @@ class HeaderReader:
             b3,
             self._read_passthrough(lines) if self._passthrough else {},
             reading.rewrites,
-            tuple(reading.refused),
+            reading.refused,
             reading.rejected,
         )
 
@@ -86,24 +99,27 @@ class HeaderReader:
         return bool(beside) and self._trace.reads_w3c and "traceparent" not in lines
 
     def _read_baggage(self, reading: Reading) -> dict[str, BaggageValue]:
-        found = reading.lines["baggage"]
-        length = len(found[0]) if len(found) == 1 else sum(map(len, found))
-        read = _parse_repeated if length <= _CACHED_CHARACTERS else _parse
-        members, reasons = read(tuple(found), self._max_members, self._max_bytes)
-        kept = members if self._keys.are_all else self._keys.permitted(members)
+        text = ",".join(reading.lines["baggage"])
+        read = self._parse_repeated if len(text) <= _CACHED_CHARACTERS else self._parse
+        members, reasons, must_change = read(text)
+        if must_change:
+            reading.rewrites["baggage"] = ",".join(value.raw for value in members.values()) or None
         for reason in reasons:
             reading.refuse("baggage", reason, "- the members concerned are dropped, the others kept")
-        # Blanks and commas are refused by no rule, and count for the next proxy all the same.
-        if reasons or len(kept) < len(members) or length > self._max_bytes:
-            reading.rewrites["baggage"] = ",".join(value.raw for value in kept.values()) or None
         if not reasons:
             reading.accept("baggage")
-        return kept
+        return members
+
+    def _parse(self, text: str) -> ReadBaggage:
+        read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)
+        members = self._keys.permitted(read)
+        # Blanks and commas are refused by no rule, and count for the next proxy all the same.
+        must_change = bool(reasons) or len(members) < len(read) or len(text) > self._max_bytes
+        return ReadBaggage(members, reasons, must_change)
 
     def _read_passthrough(self, lines: Lines) -> dict[str, str]:
         carried = {}
         for name in self._passthrough:
-            text = ",".join(lines[name]) if name in lines else None
-            if text and len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
+            if name in lines and _PASSABLE.fullmatch(text := ",".join(lines[name])):
                 carried[name] = text
         return carried

@@ -26,7 +26,7 @@ class Reading:
 
     def __init__(self, lines: Lines, rejections: Rejections) -> None:
         self.lines = lines
-        self.refused: list[tuple[str, str]] = []
+        self.refused: tuple[tuple[str, str], ...] = ()
         self.rejected: SpanContext | None = None
         self.rewrites: dict[str, str | None] = {}
         self._rejections = rejections
@@ -44,11 +44,11 @@ class Reading:
     ) -> None:
         """Count and say a refusal, note it for the span, and mark headers for removal."""
         self._rejections.record(header, reason, consequence, text)
-        self.refused.append((header, reason))
+        self.refused += ((header, reason),)
         for name in remove:
             self.rewrites[name] = None
 
     def note(self, header: str, reason: str, consequence: str) -> None:
         """Count and say what is odd about a header that is believed all the same, and note it for the span."""
         self._rejections.record(header, reason, consequence, outcome="noted")
-        self.refused.append((header, reason))
+        self.refused += ((header, reason),)

@@ -6,17 +6,11 @@ Must not know OpenTelemetry's objects, nor any one protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, Mapping
-from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
 AttributeValue = str | int
 Attributes = Mapping[str, AttributeValue]
-
-# A service is asked for by few names; what a stranger makes up must not fill the memory.
-_CACHED_AUTHORITIES: Final = 256
-# RFC 1035, section 2.3.4; a dot, a colon and a port come after.
-_MAX_CHARACTERS: Final = 253 + 7
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -58,21 +52,11 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
 
     A port that is not given is the scheme's own.
     """
-    if not authority:
-        return {}
-    read = _repeated_address if len(authority) <= _MAX_CHARACTERS and scheme in DEFAULT_PORTS else _address
-    return read(prefix, authority, scheme).copy()
-
-
-def _address(prefix: str, authority: str, scheme: str) -> dict[str, AttributeValue]:
-    address, port = _host_and_port(authority)
+    address, port = _host_and_port(authority) if authority else (None, None)
     if not address:
         return {}
     port = port or DEFAULT_PORTS.get(scheme)
     return {f"{prefix}.address": address, f"{prefix}.port": port} if port else {f"{prefix}.address": address}
-
-
-_repeated_address: Final = lru_cache(maxsize=_CACHED_AUTHORITIES)(_address)
 
 
 def _host_and_port(authority: str) -> tuple[str | None, int | None]:

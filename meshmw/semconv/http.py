@@ -6,11 +6,16 @@ Knows attribute names and values. Must not know OpenTelemetry's objects, framewo
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from meshmw.semconv.attributes import DEFAULT_PORTS, AttributeValue, address_attributes
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+
+# Few kinds of clients call a service; what a stranger makes up must not fill the memory.
+_CACHED_CLIENTS: Final = 256
+_CACHED_CHARACTERS: Final = 512
 
 # "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query
 _SECRET_IN_QUERY: Final = re.compile(
@@ -47,25 +52,39 @@ def server_attributes(
     authority: str | None,
     protocol_version: str | None,
     client: str | None,
-    peer: tuple[str, int] | None,
+    client_port: int | None,
     user_agent: str | None,
 ) -> dict[str, AttributeValue]:
     """Return the attributes of an HTTP server span that are known when the request arrives."""
-    found = method_attributes(method)
+    size = len(method) + len(scheme) + len(authority or "") + len(user_agent or "")
+    repeated = _repeated if size <= _CACHED_CHARACTERS else _of_a_client
+    found = repeated(method, scheme, authority, protocol_version, user_agent).copy()
     found["url.path"] = path
-    found["url.scheme"] = scheme
     if query:
         found["url.query"] = redact_query(query)
-    found.update(address_attributes("server", authority, scheme))
-    if protocol_version:
-        found["network.protocol.version"] = protocol_version
     if client:
         found["client.address"] = client
-    if peer:
-        found["network.peer.address"], found["network.peer.port"] = peer
+        if client_port:
+            found["network.peer.address"] = client
+            found["network.peer.port"] = client_port
+    return found
+
+
+def _of_a_client(
+    method: str, scheme: str, authority: str | None, protocol_version: str | None, user_agent: str | None
+) -> dict[str, AttributeValue]:
+    """Return what one request of a client has in common with the next; it is shared, and not to be changed."""
+    found = method_attributes(method)
+    found["url.scheme"] = scheme
+    found |= address_attributes("server", authority, scheme)
+    if protocol_version:
+        found["network.protocol.version"] = protocol_version
     if user_agent:
         found["user_agent.original"] = user_agent
     return found
+
+
+_repeated: Final = lru_cache(maxsize=_CACHED_CLIENTS)(_of_a_client)
 
 
 def client_attributes(*, method: str, scheme: str, host: str, port: int | None, url: str) -> dict[str, AttributeValue]:
