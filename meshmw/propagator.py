@@ -24,6 +24,7 @@ from meshmw.policy.baggage_keys import BaggageKeys
 from meshmw.policy.header_budget import MAX_BYTES, MAX_HEADERS, HeaderBudget
 from meshmw.policy.passthrough import passable
 from meshmw.policy.trust import Trust
+from meshmw.propagation.baggage_reader import BaggageReader
 from meshmw.propagation.extraction import (
     B3_HEADERS,
     PROPAGATION_HEADERS,
@@ -100,6 +101,7 @@ class MeshPropagator(TextMapPropagator):
         self.rejections = Rejections(warn_window)
         limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
         keys = baggage_keys or BaggageKeys()
+        baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
         trace_reader = TraceReader(
             formats=self.formats, traceparent_policy=traceparent_policy, duplicates=duplicates, prefer=prefer
         )
@@ -107,11 +109,9 @@ class MeshPropagator(TextMapPropagator):
         def reader(rejections: Rejections) -> HeaderReader:
             return HeaderReader(
                 trace=trace_reader,
-                baggage="baggage" in self.formats,
-                baggage_keys=keys,
+                baggage=baggage_reader if "baggage" in self.formats else None,
                 passthrough=self.passthrough,
                 rejections=rejections,
-                **limits,
             )
 
         self._reader = reader(self.rejections)
@@ -194,8 +194,9 @@ class MeshPropagator(TextMapPropagator):
         holds: a header that is refused is counted and warned of.
         """
         lines = lines_of(carrier, getter, self._wanted)
-        extraction = self.read(lines)
-        believed = extraction.believed(self.trust)
+        extraction = believed = self._reader.read(lines)
+        if self.trust != "continue":
+            believed = extraction.believed(self.trust)
         _last_extract.set((self, lines, extraction, believed))
         entries = believed.entries()
         # A span that was there before may be anybody's.

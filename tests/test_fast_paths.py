@@ -29,6 +29,48 @@ def test_a_traceparent_is_written_in_lower_case_and_in_full(trace_id, parent_id,
     assert format_traceparent(trace_id, parent_id, flags) == f"00-{trace_id:032x}-{parent_id:016x}-{flags & 3:02x}"
 
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+LINES = st.fixed_dictionaries(
+    {},
+    optional={
+        "traceparent": st.lists(
+            st.sampled_from([TRACEPARENT, TRACEPARENT[:-1] + "0", f" {TRACEPARENT}\t", TRACEPARENT.upper(), "", "x,y"])
+            | st.just(TRACEPARENT.replace("00-", "01-", 1)),
+            max_size=2,
+        ),
+        "tracestate": st.lists(st.sampled_from(["a=1", "a=1,b=2", "", "=", "a=" + "x" * 300]), max_size=2),
+        "baggage": st.lists(MEMBERS.map(",".join), max_size=2),
+        "x-meshmw-sent": st.lists(st.sampled_from(["b7ad6b7169203331-01", "b7ad6b7169203331-00", "x"]), max_size=2),
+        "x-request-id": st.lists(st.sampled_from(["a", "", "x" * 2000, "\x00", "caf\xe9"]), max_size=2),
+        "b3": st.just(["0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1"]),
+    },
+)
+
+
+@given(
+    lines=LINES,
+    formats=st.sampled_from([("tracecontext", "baggage"), ("tracecontext",), ("baggage",), ("tracecontext", "b3")]),
+    policy=st.sampled_from(["strict", "w3c"]),
+)
+def test_what_is_read_in_one_pass_is_read_the_same_with_care(lines, formats, policy, monkeypatch_module):
+    propagator = MeshPropagator(formats, traceparent_policy=policy, warn_window=0.0)
+    accepted: list[str] = []
+    monkeypatch_module.setattr(propagator.rejections, "accepted", accepted.append)
+    found = propagator.read(lines)
+    counted, refused = sorted(accepted), propagator.rejections.counts
+    accepted.clear()
+    assert propagator._reader.read_with_care(lines) == found
+    assert sorted(accepted) == counted
+    assert propagator.rejections.counts == {key: 2 * count for key, count in refused.items()}
+
+
+def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
+    propagator = MeshPropagator()
+    monkeypatch.setattr(propagator._reader, "read_with_care", None)
+    lines = {"traceparent": [TRACEPARENT], "tracestate": ["a=1"], "baggage": ["a=1"], "x-request-id": ["1"]}
+    assert set(propagator.read(lines).baggage) == {"a"}
+
+
 @given(lines=st.lists(MEMBERS.map(",".join), min_size=1, max_size=3))
 def test_baggage_reads_the_same_the_second_time(lines):
     propagator = MeshPropagator()
@@ -97,6 +139,12 @@ def test_an_operation_that_serves_nothing_is_answered_without_complaint():
     operation.answered()
     operation.finish(complete=True)
     assert operation.is_over
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
 
 
 class Held:

@@ -80,10 +80,8 @@ class Extraction(NamedTuple):
 
     def entries(self) -> dict[str, object]:
         """Return what a context holds of this extraction, by key."""
-        span_context, baggage, b3, passthrough, *_ = self
-        entries: dict[str, object] = {}
-        if span_context is not None:
-            entries[SPAN_KEY] = NonRecordingSpan(span_context)
+        span_context, baggage, b3, passthrough, _, _, _ = self
+        entries: dict[str, object] = {} if span_context is None else {SPAN_KEY: NonRecordingSpan(span_context)}
         if baggage:
             entries[BAGGAGE_KEY] = baggage
         if b3 is not None:

@@ -5,6 +5,7 @@ Knows OpenTelemetry's trace API and the formats. Must not know carriers or polic
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from opentelemetry.trace import SpanContext, TraceFlags
@@ -15,6 +16,9 @@ from meshmw.wire import B3Context, TraceState
 
 # One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+
+# 32 members of 513 characters each bound an entry.
+_CACHE_ENTRIES: Final = 256
 
 
 class W3CTraceState(OTelTraceState):
@@ -56,6 +60,16 @@ class W3CTraceState(OTelTraceState):
 
 
 NO_STATE: Final = W3CTraceState(TraceState())
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def repeated_trace_state(lines: tuple[str, ...]) -> W3CTraceState:
+    """Return what the lines of a tracestate say together; peers repeat the same one on every request.
+
+    Raises:
+        InvalidHeaderError: They do not follow the grammar; that is remembered for none.
+    """
+    return W3CTraceState(TraceState.parse(lines))
 
 
 def from_b3(b3: B3Context) -> SpanContext | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from typing import Final, Literal
 
 from opentelemetry.trace import SpanContext
@@ -12,8 +11,8 @@ from opentelemetry.trace import SpanContext
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagation.extraction import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.propagation.reading import Reading
-from meshmw.propagation.span_context import FLAGS, NO_STATE, W3CTraceState, from_b3
-from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
+from meshmw.propagation.span_context import FLAGS, NO_STATE, W3CTraceState, from_b3, repeated_trace_state
+from meshmw.wire import B3Context, read_b3, read_traceparent
 from meshmw.wire.traceparent import FLAG_SAMPLED, format_traceparent
 
 TraceParentPolicy = Literal["strict", "w3c"]
@@ -27,13 +26,6 @@ _FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy b
 _MAX_DUPLICATES: Final = 8
 _KIND_CHARACTERS: Final = 256
 _SENT_SAMPLED: Final = re.compile(r"[0-9a-f]{16}-0[13]")
-# Peers repeat the same tracestate on every request; 32 members of 513 characters each bound an entry.
-_TRACESTATE_CACHE_ENTRIES: Final = 256
-
-
-@lru_cache(maxsize=_TRACESTATE_CACHE_ENTRIES)
-def _trace_state(lines: tuple[str, ...]) -> W3CTraceState:
-    return W3CTraceState(TraceState.parse(lines))
 
 
 class TraceReader:
@@ -127,7 +119,7 @@ class TraceReader:
 def _read_trace_state(reading: Reading) -> W3CTraceState:
     found = reading.lines["tracestate"]
     try:
-        return _trace_state(tuple(found))
+        return repeated_trace_state(tuple(found))
     except InvalidHeaderError as fault:
         consequence = "- dropped whole; traceparent is kept"
         reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])

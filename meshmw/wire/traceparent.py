@@ -98,6 +98,14 @@ class TraceParent(NamedTuple):
         return format_traceparent(self.trace_id, self.parent_id, self.trace_flags)
 
 
+def match_version_00(text: str) -> tuple[int, int, int] | None:
+    """Reads trace-id, parent-id and trace-flags where a text is a header of version 00 and nothing else."""
+    if match := _VERSION_00.fullmatch(text):
+        trace_id, parent_id, flags = match.groups()
+        return int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
+    return None
+
+
 def read_traceparent(text: str, policy: Policy = "strict") -> tuple[int, int, int, int]:
     """Reads one header line as `TraceParent.parse` does, for readers that need no more than the four numbers.
 
@@ -105,9 +113,8 @@ def read_traceparent(text: str, policy: Policy = "strict") -> tuple[int, int, in
         InvalidHeaderError: With one of `REASONS`.
     """
     text = text.strip(OWS)
-    if match := _VERSION_00.fullmatch(text):
-        trace_id, parent_id, flags = match.groups()
-        return 0, int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
+    if found := match_version_00(text):
+        return 0, *found
     if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
         version, trace_id, parent_id, flags = match.groups()
         return int(version, 16), int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]

@@ -1,0 +1,59 @@
+"""Inbound: what the baggage of one request says, and whether its header may stay as it came.
+
+Knows the format and the policy. Must not know other headers, nor say anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw.wire import BaggageValue, parse_baggage
+
+# Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
+_CACHE_ENTRIES: Final = 256
+_CACHED_CHARACTERS: Final = 8192
+
+
+class ReadBaggage(NamedTuple):
+    """Is what baggage says, and what is to be done about its header.
+
+    Attributes:
+        members: What is let in.
+        reasons: Why others were left out.
+        must_change: Whether the header must not stay as it came; so it is wherever there are reasons.
+    """
+
+    members: dict[str, BaggageValue]
+    reasons: tuple[str, ...]
+    must_change: bool
+
+
+class BaggageReader:
+    """Reads baggage within limits, and remembers what it has read.
+
+    Args:
+        keys: Which keys are let in.
+        max_members: Members kept, all lines together.
+        max_bytes: Bytes kept, all lines together, commas included.
+    """
+
+    def __init__(self, keys: BaggageKeys, max_members: int, max_bytes: int) -> None:
+        self._keys = keys
+        self._max_members = max_members
+        self._max_bytes = max_bytes
+        self._repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
+
+    def read(self, lines: Sequence[str]) -> ReadBaggage:
+        """Return what all lines say together; nobody may change it."""
+        text = lines[0] if len(lines) == 1 else ",".join(lines)
+        return self._repeated(text) if len(text) <= _CACHED_CHARACTERS else self._read(text)
+
+    def _read(self, text: str) -> ReadBaggage:
+        read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)
+        members = self._keys.permitted(read)
+        # Blanks and commas are refused by no rule, and count for the next proxy all the same.
+        must_change = bool(reasons) or len(members) < len(read) or len(text) > self._max_bytes
+        return ReadBaggage(members, reasons, must_change)

@@ -1,0 +1,77 @@
+"""Inbound: the headers that nearly every request has, in one pass.
+
+Knows the formats. Must not refuse anything: what asks for a word or a decision is left to `HeaderReader`, whose result
+is the same wherever this one has any; a property test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from opentelemetry.trace import SpanContext
+
+from meshmw.errors import InvalidHeaderError
+from meshmw.propagation.baggage_reader import BaggageReader
+from meshmw.propagation.extraction import SENT_HEADER, Extraction
+from meshmw.propagation.reading import Lines
+from meshmw.propagation.span_context import FLAGS, NO_STATE, repeated_trace_state
+from meshmw.rejections import Rejections
+from meshmw.wire import BaggageValue
+from meshmw.wire.traceparent import FLAG_SAMPLED, match_version_00
+
+PASSTHROUGH_MAX_CHARACTERS: Final = 1024
+_PASSABLE: Final = re.compile(rf"[\x20-\x7e]{{1,{PASSTHROUGH_MAX_CHARACTERS}}}")
+
+
+class PlainReader:
+    """Reads one valid traceparent with what may stand beside it: tracestate, baggage, and headers to carry on.
+
+    Args:
+        baggage: Reads baggage; None where it is not read.
+        passthrough: Names, in lower case, of headers to carry on.
+        rejections: Counts what is believed.
+    """
+
+    def __init__(self, baggage: BaggageReader | None, passthrough: Collection[str], rejections: Rejections) -> None:
+        self._baggage = baggage
+        self._passthrough = tuple(passthrough)
+        self._rejections = rejections
+
+    def read(self, lines: Lines) -> Extraction | None:
+        """Return what the lines say, or None where they ask for more than this."""
+        found = lines.get("traceparent")
+        parent = match_version_00(found[0]) if found and len(found) == 1 else None
+        if parent is None:
+            return None
+        trace_id, parent_id, flags = parent
+        state, members = NO_STATE, _NO_MEMBERS
+        if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
+            return None
+        if "tracestate" in lines:
+            try:
+                state = repeated_trace_state(tuple(lines["tracestate"]))
+            except InvalidHeaderError:
+                return None
+        if "baggage" in lines and self._baggage is not None:
+            members, _, must_change = self._baggage.read(lines["baggage"])
+            if must_change:
+                return None
+            self._rejections.accepted("baggage")
+        self._rejections.accepted("traceparent")
+        span_context = SpanContext(trace_id, parent_id, True, FLAGS[flags], state)
+        return Extraction(span_context, members, None, carried(lines, self._passthrough), {}, (), None)
+
+
+# Shared, as remembered members are: nobody changes what baggage says.
+_NO_MEMBERS: Final[dict[str, BaggageValue]] = {}
+
+
+def carried(lines: Lines, names: Collection[str]) -> dict[str, str]:
+    """Return the headers of some names that outbound requests may carry on as they came."""
+    found = {}
+    for name in names:
+        if name in lines and _PASSABLE.fullmatch(text := ",".join(lines[name])):
+            found[name] = text
+    return found
