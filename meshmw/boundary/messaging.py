@@ -31,6 +31,7 @@ from meshmw.version import __version__
 Specific = Callable[[], Mapping[str, AttributeValue]]
 
 _AMBIENT: Final = {"meshmw.link": "ambient"}
+_NOWHERE: Final[Mapping[str, AttributeValue]] = {}
 _KINDS: Final[Mapping[OperationType, SpanKind]] = {
     "create": SpanKind.PRODUCER,
     "send": SpanKind.PRODUCER,
@@ -49,9 +50,10 @@ class Messaging:
         tracer_provider: Makes the spans; the global one by default.
         parent: Whether the span that processes one message is the `parent` message's child, or a new trace with a
             `link` to it.
+        server: What every span says of the broker's address.
     """
 
-    __slots__ = ("_parent", "_propagator", "_tracer", "system")
+    __slots__ = ("_parent", "_propagator", "_server", "_tracer", "system")
 
     def __init__(
         self,
@@ -60,8 +62,10 @@ class Messaging:
         propagator: MeshPropagator | None = None,
         tracer_provider: trace.TracerProvider | None = None,
         parent: MessagingParent | None = None,
+        server: Mapping[str, AttributeValue] = _NOWHERE,
     ) -> None:
         self.system = system
+        self._server = server
         self._propagator = propagator
         self._tracer = TRACER if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
         self._parent = parent
@@ -71,11 +75,14 @@ class Messaging:
         propagator: MeshPropagator | None,
         tracer_provider: trace.TracerProvider | None,
         parent: MessagingParent | None = None,
+        server: Mapping[str, AttributeValue] = _NOWHERE,
     ) -> Messaging:
         """Return the same with options of its own, or this one where none is given."""
-        if propagator is None and tracer_provider is None and parent is None:
+        if propagator is None and tracer_provider is None and parent is None and not server:
             return self
-        return Messaging(self.system, propagator=propagator, tracer_provider=tracer_provider, parent=parent)
+        return Messaging(
+            self.system, propagator=propagator, tracer_provider=tracer_provider, parent=parent, server=server
+        )
 
     @property
     def propagator(self) -> MeshPropagator:
@@ -91,6 +98,11 @@ class Messaging:
         """Return what a message's lines, by name in lower case, say, as far as it is believed. Never raises."""
         propagator = self.propagator
         return propagator.read(lines).believed(propagator.trust)
+
+    def check(self, lines: Lines) -> Extraction:
+        """Do as `read` where the message is not processed yet: what is refused is counted once, when it is."""
+        propagator = self.propagator
+        return propagator.check(lines).believed(propagator.trust)
 
     def write(self, context: Context | None, present: Lines, *, keep: bool = False) -> dict[str, str]:
         """Return the headers to write on a message, from whose own every one of `OWNED_HEADERS` is to be removed.
@@ -205,6 +217,7 @@ class Messaging:
         attributes = LazyAttributes(
             lambda: {
                 **operation_attributes(self.system, operation, operation_type, destination, batch=count),
+                **self._server,
                 **specific(),
             }
         )

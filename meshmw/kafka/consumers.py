@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from meshmw.boundary.delegation import AsyncBlock, Block, Instrumented
-from meshmw.kafka.operations import read
+from meshmw.kafka.operations import peek
 from meshmw.kafka.records import common, field, flattened, of_record, of_records, topic_of
 
 
@@ -20,7 +20,7 @@ class _Fetching(Instrumented):
     def _got_one(self, record: Any, operation: str) -> Any:
         if record is not None and not _is_error(record):
             self._of.begin_process(
-                read(self._of, record),
+                peek(self._of, record),
                 topic_of(record),
                 of_record(record),
                 operation=operation,
@@ -32,7 +32,7 @@ class _Fetching(Instrumented):
         records = [record for record in flattened(fetched) if not _is_error(record)]
         if records:
             self._of.begin_batch(
-                [read(self._of, record) for record in records],
+                [peek(self._of, record) for record in records],
                 common(records, "topic"),
                 of_records(records),
                 operation=operation,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from opentelemetry import trace
 
 from meshmw.boundary.delegation import Kinds, instrumented
+from meshmw.kafka.brokers import server_of
 from meshmw.kafka.consumers import AiokafkaConsumer, ConfluentAsyncConsumer, ConfluentConsumer, KafkaPythonConsumer
 from meshmw.kafka.operations import KAFKA
 from meshmw.kafka.producers import AiokafkaProducer, ConfluentProducer, KafkaPythonProducer
@@ -44,7 +45,7 @@ def instrument(
     Raises:
         TypeError: *client* is none of them, or one that cannot send headers.
     """
-    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    of = KAFKA.with_options(propagator, tracer_provider, parent, server_of(client))
     return instrumented(client, _KINDS, of, keep_existing=keep_existing, takes=_TAKES)
 
 

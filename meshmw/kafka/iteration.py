@@ -12,6 +12,7 @@ from typing import Any, Final
 from opentelemetry import trace
 
 from meshmw.boundary.deliveries import AsyncDeliveries, Deliveries, Delivery
+from meshmw.kafka.brokers import server_of
 from meshmw.kafka.operations import KAFKA, begin_process
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import MessagingParent
@@ -44,7 +45,7 @@ def consume(
         propagator: Reads the headers.
         tracer_provider: Makes the spans.
     """
-    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    of = KAFKA.with_options(propagator, tracer_provider, parent, server_of(consumer))
     fetch = iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
     return Deliveries(fetch, partial(begin_process, of, consumer_group=consumer_group, client_id=client_id))
 
@@ -59,7 +60,7 @@ def aconsume(
     tracer_provider: trace.TracerProvider | None = None,
 ) -> AsyncIterator[Delivery[Any]]:
     """Do as `consume`, for aiokafka's consumer, confluent-kafka's `AIOConsumer`, or any asynchronous iterable."""
-    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    of = KAFKA.with_options(propagator, tracer_provider, parent, server_of(consumer))
     fetch = aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
     return AsyncDeliveries(fetch, partial(begin_process, of, consumer_group=consumer_group, client_id=client_id))
 

@@ -40,6 +40,14 @@ def read(of: Messaging, carrier: Any) -> Extraction:
     return of.read(lines)
 
 
+def peek(of: Messaging, carrier: Any) -> Extraction:
+    """Do as `read` where the record is not processed yet: nothing is counted."""
+    try:
+        return of.check(lines_of(carrier, of.wanted))
+    except Exception:
+        return of.check({})
+
+
 def begin_process(of: Messaging, record: Any, operation: str = "process", **more: str | None) -> Operation:
     """Begin to process one record."""
     return of.begin_process(read(of, record), topic_of(record), of_record(record, **more), operation=operation)

@@ -11,6 +11,7 @@ from opentelemetry import trace
 
 from meshmw.boundary.delegation import Kinds, instrumented
 from meshmw.propagator import MeshPropagator
+from meshmw.rabbitmq.brokers import server_of
 from meshmw.rabbitmq.channels import PikaBlockingChannel, PikaChannel
 from meshmw.rabbitmq.exchanges import AioPikaChannel, AioPikaExchange, AioPikaQueue
 from meshmw.rabbitmq.operations import RABBITMQ
@@ -45,7 +46,7 @@ def instrument(
     Raises:
         TypeError: *client* is none of these.
     """
-    of = RABBITMQ.with_options(propagator, tracer_provider, parent)
+    of = RABBITMQ.with_options(propagator, tracer_provider, parent, server_of(client))
     return instrumented(client, _KINDS, of, keep_existing=keep_existing, takes=_TAKES)
 
 

@@ -64,8 +64,9 @@ def begin_process(
     """Begin to process one message; none, which pika hands out when its time is up, is an operation without a span."""
     if message.method is None:
         return of.begin_nothing()
+    lines = lines_of(headers_of(message.properties), of.wanted)
     return of.begin_process(
-        read(of, message.properties),
+        of.read(lines) if operation_type == "process" else of.check(lines),
         message.destination.lasting,
         message.attributes,
         operation=operation,

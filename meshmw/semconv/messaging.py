@@ -47,6 +47,14 @@ def operation_attributes(
     return found
 
 
+def server_attributes(host: object, port: object) -> dict[str, AttributeValue]:
+    """Return the attributes of the broker's address, as far as it is one; what a client tells may be anything."""
+    if not isinstance(host, str) or not host:
+        return {}
+    found: dict[str, AttributeValue] = {"server.address": host}
+    return found | {"server.port": port} if isinstance(port, int) and 0 < port < 65_536 else found
+
+
 def message_attributes(
     *,
     partition: str | int | None = None,
