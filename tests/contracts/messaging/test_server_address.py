@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from meshmw import kafka, rabbitmq
+from meshmw import MeshPropagator, kafka, rabbitmq
 from meshmw.kafka.brokers import server_of as kafka_server_of
+from meshmw.kafka.operations import KAFKA as KAFKA_OPERATIONS
+from meshmw.kafka.operations import peek
 from meshmw.rabbitmq.brokers import server_of as rabbitmq_server_of
 
 SECONDS = 60
@@ -160,3 +162,11 @@ def test_what_is_no_host_is_not_told(host, port):
 def test_what_is_no_port_is_not_told(port):
     connection = SimpleNamespace(url=SimpleNamespace(host="broker", port=port))
     assert rabbitmq_server_of(SimpleNamespace(_connection=connection)) == {"server.address": "broker"}
+
+
+@pytest.mark.parametrize("record", [7, SimpleNamespace(headers=7)])
+def test_a_record_without_headers_is_received_and_nothing_counted_yet(record):
+    propagator = MeshPropagator()
+    of = KAFKA_OPERATIONS.with_options(propagator, None)
+    assert peek(of, record).span_context is None
+    assert propagator.rejections.counts == {}
