@@ -213,7 +213,8 @@ class MeshPropagator(TextMapPropagator):
             Whatever the carrier or the setter raise.
         """
         context = get_current_context() if context is None else context
-        if isinstance(carrier, MutableMapping):
+        # A dict is asked for first: to ask for the abstract class costs more.
+        if isinstance(carrier, (dict, MutableMapping)):
             self._outgoing.replace_in(carrier, context, setter, None)
         else:
             for name, value in self.write(context).items():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Setter
+from opentelemetry.propagators.textmap import Setter, default_setter
 
 from meshmw.propagation.extraction import PROPAGATION_HEADERS
 from meshmw.propagation.getters import texts
@@ -64,15 +64,18 @@ class OutgoingHeaders:
         self, carrier: MutableMapping[Any, Any], context: Context, setter: Setter[Any], host: str | None
     ) -> None:
         """Replace the propagation headers of a mapping, whatever their case."""
-        present = (
-            [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
-            if carrier
-            else ()
-        )
-        headers, stale = self.replace(context, present, host)
-        if present:
+        if not carrier and host is None:
+            # Nothing is there that could be stale, and nothing is withheld.
+            headers = self._writer.write(context)
+            headers.update(self._writer.passthrough(context))
+        else:
+            present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+            headers, stale = self.replace(context, present, host)
             for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
                 del carrier[key]
+        if setter is default_setter:
+            carrier.update(headers)
+            return
         for name, value in headers.items():
             setter.set(carrier, name, value)
 

@@ -76,7 +76,7 @@ class HeaderWriter:
         """Return the propagation headers of *context*, named in lower case; none where it holds nothing to send."""
         headers: dict[str, str] = {}
         span = context.get(SPAN_KEY)
-        if isinstance(span, Span):
+        if span is not None and isinstance(span, Span):
             parent = span.get_span_context()
             if parent.is_valid:
                 self._write_trace(parent, context.get(B3_KEY), headers)
@@ -111,7 +111,7 @@ class HeaderWriter:
                 headers.update(b3.to_multi())
 
     def _write_baggage(self, members: dict[str, object], headers: dict[str, str]) -> None:
-        permitted = self._keys.permitted(members)
+        permitted = members if self._keys.are_all else self._keys.permitted(members)
         text, reasons = format_baggage(permitted, max_members=self._max_members, max_bytes=self._max_bytes)
         for reason in reasons:
             self._rejections.record("baggage", reason, "- the members concerned are not sent, the others are")
@@ -121,10 +121,10 @@ class HeaderWriter:
 
 def _state_text(state: TraceState) -> str:
     """Return a tracestate's text; one that a foreign sampler made is sent only where it follows the grammar."""
-    if not state:
-        return ""
     if isinstance(state, W3CTraceState):
         return state.to_header()
+    if not state:
+        return ""
     try:
         return str(WireTraceState.parse(state.to_header()))
     except InvalidHeaderError:

@@ -98,17 +98,20 @@ def format_baggage(
     dropped: dict[str, None] = {}
     count, size = 0, -1
     for key, value in items.items():
-        try:
-            raw = _outgoing(key, value, max_bytes)
-        except InvalidHeaderError as error:
-            dropped[error.reason] = None
+        # An application may copy a value to another key, and then the raw text would write the old one.
+        if isinstance(value, BaggageValue) and is_raw_of(key, value.raw):
+            raw = value.raw
+        else:
+            try:
+                raw = _outgoing(key, value, max_bytes)
+            except InvalidHeaderError as error:
+                dropped[error.reason] = None
+                continue
+        more, longer = count + raw.count(",") + 1, size + len(raw) + 1
+        if more > max_members or longer > max_bytes:
+            dropped["too_many_members" if more > max_members else "too_many_bytes"] = None
             continue
-        members = raw.count(",") + 1
-        if reason := _excess(count + members, size + len(raw) + 1, max_members, max_bytes):
-            dropped[reason] = None
-            continue
-        count += members
-        size += len(raw) + 1
+        count, size = more, longer
         kept.append(raw)
     return ",".join(kept), tuple(dropped)
 
@@ -116,9 +119,6 @@ def format_baggage(
 def _outgoing(key: object, value: object, max_bytes: int) -> str:
     if not isinstance(key, str):
         raise InvalidHeaderError("baggage", "key")
-    # An application may copy a value to another key, and then the raw text would write the old one.
-    if isinstance(value, BaggageValue) and is_raw_of(key, value.raw):
-        return value.raw
     try:
         text = str(value)
     except Exception as error:  # It is the application's object, and no request may fail for it.

@@ -102,7 +102,7 @@ def format_member(key: str, value: str) -> str:
 
 def is_raw_of(key: str, raw: str) -> bool:
     """Says whether a raw text is one or more well-formed members of this key, and so may be written as it is."""
-    return (_is_repeated_raw_of if len(raw) <= _CACHED_CHARACTERS else _is_raw_of)(key, raw)
+    return _is_repeated_raw_of(key, raw) if len(raw) <= _CACHED_CHARACTERS else _is_raw_of(key, raw)
 
 
 def _is_raw_of(key: str, raw: str) -> bool:
