@@ -78,7 +78,7 @@ def _interrupts_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
-def stop_processes(processes: Iterable[subprocess.Popen[bytes]], timeout: float = 30.0) -> None:
+def stop_processes(processes: Iterable[subprocess.Popen[bytes]], timeout: float = 5.0) -> None:
     """End processes that may already have ended: ask all of them first, then wait, and kill what stays.
 
     Args:
