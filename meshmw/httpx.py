@@ -33,12 +33,14 @@ class TraceContextTransport(SyncTransport, httpx.BaseTransport):
         tracer_provider: Makes the spans; the global one by default.
     """
 
+    request_class = httpx.Request
     stream_class = _Body
 
 
 class AsyncTraceContextTransport(AsyncTransport, httpx.AsyncBaseTransport):
     """Does as `TraceContextTransport` for an async client, around a transport such as `httpx.AsyncHTTPTransport()`."""
 
+    request_class = httpx.Request
     stream_class = _AsyncBody
 
 

@@ -38,12 +38,14 @@ class TraceContextTransport(SyncTransport, httpx2.BaseTransport):
         tracer_provider: Makes the spans; the global one by default.
     """
 
+    request_class = httpx2.Request
     stream_class = _Body
 
 
 class AsyncTraceContextTransport(AsyncTransport, httpx2.AsyncBaseTransport):
     """Does as `TraceContextTransport` for an async client, around a transport such as `httpx2.AsyncHTTPTransport()`."""
 
+    request_class = httpx2.Request
     stream_class = _AsyncBody
 
 

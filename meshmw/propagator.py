@@ -220,9 +220,10 @@ class MeshPropagator(TextMapPropagator):
             for name, value in self.write(context).items():
                 setter.set(carrier, name, value)
 
-    def watches(self, name: bytes) -> bool:
-        """Say whether a header, named in any case, is one that outbound calls replace, remove or check."""
-        return name.lower() in self._watched
+    @property
+    def watched(self) -> frozenset[bytes]:
+        """Return the names, in lower case, of the headers that outbound calls replace, remove or check."""
+        return self._watched
 
     def outgoing(
         self, context: Context, present: Iterable[tuple[str, str]], host: str | None = None

@@ -30,6 +30,7 @@ class OutboundCalls:
         tracer_provider: Makes the spans; the global one by default.
     """
 
+    request_class: ClassVar[type[Any]]
     stream_class: ClassVar[type[Any]]
 
     def __init__(
@@ -47,16 +48,27 @@ class OutboundCalls:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or runtime.current().propagator
         operation = begin_client(request.method, LazyAttributes(lambda: _attributes(request)), self._tracer)
-        raw = request.headers.raw
-        present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw if propagator.watches(name)]
+        sent, watched = request.headers.raw, propagator.watched
+        present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in sent if name.lower() in watched]
         headers, stale = propagator.outgoing(operation.context, present, request.url.host)
-        sent = [pair for pair in raw if pair[0].lower().decode("latin-1") not in stale] if present else list(raw)
+        if present:
+            sent = [pair for pair in sent if pair[0].lower().decode("latin-1") not in stale]
         sent += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-        # A copy has the content that was read already, and leaves out these two.
-        carrying = copy.copy(request)
-        carrying.stream, carrying.extensions = request.stream, request.extensions
+        carrying = self._copy(request)
         carrying.headers = type(request.headers)(propagator.fit(sent, request.method, request.url.raw_path))
         return operation, carrying
+
+    def _copy(self, request: Any) -> Any:
+        """Return a request of the same class with everything that this one holds, also the content that was read."""
+        if type(request) is self.request_class:
+            # `copy.copy` takes four times as long.
+            carrying = object.__new__(self.request_class)
+            vars(carrying).update(vars(request))
+            return carrying
+        # A class of the application's own may hold things elsewhere; the family's own copies leave these two out.
+        carrying = copy.copy(request)
+        carrying.stream, carrying.extensions = request.stream, request.extensions
+        return carrying
 
     def answered(self, operation: HttpOperation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""

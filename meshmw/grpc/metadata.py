@@ -87,7 +87,7 @@ class OutgoingMetadata:
             host: Where the call goes.
         """
         pairs: Pairs = [(key, value) for key, value in metadata or ()]
-        present = [(_text(key), _text(value)) for key, value in pairs if propagator.watches(_bytes(key))]
+        present = [(_text(key), _text(value)) for key, value in pairs if _bytes(key).lower() in propagator.watched]
         headers, stale = propagator.outgoing(context, present, host)
         if present:
             pairs = [pair for pair in pairs if _text(pair[0]) not in stale]

@@ -118,6 +118,29 @@ def test_a_transport_finds_the_content_of_the_request_that_the_library_gives_it(
     assert found == [b'{"item":7}']
 
 
+def test_a_request_of_a_class_of_the_applications_own_goes_out_whole(in_memory):
+    caller = in_memory()
+    found = []
+
+    class Tenants(caller.library.Request):
+        __slots__ = ("tenant",)
+
+    class Double(caller.library.AsyncBaseTransport, caller.library.BaseTransport):
+        def handle_request(self, request):
+            found.append((type(request), request.tenant, request.content, request.extensions["kept"]))
+            return caller.library.Response(200)
+
+        async def handle_async_request(self, request):
+            return self.handle_request(request)
+
+    caller.inner = Double()
+    request = Tenants("POST", "http://shop.internal/", json={"item": 7}, extensions={"kept": 1})
+    request.tenant = "blue"
+    caller.run(lambda client: caller_result(client.send(request)))
+    assert found == [(Tenants, "blue", b'{"item":7}', 1)]
+    assert "traceparent" not in request.headers
+
+
 def test_streamed_uploads_go_out_whole(caller):
     async def of_async():
         yield b"a" * 9
