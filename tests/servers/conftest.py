@@ -341,15 +341,20 @@ def collector(pytestconfig: pytest.Config) -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="session")
 def fleet(request: pytest.FixtureRequest, collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory):
-    """The services of this session: those that the selected tests need are started at once, when the first is used."""
+    """The services of this session, each started when the first test of a file that needs it is run."""
     fleet = Fleet(request.config, collector.grpc_endpoint, tmp_path_factory.mktemp("servers"))
-    mine = [item for item in request.session.items if item.path.is_relative_to(APPS.parent)]
-    params = [item.callspec.params for item in mine if hasattr(item, "callspec")]
     try:
-        fleet.launch_those_installed(each["service"] for each in params if "service" in each)
         yield fleet
     finally:
         fleet.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def those_of_this_file(request: pytest.FixtureRequest) -> None:
+    """Begin to start, at once, all services that the file's tests need: each worker runs but some of the files."""
+    mine = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    if names := [item.callspec.params["service"] for item in mine if "service" in item.callspec.params]:
+        request.getfixturevalue("fleet").launch_those_installed(names)
 
 
 @pytest.fixture(scope="session")
