@@ -46,6 +46,10 @@ class LazyAttributes(Mapping[str, AttributeValue]):
         """Return all at once: the SDK copies them, and `Mapping` would look each one up."""
         return self._attributes().items()
 
+    def copy(self) -> dict[str, AttributeValue]:
+        """Return all in a dictionary; older SDKs ask for this of whatever attributes a sampler has returned."""
+        return dict(self._attributes())
+
 
 def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:
     """Return `{prefix}.address` and `{prefix}.port` of a `host[:port]`, or nothing where it is malformed.
