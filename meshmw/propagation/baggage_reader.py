@@ -48,8 +48,12 @@ class BaggageReader:
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
+        return self.read_short(lines) or self._read(",".join(lines))
+
+    def read_short(self, lines: Sequence[str]) -> ReadBaggage | None:
+        """Do as `read` with baggage that is short enough to be remembered, and return None for any other."""
         text = lines[0] if len(lines) == 1 else ",".join(lines)
-        return self._repeated(text) if len(text) <= _CACHED_CHARACTERS else self._read(text)
+        return self._repeated(text) if len(text) <= _CACHED_CHARACTERS else None
 
     def _read(self, text: str) -> ReadBaggage:
         read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)

@@ -55,9 +55,10 @@ class PlainReader:
             except InvalidHeaderError:
                 return None
         if "baggage" in lines and self._baggage is not None:
-            members, _, must_change = self._baggage.read(lines["baggage"])
-            if must_change:
+            read = self._baggage.read_short(lines["baggage"])
+            if read is None or read.must_change:
                 return None
+            members = read.members
             self._rejections.accepted("baggage")
         self._rejections.accepted("traceparent")
         span_context = SpanContext(trace_id, parent_id, True, FLAGS[flags], state)

@@ -68,11 +68,13 @@ def parse_baggage(
             continue
         count += 1
         size += len(raw) + 1
-        if reason := _excess(count, size, max_members, max_bytes):
-            dropped[reason] = None
+        if count > max_members or size > max_bytes:
+            dropped["too_many_members" if count > max_members else "too_many_bytes"] = None
             break
-        key = match[1]
-        kept[key] = BaggageValue(decode(match[2]), f"{kept[key].raw},{raw}" if key in kept else raw)
+        key, value = match.groups()
+        if "%" in value:
+            value = decode(value)
+        kept[key] = BaggageValue(value, f"{kept[key].raw},{raw}" if key in kept else raw)
     else:
         if was_cut:
             dropped["too_many_bytes"] = None
@@ -126,12 +128,6 @@ def _outgoing(key: object, value: object, max_bytes: int) -> str:
     if len(text) > max_bytes:
         raise InvalidHeaderError("baggage", "too_many_bytes")
     return format_member(key, text)
-
-
-def _excess(count: int, size: int, max_members: int, max_bytes: int) -> str | None:
-    if count > max_members:
-        return "too_many_members"
-    return "too_many_bytes" if size > max_bytes else None
 
 
 def _window(lines: Sequence[str], room: int) -> tuple[str, bool]:
