@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from meshmw.errors import MeshError
-from meshmw.testing import Envoy, Service, assert_child_of, assert_one_trace, find_span, render_tree, roots
+from meshmw.testing import Envoy, Service, assert_child_of, assert_one_trace, find_span, render_tree, roots, start_mesh
 
 HERE = Path(__file__).parent / "services"
 SHOP = Service("shop", "shop:app", calls=["stock"], directory=HERE)
 STOCK = Service("stock", "stock:app", interface="wsgi", directory=HERE)
 
 
-def wait_for_logs(mesh):
-    """Wait for both lines of the only request at each listener: a broken journey is told as it is after its time."""
+def wait_for_logs(mesh, requests=1):
+    """Wait for both lines of each request at each listener: a broken journey is told as it is after its time."""
     for proxy in filter(None, (mesh.edge, *mesh.sidecars.values())):
-        proxy.access_log(at_least=2 * len(proxy.proxy.listeners))
+        proxy.access_log(at_least=2 * requests * len(proxy.proxy.listeners))
 
 
 KEEPING = ["none", "otel", "zipkin-b3-w3c", "linkerd-like"]
@@ -41,13 +41,21 @@ def test_services_go_in_as_they_are_and_come_out_as_one_trace(envoy_mesh, sideca
         assert_child_of(find_span(spans, service="stock"), behind)
 
 
+@pytest.fixture(scope="module")
+def untraced():
+    """A mesh that each case asks once, and how often it was asked."""
+    with start_mesh(SHOP, STOCK, sidecar="none", edge="none") as mesh:
+        with pytest.raises(MeshError, match="no request was sent"):
+            mesh.journey()
+        yield mesh, itertools.count(1)
+
+
+@pytest.mark.usefixtures("envoy_mesh")  # says what is not installed
 @pytest.mark.meshmw_headers("none", "w3c", "b3", "both", "twice")
-def test_what_the_mesh_makes_of_the_headers(envoy_mesh, trace_headers):
-    mesh = envoy_mesh(SHOP, STOCK, sidecar="none", edge="none")
-    with pytest.raises(MeshError, match="no request was sent"):
-        mesh.journey()
+def test_what_the_mesh_makes_of_the_headers(request, trace_headers):
+    mesh, requests = request.getfixturevalue("untraced")
     assert mesh.get("/", trace_headers).status == 200
-    wait_for_logs(mesh)
+    wait_for_logs(mesh, next(requests))
     breaks = trace_headers.name in ("b3", "twice")
     journey = mesh.journey(timeout=1 if breaks else 60)
     assert [hop.kind for hop in journey.hops] == ["client", "proxy", "proxy", "app", "proxy", "proxy", "app"]
