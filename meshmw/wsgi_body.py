@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sized
-from typing import Any
+from typing import Any, Final
 
 from meshmw.boundary.http_operation import HttpOperation
 from meshmw.streams import StepContext, kept
@@ -26,6 +26,13 @@ def watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: objec
     return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
 
 
+_PLAIN: Final = frozenset({list, tuple})
+
+
+def _directly(step: Callable[..., Any], *args: Any) -> Any:
+    return step(*args)
+
+
 class _Body:
     """Is the response body as steps of the application's; what these make current stays with them.
 
@@ -37,7 +44,8 @@ class _Body:
     def __init__(self, body: Iterable[bytes], operation: HttpOperation) -> None:
         self._body: Iterable[bytes] = body
         self._operation = operation
-        self._run = StepContext(operation.context).run
+        # To step through these is no work of the application's, so it need not be in the request's context.
+        self._run = _directly if type(body) in _PLAIN else StepContext(operation.context).run
         self._next: Callable[[], bytes] | None = None
         self._kept: object = None
 
@@ -49,7 +57,7 @@ class _Body:
             step = self._next
             if step is None:
                 step = self._next = self._begin()
-            return self._run(step)
+            return self._run(step)  # type: ignore[no-any-return]
         except StopIteration:
             self._operation.end()
             raise
@@ -75,7 +83,7 @@ class _Body:
         steps = self._run(iter, self._body)
         # What a generator has made current would be taken back to the request's context, in the server's thread.
         self._kept = kept(steps, self._run)
-        return steps.__next__
+        return steps.__next__  # type: ignore[no-any-return]
 
 
 class _SizedBody(_Body):
