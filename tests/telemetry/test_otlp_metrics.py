@@ -321,3 +321,9 @@ def test_a_time_that_is_over_still_ends_metrics():
     meters = Meters()
     Telemetry(Settings(), MeshPropagator(), NoOpTracerProvider(), owned=False, meter_provider=meters).shutdown(0)
     assert meters.ended == [100]
+
+
+def test_the_sdks_own_exit_handler_which_waits_for_half_a_minute_is_not_there():
+    provider = meter_provider_of(Settings(metrics="otlp", endpoint="127.0.0.1:9"))
+    assert provider._atexit_handler is None
+    provider.shutdown(timeout_millis=1)
