@@ -11,7 +11,8 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 from meshmw.asgi import TraceContextMiddleware
 from tests.benchmarks.hosts import QUIET, fastapi_app
-from tests.benchmarks.traffic import provider
+from tests.benchmarks.servers import sdk_alone
+from tests.benchmarks.traffic import SAMPLED, provider
 
 
 async def plain(scope: Any, receive: Any, send: Any) -> None:
@@ -36,6 +37,17 @@ def bare_contrib() -> Any:
     """Return it in contrib's middleware."""
     provider()
     return ContribASGI(plain)
+
+
+def bare_sdk() -> Any:
+    """Return it around a span of OpenTelemetry's SDK with our attributes, and nothing else: the floor of all others."""
+    traced = sdk_alone(plain, SAMPLED)
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await traced(scope, receive, send)
+
+    return serve
 
 
 def fastapi() -> FastAPI:
@@ -64,6 +76,11 @@ def fastapi_contrib() -> FastAPI:
 
 
 GROUPS: dict[str, dict[str, Callable[[], Any]]] = {
-    "ASGI application": {"bare": bare, "meshmw": bare_meshmw, "contrib": bare_contrib},
+    "ASGI application": {
+        "bare": bare,
+        "meshmw": bare_meshmw,
+        "SDK span alone": bare_sdk,
+        "contrib": bare_contrib,
+    },
     "FastAPI": {"bare": fastapi, "meshmw": fastapi_meshmw, "FastAPI's own": fastapi_own, "contrib": fastapi_contrib},
 }
