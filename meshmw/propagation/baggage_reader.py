@@ -5,11 +5,12 @@ Knows the format and the policy. Must not know other headers, nor say anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw.propagation.reading import one_line
 from meshmw.wire import BaggageValue, parse_baggage
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
@@ -26,7 +27,7 @@ class ReadBaggage(NamedTuple):
         must_change: Whether the header must not stay as it came; so it is wherever there are reasons.
     """
 
-    members: dict[str, BaggageValue]
+    members: Mapping[str, BaggageValue]
     reasons: tuple[str, ...]
     must_change: bool
 
@@ -48,11 +49,11 @@ class BaggageReader:
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
-        return self.read_short(lines) or self._read(",".join(lines))
+        return self.read_short(lines) or self._read(one_line(lines))
 
     def read_short(self, lines: Sequence[str]) -> ReadBaggage | None:
         """Do as `read` with baggage that is short enough to be remembered, and return None for any other."""
-        text = lines[0] if len(lines) == 1 else ",".join(lines)
+        text = one_line(lines)
         return self._repeated(text) if len(text) <= _CACHED_CHARACTERS else None
 
     def _read(self, text: str) -> ReadBaggage:

@@ -36,7 +36,7 @@ class Extraction(NamedTuple):
 
     Attributes:
         span_context: The remote parent, or None where no header gave a valid one.
-        baggage: Decoded values by key; each keeps its raw text.
+        baggage: Decoded values by key; each keeps its raw text. Shared by requests that say the same.
         b3: The B3 context that was believed, for what trace flags cannot say (deferred, debug).
         passthrough: Headers that outbound calls carry on as they are.
         rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
@@ -45,7 +45,7 @@ class Extraction(NamedTuple):
     """
 
     span_context: SpanContext | None
-    baggage: dict[str, BaggageValue]
+    baggage: Mapping[str, BaggageValue]
     b3: B3Context | None
     passthrough: dict[str, str]
     rewrites: dict[str, str | None]

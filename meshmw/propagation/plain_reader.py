@@ -7,7 +7,7 @@ is the same wherever this one has any; a property test holds the two equal.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from opentelemetry.trace import SpanContext
@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanContext
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagation.baggage_reader import BaggageReader
 from meshmw.propagation.extraction import SENT_HEADER, Extraction
-from meshmw.propagation.reading import Lines
+from meshmw.propagation.reading import Lines, one_line
 from meshmw.propagation.span_context import FLAGS, NO_STATE, repeated_trace_state
 from meshmw.rejections import Rejections
 from meshmw.wire import BaggageValue
@@ -23,6 +23,8 @@ from meshmw.wire.traceparent import FLAG_SAMPLED, match_version_00
 
 PASSTHROUGH_MAX_CHARACTERS: Final = 1024
 _PASSABLE: Final = re.compile(rf"[\x20-\x7e]{{1,{PASSTHROUGH_MAX_CHARACTERS}}}")
+# Shared, as remembered members are: nobody changes what baggage says.
+_NO_MEMBERS: Final[Mapping[str, BaggageValue]] = {}
 
 
 class PlainReader:
@@ -51,7 +53,7 @@ class PlainReader:
             return None
         if "tracestate" in lines:
             try:
-                state = repeated_trace_state(tuple(lines["tracestate"]))
+                state = repeated_trace_state(one_line(lines["tracestate"]))
             except InvalidHeaderError:
                 return None
         if "baggage" in lines and self._baggage is not None:
@@ -65,14 +67,10 @@ class PlainReader:
         return Extraction(span_context, members, None, carried(lines, self._passthrough), {}, (), None)
 
 
-# Shared, as remembered members are: nobody changes what baggage says.
-_NO_MEMBERS: Final[dict[str, BaggageValue]] = {}
-
-
 def carried(lines: Lines, names: Collection[str]) -> dict[str, str]:
     """Return the headers of some names that outbound requests may carry on as they came."""
     found = {}
     for name in names:
-        if name in lines and _PASSABLE.fullmatch(text := ",".join(lines[name])):
+        if name in lines and _PASSABLE.fullmatch(text := one_line(lines[name])):
             found[name] = text
     return found

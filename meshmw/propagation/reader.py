@@ -5,7 +5,7 @@ Knows the formats and the policy. Must not know carriers, frameworks or a span's
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from meshmw.propagation.baggage_reader import BaggageReader
@@ -61,12 +61,12 @@ class HeaderReader:
         passthrough = carried(lines, self._passthrough)
         return Extraction(parent, baggage, b3, passthrough, reading.rewrites, reading.refused, reading.rejected)
 
-    def _is_stripped(self, lines: Lines, baggage: dict[str, BaggageValue]) -> bool:
+    def _is_stripped(self, lines: Lines, baggage: Mapping[str, BaggageValue]) -> bool:
         beside = baggage or any(lines.get("tracestate", ()))
         return bool(beside) and self._trace.reads_w3c and "traceparent" not in lines
 
 
-def _read_baggage(reading: Reading, reader: BaggageReader) -> dict[str, BaggageValue]:
+def _read_baggage(reading: Reading, reader: BaggageReader) -> Mapping[str, BaggageValue]:
     members, reasons, must_change = reader.read(reading.lines["baggage"])
     if must_change:
         reading.rewrites["baggage"] = ",".join(value.raw for value in members.values()) or None

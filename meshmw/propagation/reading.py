@@ -11,6 +11,11 @@ from meshmw.rejections import Rejections
 Lines = Mapping[str, Sequence[str]]
 
 
+def one_line(lines: Sequence[str]) -> str:
+    """Return a header's lines as the one that they stand for (RFC 9110, 5.3)."""
+    return lines[0] if len(lines) == 1 else ",".join(lines)
+
+
 class Reading:
     """Collects, for one request, what was refused and why, and what must change in the headers.
 
@@ -35,9 +40,7 @@ class Reading:
     def line(self, name: str) -> str | None:
         """Return a header's text, several lines joined (RFC 9110, 5.3), so that no grammar of one value takes two."""
         found = self.lines.get(name)
-        if not found:
-            return None
-        return found[0] if len(found) == 1 else ",".join(found)
+        return one_line(found) if found else None
 
     def refuse(
         self, header: str, reason: str, consequence: str, text: str | None = None, *, remove: Iterable[str] = ()

@@ -17,7 +17,7 @@ from meshmw.wire import B3Context, TraceState
 # One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 
-# 32 members of 513 characters each bound an entry.
+# The format's own limit of characters bounds an entry.
 _CACHE_ENTRIES: Final = 256
 
 
@@ -63,13 +63,13 @@ NO_STATE: Final = W3CTraceState(TraceState())
 
 
 @lru_cache(maxsize=_CACHE_ENTRIES)
-def repeated_trace_state(lines: tuple[str, ...]) -> W3CTraceState:
-    """Return what the lines of a tracestate say together; peers repeat the same one on every request.
+def repeated_trace_state(line: str) -> W3CTraceState:
+    """Return what a tracestate says, all its lines as one; peers repeat the same one on every request.
 
     Raises:
-        InvalidHeaderError: They do not follow the grammar; that is remembered for none.
+        InvalidHeaderError: It does not follow the grammar; that is remembered for none.
     """
-    return W3CTraceState(TraceState.parse(lines))
+    return W3CTraceState(TraceState.parse(line))
 
 
 def from_b3(b3: B3Context) -> SpanContext | None:

@@ -36,8 +36,8 @@ MAX_MEMBERS: Final = 64
 MAX_BYTES: Final = 8192
 # How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
 _WINDOW: Final = 4
-# One after the other: of thousands of members, the limit lets only the first be looked at.
-_PART: Final = re.compile("[^,]+")
+# One after the other: of thousands of members, the limit lets only the first be looked at. What is empty is skipped.
+_PART: Final = re.compile(r"[^ \t,][^,]*+")
 
 
 def parse_baggage(
@@ -60,11 +60,10 @@ def parse_baggage(
     dropped: dict[str, None] = {}
     count, size = 0, -1
     for part in _PART.finditer(text):
-        raw = part[0].strip(OWS)
+        raw = part[0].rstrip(OWS)
         match = MEMBER.fullmatch(raw)
         if match is None:
-            if raw:
-                dropped[fault_of_member(raw)[0]] = None
+            dropped[fault_of_member(raw)[0]] = None
             continue
         count += 1
         size += len(raw) + 1

@@ -37,6 +37,8 @@ _VALUE = rf"[\x20{_NBLK_CHR}]{{0,255}}[{_NBLK_CHR}]"
 _MEMBER = re.compile(f"({_KEY})=({_VALUE})")
 _KEY_ALONE = re.compile(_KEY)
 _VALUE_ALONE = re.compile(_VALUE)
+# To skip what is empty, one after the other, would take a stranger's 30,000 commas and spaces milliseconds.
+_PART = re.compile(r"[^ \t,][^,]*+")
 
 Member = tuple[str, str]
 
@@ -106,25 +108,18 @@ def _read(text: str) -> tuple[Member, ...]:
     if len(text) > MAX_CHARS:
         raise InvalidHeaderError("tracestate", "length", MAX_CHARS)
     members: dict[str, str] = {}
-    count = 0
-    parts = text.split(",")
-    for index, part in enumerate(parts):
+    for count, found in enumerate(_PART.finditer(text)):
         # Not round the "=": a value may start with a space.
-        stripped = part.strip(OWS)
-        if not stripped:
-            continue
-        match = _MEMBER.fullmatch(stripped)
-        count += 1
-        if match is None or count > MAX_MEMBERS:
-            raise InvalidHeaderError("tracestate", *_fault(parts, index))
+        part = found[0].rstrip(OWS)
+        match = _MEMBER.fullmatch(part)
+        if match is None or count == MAX_MEMBERS:
+            raise InvalidHeaderError("tracestate", *_fault(part, found.start()))
         members.setdefault(match[1], match[2])
     return tuple(members.items())
 
 
-def _fault(parts: list[str], index: int) -> tuple[str, int]:
-    part = parts[index]
-    at = sum(len(before) + 1 for before in parts[:index]) + len(part) - len(part.lstrip(OWS))
-    key, equals, value = part.strip(OWS).partition("=")
+def _fault(part: str, at: int) -> tuple[str, int]:
+    key, equals, value = part.partition("=")
     if not equals:
         return "member", at
     if not _KEY_ALONE.fullmatch(key):
