@@ -5,6 +5,9 @@ Knows the ASGI protocol. Must not know the formats, nor how a span lives.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -161,7 +164,7 @@ class _AsgiRequest(Request):
         client, port = (scope.get("client") or _NOBODY)[:2]
         return semconv.server_attributes(
             method=self.method,
-            scheme=scope.get("scheme", "http"),
+            scheme=scope.get("scheme") or "http",
             path=self.path,
             query=scope.get("query_string", b"").decode("latin-1"),
             authority=lines["host"][0] if "host" in lines else _own_authority(scope.get("server")),
@@ -217,6 +220,12 @@ class _Response:
             is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
         # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
         return self._send_last(message) if is_last else self._send(message)
+
+    # Some ask whether they may await it before they call it: asgiref's WsgiToAsgi warns of any other function.
+    if sys.version_info >= (3, 12):  # pragma: no cover - each version of Python takes one of the two
+        inspect.markcoroutinefunction(send)
+    else:  # pragma: no cover
+        send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _send_last(self, message: Message) -> None:
         await self._send(message)

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from asgiref.wsgi import WsgiToAsgi
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode
@@ -118,6 +119,101 @@ def test_a_client_that_goes_away_ends_the_span(asgi_host):
     assert asgi_host.server_span.end_time is not None
     if asgi_host.own_span:
         assert asgi_host.server_span.attributes["meshmw.response.incomplete"] is True
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("error", [OSError("client gone"), asyncio.CancelledError()])
+def test_a_last_byte_that_does_not_go_out_leaves_the_response_incomplete(make, status, error):
+    host = make("BareASGI")
+
+    async def answers(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body"})
+
+    def gone(message):
+        if message["type"] == "http.response.body":
+            raise error
+
+    host.app.app = answers
+    try:
+        assert host.get(on_send=gone).error is error
+    except asyncio.CancelledError:
+        assert not isinstance(error, Exception)
+    assert host.server_span.attributes["meshmw.response.incomplete"] is True
+    assert len(events(host.server_span)) == isinstance(error, Exception)
+
+
+def test_an_exception_after_a_whole_answer_of_5xx_is_recorded(make):
+    """So does a framework that answers for an exception, and raises it afterwards."""
+    host = make("BareASGI")
+    ended = []
+
+    async def answers(scope, receive, send):
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body"})
+        ended.append((len(host.server_spans), scope["meshmw.operation"].request.is_over))
+        raise host.error
+
+    host.app.app = answers
+    assert host.get().error is host.error
+    assert ended == [(0, True)]
+    assert host.server_span.attributes["http.response.status_code"] == 503
+    assert host.server_span.attributes["error.type"] == "LookupError"
+    assert "meshmw.response.incomplete" not in host.server_span.attributes
+
+
+@pytest.mark.parametrize("await_it", [lambda sent: sent, asyncio.create_task, asyncio.shield])
+def test_an_application_awaits_what_sending_returns_as_it_would_the_servers_own(make, await_it):
+    host = make("BareASGI")
+
+    async def application(scope, receive, send):
+        await await_it(send({"type": "http.response.start", "status": 200, "headers": []}))
+        await await_it(send({"type": "http.response.body", "body": b"in ", "more_body": True}))
+        await await_it(send({"type": "http.response.body", "body": b"stock"}))
+
+    host.app.app = application
+    reply = host.get()
+    assert (reply.error, reply.body) == (None, b"in stock")
+    assert "meshmw.response.incomplete" not in host.server_span.attributes
+
+
+def test_a_server_whose_send_returns_a_future_is_served(make):
+    """An awaitable is all that ASGI asks for; granian's is no coroutine."""
+    host = make("BareASGI")
+    sent = []
+
+    def send(message):
+        sent.append(message["type"])
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    host.app.app = application
+
+    async def serve():
+        await host.app(host.scope("/items/7", FROM_CALLER), None, send)
+
+    asyncio.run(serve())
+    assert sent == ["http.response.start", "http.response.body"]
+    assert "meshmw.response.incomplete" not in host.server_span.attributes
+
+
+def test_asgirefs_adapter_serves_a_wsgi_application_without_a_warning(make):
+    """It asks whether `send` can be awaited before it calls it."""
+    host = make("BareASGI")
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return [b"in ", b"stock"]
+
+    host.app.app = WsgiToAsgi(application)
+    reply = host.get()
+    assert (reply.error, reply.body) == (None, b"in stock")
+    assert "meshmw.response.incomplete" not in host.server_span.attributes
 
 
 def test_a_response_that_never_starts_ends_the_span(make):

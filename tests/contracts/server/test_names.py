@@ -336,6 +336,10 @@ def test_secret_query_values_are_redacted(make, name, query):
     [
         ({"client": None}, {"client.address", "network.peer.address", "network.peer.port"}),
         ({"client": ("/run/app.sock", 0)}, {"network.peer.address"}),
+        ({"client": ("/run/app.sock", None)}, {"network.peer.address"}),
+        ({"client": ("10.0.0.9", 41000, 0, 0)}, set()),
+        ({"client": ()}, {"client.address", "network.peer.address", "network.peer.port"}),
+        ({"scheme": None}, set()),
         ({"client": ["10.0.0.9", 41000], "server": None}, set()),
         ({"headers": [], "server": None}, {"server.address", "server.port"}),
         ({"headers": [], "server": ("/run/app.sock", None)}, {"server.address"}),
