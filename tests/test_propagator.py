@@ -254,6 +254,17 @@ def test_a_context_with_nothing_to_send_writes_nothing(propagator):
     assert injected(propagator, trace.set_span_in_context(trace.INVALID_SPAN, Context())) == {}
 
 
+def test_a_dictionary_with_a_way_of_its_own_to_take_a_header_keeps_it(propagator):
+    class Raised(dict):
+        def __setitem__(self, name, value):
+            super().__setitem__(name.upper(), value)
+
+    carrier = Raised()
+    propagator.inject(carrier, propagator.extract({"traceparent": VALID}))
+    assert carrier["TRACEPARENT"] == VALID
+    assert all(map(str.isupper, carrier))
+
+
 def test_fields_are_the_headers_that_inject_writes():
     assert MeshPropagator().fields == {"traceparent", "tracestate", "baggage"}
     assert MeshPropagator(["b3multi"]).fields == {"x-b3-traceid", "x-b3-spanid", "x-b3-sampled", "x-b3-flags"}

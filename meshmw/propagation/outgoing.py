@@ -73,7 +73,7 @@ class OutgoingHeaders:
             headers, stale = self.replace(context, present, host)
             for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
                 del carrier[key]
-        if setter is default_setter:
+        if type(carrier) is dict and setter is default_setter:
             carrier.update(headers)
             return
         for name, value in headers.items():
