@@ -65,9 +65,12 @@ class OutboundCalls:
             carrying = object.__new__(self.request_class)
             vars(carrying).update(vars(request))
             return carrying
-        # A class of the application's own may hold things elsewhere; the family's own copies leave these two out.
+        # A class of the application's own may know better how; what the family's own way leaves out is added.
         carrying = copy.copy(request)
         carrying.stream, carrying.extensions = request.stream, request.extensions
+        state = object.__getstate__(request)
+        for name, value in state[1].items() if isinstance(state, tuple) else ():
+            setattr(carrying, name, value)
         return carrying
 
     def answered(self, operation: HttpOperation, response: Any) -> Any:

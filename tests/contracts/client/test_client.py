@@ -118,12 +118,11 @@ def test_a_transport_finds_the_content_of_the_request_that_the_library_gives_it(
     assert found == [b'{"item":7}']
 
 
-def test_a_request_of_a_class_of_the_applications_own_goes_out_whole(in_memory):
+@pytest.mark.parametrize("held", [{}, {"__slots__": ("tenant",)}], ids=["in its dictionary", "in a slot"])
+def test_a_request_of_a_class_of_the_applications_own_goes_out_whole(in_memory, held):
     caller = in_memory()
     found = []
-
-    class Tenants(caller.library.Request):
-        __slots__ = ("tenant",)
+    Tenants = type("Tenants", (caller.library.Request,), held)
 
     class Double(caller.library.AsyncBaseTransport, caller.library.BaseTransport):
         def handle_request(self, request):
@@ -139,6 +138,39 @@ def test_a_request_of_a_class_of_the_applications_own_goes_out_whole(in_memory):
     caller.run(lambda client: caller_result(client.send(request)))
     assert found == [(Tenants, "blue", b'{"item":7}', 1)]
     assert "traceparent" not in request.headers
+
+
+def test_a_request_that_is_sent_twice_and_changed_by_the_transport_stays_the_callers(in_memory):
+    """A copy of a copy must not be the caller's, and each sending has headers of its own."""
+    caller = in_memory()
+    inner = caller.inner
+
+    class Changing(caller.library.AsyncBaseTransport, caller.library.BaseTransport):
+        def handle_request(self, request):
+            request.headers["x-changed"] = "1"
+            request.method, request.stream = "PUT", caller.library.ByteStream(b"other")
+            return inner.handle_request(request)
+
+        async def handle_async_request(self, request):
+            request.headers["x-changed"] = "1"
+            request.method, request.stream = "PUT", caller.library.ByteStream(b"other")
+            return await inner.handle_async_request(request)
+
+    caller.inner = Changing()
+    request = caller.library.Request("POST", "http://shop.internal/items/7", content=b"own", extensions={"kept": 1})
+    before = vars(request).copy()
+
+    async def twice(client):
+        for _ in range(2):
+            await caller_result(client.send(request))
+
+    caller.run(twice)
+    assert {name: value for name, value in vars(request).items() if name != "extensions"} == {
+        name: value for name, value in before.items() if name != "extensions"
+    }
+    assert request.extensions["kept"] == 1
+    assert [dict(lines)["traceparent"] for lines in caller.got] == [traceparent_of(span) for span in caller.spans]
+    assert len(caller.spans) == 2
 
 
 def test_streamed_uploads_go_out_whole(caller):
