@@ -56,7 +56,7 @@ def server_attributes(
     user_agent: str | None,
 ) -> dict[str, AttributeValue]:
     """Return the attributes of an HTTP server span that are known when the request arrives."""
-    size = len(method) + len(scheme) + len(authority or "") + len(user_agent or "")
+    size = len(method) + len(scheme) + len(authority or "") + len(protocol_version or "") + len(user_agent or "")
     repeated = _repeated if size <= _CACHED_CHARACTERS else _of_a_client
     found = repeated(method, scheme, authority, protocol_version, user_agent).copy()
     found["url.path"] = path
