@@ -12,6 +12,9 @@ from typing import Any, Final
 from meshmw.boundary.http_operation import HttpOperation
 from meshmw.streams import StepContext, kept
 
+# Whose steps are no work of the application's, and need not be in the request's context.
+_PLAIN: Final = frozenset({list, tuple})
+
 
 def watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: object) -> Iterable[bytes]:
     """Return a body for the server that ends the operation when it is over.
@@ -26,13 +29,6 @@ def watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: objec
     return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
 
 
-_PLAIN: Final = frozenset({list, tuple})
-
-
-def _directly(step: Callable[..., Any], *args: Any) -> Any:
-    return step(*args)
-
-
 class _Body:
     """Is the response body as steps of the application's; what these make current stays with them.
 
@@ -44,7 +40,6 @@ class _Body:
     def __init__(self, body: Iterable[bytes], operation: HttpOperation) -> None:
         self._body: Iterable[bytes] = body
         self._operation = operation
-        # To step through these is no work of the application's, so it need not be in the request's context.
         self._run = _directly if type(body) in _PLAIN else StepContext(operation.context).run
         self._next: Callable[[], bytes] | None = None
         self._kept: object = None
@@ -93,6 +88,10 @@ class _SizedBody(_Body):
 
     def __len__(self) -> int:
         return len(self._body)  # type: ignore[arg-type]  # made for sized bodies alone
+
+
+def _directly(step: Callable[..., Any], *args: Any) -> Any:
+    return step(*args)
 
 
 def _is_plain_file(body: Any, file_wrapper: object) -> bool:
