@@ -5,20 +5,25 @@ from __future__ import annotations
 import gc
 import weakref
 from functools import cache
+from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
 from meshmw import MeshPropagator, asgi, wsgi
+from meshmw.boundary.http import begin_server
 from meshmw.boundary.http_operation import HttpOperation
 from meshmw.policy.baggage_keys import BaggageKeys
 from meshmw.propagation.baggage_reader import BaggageReader
 from meshmw.propagation.reader import HeaderReader
 from meshmw.propagation.trace_reader import TraceReader
 from meshmw.rejections import Rejections
+from meshmw.runtime import Runtime
 from meshmw.semconv import attributes
 from meshmw.semconv.http import server_attributes
 from meshmw.wire import format_traceparent, parse_baggage
@@ -61,19 +66,21 @@ LONG_STATES = st.sampled_from([",".join(f"k{n}=1" for n in range(count)) for cou
 LONG_BAGGAGE = st.sampled_from(
     ["a=1" + "," * 8188, "a=1" + "," * 8189, "a=1" + " " * 8190, ",".join(f"k{n}=1" for n in range(65)), "," * 40_000]
 )
-REQUESTS = st.fixed_dictionaries(
-    {},
-    optional={
-        "traceparent": st.lists(PARENTS, min_size=1, max_size=1)
-        | lines(PARENTS, ODD_PARENTS, PARENTS.map(" {}\t".format), PARENTS.map("{},".format), ANYTHING)
-        | st.tuples(PARENTS, ANYTHING).map(lambda parts: ["".join(parts)]),
-        "tracestate": lines(STATES, LONG_STATES, ANYTHING),
-        "baggage": lines(MEMBERS.map(",".join), LONG_BAGGAGE, ANYTHING),
-        "x-meshmw-sent": lines(st.sampled_from([f"{PARENT_ID}-01", f"{PARENT_ID}-00"]), ANYTHING),
-        "x-request-id": lines(st.sampled_from(["a", "x" * 1024, "x" * 1025]), ANYTHING),
-        "x-tenant": lines(ANYTHING),
-        "b3": st.just([f"{TRACE_ID}-{PARENT_ID}-1"]),
-    },
+PLAIN_PARENT = st.lists(PARENTS, min_size=1, max_size=1)
+BESIDE = {
+    "tracestate": lines(STATES, LONG_STATES) | lines(STATES, ANYTHING),
+    "baggage": lines(MEMBERS.map(",".join), LONG_BAGGAGE) | lines(MEMBERS.map(",".join), ANYTHING),
+    "x-meshmw-sent": lines(st.sampled_from([f"{PARENT_ID}-01", f"{PARENT_ID}-00"]), ANYTHING),
+    "x-request-id": lines(st.sampled_from(["a", "x" * 1024, "x" * 1025]), ANYTHING),
+    "x-tenant": lines(ANYTHING),
+    "b3": st.just([f"{TRACE_ID}-{PARENT_ID}-1"]),
+}
+ODD_PARENT = lines(PARENTS, ODD_PARENTS, PARENTS.map(" {}\t".format), PARENTS.map("{},".format), ANYTHING)
+GLUED_PARENT = st.tuples(PARENTS, ANYTHING).map(lambda parts: ["".join(parts)])
+REQUESTS = (
+    st.fixed_dictionaries({"traceparent": PLAIN_PARENT}, optional=BESIDE)
+    | st.fixed_dictionaries({"traceparent": PLAIN_PARENT, "baggage": lines(MEMBERS.map(",".join), LONG_BAGGAGE)})
+    | st.fixed_dictionaries({}, optional=BESIDE | {"traceparent": ODD_PARENT | GLUED_PARENT})
 )
 
 
@@ -108,15 +115,12 @@ def in_full(extraction):
     return extraction, parent and (tuple(parent), parent.trace_state.to_header()), members
 
 
-@given(
-    request=REQUESTS,
-    formats=st.sampled_from([("tracecontext", "baggage"), ("tracecontext",), ("baggage",), ("tracecontext", "b3")]),
-    policy=st.sampled_from(["strict", "w3c"]),
-    duplicates=st.sampled_from(["restart", "same-trace"]),
-    max_bytes=st.sampled_from([8, 8192, 16_384]),
-    deny=st.sampled_from([(), ("b",)]),
-)
-def test_what_is_read_in_one_pass_is_read_the_same_with_care(request, formats, policy, duplicates, max_bytes, deny):
+FORMATS = [("tracecontext", "baggage"), ("tracecontext",), ("baggage",), ("tracecontext", "b3")]
+MOST_BYTES = [8, 8192, 16_384]
+DENIED = [(), ("b",)]
+
+
+def assert_is_read_the_same(request, formats, max_bytes, deny, policy="strict", duplicates="restart"):
     reader, heard = header_reader(formats, policy, duplicates, max_bytes, deny)
     heard.told.clear()
     found, told = reader.read(request), sorted(map(repr, heard.told))
@@ -125,11 +129,50 @@ def test_what_is_read_in_one_pass_is_read_the_same_with_care(request, formats, p
     assert sorted(map(repr, heard.told)) == told
 
 
+@settings(max_examples=200)
+@given(
+    request=REQUESTS,
+    formats=st.sampled_from(FORMATS),
+    max_bytes=st.sampled_from(MOST_BYTES),
+    deny=st.sampled_from(DENIED),
+    policy=st.sampled_from(["strict", "w3c"]),
+    duplicates=st.sampled_from(["restart", "same-trace"]),
+)
+def test_what_is_read_in_one_pass_is_read_the_same_with_care(request, formats, max_bytes, deny, policy, duplicates):
+    assert_is_read_the_same(request, formats, max_bytes, deny, policy, duplicates)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"traceparent": []},
+        {"traceparent": [TRACEPARENT, TRACEPARENT]},
+        {"traceparent": [f"{TRACEPARENT[:-2]}03"], "x-request-id": ["abc"]},
+        {"traceparent": [f"{TRACEPARENT[:-2]}00"], "x-meshmw-sent": [f"{PARENT_ID}-01"]},
+        {"tracestate": ["b=2,a=1"]},
+        {"tracestate": ["b=2", "a=1"]},
+        {"tracestate": ["b=2", "="]},
+        {"baggage": ["a=1"]},
+        {"baggage": ["a=1;p", "b=2"]},
+        {"baggage": ["a=1", "="]},
+        {"baggage": ["a=1" + " " * 8190]},
+        {"baggage": [f"k{number}=1" for number in range(65)]},
+        {"x-request-id": ["x" * 1025]},
+        {"x-request-id": ["caf\xe9"], "x-tenant": ["a", "b"]},
+    ],
+    ids=lambda beside: str(beside)[:60],
+)
+def test_each_turn_of_the_one_pass_is_taken_with_care_too(beside):
+    for formats, max_bytes, deny in product(FORMATS, MOST_BYTES, DENIED):
+        assert_is_read_the_same({"traceparent": [TRACEPARENT]} | beside, formats, max_bytes, deny)
+
+
 def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
     propagator = MeshPropagator()
     monkeypatch.setattr(propagator._reader, "read_with_care", None)
-    lines = {"traceparent": [TRACEPARENT], "tracestate": ["a=1"], "baggage": ["a=1"], "x-request-id": ["1"]}
-    assert set(propagator.read(lines).baggage) == {"a"}
+    request = {"traceparent": [TRACEPARENT], "tracestate": ["a=1"], "baggage": ["a=1"], "x-request-id": ["1"]}
+    sent = {"x-meshmw-sent": [f"{PARENT_ID}-01"]}
+    assert set(propagator.read(request | sent).baggage) == {"a"}
 
 
 @given(lines=st.lists(MEMBERS.map(",".join), min_size=1, max_size=3))
@@ -193,6 +236,23 @@ def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
     lazy = attributes.LazyAttributes(lambda: built)
     assert dict(lazy.items()) == {key: lazy[key] for key in lazy} == built
     assert len(lazy) == len(built)
+
+
+@pytest.mark.parametrize(
+    ("provider", "flags"), [(trace.NoOpTracerProvider(), "01"), (TracerProvider(sampler=ParentBased(ALWAYS_ON)), "00")]
+)
+@pytest.mark.parametrize("request_of", [asgi._AsgiRequest, wsgi._WsgiRequest])
+def test_nothing_is_worked_out_for_a_span_that_is_not_recorded(provider, flags, request_of, monkeypatch):
+    monkeypatch.setattr(request_of, "attributes", None)
+    settled = Runtime()
+    scope = {"path": "/", "headers": [(b"traceparent", f"{TRACEPARENT[:-2]}{flags}".encode())]}
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "HTTP_TRACEPARENT": f"{TRACEPARENT[:-2]}{flags}"}
+    request = request_of(scope if request_of is asgi._AsgiRequest else environ, settled)
+    extraction = settled.propagator.read(request.lines)
+    tracer = provider.get_tracer("test")
+    operation = begin_server(request, extraction, Context(), propagator=settled.propagator, tracer=tracer)
+    assert operation.span.get_span_context().trace_id == int(TRACE_ID, 16)
+    operation.end()
 
 
 def test_an_operation_that_serves_nothing_is_answered_without_complaint():

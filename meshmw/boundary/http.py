@@ -10,7 +10,7 @@ from typing import Final
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link, NoOpTracer, ProxyTracer, Span, SpanKind
 
 from meshmw.boundary.adoption import CLAIM_KEY, adopted, is_of_this_request
 from meshmw.boundary.durations import CLIENT, SERVER, Measurement, is_measured
@@ -29,6 +29,8 @@ _REQUEST_KEY: Final = create_key("meshmw-request")
 _LEAKED: Final = "- a span of something else was current here; it is no parent"
 # On the link of a fresh root to the parent that its request named and that is not believed.
 _REJECTED: Final = {"meshmw.link": "rejected_parent"}
+# Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
+_IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
 
 
 def begin_nested(request: Request, around: Context) -> HttpOperation | None:
@@ -80,10 +82,12 @@ def begin_server(
         return _without_span(request, parent, extraction, delegated=spans == "contrib")
     links = None if extraction.rejected is None else [Link(extraction.rejected, _REJECTED)]
     kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
+    tracer = tracer or own_tracer()
+    remote = extraction.span_context
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
-    is_likely = extraction.span_context is not None and extraction.span_context.trace_flags.sampled
+    is_likely = remote is not None and remote.trace_flags.sampled and type(tracer) not in _IDLE
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-    span = (tracer or own_tracer()).start_span(span_name(request.method), parent, kind, attributes, links)
+    span = tracer.start_span(span_name(request.method), parent, kind, attributes, links)
     if extraction.refused:
         _tell_refusals(span, extraction)
     context = _serving(request, span, parent)

@@ -275,6 +275,24 @@ def test_other_messages_do_not_end_the_span(make):
     host.app.app = with_hints
     host.get()
     assert ended == [0]
+    assert host.server_span.attributes["http.response.status_code"] == 200
+
+
+def test_a_second_start_that_the_server_refuses_changes_no_status(make):
+    host = make("BareASGI")
+    refusal = RuntimeError("the response has begun")
+
+    async def begins_twice(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    def refuse(message):
+        if message["status"] == 204:
+            raise refusal
+
+    host.app.app = begins_twice
+    assert host.get(on_send=refuse).error is refusal
+    assert host.server_span.attributes["http.response.status_code"] == 200
 
 
 def test_an_exception_after_the_response_leaves_its_status(make):

@@ -24,8 +24,9 @@ def own_span(host):
     return type(host).__name__ not in TELEMETRY_OF_THE_HOST
 
 
-def test_an_accepted_handshake_is_one_span_and_the_connection_keeps_the_context(shake_hands):
+def test_an_accepted_handshake_is_one_span_and_the_connection_keeps_the_context(shake_hands, caplog):
     host, reply = shake_hands("/ws/accept")
+    assert "ended span" not in caplog.text
     assert reply.sent == ["websocket.accept", "websocket.send", "websocket.close"]
     assert host.server_span.parent.span_id == int(PARENT_ID, 16)
     assert {f"{visit.trace_id:032x}" for visit in host.visits} == {TRACE_ID}
