@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sized
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from meshmw.boundary.http_operation import HttpOperation
 from meshmw.streams import StepContext, kept
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Whose steps are no work of the application's, and need not be in the request's context.
 _PLAIN: Final = frozenset({list, tuple})
@@ -52,7 +55,7 @@ class _Body:
             step = self._next
             if step is None:
                 step = self._next = self._begin()
-            return self._run(step)  # type: ignore[no-any-return]
+            return self._run(step)
         except StopIteration:
             self._operation.end()
             raise
@@ -78,7 +81,7 @@ class _Body:
         steps = self._run(iter, self._body)
         # What a generator has made current would be taken back to the request's context, in the server's thread.
         self._kept = kept(steps, self._run)
-        return steps.__next__  # type: ignore[no-any-return]
+        return steps.__next__
 
 
 class _SizedBody(_Body):
@@ -90,8 +93,8 @@ class _SizedBody(_Body):
         return len(self._body)  # type: ignore[arg-type]  # made for sized bodies alone
 
 
-def _directly(step: Callable[..., Any], *args: Any) -> Any:
-    return step(*args)
+def _directly(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    return step(*args, **kwargs)
 
 
 def _is_plain_file(body: Any, file_wrapper: object) -> bool:
