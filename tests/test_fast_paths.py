@@ -8,7 +8,7 @@ from functools import cache
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
@@ -129,7 +129,6 @@ def assert_is_read_the_same(request, formats, max_bytes, deny, policy="strict", 
     assert sorted(map(repr, heard.told)) == told
 
 
-@settings(max_examples=200)
 @given(
     request=REQUESTS,
     formats=st.sampled_from(FORMATS),

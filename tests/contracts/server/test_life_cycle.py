@@ -360,16 +360,19 @@ def test_the_marks_in_the_scope_are_gone_after_the_request(asgi_host):
 @pytest.mark.parametrize("kind", ["lifespan", "custom.protocol"])
 def test_what_is_no_request_passes_untouched(make, kind):
     host = make("BareASGI")
-    got = []
+    got, marks = [], []
 
     async def application(*of_asgi):
         got.append(of_asgi)
+        marks.append("meshmw.operation" in of_asgi[0])
 
     host.app.app = application
     scope, receive, send = {"type": kind}, object(), object()
     asyncio.run(host.app(scope, receive, send))
     assert [argument is given for argument, given in zip(got[0], (scope, receive, send), strict=True)] == [True] * 3
     assert scope == {"type": kind}
+    # Of several middleware the outermost exports what is queued at the end of a lifespan, and of that alone.
+    assert marks == [kind == "lifespan"]
     assert host.spans == ()
 
 
