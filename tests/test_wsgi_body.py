@@ -139,6 +139,19 @@ def test_a_body_that_has_nothing_to_close_is_closed_by_its_end():
     assert "meshmw.response.incomplete" not in served.span.attributes
 
 
+def test_a_list_of_the_applications_own_making_is_stepped_through_in_the_requests_context():
+    seen = []
+
+    class Chunks(list):
+        def __iter__(self):
+            seen.append(trace.get_current_span())
+            return super().__iter__()
+
+    served = Served(lambda _: Chunks([b"1", b"2"]))
+    assert list(served.body) == [b"1", b"2"]
+    assert seen == [served.inside]
+
+
 class TestFiles:
     """A server sends a file of its own wrapper's by itself, so that is what it is handed."""
 
