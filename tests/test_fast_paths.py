@@ -24,7 +24,7 @@ from meshmw.propagation.reader import HeaderReader
 from meshmw.propagation.trace_reader import TraceReader
 from meshmw.rejections import Rejections
 from meshmw.runtime import Runtime
-from meshmw.semconv import attributes
+from meshmw.semconv import attributes, http
 from meshmw.semconv.http import server_attributes
 from meshmw.wire import format_traceparent, parse_baggage
 from meshmw.wire.baggage_member import is_raw_of
@@ -218,6 +218,20 @@ def test_attributes_are_the_same_the_second_time_and_the_callers_own(method, aut
     assert found["url.path"] == path
     assert found["http.request.method"] == (method if method == "GET" else "_OTHER")
     assert attributes.address_attributes("server", authority, scheme).items() <= found.items()
+
+
+@pytest.mark.parametrize("long", ["method", "scheme", "authority", "protocol_version", "user_agent"])
+def test_what_a_stranger_makes_long_is_not_remembered(long):
+    asked = dict.fromkeys(["method", "scheme", "authority", "protocol_version", "user_agent"], "x")
+    before = http._repeated.cache_info().currsize
+    server_attributes(**asked | {long: "y" * 509}, path="/", query="", client=None, client_port=None)
+    assert http._repeated.cache_info().currsize == before
+
+
+def test_the_same_tracestate_is_read_once():
+    read = MeshPropagator().read
+    first, second = (read({"traceparent": [TRACEPARENT], "tracestate": ["a=1", "b=2"]}) for _ in range(2))
+    assert first.span_context.trace_state is second.span_context.trace_state
 
 
 def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
