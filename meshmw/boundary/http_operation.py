@@ -49,9 +49,9 @@ class HttpOperation(Operation):
         if self.request is not None:
             self.request.is_over = True
 
-    def route(self, route: str | None) -> None:
+    def route(self, route: str) -> None:
         """Name the span after the route template that the framework matched."""
-        if route and self.is_open:
+        if self.is_open:
             self.span.update_name(span_name(self._method, route))
             self.span.set_attribute("http.route", route)
 
@@ -105,9 +105,9 @@ class MeasuredHttpOperation(HttpOperation):
         """Say whether something can still be added, to the span or to what is measured."""
         return not self.is_over
 
-    def route(self, route: str | None) -> None:
+    def route(self, route: str) -> None:
         """Name the span after the route template, which is a label too."""
-        if route and not self.is_over:
+        if not self.is_over:
             self._measurement.labels["http.route"] = route
         super().route(route)
 

@@ -20,6 +20,7 @@ import meshmw.flask
 from meshmw import MeshPropagator
 from meshmw.asgi import TraceContextMiddleware
 from meshmw.boundary import durations
+from meshmw.boundary.http import begin_client
 from meshmw.httpx import TraceContextTransport
 from meshmw.runtime import Runtime
 from meshmw.wsgi import TraceContextMiddleware as WsgiMiddleware
@@ -100,6 +101,19 @@ def test_an_answer_of_5xx_and_an_exception_are_errors(measured):
     found = [found for _, found, _ in measured()]
     assert {**labels(), "http.response.status_code": 503, "error.type": "503"} in found
     assert {**labels(), "http.response.status_code": 500, "error.type": "LookupError"} in found
+
+
+def test_what_happens_after_the_last_byte_changes_nothing_of_what_was_recorded(measured):
+    """The meter provider may hold on to the labels that it was given."""
+    operation = begin_client("GET", {"http.request.method": "GET", "server.address": "a.b"})
+    operation.status(200, error_from=400)
+    operation.end()
+    operation.fail(LookupError())
+    operation.status(500, error_from=400)
+    operation.route("/late")
+    operation.end()
+    found = {"http.request.method": "GET", "server.address": "a.b", "http.response.status_code": 200}
+    assert measured() == [("http.client.request.duration", found, 1)]
 
 
 def test_a_meter_provider_that_raises_fails_no_request_and_is_said_once(monkeypatch, caplog):
