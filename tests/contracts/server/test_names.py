@@ -308,10 +308,11 @@ COMMON = {
 }
 
 
+@pytest.mark.parametrize("headers", [[], [("traceparent", f"00-{'1' * 32}-{'2' * 16}-01")]], ids=["root", "sampled"])
 @pytest.mark.parametrize("name", ["BareASGI", "BareWSGI"])
-def test_a_span_says_what_the_stable_conventions_ask(make, name):
+def test_a_span_says_what_the_stable_conventions_ask(make, name, headers):
     host = make(name)
-    host.get()
+    host.get(headers=headers)
     assert dict(host.server_span.attributes) == COMMON
 
 
