@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from meshmw.testing import dies_with_parent, start_process
+from meshmw.testing import dies_with_parent, free_port, start_process
 from sample_apps import NotReadyError
-from sample_apps.ports import accepts, free_port
+from sample_apps.ports import accepts
 
 # Where Debian's package has it; the command of that name on the PATH changes the user, and forgets the environment.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, Tracer, start_process, stop_processes
+from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, Tracer, free_port, start_process, stop_processes
 from sample_apps import NotReadyError
 from sample_apps.brokers import start_brokers
-from sample_apps.ports import accepts, free_port
+from sample_apps.ports import accepts
 
 HERE = Path(__file__).parents[1]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meshmw.testing.mesh import EnvoyMesh, start_mesh
     from meshmw.testing.mesh_client import Answer
     from meshmw.testing.otlp import OtlpReceiver
+    from meshmw.testing.ports import free_port
     from meshmw.testing.processes import dies_with_parent, start_process, stop_processes
     from meshmw.testing.proxies import Listener, Proxy, Route, Tracer
     from meshmw.testing.services import Service
@@ -56,6 +57,7 @@ __all__ = [
     "find_envoy",
     "find_span",
     "find_spans",
+    "free_port",
     "from_sdk",
     "render_tree",
     "roots",
@@ -74,6 +76,7 @@ _HOMES = {
     "mesh": {"EnvoyMesh", "start_mesh"},
     "mesh_client": {"Answer"},
     "otlp": {"OtlpReceiver"},
+    "ports": {"free_port"},
     "processes": {"dies_with_parent", "start_process", "stop_processes"},
     "proxies": {"Listener", "Proxy", "Route", "Tracer"},
     "services": {"Service"},

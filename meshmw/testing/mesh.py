@@ -21,6 +21,7 @@ from meshmw.testing.envoy import Envoy
 from meshmw.testing.linkerd_like import LinkerdLike
 from meshmw.testing.mesh_client import MeshClient
 from meshmw.testing.otlp import OtlpReceiver
+from meshmw.testing.ports import free_port
 from meshmw.testing.processes import start_process, stop_processes
 from meshmw.testing.proxies import Listener, Proxy, Tracer
 from meshmw.testing.services import Service, Sidecar, check_sidecar, in_order
@@ -47,7 +48,7 @@ class EnvoyMesh(MeshClient):
         self.edge: Envoy | None = None
         self.sidecars: dict[str, RunningSidecar] = {}
         self._logs = logs
-        self._ports = {service.name: _free_port() for service in services}
+        self._ports = {service.name: free_port() for service in services}
 
     @property
     def url(self) -> str:
@@ -163,12 +164,6 @@ def _absolute(command: list[str]) -> list[str]:
     if program is None:
         raise MeshError(f"{command[0]!r} is not a program that can be run here")
     return [program, *command[1:]]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
 
 
 def _accepts(port: int) -> bool:

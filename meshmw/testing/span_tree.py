@@ -120,7 +120,7 @@ def render_tree(spans: Sequence[ReceivedSpan]) -> str:
     if not spans:
         return "(no spans)"
     tops = roots(spans)
-    rows = _aligned([row for top in tops for row in _rows(spans, top, "", "")])
+    rows = _aligned([row for top in tops for row in _rows(spans, top)])
     lines = []
     for trace_id in dict.fromkeys(span.trace_id for span in tops):
         lines += ["", f"trace {trace_id}", *(text for owner, text in rows if owner == trace_id)]
@@ -130,15 +130,24 @@ def render_tree(spans: Sequence[ReceivedSpan]) -> str:
 _Row: TypeAlias = tuple[str, tuple[str, ...]]
 
 
-def _rows(spans: Sequence[ReceivedSpan], span: ReceivedSpan, lead: str, rest: str) -> list[_Row]:
-    orphan = span.parent_id and not lead
-    note = f"orphan: its parent {span.parent_id} is missing" if orphan else ""
-    cells = (lead + span.service, span.kind, span.name, f"{span.milliseconds:.1f} ms".rjust(9), note)
-    rows: list[_Row] = [(span.trace_id, cells)]
-    below = children(spans, span)
-    for index, child in enumerate(below):
-        corner, bar = ("└─ ", "   ") if index == len(below) - 1 else ("├─ ", "│  ")
-        rows += _rows(spans, child, rest + corner, rest + bar)
+def _rows(spans: Sequence[ReceivedSpan], top: ReceivedSpan) -> list[_Row]:
+    # Not by calling itself: a request that a proxy sends round and round is a chain of thousands.
+    rows: list[_Row] = []
+    drawn: set[int] = set()
+    waiting = [(top, "", "")]
+    while waiting:
+        span, lead, rest = waiting.pop()
+        if id(span) in drawn:
+            # Two spans of one id can make a circle.
+            continue
+        drawn.add(id(span))
+        note = f"orphan: its parent {span.parent_id} is missing" if span.parent_id and not lead else ""
+        milliseconds = f"{span.milliseconds:.1f} ms".rjust(9)
+        rows.append((span.trace_id, (lead + span.service, span.kind, span.name, milliseconds, note)))
+        below = children(spans, span)[::-1]
+        waiting += [(child, rest + "├─ ", rest + "│  ") for child in below]
+        if below:
+            waiting[-len(below)] = (below[0], rest + "└─ ", rest + "   ")
     return rows
 
 

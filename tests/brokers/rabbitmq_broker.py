@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from meshmw.testing import dies_with_parent, stop_processes
+from meshmw.testing import dies_with_parent, free_port, stop_processes
 
 # Not /usr/sbin's wrapper: that one changes the user and the directory, and forgets the environment.
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -38,7 +38,7 @@ class RabbitMQ:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.port, self._distribution, self._epmd_port = _free_ports(3)
+        self.port, self._distribution, self._epmd_port = (free_port() for _ in range(3))
         self._folder = folder
         self._log = folder / "console.txt"
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -216,14 +216,6 @@ def _definitions() -> dict[str, Any]:
 def _connects(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 FIXTURE = "rabbitmq_broker"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, ReceivedSpan, Tracer, stop_processes
+from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, ReceivedSpan, Tracer, free_port, stop_processes
 
 APPS = Path(__file__).parent / "apps"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -43,12 +43,6 @@ class Services:
         return self.log.read_text(errors="replace")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_until_listening(processes: Sequence[subprocess.Popen[bytes]], ports: Sequence[int], log: Path) -> None:
     deadline = time.monotonic() + 60
     for port in ports:
@@ -64,7 +58,7 @@ def _wait_until_listening(processes: Sequence[subprocess.Popen[bytes]], ports: S
 def _running_services(
     directory: Path, receiver: OtlpReceiver, formats: str, settings: dict[str, str]
 ) -> Iterator[Services]:
-    ports, log = (_free_port(), _free_port()), directory / "services.log"
+    ports, log = (free_port(), free_port()), directory / "services.log"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))},
         "MESHMW_ENDPOINT": receiver.grpc_endpoint,

@@ -16,18 +16,20 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from meshmw import MeshPropagator
 from meshmw.grpc import TraceContextClientInterceptor
-from meshmw.testing import OtlpReceiver, assert_child_of, find_envoy, find_span, start_process, stop_processes
+from meshmw.testing import (
+    OtlpReceiver,
+    assert_child_of,
+    find_envoy,
+    find_span,
+    free_port,
+    start_process,
+    stop_processes,
+)
 from tests.programs import clean_environment
 
 ROOT = Path(__file__).parents[2]
 ENVOYS = ROOT / "sample_apps/mesh/compose/envoy"
 SECONDS = 60
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def accepts(port):

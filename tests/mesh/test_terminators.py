@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from meshmw.testing import EnvoyMesh, ReceivedSpan, Service, start_process, stop_processes
+from meshmw.testing import EnvoyMesh, ReceivedSpan, Service, free_port, start_process, stop_processes
 
 SAMPLES = Path(__file__).parents[2] / "sample_apps" / "mesh"
 SERVICES = Path(__file__).parents[1] / "testing" / "services"
@@ -78,7 +78,7 @@ def terminate(terminator: Terminator, tmp_path: Path, certificate: Path) -> Iter
     with contextlib.ExitStack() as stack:
 
         def start(upstream: int, *, removing: bool = False) -> tuple[int, Path]:
-            port = _free_port()
+            port = free_port()
             text = terminator.config.read_text().replace("8443", str(port)).replace("8080", str(upstream))
             assert terminator.before in text
             if removing:
@@ -107,11 +107,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*make, *files], check=True, capture_output=True)
     (folder / "tls.pem").write_text((folder / "tls.crt").read_text() + (folder / "tls.key").read_text())
     return folder
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], output: Path) -> None:

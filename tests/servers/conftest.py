@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from meshmw.errors import MissingExtraError
-from meshmw.testing import OtlpReceiver, dies_with_parent, stop_processes
+from meshmw.testing import OtlpReceiver, dies_with_parent, free_port, stop_processes
 
 APPS = Path(__file__).parent / "apps"
 START_SECONDS = 60
@@ -234,13 +234,6 @@ def _listens(port: int) -> bool:
         return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
-    # For a server that does not say which port it got.
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
-
 class Fleet:
     """Starts services, several at once, and stops them all at its end.
 
@@ -297,7 +290,7 @@ class Fleet:
     ) -> subprocess.Popen[bytes]:
         variant = name.partition("/")[2]
         app = kind.app or ASGI_APPS.get(variant) or apps[kind.interface]
-        words = kind.command.format(app=app, port=_free_port(), folder=self.folder).split()
+        words = kind.command.format(app=app, port=free_port(), folder=self.folder).split()
         command = dies_with_parent([sys.executable, "-m", *words])
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "MESHMW_", "K8S_"))

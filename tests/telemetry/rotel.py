@@ -14,15 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from meshmw.testing import free_port
 from meshmw.testing.processes import start_process, stop_processes
 
 START_SECONDS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Rotel:

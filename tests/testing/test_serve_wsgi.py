@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from meshmw.testing import serve_wsgi
+from meshmw.testing import free_port, serve_wsgi
 
 APP = """
 import atexit, sys
@@ -30,9 +30,7 @@ app = Nested.app
 @pytest.mark.parametrize("reference", ["served", "served:Nested.app"])
 def test_it_serves_and_ends_with_its_exit_handlers(tmp_path, reference):
     (tmp_path / "served.py").write_text(APP)
-    from meshmw.testing.mesh import _free_port
-
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "meshmw.testing.serve_wsgi", "--port", str(port), reference]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,5 +1,7 @@
 """Trees and assertions over finished spans."""
 
+from dataclasses import replace
+
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -54,6 +56,19 @@ def test_an_orphan_and_another_trace_are_shown_as_what_they_are():
     assert tree.count("trace ") == 2
     assert f"lost call      1.5 ms  orphan: its parent {'9' * 16} is missing" in tree
     assert tree.splitlines()[-1].startswith("other ")
+
+
+def test_a_request_that_goes_round_and_round_is_drawn_however_deep_it_is():
+    loop = [
+        replace(EDGE, span_id=f"{number + 1:016x}", parent_id=f"{number:016x}" if number else "")
+        for number in range(1100)
+    ]
+    assert render_tree(loop).count("edge call") == 1100
+
+
+def test_spans_of_one_id_are_drawn_once_each_though_they_make_a_circle():
+    again = replace(EDGE, parent_id=SHOP.span_id, start_ns=9)
+    assert render_tree([EDGE, SHOP, again]).count("edge call") == 2
 
 
 def test_no_spans_are_a_tree_too():
