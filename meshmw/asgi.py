@@ -5,10 +5,7 @@ Knows the ASGI protocol. Must not know the formats, nor how a span lives.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from opentelemetry import context as otel_context
@@ -16,9 +13,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import runtime
-from meshmw.asgi_route import route_of
+from meshmw.asgi_response import Message, Response, Scope, Send
 from meshmw.boundary.http import tell
-from meshmw.boundary.http_operation import HttpOperation
 from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_asgi
 from meshmw.contrib import under_contrib
@@ -26,15 +22,12 @@ from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagation.attachment import take_back
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import LOGGER, Runtime, ServerSpans
+from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv import http as semconv
 from meshmw.semconv.attributes import AttributeValue
 from meshmw.serving import ServerOptions
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _REQUESTS: Final = frozenset({"http", "websocket"})
@@ -44,13 +37,6 @@ _FASTAPI: Final = "fastapi.telemetry"
 _STARLETTE: Final = "starlette.opentelemetry"
 _NOBODY: Final = (None, None)
 _HOSTS: Final = {_FASTAPI: None, _STARLETTE: True}
-# A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
-_HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
-# The response with which a handshake is refused has the same messages, named with a prefix.
-_STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", *_HANDSHAKE_STATUS})
-_BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", "websocket.http.response.body"})
-# Nothing of the response comes after one of these.
-_WHOLE: Final = frozenset({"http.response.pathsend", *_HANDSHAKE_STATUS})
 
 
 class TraceContextMiddleware:
@@ -104,7 +90,7 @@ class TraceContextMiddleware:
         app = self.app if operation.delegated is None else self._under_contrib()
         marks = _stand_hosts_down(scope)
         scope[_OPERATION] = operation
-        response = _Response(operation, scope, send)
+        response = Response(operation, scope, send)
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:
@@ -190,77 +176,6 @@ class _AsgiRequest(Request):
 
 def _own_authority(server: Sequence[Any] | None) -> str | None:
     return f"{server[0]}:{server[1]}" if server and server[1] else None
-
-
-class _Response:
-    """Watches what the application sends, and ends the operation with the last byte.
-
-    A framework that answers 5xx for an exception raises it afterwards, so such an operation waits for its return.
-    """
-
-    __slots__ = ("_complete", "_is_failure", "_operation", "_scope", "_send", "_started", "_trailers")
-
-    def __init__(self, operation: HttpOperation, scope: Scope, send: Send) -> None:
-        self._operation = operation
-        self._scope = scope
-        self._send = send
-        self._started = False
-        self._trailers = False
-        self._is_failure = False
-        self._complete = False
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on, and read from it how far the response is."""
-        kind: str = message["type"]
-        if kind in _BODIES:
-            is_last = not (self._trailers or message.get("more_body"))
-        else:
-            if kind in _STARTS and not self._started:
-                self._start(kind, message)
-            is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
-        # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
-        return self._send_last(message) if is_last else self._send(message)
-
-    # Some ask whether they may await it before they call it: asgiref's WsgiToAsgi warns of any other function.
-    if sys.version_info >= (3, 12):  # pragma: no cover - each version of Python takes one of the two
-        inspect.markcoroutinefunction(send)
-    else:  # pragma: no cover
-        send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-
-    async def _send_last(self, message: Message) -> None:
-        await self._send(message)
-        self._complete = True
-        if self._is_failure:
-            self._operation.answered()
-        else:
-            self.end()
-
-    def fail(self, error: BaseException) -> None:
-        """Record an error; a server answers 500 for an application that raised before it had answered."""
-        if not self._started and isinstance(error, Exception):
-            self._operation.status(500, error_from=500)
-        self._operation.fail(error)
-
-    def end(self) -> None:
-        """End the operation under the route that the framework left in the scope."""
-        operation = self._operation
-        if operation.is_over:
-            return
-        if operation.is_open:
-            try:
-                if route := route_of(self._scope):
-                    operation.route(route)
-            except Exception:
-                # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
-                LOGGER.debug("the route could not be read from the scope", exc_info=True)
-        operation.finish(complete=self._complete)
-
-    def _start(self, kind: str, message: Message) -> None:
-        self._started = True
-        self._trailers = message.get("trailers", False)
-        status = message.get("status", _HANDSHAKE_STATUS.get(kind, 0))
-        self._is_failure = status >= 500
-        self._operation.status(status, error_from=500)
 
 
 def _stand_hosts_down(scope: Scope) -> Iterable[str]:
