@@ -77,9 +77,7 @@ class HeaderWriter:
         headers: dict[str, str] = {}
         span = context.get(SPAN_KEY)
         if span is not None and isinstance(span, Span):
-            parent = span.get_span_context()
-            if parent.is_valid:
-                self._write_trace(parent, context.get(B3_KEY), headers)
+            self._write_trace(span.get_span_context(), context, headers)
         members = context.get(BAGGAGE_KEY)
         if members and isinstance(members, dict) and "baggage" in self._formats:
             self._write_baggage(members, headers)
@@ -97,14 +95,17 @@ class HeaderWriter:
         """
         return _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
 
-    def _write_trace(self, parent: SpanContext, received: object, headers: dict[str, str]) -> None:
+    def _write_trace(self, parent: SpanContext, context: Context, headers: dict[str, str]) -> None:
+        # The tuple that it is, since to ask for each of its properties takes as long as to write the header.
+        trace_id, span_id, _, trace_flags, state, is_valid = parent
+        if not is_valid:
+            return
         if "tracecontext" in self._formats:
-            headers["traceparent"] = format_traceparent(parent.trace_id, parent.span_id, parent.trace_flags)
-            state = _state_text(parent.trace_state)
-            if state:
-                headers["tracestate"] = state
+            headers["traceparent"] = format_traceparent(trace_id, span_id, trace_flags)
+            if text := _state_text(state):
+                headers["tracestate"] = text
         if self._writes_b3:
-            b3 = _outgoing_b3(parent, received)
+            b3 = _outgoing_b3(parent, context.get(B3_KEY))
             if "b3" in self._formats:
                 headers["b3"] = str(b3)
             if "b3multi" in self._formats:
