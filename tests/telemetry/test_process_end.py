@@ -130,7 +130,7 @@ def test_an_ignored_signal_stays_ignored():
     assert run(code, how=signal.SIGINT) == ("", 3)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells in /proc who else catches a signal")
 def test_a_handler_outside_of_python_stays():
     code = """
     caught = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: os._exit(3))
@@ -156,11 +156,9 @@ def test_off_the_main_thread_the_signal_stays_as_it_is():
 
 
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(1)", "raise SystemExit", "os.kill(os.getpid(), signal.SIGTERM)"])
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", sorted(multiprocessing.get_all_start_methods()))
 def test_a_process_of_multiprocessing_flushes_at_its_end(tmp_path, method, ending):
     """Such a process ends with `os._exit`."""
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip("not on this system")
     module = tmp_path / "program.py"
     module.write_text(
         COMMON

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -86,7 +87,7 @@ class Reply:
 
 
 @dataclass
-class Host:
+class Host(ABC):
     """Serves requests through meshmw in one framework, with providers of its own."""
 
     formats: Sequence[str] = FORMATS
@@ -114,13 +115,13 @@ class Host:
         }
         self.app = self.build()
 
+    @abstractmethod
     def build(self) -> Any:
-        # The contract's own class serves nothing: each host builds its application,
-        raise NotImplementedError
+        """Return the application."""
 
+    @abstractmethod
     def get(self, path: str = "/items/7", headers: Headers = (), **options: Any) -> Reply:
-        # and asks it in its own protocol.
-        raise NotImplementedError
+        """Ask it for a path in its own protocol."""
 
     def visit(self, headers: Sequence[tuple[str, str]]) -> Visit:
         lines: dict[str, list[str]] = {}
