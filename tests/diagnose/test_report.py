@@ -19,6 +19,7 @@ from meshmw.diagnose.journey_spans import with_orphans
 from meshmw.diagnose.report import render_report, write_report
 from meshmw.errors import MissingExtraError
 from tests.diagnose.chromium import find_chromium, open_chromium
+from tests.programs import not_installed
 
 TRACE, OTHER = "4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"
 PROBE = "00f067aa0ba902b7"
@@ -194,8 +195,7 @@ def test_the_templates_come_with_the_package():
 def page(request, tmp_path_factory):
     program = find_chromium()
     if program is None:
-        said = "Chromium is not installed: run  apt-get install chromium"
-        (pytest.fail if request.config.getoption("--meshmw-require-envoy") else pytest.skip)(said)
+        not_installed(request.config, "Chromium is not installed: run  apt-get install chromium")
     with open_chromium(program, tmp_path_factory.mktemp("chromium")) as opened:
         yield opened
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from meshmw.testing import EnvoyMesh, ReceivedSpan, Service, free_port, start_process, stop_processes
+from tests.programs import not_installed
 
 SAMPLES = Path(__file__).parents[2] / "sample_apps" / "mesh"
 SERVICES = Path(__file__).parents[1] / "testing" / "services"
@@ -67,8 +68,7 @@ def terminator(request: pytest.FixtureRequest) -> Terminator:
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
     program = shutil.which(found.package, path=path)
     if program is None:
-        said = f"{found.package} is not installed: run  apt-get install {found.package}"
-        (pytest.fail if request.config.getoption("--meshmw-require-envoy") else pytest.skip)(said)
+        not_installed(request.config, f"{found.package} is not installed: run  apt-get install {found.package}")
     return Terminator(program, *(getattr(found, name) for name in list(found.__dataclass_fields__)[1:]))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.matrix.served import Connection, Ids, told, wait_for
+from tests.programs import not_installed
 from tests.soak.server import Server
 
 MB = 1 << 20
@@ -25,8 +26,7 @@ APPS = Path(__file__).parent / "apps"
 def server(request, tmp_path_factory):
     missing = [name for name in ("uvicorn", "gunicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        say = pytest.fail if request.config.getoption("--meshmw-require-envoy") else pytest.skip
-        say(f"not installed: run  pip install {' '.join(missing)}")
+        not_installed(request.config, f"not installed: run  pip install {' '.join(missing)}")
     file = tmp_path_factory.mktemp("large") / "file"
     with file.open("wb") as empty:
         empty.truncate(LARGE)

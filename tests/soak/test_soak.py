@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import clean_environment
+from tests.programs import clean_environment, not_installed
 
 REQUESTS = 3_000
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,7 @@ ROOT = Path(__file__).parents[2]
 def told(pytestconfig):
     missing = [name for name in ("gunicorn", "uvicorn", "websockets") if importlib.util.find_spec(name) is None]
     if missing:
-        say = pytest.fail if pytestconfig.getoption("--meshmw-require-envoy") else pytest.skip
-        say(f"not installed: run  pip install {' '.join(missing)}")
+        not_installed(pytestconfig, f"not installed: run  pip install {' '.join(missing)}")
     command = [sys.executable, "-m", "tests.soak", "--json", "--requests", str(REQUESTS)]
     environment = clean_environment()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
