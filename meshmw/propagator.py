@@ -177,9 +177,16 @@ class MeshPropagator(TextMapPropagator):
         if read_before is not None:
             _last_extract.set(None)
             reader, lines_before, extraction, believed = read_before
-            if reader is self and all(are_same(lines_before.get(name), lines.get(name)) for name in self._wanted):
+            if reader is self and self._are_same(lines_before, lines):
                 return extraction, believed
         return self._reader.read(lines), None
+
+    def _are_same(self, before: Lines, now: Lines) -> bool:
+        for name in self._wanted:
+            one, other = before.get(name), now.get(name)
+            if one != other and not are_same(one, other):
+                return False
+        return True
 
     def write(self, context: Context) -> dict[str, str]:
         """Return the propagation headers of *context* by name in lower case."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meshmw.policy.baggage_keys import BaggageKeys
 from meshmw.propagation.baggage_reader import BaggageReader
+from meshmw.wire import parse_baggage
 
 
 def reader(max_members=64, max_bytes=8192, **keys):
@@ -48,3 +51,28 @@ def test_lines_are_remembered_as_the_one_that_they_stand_for():
     of = reader()
     assert of.read(["a=1", "b=2"]) is of.read(["a=1,b=2"])
     assert of.read(["a=1"]) is not reader().read(["a=1"])
+
+
+# Some are bad, and cost the good ones nothing.
+PARTS = st.sampled_from(
+    [",".join(f"k{n}=v" for n in range(40)), "bad" + "," * 4000, "=,", " " * 3000, "a=" + "b" * 4000]
+)
+
+
+@given(parts=st.lists(PARTS, min_size=1, max_size=12), max_members=st.sampled_from([1, 64, 90]), data=st.data())
+def test_what_is_long_is_read_as_if_nothing_were_remembered(parts, max_members, data):
+    max_bytes = data.draw(st.sampled_from([100, 2048, 5000, 8192, 20_000]))
+    of, text = reader(max_members, max_bytes), ",".join(parts)
+    members, reasons = parse_baggage(text, max_members=max_members, max_bytes=max_bytes)
+    for _ in range(2):
+        read = of.read([text])
+        assert (dict(read.members), read.reasons) == (members, reasons)
+        assert [value.raw for value in read.members.values()] == [value.raw for value in members.values()]
+        assert read.must_change == (bool(reasons) or len(text) > max_bytes)
+
+
+def test_of_what_is_too_long_the_beginning_is_remembered_where_it_holds_all_that_is_let_in():
+    of, line = reader(), ",".join(f"k{number:04}=v" for number in range(7500))
+    read = of.read([line])
+    assert (len(read.members), read.reasons, read.must_change) == (64, ("too_many_members",), True)
+    assert of.read([line + ",more=1"]) is read

@@ -16,6 +16,7 @@ from meshmw.wire import BaggageValue, parse_baggage
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
 _CACHE_ENTRIES: Final = 256
 _CACHED_CHARACTERS: Final = 8192
+_LIMITS: Final = frozenset({"too_many_members", "too_many_bytes"})
 
 
 class ReadBaggage(NamedTuple):
@@ -49,7 +50,12 @@ class BaggageReader:
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
-        return self.read_short(lines) or self._read(one_line(lines))
+        text = one_line(lines)
+        if len(text) <= _CACHED_CHARACTERS:
+            return self._repeated(text)
+        # Where a limit is reached in the beginning, nothing beyond it is looked at, so nothing else need be known.
+        read = self._repeated(text[:_CACHED_CHARACTERS].rpartition(",")[0])
+        return self._read(text) if _LIMITS.isdisjoint(read.reasons) else read
 
     def read_short(self, lines: Sequence[str]) -> ReadBaggage | None:
         """Do as `read` with baggage that is short enough to be remembered, and return None for any other."""

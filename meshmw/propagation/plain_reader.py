@@ -6,7 +6,6 @@ is the same wherever this one has any; a property test holds the two equal.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Final
 
@@ -22,7 +21,6 @@ from meshmw.wire import BaggageValue
 from meshmw.wire.traceparent import FLAG_SAMPLED, match_version_00
 
 PASSTHROUGH_MAX_CHARACTERS: Final = 1024
-_PASSABLE: Final = re.compile(rf"[\x20-\x7e]{{1,{PASSTHROUGH_MAX_CHARACTERS}}}")
 # Shared, as remembered members are: nobody changes what baggage says.
 _NO_MEMBERS: Final[Mapping[str, BaggageValue]] = {}
 
@@ -52,8 +50,9 @@ class PlainReader:
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             return None
         if "tracestate" in lines:
+            found = lines["tracestate"]
             try:
-                state = repeated_trace_state(one_line(lines["tracestate"]))
+                state = repeated_trace_state(found[0] if len(found) == 1 else one_line(found))
             except InvalidHeaderError:
                 return None
         if "baggage" in lines and self._baggage is not None:
@@ -63,14 +62,18 @@ class PlainReader:
             members = read.members
             self._rejections.accepted("baggage")
         self._rejections.accepted("traceparent")
-        span_context = SpanContext(trace_id, parent_id, True, FLAGS[flags], state)
-        return Extraction(span_context, members, None, carried(lines, self._passthrough), {}, (), None)
+        # As the tuples that they are: what their constructors would look at is known here.
+        span_context = tuple.__new__(SpanContext, (trace_id, parent_id, True, FLAGS[flags], state, True))
+        passthrough = carried(lines, self._passthrough)
+        return tuple.__new__(Extraction, (span_context, members, None, passthrough, {}, (), None))
 
 
 def carried(lines: Lines, names: Collection[str]) -> dict[str, str]:
     """Return the headers of some names that outbound requests may carry on as they came."""
     found = {}
     for name in names:
-        if name in lines and _PASSABLE.fullmatch(text := one_line(lines[name])):
-            found[name] = text
+        if name in lines:
+            text = one_line(lines[name])
+            if 0 < len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
+                found[name] = text
     return found
