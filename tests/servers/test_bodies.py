@@ -38,16 +38,16 @@ def client_goes_away(service, lines):
 
 
 def client_resets(service, lines):
-    connection = service.connect()
-    connection.write(lines, path="/stream")
-    connection.socket.recv(100_000)
-    connection.reset()
+    with service.connect() as connection:
+        connection.write(lines, path="/stream")
+        connection.socket.recv(100_000)
+        connection.reset()
 
 
 def client_goes_away_before_it_read_anything(service, lines):
-    connection = service.connect()
-    connection.write(lines, path="/stream")
-    connection.reset()
+    with service.connect() as connection:
+        connection.write(lines, path="/stream")
+        connection.reset()
 
 
 def client_stops_in_the_middle_of_its_body(service, lines):

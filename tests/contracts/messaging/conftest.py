@@ -76,6 +76,14 @@ def run(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
+def no_forgotten_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client of kafka-python has opened is closed with it, whoever makes the client."""
+    clients = sys.modules["meshmw_tests_kafka_clients"]
+    for each in (clients.kafka.KafkaConsumer, clients.kafka.KafkaProducer):
+        monkeypatch.setitem(each.DEFAULT_CONFIG, "selector", clients.ClosingSelector)
+
+
+@pytest.fixture(autouse=True)
 def no_detach_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Law 5, in every test of this folder."""
     yield
