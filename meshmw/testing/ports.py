@@ -6,6 +6,7 @@ Knows sockets. Must not know what is started there.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -28,7 +29,8 @@ def free_port() -> int:
     Raises:
         OSError: All ports from 20,000 to 31,999 are in use.
     """
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+    first = random.SystemRandom().randrange(len(_PORTS))
+    for port in itertools.chain(_PORTS[first:], _PORTS[:first]):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             _hold(port)
