@@ -26,6 +26,7 @@ from meshmw.propagator import MeshPropagator
 pytestmark = pytest.mark.usefixtures("strict_context")
 
 PROGRAM = Path(__file__).with_name("pool_program.py")
+FAULTS = Path(__file__).with_name("fault_program.py")
 HEADERS = {
     "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01",
     "tracestate": "a=1",
@@ -40,8 +41,12 @@ every_start_method = pytest.mark.parametrize("method", ["spawn", "fork", "forkse
 
 def run(scenario, method, endpoint="-"):
     """Run a scenario in a process of its own, where every warning is an error, and return what it printed."""
+    return run_program(PROGRAM, scenario, method, endpoint)
+
+
+def run_program(*words):
     program = subprocess.run(
-        [sys.executable, *WARNINGS, str(PROGRAM), scenario, method, endpoint],
+        [sys.executable, *WARNINGS, *words],
         capture_output=True,
         text=True,
         timeout=120,
@@ -98,7 +103,7 @@ class TestEachStartMethod:
 
     @every_start_method
     def test_faults_come_to_the_same_as_with_the_standard_executor(self, method):
-        outcomes, _ = run("faults", method)
+        outcomes, _ = run_program(FAULTS, method)
         assert len(outcomes) == 8
         for standard, ours in outcomes:
             assert ours == standard
