@@ -139,8 +139,12 @@ class _AsgiRequest(Request):
     protocol = "asgi"
 
     def __init__(self, scope: Scope, settled: Runtime) -> None:
-        lines = settled.headers.from_asgi(scope["headers"])
-        super().__init__(scope.get("method", "GET"), scope["path"], lines, scope)
+        # What `Request` does, without the call: there is one for each request.
+        self.method = scope.get("method", "GET")
+        self.path = scope["path"]
+        self.lines = settled.headers.from_asgi(scope["headers"])
+        self.carrier = scope
+        self.is_over = False
 
     def view(self) -> RequestView:
         return RequestView.from_asgi(self.carrier)

@@ -94,11 +94,14 @@ class Response:
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
-        operation.finish(complete=self._complete)
+        if self._complete:
+            operation.end()
+        else:
+            operation.finish(complete=False)
 
     def _start(self, kind: str, message: Message) -> None:
         self._started = True
         self._trailers = message.get("trailers", False)
-        status = message.get("status", _HANDSHAKE_STATUS.get(kind, 0))
+        status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
         self._is_failure = status >= 500
         self._operation.status(status, error_from=500)

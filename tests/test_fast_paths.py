@@ -14,6 +14,7 @@ from opentelemetry import baggage, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace import SpanContext
 
 from meshmw import MeshPropagator, asgi, wsgi
 from meshmw.boundary.http import begin_server
@@ -44,6 +45,15 @@ TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 # What the grammars make something of, and what none of them allows.
 ANYTHING = st.text(st.sampled_from('ab=;,% \t"0-\x00\n\xe9\u0131'), max_size=12)
+
+
+@given(trace_id=st.integers(1, (1 << 128) - 1), parent_id=IDS, flags=st.sampled_from(["00", "01", "02", "03"]))
+def test_the_span_context_of_a_plain_request_is_the_one_that_its_constructor_makes(trace_id, parent_id, flags):
+    traceparent = f"00-{trace_id:032x}-{parent_id:016x}-{flags}"
+    read = MeshPropagator().read({"traceparent": [traceparent], "tracestate": ["a=1"]}).span_context
+    made = SpanContext(trace_id, parent_id, is_remote=True, trace_flags=int(flags), trace_state=read.trace_state)
+    assert (type(read), read, repr(read)) == (SpanContext, made, repr(made))
+    assert read.is_valid and read.is_remote and read.trace_state.to_header() == "a=1"
 
 
 def lines(*of):

@@ -42,7 +42,14 @@ def is_of_this_request(
     return bool(parent.trace_id == remote.trace_id and parent.span_id == remote.span_id)
 
 
+def of_host(extraction: Extraction, context: Context) -> Context:
+    """Return the host's context, with what hosts leave out and without what they left in of an earlier request.
+
+    What is current in it is for the caller to say.
+    """
+    return context if context.get(READ_KEY) is extraction else extraction.into(context)
+
+
 def adopted(span: Span, extraction: Extraction, context: Context) -> Context:
-    """Return the host's context, with what hosts leave out and without what they left in of an earlier request."""
-    own = context if context.get(READ_KEY) is extraction else extraction.into(context)
-    return Context({**own, SPAN_KEY: span, CLAIM_KEY: span})
+    """Return the host's context with the host's span, claimed for this request."""
+    return Context({**of_host(extraction, context), SPAN_KEY: span, CLAIM_KEY: span})

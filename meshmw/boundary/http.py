@@ -12,7 +12,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import Link, NoOpTracer, ProxyTracer, Span, SpanKind
 
-from meshmw.boundary.adoption import CLAIM_KEY, adopted, is_of_this_request
+from meshmw.boundary.adoption import CLAIM_KEY, is_of_this_request, of_host
 from meshmw.boundary.durations import CLIENT, SERVER, Measurement, is_measured
 from meshmw.boundary.http_operation import HttpOperation, MeasuredHttpOperation
 from meshmw.boundary.operation import tracer as own_tracer
@@ -73,7 +73,7 @@ def begin_server(
         ambient = trace.get_current_span(around)
         if is_of_this_request(ambient, extraction, around, host_span, propagator):
             tell(ambient, extraction)
-            context = _serving(request, ambient, adopted(ambient, extraction, around))
+            context = _serving(request, ambient, of_host(extraction, around))
             return HttpOperation(ambient, context, request.method, owned=False, request=request)
         if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
             propagator.rejections.record("context", "leaked_span", _LEAKED)

@@ -59,7 +59,7 @@ class BaggageReader:
 
     def read_short(self, lines: Sequence[str]) -> ReadBaggage | None:
         """Do as `read` with baggage that is short enough to be remembered, and return None for any other."""
-        text = one_line(lines)
+        text = lines[0] if len(lines) == 1 else one_line(lines)
         return self._repeated(text) if len(text) <= _CACHED_CHARACTERS else None
 
     def _read(self, text: str) -> ReadBaggage:

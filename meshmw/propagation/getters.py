@@ -49,8 +49,11 @@ def _lines_of_mapping(carrier: Mapping[Any, Any], wanted: Collection[str]) -> di
     """Find headers however a mapping spells them: the default getter knows one spelling of each alone."""
     lines: dict[str, list[str]] = {}
     for key, value in carrier.items():
+        if key in wanted and type(value) is str and key not in lines:
+            lines[key] = [value]
+            continue
         name: str = key if key in wanted else key.lower() if isinstance(key, str) else ""
-        if name in wanted and (found := [value] if type(value) is str else texts(value)):
+        if name in wanted and (found := texts(value)):
             lines[name] = lines[name] + found if name in lines else found
     return lines
 

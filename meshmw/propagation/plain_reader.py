@@ -73,7 +73,8 @@ def carried(lines: Lines, names: Collection[str]) -> dict[str, str]:
     found = {}
     for name in names:
         if name in lines:
-            text = one_line(lines[name])
+            values = lines[name]
+            text = values[0] if len(values) == 1 else one_line(values)
             if 0 < len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
                 found[name] = text
     return found

@@ -36,7 +36,7 @@ _FIELDS = f"-(?!0{{32}})({HEXDIGLC}{{32}})-(?!0{{16}})({HEXDIGLC}{{16}})-({HEXDI
 
 # value = version "-" version-format                                                           Section 3.2.2
 # Version 00 is these four fields and nothing after them.
-_VERSION_00 = re.compile(f"00{_FIELDS}")
+_match_version_00: Final = re.compile(f"00{_FIELDS}").fullmatch
 
 # Of a higher version, the first four fields are read as those of version 00. "Vendors MUST check that the 2 characters
 # [of the flags] are either at the end of the string or followed by a dash."                 Section 3.2.4
@@ -100,7 +100,7 @@ class TraceParent(NamedTuple):
 
 def match_version_00(text: str) -> tuple[int, int, int] | None:
     """Reads trace-id, parent-id and trace-flags where a text is a header of version 00 and nothing else."""
-    if match := _VERSION_00.fullmatch(text):
+    if match := _match_version_00(text):
         trace_id, parent_id, flags = match.groups()
         return int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
     return None
@@ -136,7 +136,7 @@ def _fault(text: str, policy: Policy) -> tuple[str, int]:
     if control := NOT_PRINTABLE_ASCII.search(text):
         return "control", control.start()
     lower = text.lower()
-    if _VERSION_00.fullmatch(lower) or (policy == "w3c" and _LATER_VERSION.fullmatch(lower)):
+    if _match_version_00(lower) or (policy == "w3c" and _LATER_VERSION.fullmatch(lower)):
         return "case", next(at for at, char in enumerate(text) if char.isupper())
     if not _ANY_IDS.match(text):
         return _fault_of_shape(text)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import httpx
 from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransport, SyncOpenTelemetryTransport
-from opentelemetry.trace import get_tracer
+from opentelemetry.trace import SpanKind, get_tracer
 
 from meshmw import MeshPropagator
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
@@ -15,6 +15,14 @@ from tests.benchmarks.measure import Batch, Case
 from tests.benchmarks.traffic import SAMPLED, UNSAMPLED, flush, loop, provider
 
 URL = "http://items.local:8000/items/1?page=1"
+
+# What our own span says of the request.
+ATTRIBUTES = {
+    "http.request.method": "GET",
+    "server.address": "items.local",
+    "server.port": 8000,
+    "url.full": URL,
+}
 
 
 class _Answers(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -27,6 +35,23 @@ class _Answers(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return httpx.Response(200, content=b"ok")
 
 
+class _SpanAlone(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Starts and ends a span with our attributes around each request, and does nothing else."""
+
+    def __init__(self) -> None:
+        self._tracer = provider().get_tracer("sdk")
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        span = self._tracer.start_span("GET", None, SpanKind.CLIENT, ATTRIBUTES)
+        response = httpx.Response(200, content=b"ok")
+        span.set_attribute("http.response.status_code", 200)
+        span.end()
+        return response
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
 def cases() -> list[Case]:
     """Return the cases of this file."""
     provider()
@@ -35,11 +60,13 @@ def cases() -> list[Case]:
         "bare": _Answers(),
         "meshmw": TraceContextTransport(_Answers()),
         "contrib": SyncOpenTelemetryTransport(_Answers()),
+        "SDK span alone": _SpanAlone(),
     }
     asynchronous = {
         "bare": _Answers(),
         "meshmw": AsyncTraceContextTransport(_Answers()),
         "contrib": AsyncOpenTelemetryTransport(_Answers()),
+        "SDK span alone": _SpanAlone(),
     }
     cases = []
     for name, traceparent in (("sampled", SAMPLED), ("unsampled", UNSAMPLED)):

@@ -15,6 +15,7 @@ import meshmw.flask
 from meshmw import runtime
 from meshmw.asgi import TraceContextMiddleware
 from tests.benchmarks.measure import Batch, Case
+from tests.benchmarks.servers import sdk_alone
 from tests.benchmarks.traffic import SAMPLED, asgi_batch, flush, headers, provider, wsgi_batch
 
 QUIET = {"tracing": False, "metrics": False, "logs": False}
@@ -61,6 +62,7 @@ def _fastapi() -> Case:
         "FastAPI's own": fastapi_app({}),
         "FastAPI's own, one span": fastapi_app(ONE_SPAN),
         "contrib": contrib,
+        "SDK span alone": sdk_alone(fastapi_app(QUIET), SAMPLED),
     }
     batches = {label: asgi_batch(app, headers(SAMPLED)) for label, app in apps.items()}
     target = {"FastAPI's own": 1 / 7, "FastAPI's own, one span": 1 / 4}

@@ -135,6 +135,21 @@ def _disabled() -> Case:
 
 
 def _wsgi(name: str, traceparent: str, target: dict[str, float]) -> Case:
-    apps = {"bare": wsgi_app, "meshmw": wsgi.TraceContextMiddleware(wsgi_app), "contrib": ContribWSGI(wsgi_app)}
+    tracer = provider().get_tracer("sdk")
+    context = MeshPropagator().extract({"traceparent": traceparent})
+
+    def span_alone(environ: Any, start_response: Any) -> list[bytes]:
+        span = tracer.start_span("GET", context, SpanKind.SERVER, ATTRIBUTES)
+        body = wsgi_app(environ, start_response)
+        span.set_attribute("http.response.status_code", 200)
+        span.end()
+        return body
+
+    apps = {
+        "bare": wsgi_app,
+        "meshmw": wsgi.TraceContextMiddleware(wsgi_app),
+        "contrib": ContribWSGI(wsgi_app),
+        "SDK span alone": span_alone,
+    }
     batches = {label: wsgi_batch(app, headers(traceparent)) for label, app in apps.items()}
     return Case(name, batches, floor="bare", between=flush, target=target, drawn=traceparent == SAMPLED)
