@@ -53,7 +53,7 @@ def test_the_span_context_of_a_plain_request_is_the_one_that_its_constructor_mak
     read = MeshPropagator().read({"traceparent": [traceparent], "tracestate": ["a=1"]}).span_context
     made = SpanContext(trace_id, parent_id, is_remote=True, trace_flags=int(flags), trace_state=read.trace_state)
     assert (type(read), read, repr(read)) == (SpanContext, made, repr(made))
-    assert read.is_valid and read.is_remote and read.trace_state.to_header() == "a=1"
+    assert (read.is_valid, read.is_remote, read.trace_state.to_header()) == (True, True, "a=1")
 
 
 def lines(*of):
