@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -52,6 +55,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep our order under `--dist loadfile`, which else begins with the files that have most tests."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if sys.dont_write_bytecode:
+        _share_bytecode(config)
+
+
+def _share_bytecode(config: pytest.Config) -> None:
+    """Where Python may write no bytecode beside a source, let all processes of this run write it to one folder.
+
+    Else each of the hundreds of programs that tests start compiles all that it imports, which takes longer than the
+    rest of it. Workers of xdist inherit the folder, and leave it to the process that started them.
+    """
+    folder = tempfile.mkdtemp(prefix="meshmw-bytecode-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
