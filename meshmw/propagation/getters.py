@@ -17,13 +17,17 @@ _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 def lines_of(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
     """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
-    if getter is default_getter and (type(carrier) is dict or isinstance(carrier, Mapping)):
-        return _lines_of_mapping(carrier, wanted)
-    lines = {}
-    for name in wanted:
-        values = _values(getter, carrier, name)
-        if values:
-            lines[name] = [_text(value) for value in values]
+    if getter is not default_getter or not (type(carrier) is dict or isinstance(carrier, Mapping)):
+        return _lines_by(getter, carrier, wanted)
+    # However a mapping spells them: the default getter knows one spelling of each alone.
+    lines: dict[str, list[str]] = {}
+    for key, value in carrier.items():
+        if key in wanted and type(value) is str and key not in lines:
+            lines[key] = [value]
+            continue
+        name: str = key if key in wanted else key.lower() if isinstance(key, str) else ""
+        if name in wanted and (found := texts(value)):
+            lines[name] = lines[name] + found if name in lines else found
     return lines
 
 
@@ -45,16 +49,12 @@ def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
     return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
 
 
-def _lines_of_mapping(carrier: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
-    """Find headers however a mapping spells them: the default getter knows one spelling of each alone."""
-    lines: dict[str, list[str]] = {}
-    for key, value in carrier.items():
-        if key in wanted and type(value) is str and key not in lines:
-            lines[key] = [value]
-            continue
-        name: str = key if key in wanted else key.lower() if isinstance(key, str) else ""
-        if name in wanted and (found := texts(value)):
-            lines[name] = lines[name] + found if name in lines else found
+def _lines_by(getter: Getter[Any], carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
+    lines = {}
+    for name in wanted:
+        values = _values(getter, carrier, name)
+        if values:
+            lines[name] = [_text(value) for value in values]
     return lines
 
 

@@ -37,7 +37,7 @@ class PlainReader:
     def __init__(self, baggage: BaggageReader | None, passthrough: Collection[str], rejections: Rejections) -> None:
         self._baggage = baggage
         self._passthrough = tuple(passthrough)
-        self._rejections = rejections
+        self._accepted = rejections.accepted
 
     def read(self, lines: Lines) -> Extraction | None:
         """Return what the lines say, or None where they ask for more than this."""
@@ -60,8 +60,8 @@ class PlainReader:
             if read is None or read.must_change:
                 return None
             members = read.members
-            self._rejections.accepted("baggage")
-        self._rejections.accepted("traceparent")
+            self._accepted("baggage")
+        self._accepted("traceparent")
         # As the tuples that they are: what their constructors would look at is known here.
         span_context = tuple.__new__(SpanContext, (trace_id, parent_id, True, FLAGS[flags], state, True))
         passthrough = carried(lines, self._passthrough)

@@ -45,11 +45,11 @@ class HeaderReader:
         self._rejections = rejections
         # B3 beside a traceparent is always a decision.
         is_plain = trace.reads_w3c and not trace.reads_b3
-        self._plain = PlainReader(baggage, passthrough, rejections) if is_plain else None
+        self._read_plain = PlainReader(baggage, passthrough, rejections).read if is_plain else _nothing_plain
 
     def read(self, lines: Lines) -> Extraction:
         """Return what the lines say; refused ones are counted, warned of and listed."""
-        return (self._plain and self._plain.read(lines)) or self.read_with_care(lines)
+        return self._read_plain(lines) or self.read_with_care(lines)
 
     def read_with_care(self, lines: Lines) -> Extraction:
         """Do as `read`, whatever the lines may be."""
@@ -64,6 +64,11 @@ class HeaderReader:
     def _is_stripped(self, lines: Lines, baggage: Mapping[str, BaggageValue]) -> bool:
         beside = baggage or any(lines.get("tracestate", ()))
         return bool(beside) and self._trace.reads_w3c and "traceparent" not in lines
+
+
+def _nothing_plain(lines: Lines) -> Extraction | None:
+    """Stand for a `PlainReader` where every request asks for a decision."""
+    return None
 
 
 def _read_baggage(reading: Reading, reader: BaggageReader) -> Mapping[str, BaggageValue]:
