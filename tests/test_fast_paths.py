@@ -22,6 +22,7 @@ from meshmw.boundary.http_operation import HttpOperation
 from meshmw.policy.baggage_keys import BaggageKeys
 from meshmw.propagation.baggage_reader import BaggageReader
 from meshmw.propagation.reader import HeaderReader
+from meshmw.propagation.span_context import REPEATED_CHARACTERS
 from meshmw.propagation.trace_reader import TraceReader
 from meshmw.rejections import Rejections
 from meshmw.runtime import Runtime
@@ -45,6 +46,12 @@ TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 # What the grammars make something of, and what none of them allows.
 ANYTHING = st.text(st.sampled_from('ab=;,% \t"0-\x00\n\xe9\u0131'), max_size=12)
+
+
+def test_a_tracestate_that_is_too_long_to_be_remembered_is_read_all_the_same():
+    read = MeshPropagator().read({"traceparent": [TRACEPARENT], "tracestate": [FULL_STATE]})
+    assert len(FULL_STATE) > REPEATED_CHARACTERS
+    assert (read.span_context.trace_state.to_header(), read.refused) == (FULL_STATE, ())
 
 
 @given(trace_id=st.integers(1, (1 << 128) - 1), parent_id=IDS, flags=st.sampled_from(["00", "01", "02", "03"]))
@@ -72,7 +79,10 @@ STATES = st.lists(
     st.sampled_from(["a=1", " b=2\t", "a=3", "", "=", "A=1", "t@v=1", "c= x", "a=" + "x" * 257, "d=" + "x" * 256]),
     max_size=4,
 ).map(",".join)
-LONG_STATES = st.sampled_from([",".join(f"k{n}=1" for n in range(count)) for count in (32, 33)] + ["," * 40_000])
+FULL_STATE = ",".join(f"k{n}={'v' * 256}" for n in range(32))
+LONG_STATES = st.sampled_from(
+    [",".join(f"k{n}=1" for n in range(count)) for count in (32, 33)] + [FULL_STATE, f"{FULL_STATE},", "," * 40_000]
+)
 LONG_BAGGAGE = st.sampled_from(
     ["a=1" + "," * 8188, "a=1" + "," * 8189, "a=1" + " " * 8190, ",".join(f"k{n}=1" for n in range(65)), "," * 40_000]
 )

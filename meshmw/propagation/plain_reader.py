@@ -15,7 +15,7 @@ from meshmw.errors import InvalidHeaderError
 from meshmw.propagation.baggage_reader import BaggageReader
 from meshmw.propagation.extraction import SENT_HEADER, Extraction
 from meshmw.propagation.reading import Lines, one_line
-from meshmw.propagation.span_context import FLAGS, NO_STATE, repeated_trace_state
+from meshmw.propagation.span_context import FLAGS, NO_STATE, REPEATED_CHARACTERS, repeated_trace_state
 from meshmw.rejections import Rejections
 from meshmw.wire import BaggageValue
 from meshmw.wire.traceparent import FLAG_SAMPLED, match_version_00
@@ -51,8 +51,11 @@ class PlainReader:
             return None
         if "tracestate" in lines:
             found = lines["tracestate"]
+            text = found[0] if len(found) == 1 else one_line(found)
+            if len(text) > REPEATED_CHARACTERS:
+                return None
             try:
-                state = repeated_trace_state(found[0] if len(found) == 1 else one_line(found))
+                state = repeated_trace_state(text)
             except InvalidHeaderError:
                 return None
         if "baggage" in lines and self._baggage is not None:

@@ -17,7 +17,8 @@ from meshmw.wire import B3Context, TraceState
 # One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 
-# The format's own limit of characters bounds an entry.
+# What is longer is read each time: to look it up takes as long, and a stranger could fill 8 MB with it.
+REPEATED_CHARACTERS: Final = 8192
 _CACHE_ENTRIES: Final = 256
 
 
@@ -62,12 +63,20 @@ class W3CTraceState(OTelTraceState):
 NO_STATE: Final = W3CTraceState(TraceState())
 
 
-@lru_cache(maxsize=_CACHE_ENTRIES)
-def repeated_trace_state(line: str) -> W3CTraceState:
-    """Return what a tracestate says, all its lines as one; peers repeat the same one on every request.
+def trace_state(line: str) -> W3CTraceState:
+    """Return what a tracestate says, all its lines as one.
 
     Raises:
-        InvalidHeaderError: It does not follow the grammar; that is remembered for none.
+        InvalidHeaderError: It does not follow the grammar.
+    """
+    return repeated_trace_state(line) if len(line) <= REPEATED_CHARACTERS else W3CTraceState(TraceState.parse(line))
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def repeated_trace_state(line: str) -> W3CTraceState:
+    """Do as `trace_state` with one of at most `REPEATED_CHARACTERS`; peers repeat the same one on every request.
+
+    A fault is remembered for none.
     """
     return W3CTraceState(TraceState.parse(line))
 

@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanContext
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagation.extraction import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.propagation.reading import Reading, one_line
-from meshmw.propagation.span_context import FLAGS, NO_STATE, W3CTraceState, from_b3, repeated_trace_state
+from meshmw.propagation.span_context import FLAGS, NO_STATE, W3CTraceState, from_b3, trace_state
 from meshmw.wire import B3Context, read_b3, read_traceparent
 from meshmw.wire.traceparent import FLAG_SAMPLED, format_traceparent
 
@@ -119,7 +119,7 @@ class TraceReader:
 def _read_trace_state(reading: Reading) -> W3CTraceState:
     found = reading.lines["tracestate"]
     try:
-        return repeated_trace_state(one_line(found))
+        return trace_state(one_line(found))
     except InvalidHeaderError as fault:
         consequence = "- dropped whole; traceparent is kept"
         reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])
