@@ -17,8 +17,9 @@ from meshmw.wire import B3Context, TraceState
 # One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 
-# What is longer is read each time: to look it up takes as long, and a stranger could fill 8 MB with it.
-REPEATED_CHARACTERS: Final = 8192
+# "Vendors SHOULD propagate at least 512 characters of a combined header."       Section 3.3, "tracestate Limits"
+# What is longer than four times that is rare, and read each time: to look it up would take as long.
+REPEATED_CHARACTERS: Final = 2048
 _CACHE_ENTRIES: Final = 256
 
 
