@@ -97,7 +97,7 @@ class Response:
         if self._complete:
             operation.end()
         else:
-            operation.finish(complete=False)
+            operation.break_off()
 
     def _start(self, kind: str, message: Message) -> None:
         self._started = True

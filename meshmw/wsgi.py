@@ -85,7 +85,7 @@ class TraceContextMiddleware:
         except BaseException as error:
             operation.status(500, error_from=500)
             operation.fail(error)
-            operation.finish(complete=False)
+            operation.break_off()
             raise
         return watched(body, operation, environ.get("wsgi.file_wrapper"))
 

@@ -61,7 +61,7 @@ class _Body:
             raise
         except BaseException as error:
             self._operation.fail(error)
-            self._operation.finish(complete=False)
+            self._operation.break_off()
             raise
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class _Body:
             raise
         finally:
             self._kept = None
-            self._operation.finish(complete=False)
+            self._operation.break_off()
 
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)

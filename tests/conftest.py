@@ -1,4 +1,7 @@
-"""What every test gets: a clean environment, and a failure where a context outlives its test."""
+"""What every test gets: a clean environment, and a failure where a context outlives its test or a socket its file.
+
+Also what a run gets: the order of its files, one folder for bytecode, and a collector that skips what was imported.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,14 @@ def _share_bytecode(config: pytest.Config) -> None:
     rest of it. Workers of xdist inherit the folder, and leave it to the process that started them.
     """
     folder = tempfile.mkdtemp(prefix="meshmw-bytecode-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def remove() -> None:
+        # Else what is imported or started from here on would make it again.
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        shutil.rmtree(folder, ignore_errors=True)
+
+    config.add_cleanup(remove)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

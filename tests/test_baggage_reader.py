@@ -40,7 +40,7 @@ def test_members_are_let_in_and_a_header_that_says_more_must_change(of, lines, m
 
 
 @pytest.mark.parametrize(("length", "is_remembered"), [(8192, True), (8193, False)])
-def test_what_is_short_is_remembered_and_what_is_long_fills_no_memory(length, is_remembered):
+def test_what_is_short_is_remembered_and_what_is_long_is_not_remembered_whole(length, is_remembered):
     of = reader(max_bytes=20_000)
     line = "a=".ljust(length, "1")
     assert (of.read([line]) is of.read([line])) is is_remembered
@@ -53,26 +53,45 @@ def test_lines_are_remembered_as_the_one_that_they_stand_for():
     assert of.read(["a=1"]) is not reader().read(["a=1"])
 
 
-# Some are bad, and cost the good ones nothing.
+# Some are bad, and cost the good ones nothing; some are cut by what is remembered, and would be good up to there.
 PARTS = st.sampled_from(
-    [",".join(f"k{n}=v" for n in range(40)), "bad" + "," * 4000, "=,", " " * 3000, "a=" + "b" * 4000]
+    [
+        ",".join(f"k{number}=v" for number in range(40)),
+        "bad" + "," * 4000,
+        "=,",
+        " " * 3000,
+        "a=" + "b" * 4000,
+        "a=" + "b" * 9000 + '"',
+    ]
 )
 
 
 @given(parts=st.lists(PARTS, min_size=1, max_size=12), max_members=st.sampled_from([1, 64, 90]), data=st.data())
 def test_what_is_long_is_read_as_if_nothing_were_remembered(parts, max_members, data):
     max_bytes = data.draw(st.sampled_from([100, 2048, 5000, 8192, 20_000]))
-    of, text = reader(max_members, max_bytes), ",".join(parts)
-    members, reasons = parse_baggage(text, max_members=max_members, max_bytes=max_bytes)
+    lines = data.draw(st.sampled_from([parts, [",".join(parts)]]))
+    of = reader(max_members, max_bytes)
+    members, reasons = parse_baggage(lines, max_members=max_members, max_bytes=max_bytes)
     for _ in range(2):
-        read = of.read([text])
+        read = of.read(lines)
         assert (dict(read.members), read.reasons) == (members, reasons)
         assert [value.raw for value in read.members.values()] == [value.raw for value in members.values()]
-        assert read.must_change == (bool(reasons) or len(text) > max_bytes)
+        assert read.must_change == (bool(reasons) or len(",".join(lines)) > max_bytes)
 
 
-def test_of_what_is_too_long_the_beginning_is_remembered_where_it_holds_all_that_is_let_in():
-    of, line = reader(), ",".join(f"k{number:04}=v" for number in range(7500))
+def test_a_bad_member_counts_for_nothing_where_its_beginning_would_be_good():
+    line = "a=1,b=" + "c" * 9000 + '"'
+    assert reader(max_members=1, max_bytes=20_000).read([line]).reasons == ("value",)
+
+
+@pytest.mark.parametrize(
+    ("of", "line", "members", "reason"),
+    [
+        (reader(), ",".join(f"k{number:04}=v" for number in range(7500)), 64, "too_many_members"),
+        (reader(max_bytes=2048), ",".join(f"k{number}=" + "v" * 500 for number in range(40)), 4, "too_many_bytes"),
+    ],
+)
+def test_of_what_is_too_long_the_beginning_is_remembered_where_it_holds_all_that_is_let_in(of, line, members, reason):
     read = of.read([line])
-    assert (len(read.members), read.reasons, read.must_change) == (64, ("too_many_members",), True)
+    assert (len(read.members), read.reasons, read.must_change) == (members, (reason,), True)
     assert of.read([line + ",more=1"]) is read

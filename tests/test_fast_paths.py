@@ -14,7 +14,7 @@ from opentelemetry import baggage, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw import MeshPropagator, asgi, wsgi
 from meshmw.boundary.http import begin_server
@@ -58,8 +58,11 @@ def test_a_tracestate_that_is_too_long_to_be_remembered_is_read_all_the_same():
 def test_the_span_context_of_a_plain_request_is_the_one_that_its_constructor_makes(trace_id, parent_id, flags):
     traceparent = f"00-{trace_id:032x}-{parent_id:016x}-{flags}"
     read = MeshPropagator().read({"traceparent": [traceparent], "tracestate": ["a=1"]}).span_context
-    made = SpanContext(trace_id, parent_id, is_remote=True, trace_flags=int(flags), trace_state=read.trace_state)
+    made = SpanContext(
+        trace_id, parent_id, is_remote=True, trace_flags=TraceFlags(int(flags)), trace_state=read.trace_state
+    )
     assert (type(read), read, repr(read)) == (SpanContext, made, repr(made))
+    assert [type(each) for each in read] == [type(each) for each in made]
     assert (read.is_valid, read.is_remote, read.trace_state.to_header()) == (True, True, "a=1")
 
 
@@ -291,7 +294,7 @@ def test_nothing_is_worked_out_for_a_span_that_is_not_recorded(provider, flags, 
 def test_an_operation_that_serves_nothing_is_answered_without_complaint():
     operation = HttpOperation(trace.INVALID_SPAN, Context(), "GET", owned=False)
     operation.answered()
-    operation.finish(complete=True)
+    operation.end()
     assert operation.is_over
 
 

@@ -64,9 +64,9 @@ class HttpOperation(Operation):
             self.span.set_attribute("error.type", str(code))
             self.span.set_status(StatusCode.ERROR)
 
-    def finish(self, *, complete: bool) -> None:
-        """End the span, once; *complete* says whether the whole response went out."""
-        if not complete and self.is_open:
+    def break_off(self) -> None:
+        """End the span, once, as that of a response that did not go out whole; do nothing where it has ended."""
+        if self.is_open:
             self.span.set_attribute("meshmw.response.incomplete", True)
         self.end()
 

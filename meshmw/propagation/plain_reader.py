@@ -51,6 +51,7 @@ class PlainReader:
             return None
         if "tracestate" in lines:
             found = lines["tracestate"]
+            # Here and below: what `one_line` does with nearly every header, without the call.
             text = found[0] if len(found) == 1 else one_line(found)
             if len(text) > REPEATED_CHARACTERS:
                 return None
@@ -65,7 +66,7 @@ class PlainReader:
             members = read.members
             self._accepted("baggage")
         self._accepted("traceparent")
-        # As the tuples that they are: what their constructors would look at is known here.
+        # As the tuples that they are: what their constructors would look at is known here. A test compares the two.
         span_context = tuple.__new__(SpanContext, (trace_id, parent_id, True, FLAGS[flags], state, True))
         passthrough = carried(lines, self._passthrough)
         return tuple.__new__(Extraction, (span_context, members, None, passthrough, {}, (), None))
