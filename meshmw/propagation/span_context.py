@@ -18,9 +18,10 @@ from meshmw.wire import B3Context, TraceState
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 
 # "Vendors SHOULD propagate at least 512 characters of a combined header."       Section 3.3, "tracestate Limits"
-# What is longer than four times that is rare, and read each time: to look it up would take as long.
+# What is longer than four times that is rare, and may be a stranger's: of such, few are remembered.
 REPEATED_CHARACTERS: Final = 2048
 _CACHE_ENTRIES: Final = 256
+_LONG_CACHE_ENTRIES: Final = 16
 
 
 class W3CTraceState(OTelTraceState):
@@ -70,7 +71,7 @@ def trace_state(line: str) -> W3CTraceState:
     Raises:
         InvalidHeaderError: It does not follow the grammar.
     """
-    return repeated_trace_state(line) if len(line) <= REPEATED_CHARACTERS else W3CTraceState(TraceState.parse(line))
+    return repeated_trace_state(line) if len(line) <= REPEATED_CHARACTERS else _long_trace_state(line)
 
 
 @lru_cache(maxsize=_CACHE_ENTRIES)
@@ -80,6 +81,10 @@ def repeated_trace_state(line: str) -> W3CTraceState:
     A fault is remembered for none.
     """
     return W3CTraceState(TraceState.parse(line))
+
+
+# The format's own limit of characters bounds an entry.
+_long_trace_state: Final = lru_cache(maxsize=_LONG_CACHE_ENTRIES)(repeated_trace_state.__wrapped__)
 
 
 def from_b3(b3: B3Context) -> SpanContext | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,7 +38,7 @@ _MEMBER = re.compile(f"({_KEY})=({_VALUE})")
 _KEY_ALONE = re.compile(_KEY)
 _VALUE_ALONE = re.compile(_VALUE)
 # To skip what is empty, one after the other, would take a stranger's 30,000 commas and spaces milliseconds.
-_PART = re.compile(r"[^ \t,][^,]*+")
+_EMPTY = re.compile(r"[ \t,]*+")
 
 Member = tuple[str, str]
 
@@ -108,14 +108,23 @@ def _read(text: str) -> tuple[Member, ...]:
     if len(text) > MAX_CHARS:
         raise InvalidHeaderError("tracestate", "length", MAX_CHARS)
     members: dict[str, str] = {}
-    for count, found in enumerate(_PART.finditer(text)):
-        # Not round the "=": a value may start with a space.
-        part = found[0].rstrip(OWS)
+    for count, (at, part) in enumerate(_parts(text)):
         match = _MEMBER.fullmatch(part)
         if match is None or count == MAX_MEMBERS:
-            raise InvalidHeaderError("tracestate", *_fault(part, found.start()))
+            raise InvalidHeaderError("tracestate", *_fault(part, at))
         members.setdefault(match[1], match[2])
     return tuple(members.items())
+
+
+def _parts(text: str) -> Iterator[tuple[int, str]]:
+    """Yields where each part starts that is not empty, and the part."""
+    end = 0
+    # The pattern matches everywhere, if only nothing.
+    while (at := _EMPTY.match(text, end).end()) < len(text):  # type: ignore[union-attr]
+        comma = text.find(",", at)
+        end = len(text) if comma < 0 else comma
+        # Not round the "=": a value may start with a space.
+        yield at, text[at:end].rstrip(OWS)
 
 
 def _fault(part: str, at: int) -> tuple[str, int]:
