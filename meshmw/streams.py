@@ -2,7 +2,8 @@
 
 Between two steps a generator shares its thread or task with whoever consumes it. What it attaches around a `yield` is
 current for the consumer too, and its `detach` fails where the last step runs somewhere else. Here nothing is attached
-but while a step runs. Knows OpenTelemetry's context and the hooks of event loops. Must not know what the streams carry.
+but while a step runs. Knows generators and the hooks of event loops. Must not know what the streams carry, nor what is
+current in a step.
 """
 
 from __future__ import annotations
@@ -12,74 +13,15 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from collections.abc import Iterator as IteratorType
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+
+from meshmw.steps import Run, StepContext, StepVariables
 
 Y = TypeVar("Y")
 S = TypeVar("S")
 R = TypeVar("R")
-P = ParamSpec("P")
-
-
-class StepContext:
-    """Makes a context current for each step of one stream, and keeps for the next step what that one left current.
-
-    Other context variables are the thread's or task's own, as for the body of a response, whose application has set
-    some of them before the first step and takes them back after the last.
-
-    Args:
-        context: What is current when the first step begins.
-    """
-
-    __slots__ = ("_context",)
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def run(self, step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call *step* with the context current, and return what it returns."""
-        token = otel_context.attach(self._context)
-        try:
-            return step(*args, **kwargs)
-        finally:
-            self._context = otel_context.get_current()
-            otel_context.detach(token)
-
-
-class StepVariables:
-    """Makes one copy of all context variables current for each step of one stream, whichever thread or task takes it.
-
-    Args:
-        variables: The copy, which nothing else runs in.
-    """
-
-    __slots__ = ("_entered", "_mark", "_variables")
-
-    def __init__(self, variables: contextvars.Context) -> None:
-        self._variables = variables
-        self._entered = False
-        self._mark = object()
-        variables.run(_INSIDE.set, self._mark)
-
-    def run(self, step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call *step* with the variables current, and return what it returns."""
-        if self._entered:
-            # In the middle of a step, when the garbage collection closes what an earlier one has left.
-            inside = _INSIDE.get() is self._mark
-            return step(*args, **kwargs) if inside else self._variables.copy().run(step, *args, **kwargs)
-        self._entered = True
-        try:
-            return self._variables.run(step, *args, **kwargs)
-        finally:
-            self._entered = False
-
-
-_INSIDE: contextvars.ContextVar[object] = contextvars.ContextVar("meshmw-inside", default=None)
-
-# What runs a step: `run` of one of these two.
-Run = Callable[..., Any]
 
 
 @overload

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sized
 from typing import Any, Final, ParamSpec, TypeVar
 
 from meshmw.boundary.http_operation import HttpOperation
-from meshmw.streams import StepContext, kept
+from meshmw.steps import StepContext
+from meshmw.streams import kept
 
 P = ParamSpec("P")
 R = TypeVar("R")

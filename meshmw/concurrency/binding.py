@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps, GeneratorSteps, StepVariables
+from meshmw.steps import StepVariables
+from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps, GeneratorSteps
 
 P = ParamSpec("P")
 R = TypeVar("R")

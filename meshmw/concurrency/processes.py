@@ -16,7 +16,8 @@ from meshmw import bootstrap, runtime
 from meshmw.boundary.operation import Current
 from meshmw.concurrency.carried import Carried
 from meshmw.settings import Settings
-from meshmw.streams import GeneratorSteps, StepVariables
+from meshmw.steps import StepVariables
+from meshmw.streams import GeneratorSteps
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from meshmw.streams import GeneratorSteps, StepVariables
+from meshmw.steps import StepVariables
+from meshmw.streams import GeneratorSteps
 
 P = ParamSpec("P")
 T = TypeVar("T")

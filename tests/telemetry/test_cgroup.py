@@ -87,7 +87,6 @@ def test_a_number_that_no_kernel_writes_is_none(digits, kernel):
     assert memory_headroom(kernel("0::/", **group("", 2, 64 * MB, digits, digits))) == 64 * MB
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert text_of(tmp_path / "pipe") == ""
