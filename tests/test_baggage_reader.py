@@ -44,7 +44,6 @@ def test_what_is_short_is_remembered_and_what_is_long_is_not_remembered_whole(le
     of = reader(max_bytes=20_000)
     line = "a=".ljust(length, "1")
     assert (of.read([line]) is of.read([line])) is is_remembered
-    assert (of.read_short([line]) is not None) is is_remembered
 
 
 def test_lines_are_remembered_as_the_one_that_they_stand_for():

@@ -21,8 +21,9 @@ from meshmw.boundary.http import begin_server
 from meshmw.boundary.http_operation import HttpOperation
 from meshmw.policy.baggage_keys import BaggageKeys
 from meshmw.propagation.baggage_reader import BaggageReader
+from meshmw.propagation.plain_reader import PlainReader
 from meshmw.propagation.reader import HeaderReader
-from meshmw.propagation.span_context import REPEATED_CHARACTERS
+from meshmw.propagation.span_context import REPEATED_STATE
 from meshmw.propagation.trace_reader import TraceReader
 from meshmw.rejections import Rejections
 from meshmw.runtime import Runtime
@@ -50,7 +51,7 @@ ANYTHING = st.text(st.sampled_from('ab=;,% \t"0-\x00\n\xe9\u0131'), max_size=12)
 
 def test_a_tracestate_that_is_too_long_to_be_remembered_is_read_all_the_same():
     read = MeshPropagator().read({"traceparent": [TRACEPARENT], "tracestate": [FULL_STATE]})
-    assert len(FULL_STATE) > REPEATED_CHARACTERS
+    assert len(FULL_STATE) > REPEATED_STATE
     assert (read.span_context.trace_state.to_header(), read.refused) == (FULL_STATE, ())
 
 
@@ -114,8 +115,8 @@ class Heard(Rejections):
         super().__init__()
         self.told = []
 
-    def accepted(self, header):
-        self.told.append(header)
+    def accepted(self, headers):
+        self.told += headers
 
     def record(self, *of_header, outcome="refused"):
         self.told.append((*of_header, outcome))
@@ -189,12 +190,27 @@ def test_each_turn_of_the_one_pass_is_taken_with_care_too(beside):
         assert_is_read_the_same({"traceparent": [TRACEPARENT]} | beside, formats, max_bytes, deny)
 
 
-def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
-    propagator = MeshPropagator()
-    monkeypatch.setattr(propagator._reader, "read_with_care", None)
+def one_pass(otherwise):
+    baggage_reader = BaggageReader(BaggageKeys(), 64, 20_000)
+    return PlainReader(
+        baggage=baggage_reader, passthrough=["x-request-id"], rejections=Rejections(), otherwise=otherwise
+    )
+
+
+def test_nearly_every_request_is_read_in_one_pass():
     request = {"traceparent": [TRACEPARENT], "tracestate": ["a=1"], "baggage": ["a=1"], "x-request-id": ["1"]}
     sent = {"x-meshmw-sent": [f"{PARENT_ID}-01"]}
-    assert set(propagator.read(request | sent).baggage) == {"a"}
+    assert set(one_pass(otherwise=pytest.fail).read(request | sent).baggage) == {"a"}
+
+
+@pytest.mark.parametrize(("name", "most", "size"), [("tracestate", 2048, 200), ("baggage", 8192, 8192)])
+def test_what_is_too_long_to_be_remembered_is_left_to_the_reader_that_takes_its_time(name, most, size):
+    handed_on = []
+    reader = one_pass(otherwise=handed_on.append)
+    members = ",".join(f"k{number}={'v' * size}" for number in range(12))
+    short, long = ({"traceparent": [TRACEPARENT], name: [members[:length]]} for length in (most, most + 1))
+    assert reader.read(short) is not None
+    assert (reader.read(long), handed_on) == (None, [long])
 
 
 @given(lines=st.lists(MEMBERS.map(",".join), min_size=1, max_size=3))

@@ -82,10 +82,12 @@ def test_refusals_and_acceptances_are_counted_as_a_metric():
         "propagator = MeshPropagator()",
         "metrics.set_meter_provider(MeterProvider([reader]))",
         "for text in ('junk', 'junk', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'):",
-        "    propagator.extract({'traceparent': text})",
+        "    propagator.extract({'traceparent': text, 'baggage': 'a=1'})",
         "(metric,) = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics",
-        "found = {(p.attributes['outcome'], p.attributes.get('reason')): p.value for p in metric.data.data_points}",
-        "assert found == {('refused', 'hex'): 2, ('accepted', None): 1}, found",
+        "found = {tuple(sorted(point.attributes.items())): point.value for point in metric.data.data_points}",
+        "taken = {(('header', name), ('outcome', 'accepted')): n for name, n in (('traceparent', 1), ('baggage', 3))}",
+        "refused = {(('header', 'traceparent'), ('outcome', 'refused'), ('reason', 'hex')): 2}",
+        "assert found == taken | refused, found",
         "assert metric.name == 'meshmw.context.extractions'",
     )
     assert done.returncode == 0, done.stderr

@@ -14,8 +14,8 @@ from meshmw.propagation.reading import one_line
 from meshmw.wire import BaggageValue, parse_baggage
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
+REPEATED_BAGGAGE: Final = 8192
 _CACHE_ENTRIES: Final = 256
-_CACHED_CHARACTERS: Final = 8192
 _LIMITS: Final = frozenset({"too_many_members", "too_many_bytes"})
 
 
@@ -40,27 +40,25 @@ class BaggageReader:
         keys: Which keys are let in.
         max_members: Members kept, all lines together.
         max_bytes: Bytes kept, all lines together, commas included.
+
+    Attributes:
+        repeated: Does as `read` with one line of at most `REPEATED_BAGGAGE`.
     """
 
     def __init__(self, keys: BaggageKeys, max_members: int, max_bytes: int) -> None:
         self._keys = keys
         self._max_members = max_members
         self._max_bytes = max_bytes
-        self._repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
+        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
         text = one_line(lines)
-        if len(text) <= _CACHED_CHARACTERS:
-            return self._repeated(text)
+        if len(text) <= REPEATED_BAGGAGE:
+            return self.repeated(text)
         # Where a limit is reached in the beginning, nothing beyond it is looked at, so nothing else need be known.
-        read = self._repeated(text[:_CACHED_CHARACTERS].rpartition(",")[0])
+        read = self.repeated(text[:REPEATED_BAGGAGE].rpartition(",")[0])
         return self._read(text) if _LIMITS.isdisjoint(read.reasons) else read
-
-    def read_short(self, lines: Sequence[str]) -> ReadBaggage | None:
-        """Do as `read` with baggage that is short enough to be remembered, and return None for any other."""
-        text = lines[0] if len(lines) == 1 else one_line(lines)
-        return self._repeated(text) if len(text) <= _CACHED_CHARACTERS else None
 
     def _read(self, text: str) -> ReadBaggage:
         read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)

@@ -5,7 +5,7 @@ Knows the formats and the policy. Must not know carriers, frameworks or a span's
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from meshmw.propagation.baggage_reader import BaggageReader
@@ -29,6 +29,9 @@ class HeaderReader:
         baggage: Reads baggage; None where it is not read.
         passthrough: Names, in lower case, of headers to carry on.
         rejections: Counts and warns.
+
+    Attributes:
+        read: Returns what the lines say; refused ones are counted, warned of and listed.
     """
 
     def __init__(
@@ -43,16 +46,16 @@ class HeaderReader:
         self._baggage = baggage
         self._passthrough = tuple(passthrough)
         self._rejections = rejections
+        self.read: Callable[[Lines], Extraction] = self.read_with_care
         # B3 beside a traceparent is always a decision.
-        is_plain = trace.reads_w3c and not trace.reads_b3
-        self._read_plain = PlainReader(baggage, passthrough, rejections).read if is_plain else _nothing_plain
-
-    def read(self, lines: Lines) -> Extraction:
-        """Return what the lines say; refused ones are counted, warned of and listed."""
-        return self._read_plain(lines) or self.read_with_care(lines)
+        if trace.reads_w3c and not trace.reads_b3:
+            plain = PlainReader(
+                baggage=baggage, passthrough=passthrough, rejections=rejections, otherwise=self.read_with_care
+            )
+            self.read = plain.read
 
     def read_with_care(self, lines: Lines) -> Extraction:
-        """Do as `read`, whatever the lines may be."""
+        """Do as `read`, and look at everything."""
         reading = Reading(lines, self._rejections)
         parent, b3 = self._trace.read(reading)
         baggage = _read_baggage(reading, self._baggage) if "baggage" in lines and self._baggage else {}
@@ -66,11 +69,6 @@ class HeaderReader:
         return bool(beside) and self._trace.reads_w3c and "traceparent" not in lines
 
 
-def _nothing_plain(lines: Lines) -> Extraction | None:
-    """Stand for a `PlainReader` where every request asks for a decision."""
-    return None
-
-
 def _read_baggage(reading: Reading, reader: BaggageReader) -> Mapping[str, BaggageValue]:
     members, reasons, must_change = reader.read(reading.lines["baggage"])
     if must_change:
@@ -78,5 +76,5 @@ def _read_baggage(reading: Reading, reader: BaggageReader) -> Mapping[str, Bagga
     for reason in reasons:
         reading.refuse("baggage", reason, "- the members concerned are dropped, the others kept")
     if not reasons:
-        reading.accept("baggage")
+        reading.accept(("baggage",))
     return members

@@ -19,7 +19,7 @@ FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 
 # "Vendors SHOULD propagate at least 512 characters of a combined header."       Section 3.3, "tracestate Limits"
 # What is longer than four times that is rare, and may be a stranger's: of such, few are remembered.
-REPEATED_CHARACTERS: Final = 2048
+REPEATED_STATE: Final = 2048
 _CACHE_ENTRIES: Final = 256
 _LONG_CACHE_ENTRIES: Final = 16
 
@@ -71,12 +71,12 @@ def trace_state(line: str) -> W3CTraceState:
     Raises:
         InvalidHeaderError: It does not follow the grammar.
     """
-    return repeated_trace_state(line) if len(line) <= REPEATED_CHARACTERS else _long_trace_state(line)
+    return repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
 
 
 @lru_cache(maxsize=_CACHE_ENTRIES)
 def repeated_trace_state(line: str) -> W3CTraceState:
-    """Do as `trace_state` with one of at most `REPEATED_CHARACTERS`; peers repeat the same one on every request.
+    """Do as `trace_state` with one of at most `REPEATED_STATE`; peers repeat the same one on every request.
 
     A fault is remembered for none.
     """

@@ -90,7 +90,7 @@ class TraceReader:
             reading.refuse("traceparent", fault.reason, FRESH_ROOT, found[0], remove=TRACE_HEADERS)
             reading.rejected = _still_parses(found[0])
             return None
-        reading.accept("traceparent")
+        reading.accept(("traceparent",))
         _, trace_id, parent_id, flags = parent
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             _note_flip(reading)
@@ -147,7 +147,7 @@ def _read_b3(reading: Reading) -> B3Context | None:
         reading.refuse("b3", fault.reason, "- no B3 context is taken", single or trace_id, remove=B3_HEADERS)
         return None
     if b3 is not None:
-        reading.accept("b3")
+        reading.accept(("b3",))
     return b3
 
 
