@@ -22,6 +22,7 @@ from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans
 from meshmw.semconv.attributes import Attributes, LazyAttributes
 from meshmw.semconv.http import span_name
+from meshmw.wire.traceparent import FLAG_SAMPLED
 
 # The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
 # would lead back to the context: in a circle that only the garbage collector finds, for every request.
@@ -85,7 +86,7 @@ def begin_server(
     tracer = tracer or own_tracer()
     remote = extraction.span_context
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
-    is_likely = remote is not None and remote.trace_flags.sampled and type(tracer) not in _IDLE
+    is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
     span = tracer.start_span(span_name(request.method), parent, kind, attributes, links)
     if extraction.refused:

@@ -73,10 +73,9 @@ class Extraction(NamedTuple):
 
     def into(self, base: Mapping[str, object]) -> Context:
         """Return *base* with this extraction in it, and with no span or baggage of another request."""
-        entries = self.entries()
-        if base:
-            entries = {key: value for key, value in base.items() if key not in _OF_ONE_REQUEST} | entries
-        return Context(entries)
+        if not base:
+            return Context(self.entries())
+        return Context({key: value for key, value in base.items() if key not in _OF_ONE_REQUEST} | self.entries())
 
     def entries(self) -> dict[str, object]:
         """Return what a context holds of this extraction, by key."""

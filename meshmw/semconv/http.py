@@ -56,7 +56,8 @@ def server_attributes(
     user_agent: str | None,
 ) -> dict[str, AttributeValue]:
     """Return the attributes of an HTTP server span that are known when the request arrives."""
-    size = len(method) + len(scheme) + len(authority or "") + len(protocol_version or "") + len(user_agent or "")
+    # As one text, which takes less time than to add up five lengths.
+    size = len(f"{method}{scheme}{authority}{protocol_version}{user_agent}")
     repeated = _repeated if size <= _CACHED_CHARACTERS else _of_a_client
     found = repeated(method, scheme, authority, protocol_version, user_agent).copy()
     found["url.path"] = path
