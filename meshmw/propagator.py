@@ -35,7 +35,7 @@ from meshmw.propagation.extraction import (
     Extraction,
 )
 from meshmw.propagation.getters import are_same, lines_of
-from meshmw.propagation.outbound import OutboundScope
+from meshmw.propagation.outbound import OutboundScope, Pairs
 from meshmw.propagation.outgoing import OutgoingHeaders
 from meshmw.propagation.reader import HeaderReader
 from meshmw.propagation.reading import Lines
@@ -123,12 +123,16 @@ class MeshPropagator(TextMapPropagator):
             rejections=self.rejections,
         )
         self._checker = reader(Unheard())
-        self._outgoing = OutgoingHeaders(
-            writer=self._writer, checker=self._checker, scope=self._scope, rejections=self.rejections
-        )
-        self._wanted = frozenset(self._names_read())
         watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
         self._watched = frozenset(name.encode("ascii") for name in watched)
+        self._outgoing = OutgoingHeaders(
+            writer=self._writer,
+            checker=self._checker,
+            scope=self._scope,
+            rejections=self.rejections,
+            watched=self._watched,
+        )
+        self._wanted = frozenset(self._names_read())
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MeshPropagator:
@@ -244,9 +248,18 @@ class MeshPropagator(TextMapPropagator):
         """
         return self._outgoing.replace(context, present, host)
 
-    def fit(self, headers: list[tuple[bytes, bytes]], method: str, target: bytes) -> list[tuple[bytes, bytes]]:
-        """Return a request's headers with no more baggage than the proxies on the way accept."""
-        return self._scope.fit(headers, method, target)
+    def replace(self, headers: Pairs, context: Context, *, host: str, method: str, target: bytes) -> Pairs:
+        """Return a request's header lines with those of *context* in place of all trace headers that were there.
+
+        Args:
+            headers: The lines as the caller has put them, in order; the list may be changed.
+            context: The context that the operation runs in.
+            host: Where the request goes, without the port.
+            method: Its method, and
+            target: its target, as its first line names them: the proxies on the way count these too, and baggage
+                gives way where they would refuse the request.
+        """
+        return self._outgoing.replace_lines(headers, context, host, method, target)
 
     def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
         """Do as `inject`, and withhold what *host* is not to get; for HTTP libraries that have no transport of ours."""

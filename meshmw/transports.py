@@ -11,14 +11,16 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from meshmw import runtime
 from meshmw.boundary.http import begin_client
 from meshmw.boundary.http_operation import HttpOperation
+from meshmw.propagation.attachment import take_back
 from meshmw.propagator import MeshPropagator
 from meshmw.semconv import http as semconv
-from meshmw.semconv.attributes import AttributeValue, LazyAttributes
+from meshmw.semconv.attributes import AttributeValue
 
 
 class OutboundCalls:
@@ -47,15 +49,12 @@ class OutboundCalls:
     def begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or runtime.current().propagator
-        operation = begin_client(request.method, LazyAttributes(lambda: _attributes(request)), self._tracer)
-        sent, watched = request.headers.raw, propagator.watched
-        present = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in sent if name.lower() in watched]
-        headers, stale = propagator.outgoing(operation.context, present, request.url.host)
-        if present:
-            sent = [pair for pair in sent if pair[0].lower().decode("latin-1") not in stale]
-        sent += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        operation = begin_client(request.method, lambda: _attributes(request), self._tracer)
+        lines, url = request.headers, request.url
         carrying = self._copy(request)
-        carrying.headers = type(request.headers)(propagator.fit(sent, request.method, request.url.raw_path))
+        carrying.headers = type(lines)(
+            propagator.replace(lines.raw, operation.context, host=url.host, method=request.method, target=url.raw_path)
+        )
         return operation, carrying
 
     def _copy(self, request: Any) -> Any:
@@ -92,13 +91,17 @@ class SyncTransport(OutboundCalls):
     def handle_request(self, request: Any) -> Any:
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
+        ended_by: type[BaseException] | None = None
+        token = otel_context.attach(operation.context)
         try:
-            with operation.current():
-                return self.answered(operation, self._transport.handle_request(carrying))
+            return self.answered(operation, self._transport.handle_request(carrying))
         except BaseException as error:
+            ended_by = type(error)
             operation.fail(error)
             operation.end()
             raise
+        finally:
+            take_back(token, operation.context, ended_by)
 
     def __enter__(self) -> Self:
         self._transport.__enter__()
@@ -123,13 +126,17 @@ class AsyncTransport(OutboundCalls):
     async def handle_async_request(self, request: Any) -> Any:
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
+        ended_by: type[BaseException] | None = None
+        token = otel_context.attach(operation.context)
         try:
-            with operation.current():
-                return self.answered(operation, await self._transport.handle_async_request(carrying))
+            return self.answered(operation, await self._transport.handle_async_request(carrying))
         except BaseException as error:
+            ended_by = type(error)
             operation.fail(error)
             operation.end()
             raise
+        finally:
+            take_back(token, operation.context, ended_by)
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()

@@ -5,6 +5,7 @@ Knows OpenTelemetry's spans and contexts. Must not know a framework or a client 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from opentelemetry import context as otel_context
@@ -20,7 +21,7 @@ from meshmw.boundary.request import Request
 from meshmw.propagation.extraction import READ_KEY, SPAN_KEY, Extraction
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import ServerSpans
-from meshmw.semconv.attributes import Attributes, LazyAttributes
+from meshmw.semconv.attributes import AttributeValue, LazyAttributes
 from meshmw.semconv.http import span_name
 from meshmw.wire.traceparent import FLAG_SAMPLED
 
@@ -127,11 +128,22 @@ def _serving(request: Request, span: Span, around: Context) -> Context:
     return Context({**around, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
 
 
-def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> HttpOperation:
-    """Begin an outbound request as a child of what is current."""
-    parent = otel_context.get_current()
-    span = (tracer or own_tracer()).start_span(span_name(method), parent, SpanKind.CLIENT, attributes)
-    context = Context({**parent, SPAN_KEY: span})
+def begin_client(
+    method: str, build: Callable[[], dict[str, AttributeValue]], tracer: trace.Tracer | None = None
+) -> HttpOperation:
+    """Begin an outbound request as a child of what is current.
+
+    Args:
+        method: Its method.
+        build: Returns its attributes; called at most once, and only where somebody looks at them.
+        tracer: Makes the span; the global provider's by default.
+    """
+    around = otel_context.get_current()
+    parent = around.get(SPAN_KEY)
+    is_likely = isinstance(parent, Span) and parent.is_recording()
+    attributes = build() if is_likely else LazyAttributes(build)
+    span = (tracer or own_tracer()).start_span(span_name(method), around, SpanKind.CLIENT, attributes)
+    context = Context({**around, SPAN_KEY: span})
     if is_measured(CLIENT):
         return MeasuredHttpOperation(span, context, method, Measurement(CLIENT, attributes))
     return HttpOperation(span, context, method, owned=True)

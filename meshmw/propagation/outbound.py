@@ -47,15 +47,16 @@ class OutboundScope:
 
         Args:
             host: The request's host, without its port.
-            headers: The propagation headers that would be written.
+            headers: The propagation headers that would be written; changed to what is returned.
             carried: The headers to pass on; they go where baggage goes, and the request id where trace headers go.
             stale: The names of headers to remove first.
         """
         if not self._propagate_to.matches(host):
             return {}, PROPAGATION_HEADERS | {SENT_HEADER}
-        stale |= {SENT_HEADER}
+        if SENT_HEADER not in stale:
+            stale |= {SENT_HEADER}
         if self._baggage_to.matches(host):
-            headers = headers | carried
+            headers.update(carried)
             # Only there: to strangers our own header says nothing.
             if "traceparent" in headers:
                 headers[SENT_HEADER] = headers["traceparent"][_SPAN_AND_FLAGS]

@@ -5,7 +5,7 @@ Knows what a caller may have written by hand. Must not know clients or a span's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Container, Iterable, MutableMapping
 from typing import Any
 
 from opentelemetry.context import Context
@@ -13,7 +13,7 @@ from opentelemetry.propagators.textmap import Setter, default_setter
 
 from meshmw.propagation.extraction import PROPAGATION_HEADERS
 from meshmw.propagation.getters import texts
-from meshmw.propagation.outbound import OutboundScope
+from meshmw.propagation.outbound import OutboundScope, Pairs
 from meshmw.propagation.reader import HeaderReader
 from meshmw.propagation.reading import Lines
 from meshmw.propagation.writer import HeaderWriter
@@ -28,15 +28,23 @@ class OutgoingHeaders:
         checker: Reads what a caller wrote, without counting it as a request.
         scope: Withholds what a host is not to get.
         rejections: Counts and warns.
+        watched: The names, in lower case, of all headers that are replaced, removed or checked.
     """
 
     def __init__(
-        self, *, writer: HeaderWriter, checker: HeaderReader, scope: OutboundScope, rejections: Rejections
+        self,
+        *,
+        writer: HeaderWriter,
+        checker: HeaderReader,
+        scope: OutboundScope,
+        rejections: Rejections,
+        watched: Container[bytes],
     ) -> None:
         self._writer = writer
         self._checker = checker
         self._scope = scope
         self._rejections = rejections
+        self._watched = watched
 
     def replace(
         self, context: Context, present: Iterable[tuple[str, str]], host: str | None
@@ -44,21 +52,33 @@ class OutgoingHeaders:
         """Return the headers to write, and the names in lower case of those to remove first."""
         headers = self._writer.write(context)
         stale = self._writer.stale(headers)
+        carried = self._writer.passthrough(context)
         kept: dict[str, list[str]] = {}
         for name, value in present:
             if name.lower() not in stale:
                 kept.setdefault(name.lower(), []).append(value)
-        if kept and not kept.keys().isdisjoint(PROPAGATION_HEADERS):
-            rewrites = self._check(kept)
-            stale |= rewrites.keys()
-            headers.update((name, text) for name, text in rewrites.items() if text is not None)
-        carried = self._writer.passthrough(context)
         if kept:
             carried = {name: text for name, text in carried.items() if name not in kept}
+            if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
+                rewrites = self._check(kept)
+                stale |= rewrites.keys()
+                headers.update((name, text) for name, text in rewrites.items() if text is not None)
         if host is not None:
             return self._scope.narrow(host, headers, carried, stale)
         headers.update(carried)
         return headers, stale
+
+    def replace_lines(self, lines: Pairs, context: Context, host: str, method: str, target: bytes) -> Pairs:
+        """Replace the propagation headers of an HTTP request, and cut baggage that does not fit."""
+        watched = self._watched
+        present = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in lines if name.lower() in watched
+        ]
+        headers, stale = self.replace(context, present, host)
+        if present:
+            lines = [line for line in lines if line[0].lower().decode("latin-1") not in stale]
+        lines += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        return self._scope.fit(lines, method, target)
 
     def replace_in(
         self, carrier: MutableMapping[Any, Any], context: Context, setter: Setter[Any], host: str | None

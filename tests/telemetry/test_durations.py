@@ -105,7 +105,7 @@ def test_an_answer_of_5xx_and_an_exception_are_errors(measured):
 
 def test_what_happens_after_the_last_byte_changes_nothing_of_what_was_recorded(measured):
     """The meter provider may hold on to the labels that it was given."""
-    operation = begin_client("GET", {"http.request.method": "GET", "server.address": "a.b"})
+    operation = begin_client("GET", lambda: {"http.request.method": "GET", "server.address": "a.b"})
     operation.status(200, error_from=400)
     operation.end()
     operation.fail(LookupError())
