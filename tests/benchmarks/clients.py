@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind, get_tracer
 
 from meshmw import MeshPropagator
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
+from tests.benchmarks.floor_sent import SentInOneFunction
 from tests.benchmarks.measure import Batch, Case
 from tests.benchmarks.traffic import SAMPLED, UNSAMPLED, flush, loop, provider
 
@@ -60,6 +61,7 @@ def cases() -> list[Case]:
         "bare": _Answers(),
         "meshmw": TraceContextTransport(_Answers()),
         "contrib": SyncOpenTelemetryTransport(_Answers()),
+        "one function": SentInOneFunction(_Answers()),
         "SDK span alone": _SpanAlone(),
     }
     asynchronous = {

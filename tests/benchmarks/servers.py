@@ -9,10 +9,11 @@ from opentelemetry import propagate
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as ContribASGI
 from opentelemetry.instrumentation.asgi import asgi_getter
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as ContribWSGI
-from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, SpanKind
 from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarletteASGI
 
 from meshmw import MeshPropagator, asgi, wsgi
+from tests.benchmarks.floor_served import served_in_one_function
 from tests.benchmarks.measure import Case
 from tests.benchmarks.traffic import (
     SAMPLED,
@@ -103,6 +104,7 @@ def _asgi(name: str, traceparent: str, target: dict[str, float]) -> Case:
         "contrib, one span": ContribASGI(asgi_app, exclude_spans=["receive", "send"]),
         "starlette": StarletteASGI(asgi_app),
         "by hand": by_hand(asgi_app),
+        "one function": served_in_one_function(asgi_app),
         "SDK span alone": sdk_alone(asgi_app, traceparent),
     }
     batches = {label: asgi_batch(app, headers(traceparent)) for label, app in apps.items()}
@@ -127,6 +129,7 @@ def _disabled() -> Case:
     apps = {
         "bare": asgi_app,
         "meshmw": disabled,
+        "one function": served_in_one_function(asgi_app, NoOpTracer()),
         "propagate.extract, ASGI getter": extract_alone,
         "propagate.extract, dict": extract_mapping,
     }
