@@ -21,6 +21,14 @@ def test_every_case_runs_and_is_told_in_the_table_and_the_chart(tmp_path):
     assert {"meshmw", "contrib"} <= drawn
 
 
+def test_the_instructions_of_a_request_are_counted_by_part():
+    command = [sys.executable, "-m", "tests.benchmarks", "instructions"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    rows = [row.split(" | ") for row in done.stdout.splitlines() if row.startswith("| meshmw: headers read")]
+    # Of a sampled and of an unsampled request: ours, one function's, and none where the SDK is alone.
+    assert [bool(cell.strip(" |")) for row in rows for cell in row[1:]] == [True, True, False] * 2
+
+
 def test_a_server_answers_every_rival_of_the_end_to_end_runs():
     program = """
 import asyncio
