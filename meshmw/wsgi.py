@@ -5,15 +5,17 @@ Knows the WSGI protocol (PEP 3333). Must not know the formats, nor how a span li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from meshmw.boundary.request import Request
 from meshmw.carriers import rewrite_wsgi
 from meshmw.policy.request_view import RequestView
 from meshmw.policy.trust import Trust, TrustCallable
+from meshmw.propagation.attachment import take_back
 from meshmw.propagator import MeshPropagator
 from meshmw.runtime import Runtime, ServerSpans
 from meshmw.semconv import http as semconv
@@ -79,14 +81,18 @@ class TraceContextMiddleware:
                 operation.status(int(status[:3]), error_from=500)
             return start_response(status, headers, *exc_info)
 
+        ended_by: type[BaseException] | None = None
+        token = otel_context.attach(operation.context)
         try:
-            with operation.current():
-                body = self.app(environ, start)
+            body = self.app(environ, start)
         except BaseException as error:
+            ended_by = type(error)
             operation.status(500, error_from=500)
             operation.fail(error)
             operation.break_off()
             raise
+        finally:
+            take_back(token, operation.context, ended_by)
         return watched(body, operation, environ.get("wsgi.file_wrapper"))
 
 
@@ -106,13 +112,12 @@ class _WsgiRequest(Request):
     def attributes(self) -> dict[str, AttributeValue]:
         environ, lines = self.carrier, self.lines
         client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
-        own = f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
         return semconv.server_attributes(
             method=self.method,
             scheme=environ.get("wsgi.url_scheme", "http"),
             path=self.path,
             query=environ.get("QUERY_STRING", ""),
-            authority=lines["host"][0] if "host" in lines else own,
+            authority=lines["host"][0] if "host" in lines else _own_authority(environ),
             protocol_version=semconv.protocol_version(environ.get("SERVER_PROTOCOL", "")),
             client=client,
             client_port=int(port) if port.isdecimal() else None,
@@ -127,4 +132,10 @@ class _WsgiRequest(Request):
 def _path(environ: Environ) -> str:
     """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
     text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
-    return text.encode("latin-1", "replace").decode("utf-8", "replace") or "/"
+    if text.isascii():
+        return text or "/"
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _own_authority(environ: Mapping[str, Any]) -> str:
+    return f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
