@@ -76,7 +76,7 @@ def begin_server(
         if is_of_this_request(ambient, extraction, around, host_span, propagator):
             tell(ambient, extraction)
             context = _serving(request, ambient, of_host(extraction, around))
-            return HttpOperation(ambient, context, request.method, owned=False, request=request)
+            return HttpOperation(ambient, context, request.method, request, owned=False)
         if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
             propagator.rejections.record("context", "leaked_span", _LEAKED)
     parent = extraction.into(around)
@@ -95,8 +95,8 @@ def begin_server(
     context = _serving(request, span, parent)
     if is_measured(SERVER) and not beside_host:
         measurement = Measurement(SERVER, attributes)
-        return MeasuredHttpOperation(span, context, request.method, measurement, request)
-    return HttpOperation(span, context, request.method, owned=True, request=request)
+        return MeasuredHttpOperation(span, context, request.method, request, measurement=measurement)
+    return HttpOperation(span, context, request.method, request)
 
 
 def tell(span: Span, extraction: Extraction) -> None:
@@ -120,7 +120,7 @@ def _without_span(request: Request, parent: Context, extraction: Extraction, *, 
         # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
         context = Context({key: value for key, value in context.items() if key != SPAN_KEY})
     delegate = extraction if delegated else None
-    return HttpOperation(span, context, request.method, owned=False, delegated=delegate, request=request)
+    return HttpOperation(span, context, request.method, request, owned=False, delegated=delegate)
 
 
 def _serving(request: Request, span: Span, around: Context) -> Context:
@@ -145,5 +145,5 @@ def begin_client(
     span = (tracer or own_tracer()).start_span(span_name(method), around, SpanKind.CLIENT, attributes)
     context = Context({**around, SPAN_KEY: span})
     if is_measured(CLIENT):
-        return MeasuredHttpOperation(span, context, method, Measurement(CLIENT, attributes))
-    return HttpOperation(span, context, method, owned=True)
+        return MeasuredHttpOperation(span, context, method, measurement=Measurement(CLIENT, attributes))
+    return HttpOperation(span, context, method)

@@ -18,9 +18,13 @@ from meshmw.semconv.http import span_name
 class HttpOperation(Operation):
     """Is one request, from its first header to its last byte.
 
-    Attributes:
-        delegated: What the headers say, where an instrumentation further in is to make the span; else None.
+    Args:
+        span: Its span.
+        context: What is current while user code runs.
+        method: Its method.
         request: What is served, or None for what is sent.
+        owned: Whether the span is ours to add to and to end.
+        delegated: What the headers say, where an instrumentation further in is to make the span; else None.
     """
 
     __slots__ = ("_method", "delegated", "request")
@@ -30,12 +34,13 @@ class HttpOperation(Operation):
         span: Span,
         context: Context,
         method: str,
-        *,
-        owned: bool,
-        delegated: Extraction | None = None,
         request: Request | None = None,
+        *,
+        owned: bool = True,
+        delegated: Extraction | None = None,
     ) -> None:
-        # What `Operation` does, without the call: there is one for each request.
+        # What `Operation` does, without the call, and with nothing named by callers that need not be: there is one for
+        # each request, and a name doubles the time that it takes to make an object.
         self.span = span
         self.context = context
         self._owned = owned
@@ -88,16 +93,16 @@ class MeasuredHttpOperation(HttpOperation):
         span: Its span.
         context: What is current while user code runs.
         method: Its method.
-        measurement: Times it.
         request: What is served, or None for what is sent.
+        measurement: Times it.
     """
 
     __slots__ = ("_measurement",)
 
     def __init__(
-        self, span: Span, context: Context, method: str, measurement: Measurement, request: Request | None = None
+        self, span: Span, context: Context, method: str, request: Request | None = None, *, measurement: Measurement
     ) -> None:
-        super().__init__(span, context, method, owned=True, request=request)
+        super().__init__(span, context, method, request)
         self._measurement = measurement
 
     @property

@@ -85,7 +85,7 @@ class SentInOneFunction(httpx.BaseTransport):
             if response.is_closed:
                 span.end()
             else:
-                response.stream = _Body(response.stream, HttpOperation(span, context, method, owned=True))
+                response.stream = _Body(response.stream, HttpOperation(span, context, method))
             return response
         except BaseException as error:
             ended_by = type(error)
