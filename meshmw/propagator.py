@@ -248,18 +248,18 @@ class MeshPropagator(TextMapPropagator):
         """
         return self._outgoing.replace(context, present, host)
 
-    def replace(self, headers: Pairs, context: Context, *, host: str, method: str, target: bytes) -> Pairs:
+    def replace_lines(self, lines: Pairs, context: Context, *, host: str, method: str, target: bytes) -> Pairs:
         """Return a request's header lines with those of *context* in place of all trace headers that were there.
 
         Args:
-            headers: The lines as the caller has put them, in order; the list may be changed.
+            lines: The lines as the caller has put them, in order; the list may be changed.
             context: The context that the operation runs in.
             host: Where the request goes, without the port.
-            method: Its method, and
-            target: its target, as its first line names them: the proxies on the way count these too, and baggage
-                gives way where they would refuse the request.
+            method: The request's method. Proxies on the way count the first line too, and baggage gives way where they
+                would refuse the request.
+            target: The request's target, as its first line names it.
         """
-        return self._outgoing.replace_lines(headers, context, host, method, target)
+        return self._outgoing.replace_lines(lines, context, host, method, target)
 
     def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
         """Do as `inject`, and withhold what *host* is not to get; for HTTP libraries that have no transport of ours."""

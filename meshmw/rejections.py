@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from opentelemetry import metrics
@@ -75,7 +75,7 @@ class Rejections:
         with self._lock:
             return dict(self._counts)
 
-    def accepted(self, headers: Iterable[str]) -> None:
+    def accepted(self, headers: tuple[str, ...]) -> None:
         """Count headers that were read and believed."""
         # The stand-in for an instrument of a provider that comes later does nothing, but for each header again.
         if getattr(_EXTRACTIONS, "_real_instrument", _EXTRACTIONS) is not None:
@@ -117,7 +117,7 @@ class Rejections:
 class Unheard(Rejections):
     """Takes what a reader has to say and keeps it to itself, for a look at headers that are not a request's."""
 
-    def accepted(self, headers: Iterable[str]) -> None:
+    def accepted(self, headers: tuple[str, ...]) -> None:
         """Do nothing."""
 
     def record(

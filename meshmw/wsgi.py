@@ -82,6 +82,7 @@ class TraceContextMiddleware:
             return start_response(status, headers, *exc_info)
 
         ended_by: type[BaseException] | None = None
+        # Not `with operation.current()`: that takes five calls more.
         token = otel_context.attach(operation.context)
         try:
             body = self.app(environ, start)
@@ -89,10 +90,11 @@ class TraceContextMiddleware:
             ended_by = type(error)
             operation.status(500, error_from=500)
             operation.fail(error)
-            operation.break_off()
             raise
         finally:
             take_back(token, operation.context, ended_by)
+            if ended_by is not None:
+                operation.break_off()
         return watched(body, operation, environ.get("wsgi.file_wrapper"))
 
 

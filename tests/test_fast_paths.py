@@ -197,10 +197,11 @@ def one_pass(otherwise):
     )
 
 
-def test_nearly_every_request_is_read_in_one_pass():
+def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
+    monkeypatch.setattr(TraceReader, "read", None)
     request = {"traceparent": [TRACEPARENT], "tracestate": ["a=1"], "baggage": ["a=1"], "x-request-id": ["1"]}
     sent = {"x-meshmw-sent": [f"{PARENT_ID}-01"]}
-    assert set(one_pass(otherwise=pytest.fail).read(request | sent).baggage) == {"a"}
+    assert set(MeshPropagator().read(request | sent).baggage) == {"a"}
 
 
 @pytest.mark.parametrize(("name", "most", "size"), [("tracestate", 2048, 200), ("baggage", 8192, 8192)])

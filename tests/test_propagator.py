@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from opentelemetry import baggage, trace
@@ -315,9 +316,10 @@ def test_a_foreign_tracestate_goes_out_only_if_it_follows_the_grammar(propagator
     assert "tracestate" not in injected(propagator, current(SpanContext(1, 2, False, TraceFlags(1), broken)))
 
 
-def test_what_is_no_span_or_no_baggage_is_not_sent(propagator):
+@pytest.mark.parametrize("found", ["nonsense", Mock(), MagicMock(), trace.Span, SpanContext(1, 2, False)])
+def test_what_is_no_span_or_no_baggage_is_not_sent(propagator, found):
     keys = {**current(), **baggage.set_baggage("a", "1", Context())}
-    assert injected(propagator, Context(dict.fromkeys(keys, "nonsense"))) == {}
+    assert injected(propagator, Context(dict.fromkeys(keys, found))) == {}
 
 
 def test_unusable_baggage_is_left_out_and_said(propagator, caplog):

@@ -135,14 +135,16 @@ def begin_client(
 
     Args:
         method: Its method.
-        build: Returns its attributes; called at most once, and only where somebody looks at them.
+        build: Returns its attributes. It is called at most once: now where the parent is recorded, and else when
+            somebody first looks at them.
         tracer: Makes the span; the global provider's by default.
     """
     around = otel_context.get_current()
+    tracer = tracer or own_tracer()
     parent = around.get(SPAN_KEY)
-    is_likely = isinstance(parent, Span) and parent.is_recording()
+    is_likely = isinstance(parent, Span) and parent.is_recording() and type(tracer) not in _IDLE
     attributes = build() if is_likely else LazyAttributes(build)
-    span = (tracer or own_tracer()).start_span(span_name(method), around, SpanKind.CLIENT, attributes)
+    span = tracer.start_span(span_name(method), around, SpanKind.CLIENT, attributes)
     context = Context({**around, SPAN_KEY: span})
     if is_measured(CLIENT):
         return MeasuredHttpOperation(span, context, method, measurement=Measurement(CLIENT, attributes))

@@ -47,7 +47,7 @@ class OutboundScope:
 
         Args:
             host: The request's host, without its port.
-            headers: The propagation headers that would be written; changed to what is returned.
+            headers: The propagation headers that would be written; they may be changed.
             carried: The headers to pass on; they go where baggage goes, and the request id where trace headers go.
             stale: The names of headers to remove first.
         """

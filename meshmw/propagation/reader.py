@@ -46,13 +46,12 @@ class HeaderReader:
         self._baggage = baggage
         self._passthrough = tuple(passthrough)
         self._rejections = rejections
-        self.read: Callable[[Lines], Extraction] = self.read_with_care
+        plain = PlainReader(
+            baggage=baggage, passthrough=passthrough, rejections=rejections, otherwise=self.read_with_care
+        )
         # B3 beside a traceparent is always a decision.
-        if trace.reads_w3c and not trace.reads_b3:
-            plain = PlainReader(
-                baggage=baggage, passthrough=passthrough, rejections=rejections, otherwise=self.read_with_care
-            )
-            self.read = plain.read
+        is_plain = trace.reads_w3c and not trace.reads_b3
+        self.read: Callable[[Lines], Extraction] = plain.read if is_plain else self.read_with_care
 
     def read_with_care(self, lines: Lines) -> Extraction:
         """Do as `read`, and look at everything."""

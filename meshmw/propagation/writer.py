@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final
 
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanContext, TraceState
+from opentelemetry.trace import Span, SpanContext, TraceState
 
 from meshmw.errors import InvalidHeaderError
 from meshmw.policy.baggage_keys import BaggageKeys
@@ -75,10 +75,9 @@ class HeaderWriter:
     def write(self, context: Context) -> dict[str, str]:
         """Return the propagation headers of *context*, named in lower case; none where it holds nothing to send."""
         headers: dict[str, str] = {}
-        # To ask whether it is a span takes as long as to write half of a traceparent.
-        get_span_context = getattr(context.get(SPAN_KEY), "get_span_context", None)
-        if get_span_context is not None:
-            self._write_trace(get_span_context(), context, headers)
+        span = context.get(SPAN_KEY)
+        if span is not None and isinstance(span, Span):
+            self._write_trace(span.get_span_context(), context, headers)
         members = context.get(BAGGAGE_KEY)
         if members and isinstance(members, dict) and "baggage" in self._formats:
             self._write_baggage(members, headers)

@@ -21,12 +21,25 @@ def test_every_case_runs_and_is_told_in_the_table_and_the_chart(tmp_path):
     assert {"meshmw", "contrib"} <= drawn
 
 
-def test_the_instructions_of_a_request_are_counted_by_part():
-    command = [sys.executable, "-m", "tests.benchmarks", "instructions"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    rows = [row.split(" | ") for row in done.stdout.splitlines() if row.startswith("| meshmw: headers read")]
-    # Of a sampled and of an unsampled request: ours, one function's, and none where the SDK is alone.
-    assert [bool(cell.strip(" |")) for row in rows for cell in row[1:]] == [True, True, False] * 2
+def test_the_instructions_of_a_request_are_counted_by_part_and_are_the_same_each_time():
+    program = """
+from meshmw import asgi
+from tests.benchmarks.floor_served import served_in_one_function
+from tests.benchmarks.instructions import PARTS, instructions, report
+from tests.benchmarks.servers import asgi_app
+from tests.benchmarks.traffic import SAMPLED, headers
+
+ours, again, one = (
+    instructions(make(asgi_app), headers(SAMPLED))
+    for make in (asgi.TraceContextMiddleware, asgi.TraceContextMiddleware, served_in_one_function)
+)
+assert ours == again, (ours, again)
+own = [part for part in PARTS if part.startswith("meshmw")]
+assert all(0 < ours[part][1] < ours[part][0] for part in own), ours
+assert sum(one[part][0] for part in (*own, "all of it in one function")) < sum(ours[part][0] for part in own)
+assert report().count("| all |") == 2
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
 
 def test_a_server_answers_every_rival_of_the_end_to_end_runs():
