@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import httpx
+from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransport, SyncOpenTelemetryTransport
 from opentelemetry.trace import SpanKind, get_tracer
 
@@ -13,7 +14,7 @@ from meshmw import MeshPropagator
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
 from tests.benchmarks.floor_sent import SentInOneFunction
 from tests.benchmarks.measure import Batch, Case
-from tests.benchmarks.traffic import SAMPLED, UNSAMPLED, flush, loop, provider
+from tests.benchmarks.traffic import COMMON, SAMPLED, STATE, UNSAMPLED, flush, loop, provider
 
 URL = "http://items.local:8000/items/1?page=1"
 
@@ -103,6 +104,17 @@ def _async(transport: httpx.AsyncBaseTransport) -> Batch:
 
 
 def _around(traceparent: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return what makes a SERVER span current, as where a service calls the next one."""
-    context = MeshPropagator().extract({"traceparent": traceparent, "baggage": "user=alice,tenant=5"})
-    return lambda: get_tracer("service").start_as_current_span("GET", context)
+    """Return what makes a request that is being served current, as where a service calls the next one."""
+    received = MeshPropagator().extract({**dict(COMMON), "traceparent": traceparent, **dict(STATE)})
+
+    @contextmanager
+    def serving() -> Iterator[None]:
+        # Not `start_as_current_span(..., received)`: of that only the span would be current, and no baggage.
+        token = otel_context.attach(received)
+        try:
+            with get_tracer("service").start_as_current_span("GET"):
+                yield
+        finally:
+            otel_context.detach(token)
+
+    return serving

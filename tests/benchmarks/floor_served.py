@@ -1,13 +1,17 @@
-"""How little a served request could take: all that the ASGI middleware does to a plain one, written as one function.
+"""What a served request takes at least: all that the ASGI middleware does to a plain one, written as one function.
 
-It refuses whatever is not plain before the span begins, deals with all that may come after that, and calls nothing of
-ours that it can do without. A test holds what it says equal to what the middleware says, so hardly anything that does
-as much can take less; what lies between the two is what files, classes and names cost.
+It is no middleware: it refuses whatever is not plain before the span begins. What may come after that it deals with. A
+test holds what it says equal to what the middleware says; what lies between the two is what files, classes and names
+cost.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -15,6 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, SpanKind, StatusCode, Tracer
 
 from meshmw import runtime
+from meshmw.asgi import _AsgiRequest
 from meshmw.asgi_response import _BODIES, _STARTS, _WHOLE
 from meshmw.asgi_route import route_of
 from meshmw.boundary import logged
@@ -22,15 +27,25 @@ from meshmw.boundary.adoption import CLAIM_KEY
 from meshmw.boundary.durations import SERVER, is_measured
 from meshmw.boundary.http import _REQUEST_KEY
 from meshmw.propagation.attachment import take_back
+from meshmw.propagation.baggage_reader import REPEATED_BAGGAGE
 from meshmw.propagation.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SENT_HEADER, SPAN_KEY
-from meshmw.propagation.span_context import FLAGS, NO_STATE, repeated_trace_state
+from meshmw.propagation.plain_reader import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS
+from meshmw.propagation.span_context import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
 from meshmw.propagator import _last_extract
 from meshmw.semconv import http as semconv
 from meshmw.semconv.attributes import error_type
-from meshmw.wire.traceparent import FLAG_SAMPLED, KNOWN_FLAGS, _match_version_00
+from meshmw.wire.traceparent import _KNOWN_FLAGS_OF, FLAG_SAMPLED, _match_version_00
 from tests.benchmarks.traffic import provider
 
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+
+if sys.version_info >= (3, 12):
+    _mark_coroutine = inspect.markcoroutinefunction
+else:
+
+    def _mark_coroutine(function: Any) -> None:
+        function._is_coroutine = asyncio.coroutines._is_coroutine
+
 
 _MARKS: Final = ("meshmw.operation", "fastapi.telemetry", "starlette.opentelemetry")
 _tuple_of: Final = tuple.__new__
@@ -40,25 +55,30 @@ class NotPlain(Exception):
     """Is raised for a request that asks for more than this."""
 
 
-class _Request:
-    __slots__ = ("carrier", "is_over", "lines", "method", "path")
-    carrier: object
-    is_over: bool
-    lines: dict[str, list[str]]
-    method: str
-    path: str
+class _Plain(_AsgiRequest):
+    """Is what others find of this request in its context; filled in by hand."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        """Leave all to whoever makes it."""
 
 
 def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
-    """Return an ASGI application in which each request is served as in `asgi.TraceContextMiddleware`."""
+    """Return an ASGI application in which each plain request is served as in `asgi.TraceContextMiddleware`."""
     tracer = tracer or provider().get_tracer("one function")
     start_span, is_idle = tracer.start_span, isinstance(tracer, NoOpTracer)
+    settled = runtime.current()
+    propagator, wanted = settled.propagator, settled.headers._asgi
+    accepted = propagator.rejections.accepted
+    plain_reader: Any = propagator._reader.read
+    baggage_of = plain_reader.__self__._baggage.repeated
 
     async def serve(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or "meshmw.operation" in scope:
+        if scope["type"] != "http" or "meshmw.operation" in scope or runtime.current() is not settled:
             raise NotPlain
-        settled = runtime.current()
-        propagator, wanted = settled.propagator, settled.headers._asgi
+        if "fastapi.telemetry" in scope or "starlette.opentelemetry" in scope:
+            raise NotPlain
         lines: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             if name in wanted:
@@ -66,7 +86,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 if known in lines:
                     raise NotPlain
                 lines[known] = [value.decode("latin-1")]
-        request = _Request()
+        request = _Plain()
         request.method = method = scope.get("method", "GET")
         request.path = path = scope["path"]
         request.lines, request.carrier, request.is_over = lines, scope, False
@@ -74,39 +94,51 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             raise NotPlain
         if _last_extract.get() is not None:
             _last_extract.set(None)
-        match = _match_version_00(lines["traceparent"][0])
+        match = _match_version_00(lines["traceparent"][0]) if "traceparent" in lines else None
         if match is None:
             raise NotPlain
         trace_id, parent_id, digits = match.groups()
-        flags = int(digits, 16) & KNOWN_FLAGS
+        flags = _KNOWN_FLAGS_OF[digits]
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             raise NotPlain
-        state = repeated_trace_state(lines["tracestate"][0]) if "tracestate" in lines else NO_STATE
+        state, believed = NO_STATE, _TRACE
+        if "tracestate" in lines:
+            text = lines["tracestate"][0]
+            if len(text) > REPEATED_STATE:
+                raise NotPlain
+            state = repeated_trace_state(text)
         remote = (int(trace_id, 16), int(parent_id, 16), True, FLAGS[flags], state, True)
         entries: dict[str, Any] = {SPAN_KEY: NonRecordingSpan(_tuple_of(SpanContext, remote))}
         if "baggage" in lines:
-            members, _, must_change = _baggage_reader(propagator).repeated(lines["baggage"][0])
+            text = lines["baggage"][0]
+            if len(text) > REPEATED_BAGGAGE:
+                raise NotPlain
+            members, _, must_change = baggage_of(text)
             if must_change:
                 raise NotPlain
             entries[BAGGAGE_KEY] = members
-        propagator.rejections.accepted(("traceparent", "baggage") if "baggage" in lines else ("traceparent",))
+            believed = _TRACE_AND_BAGGAGE
+        accepted(believed)
         if "x-request-id" in lines:
             text = lines["x-request-id"][0]
-            if not (0 < len(text) <= 1024 and text.isascii() and text.isprintable()):
+            if not (0 < len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable()):
                 raise NotPlain
             entries[PASSTHROUGH_KEY] = {"x-request-id": text}
         if not settled.exclude.are_none or settled.trust.static != "continue" or settled.server_spans != "auto":
             raise NotPlain
         attributes = None
         if flags & FLAG_SAMPLED and not is_idle:
-            host, agent = lines["host"][0], lines["user-agent"][0]
-            attributes = semconv._repeated(method, scope["scheme"], host, scope["http_version"], agent).copy()
+            host = lines["host"][0] if "host" in lines else None
+            agent = lines["user-agent"][0] if "user-agent" in lines else None
+            scheme, version, client = scope.get("scheme"), scope.get("http_version"), scope.get("client")
+            if not host or not agent or not scheme or not client or not client[1] or len(host) + len(agent) > 256:
+                raise NotPlain
+            attributes = semconv._repeated(method, scheme, host, version, agent).copy()
             attributes["url.path"] = path
-            if scope["query_string"]:
-                attributes["url.query"] = semconv.redact_query(scope["query_string"].decode("latin-1"))
-            client, port = scope["client"]
-            attributes["client.address"] = attributes["network.peer.address"] = client
-            attributes["network.peer.port"] = port
+            if query := scope.get("query_string"):
+                attributes["url.query"] = semconv.redact_query(query.decode("latin-1"))
+            attributes["client.address"] = attributes["network.peer.address"] = client[0]
+            attributes["network.peer.port"] = client[1]
         if method not in semconv.METHODS or is_measured(SERVER) or logged.is_wanted:
             raise NotPlain
         span = start_span(method, Context(entries), SpanKind.SERVER, attributes)
@@ -122,13 +154,16 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 return
             is_over = True
             if span.is_recording():
-                if route := route_of(scope):
-                    span.update_name(f"{method} {route}")
-                    span.set_attribute("http.route", route)
+                try:
+                    if route := route_of(scope):
+                        span.update_name(f"{method} {route}")
+                        span.set_attribute("http.route", route)
+                except Exception:
+                    runtime.LOGGER.debug("the route could not be read from the scope", exc_info=True)
                 if not is_whole:
                     span.set_attribute("meshmw.response.incomplete", True)
             span.end()
-            request.is_over, request.carrier = True, None
+            request.is_over, request.carrier = True, {}
 
         async def send_last(message: Any) -> None:
             nonlocal is_whole
@@ -157,6 +192,8 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
             return send_last(message) if is_last else send(message)
 
+        # Some ask whether they may await it before they call it.
+        _mark_coroutine(watch)
         ended_by: type[BaseException] | None = None
         context = Context(entries)
         token = otel_context.attach(context)
@@ -167,7 +204,8 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             if isinstance(error, Exception) and not is_over:
                 if not started:
                     span.set_attribute("http.response.status_code", 500)
-                span.record_exception(error)
+                with suppress(Exception):
+                    span.record_exception(error)
                 span.set_attribute("error.type", error_type(error))
                 span.set_status(StatusCode.ERROR, ended_by.__name__)
             raise
@@ -178,7 +216,3 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 scope.pop(mark, None)
 
     return serve
-
-
-def _baggage_reader(propagator: Any) -> Any:
-    return propagator._reader.read.__self__._baggage

@@ -39,7 +39,7 @@ REST: Final = "the application"
 
 
 def report() -> str:
-    """Return a table for a sampled request and one for an unsampled request: how many instructions in how many calls."""
+    """Return a table for a sampled request and one for an unsampled one: how many instructions in how many calls."""
     return "\n\n".join(f"{name}\n\n{_table(line)}" for name, line in (("sampled", SAMPLED), ("unsampled", UNSAMPLED)))
 
 
