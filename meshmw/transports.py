@@ -133,7 +133,7 @@ class AsyncTransport(OutboundCalls):
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
         ended_by: type[BaseException] | None = None
-        # As above.
+        # Not `with operation.current()`: that takes five calls more.
         token = otel_context.attach(operation.context)
         try:
             return self.answered(operation, await self._transport.handle_async_request(carrying))

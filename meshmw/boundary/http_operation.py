@@ -39,8 +39,8 @@ class HttpOperation(Operation):
         owned: bool = True,
         delegated: Extraction | None = None,
     ) -> None:
-        # What `Operation` does, without the call, and with nothing named by callers that need not be: there is one for
-        # each request, and a name doubles the time that it takes to make an object.
+        # What `Operation` does, without the call; and most callers need name no argument, which takes time too. This is
+        # done for each request.
         self.span = span
         self.context = context
         self._owned = owned

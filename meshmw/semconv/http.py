@@ -16,6 +16,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
 _CACHED_CLIENTS: Final = 256
 _CACHED_CHARACTERS: Final = 512
+# As many names as servers and clients have for the protocols that they speak, and some more.
 _CACHED_VERSIONS: Final = 16
 
 # "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query

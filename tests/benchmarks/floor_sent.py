@@ -47,7 +47,12 @@ class SentInOneFunction(httpx.BaseTransport):
         self._settled = runtime.current()
         propagator = self._settled.propagator
         self._watched, self._mesh = propagator.watched, propagator._scope._baggage_to
-        self._is_plain = propagator._scope._propagate_to._everything and propagator._writer._keys.are_all
+        self._writer = propagator._writer
+        self._is_plain = (
+            propagator._scope._propagate_to._everything
+            and self._writer._keys.are_all
+            and self._writer._formats == {"tracecontext", "baggage"}
+        )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request."""
@@ -73,7 +78,10 @@ class SentInOneFunction(httpx.BaseTransport):
             more.append((b"tracestate", text.encode("latin-1")))
             size += 14 + len(text)
         if members := around.get(BAGGAGE_KEY):
-            text, reasons = format_baggage(members, max_members=64, max_bytes=8192)
+            if type(members) is not dict:
+                raise NotPlain
+            limits = {"max_members": self._writer._max_members, "max_bytes": self._writer._max_bytes}
+            text, reasons = format_baggage(members, **limits)
             if reasons:
                 raise NotPlain
             more.append((b"baggage", text.encode("latin-1")))
@@ -87,7 +95,7 @@ class SentInOneFunction(httpx.BaseTransport):
         build = lambda: _attributes(request)  # noqa: E731 - a `def` would be one more thing to read
         attributes = build() if parent.is_recording() else LazyAttributes(build)
         span = self._start_span(method, around, SpanKind.CLIENT, attributes)
-        # Of a sampler that made another state, or of a span that is none, this would know nothing.
+        # The tracestate above is the parent's: a sampler that changes it would go unnoticed.
         trace_id, span_id, _, flags, _, _ = span.get_span_context()
         traceparent = ("00-%032x-%016x-%02x" % (trace_id, span_id, flags & KNOWN_FLAGS)).encode("ascii")  # noqa: UP031
         sent.append((b"traceparent", traceparent))

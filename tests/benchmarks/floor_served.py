@@ -1,8 +1,8 @@
 """What a served request takes at least: all that the ASGI middleware does to a plain one, written as one function.
 
-It is no middleware: it refuses whatever is not plain before the span begins. What may come after that it deals with. A
-test holds what it says equal to what the middleware says; what lies between the two is what files, classes and names
-cost.
+It is no middleware: it refuses settings and requests that are not plain before the span begins. What may come after
+that it deals with. A test holds what it says equal to what the middleware says; what lies between the two is what
+files, classes and names cost.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from meshmw.boundary import logged
 from meshmw.boundary.adoption import CLAIM_KEY
 from meshmw.boundary.durations import SERVER, is_measured
 from meshmw.boundary.http import _REQUEST_KEY
+from meshmw.errors import InvalidHeaderError
 from meshmw.propagation.attachment import take_back
 from meshmw.propagation.baggage_reader import REPEATED_BAGGAGE
 from meshmw.propagation.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SENT_HEADER, SPAN_KEY
-from meshmw.propagation.plain_reader import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS
+from meshmw.propagation.plain_reader import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, PlainReader
 from meshmw.propagation.span_context import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
 from meshmw.propagator import _last_extract
 from meshmw.semconv import http as semconv
@@ -71,8 +72,10 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
     settled = runtime.current()
     propagator, wanted = settled.propagator, settled.headers._asgi
     accepted = propagator.rejections.accepted
-    plain_reader: Any = propagator._reader.read
-    baggage_of = plain_reader.__self__._baggage.repeated
+    reader = getattr(propagator._reader.read, "__self__", None)
+    if not isinstance(reader, PlainReader) or reader._baggage is None or propagator.passthrough != ("x-request-id",):
+        raise NotPlain
+    baggage_of = reader._baggage.repeated
 
     async def serve(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http" or "meshmw.operation" in scope or runtime.current() is not settled:
@@ -106,7 +109,10 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             text = lines["tracestate"][0]
             if len(text) > REPEATED_STATE:
                 raise NotPlain
-            state = repeated_trace_state(text)
+            try:
+                state = repeated_trace_state(text)
+            except InvalidHeaderError:
+                raise NotPlain from None
         remote = (int(trace_id, 16), int(parent_id, 16), True, FLAGS[flags], state, True)
         entries: dict[str, Any] = {SPAN_KEY: NonRecordingSpan(_tuple_of(SpanContext, remote))}
         if "baggage" in lines:
@@ -116,7 +122,8 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             members, _, must_change = baggage_of(text)
             if must_change:
                 raise NotPlain
-            entries[BAGGAGE_KEY] = members
+            if members:
+                entries[BAGGAGE_KEY] = members
             believed = _TRACE_AND_BAGGAGE
         accepted(believed)
         if "x-request-id" in lines:

@@ -30,7 +30,7 @@ def told():
 """
 SERVED = """
 from meshmw import asgi
-from tests.benchmarks.floor_served import served_in_one_function
+from tests.benchmarks.floor_served import NotPlain, served_in_one_function
 
 START, BODY = {"type": "http.response.start", "status": 200}, {"type": "http.response.body"}
 MORE = BODY | {"more_body": True}
@@ -78,12 +78,29 @@ REQUESTS = [
     headers(UNSAMPLED),
     [*COMMON[:2], ("traceparent", SAMPLED)],
     [*headers(SAMPLED), ("x-meshmw-sent", "b7ad6b7169203331-01")],
+    [*COMMON, ("traceparent", SAMPLED), ("baggage", "")],
 ]
 for lines in REQUESTS:
     for name, answer in ANSWERS.items():
         ours, one = (seen(make, lines, answer) for make in (asgi.TraceContextMiddleware, served_in_one_function))
         assert ours == one, (name, ours, one)
         assert len(ours[-1]) == (lines is not REQUESTS[1])
+
+REFUSED = [
+    COMMON,
+    headers(SAMPLED.upper()),
+    [*headers(SAMPLED), ("traceparent", SAMPLED)],
+    [*COMMON, ("traceparent", SAMPLED), ("tracestate", "A B")],
+    [*COMMON, ("traceparent", SAMPLED), ("tracestate", "a=" + "b" * 2048)],
+    [*COMMON, ("traceparent", SAMPLED), ("baggage", "=")],
+    [*COMMON, ("traceparent", SAMPLED), ("baggage", "a=" + "b" * 8192)],
+    [*headers(UNSAMPLED), ("x-meshmw-sent", "b7ad6b7169203331-01")],
+    [("traceparent", SAMPLED)],
+    [*COMMON[:2], ("traceparent", SAMPLED), ("x-request-id", "x" * 1025)],
+]
+for lines in REFUSED:
+    found, scope, spans = seen(served_in_one_function, lines, ANSWERS["whole"])
+    assert (type(found[0]), spans) == (NotPlain, []), (lines, found, spans)
 """
 SENT = """
 from meshmw.httpx import TraceContextTransport
