@@ -36,7 +36,13 @@ _OPERATION: Final = "meshmw.operation"
 _FASTAPI: Final = "fastapi.telemetry"
 _STARLETTE: Final = "starlette.opentelemetry"
 _NOBODY: Final = (None, None)
-_HOSTS: Final = {_FASTAPI: None, _STARLETTE: True}
+# By whether FastAPI and whether Starlette has left one: those that are still missing.
+_MISSING_MARKS: Final[Mapping[tuple[bool, bool], Mapping[str, object]]] = {
+    (False, False): {_FASTAPI: None, _STARLETTE: True},
+    (True, False): {_STARLETTE: True},
+    (False, True): {_FASTAPI: None},
+    (True, True): {},
+}
 
 
 class TraceContextMiddleware:
@@ -184,8 +190,6 @@ def _own_authority(server: Sequence[Any] | None) -> str | None:
 
 def _stand_hosts_down(scope: Scope) -> Iterable[str]:
     """Mark the scope, so that no host further in opens a second SERVER span; return the marks that are new."""
-    new: Mapping[str, object] = _HOSTS
-    if _FASTAPI in scope or _STARLETTE in scope:
-        new = {mark: value for mark, value in _HOSTS.items() if mark not in scope}
-    scope.update(new)
-    return new
+    missing = _MISSING_MARKS[_FASTAPI in scope, _STARLETTE in scope]
+    scope.update(missing)
+    return missing

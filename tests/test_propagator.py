@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from meshmw import MeshPropagator
-from meshmw.propagation.extraction import B3_HEADERS
+from meshmw.propagation.extraction import B3_HEADERS, READ_KEY
 from meshmw.propagation.span_context import W3CTraceState
 from meshmw.propagator import FORMATS
 from meshmw.wire import TraceState as WireTraceState
@@ -479,3 +479,32 @@ def test_nothing_stays_current_after_extract(propagator):
     before = get_current()
     propagator.extract({"traceparent": VALID})
     assert get_current() == before
+
+
+PARENT_LINE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("by_host", "lines", "is_same"),
+    [
+        ({}, {}, True),
+        ({"baggage": "a=1"}, {"baggage": ["a=1"]}, True),
+        ({"baggage": "a=1"}, {"baggage": ["a=1"], "host": ["a"], "user-agent": ["b"]}, True),
+        ({"baggage": "a=1,b=2"}, {"baggage": ["a=1", "b=2"]}, True),
+        ({"x-request-id": "caf\xe9"}, {"x-request-id": ["caf\ufffd"]}, True),
+        ({}, {"baggage": ["a=1"]}, False),
+        ({"baggage": "a=1"}, {}, False),
+        ({"baggage": "a=1"}, {"tracestate": ["a=1"]}, False),
+        ({"baggage": "a=1"}, {"baggage": ["a=2"]}, False),
+        ({"baggage": "a=1"}, {"baggage": ["a=2"], "tracestate": ["a=1"]}, False),
+        ({"x-request-id": "1"}, {"x-request-id": ["2"], "host": ["a"]}, False),
+    ],
+)
+def test_what_a_host_has_read_is_taken_only_for_the_very_same_request(propagator, by_host, lines, is_same):
+    read = propagator.extract({"traceparent": PARENT_LINE, **by_host})[READ_KEY]
+    lines = {"traceparent": [PARENT_LINE], **lines}
+    extraction, believed = propagator.read_once(lines)
+    assert (extraction is read, believed is read) == (is_same, is_same)
+    # And only once: what comes next is another request, however alike it looks.
+    extraction, believed = propagator.read_once(lines)
+    assert (extraction is read, believed) == (False, None)
