@@ -16,8 +16,6 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
 _CACHED_CLIENTS: Final = 256
 _CACHED_CHARACTERS: Final = 512
-# As many names as servers and clients have for the protocols that they speak, and some more.
-_CACHED_VERSIONS: Final = 16
 
 # "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query
 _SECRET_IN_QUERY: Final = re.compile(
@@ -102,8 +100,10 @@ def client_attributes(*, method: str, scheme: str, host: str, port: int | None, 
     return found
 
 
-@lru_cache(maxsize=_CACHED_VERSIONS)
 def protocol_version(version: str) -> str:
     """Return `1.1`, `2` or `3` for what servers and clients call `HTTP/1.1`, `HTTP/2`, `2.0`, `h2`."""
+    # What nearly every server says.
+    if version == "HTTP/1.1":
+        return "1.1"
     number = version.rpartition("/")[2].removeprefix("h")
     return number.removesuffix(".0") if number in {"2.0", "3.0"} else number
