@@ -1,8 +1,8 @@
 """One trace through a service mesh: middleware, clients and a strict propagator for OpenTelemetry.
 
-`configure()` is the first act of the process; the middleware are in `meshmw.asgi`, `meshmw.wsgi` and `meshmw.flask`,
-the clients in `meshmw.httpx` and `meshmw.httpx2`. This module imports no optional dependency, and nothing at all before
-a name is used: the pytest plugin loads it in runs that never touch it.
+Call `configure()` first. The middleware are in `meshmw.asgi`, `meshmw.wsgi`, `meshmw.flask` and `meshmw.django`, the
+clients in `meshmw.httpx` and `meshmw.httpx2`, the other boundaries in modules named after them. `import meshmw` alone
+reaches them all, and loads each when you first use it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,50 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from meshmw.version import __version__
+from meshmw._version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from meshmw.bootstrap import configure
+    # With the alias a type checker takes a module for a public name.
+    from meshmw import asgi as asgi
+    from meshmw import auto as auto
+    from meshmw import baggage as baggage
+    from meshmw import concurrency as concurrency
+    from meshmw import django as django
+    from meshmw import errors as errors
+    from meshmw import flask as flask
+    from meshmw import frames as frames
+    from meshmw import grpc as grpc
+    from meshmw import httpx as httpx
+    from meshmw import httpx2 as httpx2
+    from meshmw import kafka as kafka
+    from meshmw import logs as logs
+    from meshmw import propagator as propagator
+    from meshmw import rabbitmq as rabbitmq
+    from meshmw import settings as settings
+    from meshmw import streams as streams
+    from meshmw import testing as testing
+    from meshmw import wire as wire
+    from meshmw import wsgi as wsgi
+    from meshmw._policy.trust import RequestView, Trust
+    from meshmw._telemetry.configure import configure
+    from meshmw._telemetry.handle import Telemetry
     from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
     from meshmw.propagator import MeshPropagator
     from meshmw.settings import Settings
-    from meshmw.telemetry.handle import Telemetry
 
+# What `from meshmw import *` gives, and what `dir(meshmw)` shows beside the modules.
 __all__ = [
     "InvalidHeaderError",
     "MeshPropagator",
     "MeshmwError",
     "MissingExtraError",
+    "RequestView",
     "Settings",
     "SettingsError",
     "Telemetry",
+    "Trust",
     "__version__",
     "configure",
     "extract",
@@ -40,39 +65,50 @@ _HOMES = {
     "MeshPropagator": "propagator",
     "MeshmwError": "errors",
     "MissingExtraError": "errors",
+    "RequestView": "_policy.trust",
     "Settings": "settings",
     "SettingsError": "errors",
-    "Telemetry": "telemetry.handle",
-    "configure": "bootstrap",
+    "Telemetry": "_telemetry.handle",
+    "Trust": "_policy.trust",
+    "configure": "_telemetry.configure",
 }
-# So that `import meshmw` is enough, as in `meshmw.wsgi.TraceContextMiddleware`.
 _MODULES = (
     "asgi",
+    "auto",
     "baggage",
-    "baggage_filter",
+    "concurrency",
     "django",
+    "errors",
     "flask",
+    "frames",
     "grpc",
     "httpx",
     "httpx2",
     "kafka",
+    "logs",
+    "propagator",
     "rabbitmq",
+    "settings",
+    "streams",
     "testing",
+    "wire",
     "wsgi",
 )
 
+# A type checker reads the imports above, and so refuses a name that does not exist; `__getattr__` would allow any.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_MODULES]
+    return sorted([*__all__, *_MODULES])
 
 
 def extract(carrier: Any, context: Context | None = None) -> Context:
@@ -80,9 +116,9 @@ def extract(carrier: Any, context: Context | None = None) -> Context:
 
     Never raises for what the headers hold.
     """
-    from meshmw import runtime
+    from meshmw import _runtime
 
-    return runtime.current().propagator.extract(carrier, context)
+    return _runtime.current().propagator.extract(carrier, context)
 
 
 def inject(carrier: Any, context: Context | None = None, *, host: str | None = None) -> None:
@@ -94,9 +130,9 @@ def inject(carrier: Any, context: Context | None = None, *, host: str | None = N
         host: Where the call goes, without the port: it gets what `propagate_to` and `baggage_to` let it have. Without
             a host nothing is withheld.
     """
-    from meshmw import runtime
+    from meshmw import _runtime
 
-    propagator = runtime.current().propagator
+    propagator = _runtime.current().propagator
     if host is None:
         propagator.inject(carrier, context)
     else:

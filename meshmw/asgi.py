@@ -1,31 +1,187 @@
-"""ASGI middleware for any framework: FastAPI, Starlette, Quart, Litestar, Django, or a bare application.
-
-Knows the ASGI protocol. Must not know the formats, nor how a span lives.
-"""
+"""ASGI middleware for any framework: FastAPI, Starlette, Quart, Litestar, Django, or a bare application."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import asyncio
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from meshmw import runtime
-from meshmw.asgi_response import Message, Response, Scope, Send
-from meshmw.boundary.http import tell
-from meshmw.boundary.request import Request
-from meshmw.carriers import rewrite_asgi
-from meshmw.contrib import under_contrib
-from meshmw.policy.request_view import RequestView
-from meshmw.policy.trust import Trust, TrustCallable
-from meshmw.propagation.attachment import take_back
+from meshmw import _runtime
+from meshmw._context.carriers import rewrite_asgi
+from meshmw._context.current import detach
+from meshmw._context.read import BaggageLimit
+from meshmw._lifecycle import http_conventions as semconv
+from meshmw._lifecycle.conventions import AttributeValue
+from meshmw._lifecycle.http import HttpOperation, Request
+from meshmw._lifecycle.operation import record_refusals
+from meshmw._lifecycle.serving import ServerOptions
+from meshmw._policy.trust import RequestView, Trust, TrustCallable
+from meshmw._runtime import LOGGER, Runtime, ServerSpans
+from meshmw.errors import MissingExtraError
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import Runtime, ServerSpans
-from meshmw.semconv import http as semconv
-from meshmw.semconv.attributes import AttributeValue
-from meshmw.serving import ServerOptions
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
+
+# Which route an ASGI framework has matched, as it left it in the scope.
+
+
+Scope: TypeAlias = MutableMapping[str, Any]
+
+
+def route_of(scope: Scope) -> str | None:
+    """Return the route template that Starlette, FastAPI or Litestar matched, with prefixes of routers and mounts."""
+    route = scope.get("route")
+    if route is None:
+        found = scope.get("path_template")
+        return _mounted_at(scope, found) + found if isinstance(found, str) and found else None
+    if hasattr(route, "routes"):
+        # A mount, in which nothing more was matched: where it is mounted is in the root path.
+        return _mounted_at(scope, "") or None
+    template = getattr(_effective(scope, route), "path_format", None) or getattr(route, "path", None)
+    return _mounted_at(scope, template) + template or "/" if isinstance(template, str) else None
+
+
+def _effective(scope: Scope, route: object) -> object:
+    """Return what FastAPI made of a route that came with an included router, whose prefix the route does not know."""
+    found = scope.get("fastapi")
+    context = found.get("effective_route_context") if isinstance(found, dict) else None
+    return context if getattr(context, "original_route", None) is route else route
+
+
+def _mounted_at(scope: Scope, template: str) -> str:
+    """Return the root path, in which parameters of mounts have their names again."""
+    root = str(scope.get("root_path", "")).rstrip("/")
+    names = {
+        str(value): f"{{{name}}}"
+        for name, value in scope.get("path_params", {}).items()
+        if f"{{{name}}}" not in template
+    }
+    shown = (names.get(segment, segment) for segment in root.split("/"))
+    return "/".join(shown)
+
+
+# The response of an ASGI application, as its messages tell it: its status, its route, and the operation's end.
+
+
+Message: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+# A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
+_HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
+# The response with which a handshake is refused has the same messages, named with a prefix.
+_STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", *_HANDSHAKE_STATUS})
+_BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", "websocket.http.response.body"})
+# Nothing of the response comes after one of these.
+_WHOLE: Final = frozenset({"http.response.pathsend", *_HANDSHAKE_STATUS})
+
+
+class Response:
+    """Watches what the application sends, and ends the operation with the last byte.
+
+    A framework that answers 5xx for an exception raises it afterwards, so such an operation waits for its return.
+
+    Args:
+        operation: The request's.
+        scope: Where the framework leaves the route.
+        send: The server's own.
+    """
+
+    __slots__ = ("_complete", "_is_failure", "_operation", "_scope", "_send", "_started", "_trailers")
+
+    def __init__(self, operation: HttpOperation, scope: Scope, send: Send) -> None:
+        self._operation = operation
+        self._scope = scope
+        self._send = send
+        self._started = False
+        self._trailers = False
+        self._is_failure = False
+        self._complete = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on, and read from it how far the response is."""
+        kind: str = message["type"]
+        if kind in _BODIES:
+            is_last = not (self._trailers or message.get("more_body"))
+        else:
+            if kind in _STARTS and not self._started:
+                self._start(kind, message)
+            is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
+        # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
+        return self._send_last(message) if is_last else self._send(message)
+
+    # Some ask whether they may await it before they call it: asgiref's WsgiToAsgi warns of any other function.
+    if sys.version_info >= (3, 12):  # pragma: no cover - each version of Python takes one of the two
+        inspect.markcoroutinefunction(send)
+    else:  # pragma: no cover - so it is asked on Python 3.11, which has no function to say it
+        send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+
+    async def _send_last(self, message: Message) -> None:
+        await self._send(message)
+        self._complete = True
+        if self._is_failure:
+            self._operation.answered()
+        else:
+            self.end()
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error; a server answers 500 for an application that raised before it had answered."""
+        if not self._started and isinstance(error, Exception):
+            self._operation.status(500, error_from=500)
+        self._operation.fail(error)
+
+    def end(self) -> None:
+        """End the operation under the route that the framework left in the scope."""
+        operation = self._operation
+        if operation.is_over:
+            return
+        if operation.is_open:
+            try:
+                if route := route_of(self._scope):
+                    operation.route(route)
+            except Exception:
+                # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
+                LOGGER.debug("the route could not be read from the scope", exc_info=True)
+        if self._complete:
+            operation.end()
+        else:
+            operation.break_off()
+
+    def _start(self, kind: str, message: Message) -> None:
+        self._started = True
+        self._trailers = message.get("trailers", False)
+        status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
+        self._is_failure = status >= 500
+        self._operation.status(status, error_from=500)
+
+
+# opentelemetry-instrumentation-asgi, where that is to make the SERVER span below our extraction.
+
+
+def require_contrib() -> Any:
+    """Return contrib's ASGI middleware class.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError("opentelemetry-instrumentation-asgi", "contrib") from missing
+    return OpenTelemetryMiddleware
+
+
+def under_contrib(
+    app: Callable[..., Awaitable[None]], tracer_provider: trace.TracerProvider | None
+) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI application inside contrib's middleware."""
+    wrapped: Callable[..., Awaitable[None]] = require_contrib()(app, tracer_provider=tracer_provider)
+    return wrapped
+
 
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -106,7 +262,7 @@ class TraceContextMiddleware:
             response.fail(error)
             raise
         finally:
-            take_back(token, operation.context, ended_by)
+            detach(token, operation.context, ended_by)
             if not operation.is_over:
                 response.end()
             scope.pop(_OPERATION, None)
@@ -124,7 +280,7 @@ class TraceContextMiddleware:
         finally:
             scope.pop(_OPERATION, None)
             # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
-            runtime.flush()
+            _runtime.flush()
 
     def _under_contrib(self) -> App:
         if self._contrib is None:
@@ -133,7 +289,7 @@ class TraceContextMiddleware:
 
     async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve inside contrib's span, and note on it what contrib does not know."""
-        tell(trace.get_current_span(), scope[_OPERATION].delegated)
+        record_refusals(trace.get_current_span(), scope[_OPERATION].delegated)
         await self.app(scope, receive, send)
 
 
@@ -193,3 +349,37 @@ def _stand_hosts_down(scope: Scope) -> Iterable[str]:
     missing = _MISSING_MARKS[_FASTAPI in scope, _STARLETTE in scope]
     scope.update(missing)
     return missing
+
+
+AsgiApp: TypeAlias = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+class BaggageSizeFilter:
+    """Keeps the baggage that an ASGI application receives within limits. HTTP requests and WebSockets are handled.
+
+    A header within the limits stays as it is. Of any other the members are kept from the left, whole and byte for
+    byte, in one line; malformed ones are left out. Each reason is counted, and warned of once per window.
+
+    Args:
+        app: The ASGI application to wrap.
+        max_members: Members kept at most, all header lines together.
+        max_bytes: Bytes kept at most, all header lines together, commas included.
+        warn_window: Seconds between two warnings of the same reason.
+
+    Raises:
+        ValueError: A limit is negative.
+    """
+
+    def __init__(
+        self, app: AsgiApp, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+    ) -> None:
+        self.app = app
+        self._limit = BaggageLimit(max_members, max_bytes, warn_window)
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Serve one connection."""
+        if scope["type"] in ("http", "websocket"):
+            lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"baggage"]
+            if lines and (rewrites := self._limit.rewrites(lines)):
+                scope["headers"] = rewrite_asgi(scope["headers"], rewrites)
+        await self.app(scope, receive, send)

@@ -7,7 +7,7 @@ Raises:
 
 from __future__ import annotations
 
-from meshmw.bootstrap import configure
+from meshmw._telemetry.configure import configure
 
 __all__ = ("telemetry",)
 

@@ -13,9 +13,9 @@ from opentelemetry import baggage as otel_baggage
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from meshmw.propagation.attachment import take_back
+from meshmw._context.current import detach
 from meshmw.wire import BaggageValue, format_member, parse_member
-from meshmw.wire.baggage_member import is_raw_of
+from meshmw.wire.baggage import is_raw_of
 
 
 def get(key: str, context: Context | None = None) -> str | None:
@@ -93,4 +93,4 @@ class using:  # noqa: N801
         return context
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        take_back(self._token, self._context, kind)
+        detach(self._token, self._context, kind)

@@ -1,7 +1,4 @@
-"""Django: the SERVER span's name from Django's own URL resolver. The middleware of `meshmw.asgi` or `.wsgi` makes it.
-
-Knows what Django's requests look like, and imports nothing of it. Must not know the formats, nor how a span lives.
-"""
+"""Django: a middleware that names the SERVER span of `meshmw.asgi` or `meshmw.wsgi` after the matched URL pattern."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
 from typing import Any
 
-from meshmw.boundary.http_operation import HttpOperation
+from meshmw._lifecycle.http import HttpOperation
 from meshmw.wsgi import OPERATION
 
 

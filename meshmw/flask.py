@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from meshmw.boundary.http_operation import HttpOperation
+from meshmw._lifecycle.http import HttpOperation
+from meshmw._policy.trust import Trust, TrustCallable
+from meshmw._runtime import ServerSpans
 from meshmw.errors import MissingExtraError
-from meshmw.policy.trust import Trust, TrustCallable
 from meshmw.propagator import MeshPropagator
-from meshmw.runtime import ServerSpans
 from meshmw.wsgi import OPERATION, TraceContextMiddleware
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 try:
     from flask import request, request_started
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("Flask", "flask") from missing
-
-if TYPE_CHECKING:
-    from flask import Flask
 
 
 def init_app(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import httpx
 
-from meshmw.transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
+from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
 
 __all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport"]
 

@@ -6,14 +6,13 @@ existing client.
 
 from __future__ import annotations
 
+from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
 from meshmw.errors import MissingExtraError
 
 try:
     import httpx2
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("httpx2", "httpx2") from missing
-
-from meshmw.transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
 
 __all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport"]
 

@@ -1,7 +1,7 @@
 """Trace and span ids on log records: a filter, a format, JSON, and a processor for structlog.
 
 Also on the access logs of uvicorn, hypercorn and gunicorn, which are written outside the request's context. With no
-span there is nothing, and never an id of zeros. Knows logging, and what those servers put into a record.
+span there is nothing, and never an id of zeros.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
-from meshmw.boundary import logged
+from meshmw._lifecycle import serving as logged
 
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s%(trace)s: %(message)s"
 """A format that shows ` trace_id=... span_id=...` where there is a span; it needs `TraceContextFilter`."""

@@ -1,7 +1,4 @@
-"""MeshPropagator: the strict reader and the replacing writer as one OpenTelemetry propagator.
-
-Knows OpenTelemetry's propagator interface. Must not know a framework, a protocol or a span's life.
-"""
+"""MeshPropagator: the strict reader and the replacing writer as one OpenTelemetry propagator."""
 
 from __future__ import annotations
 
@@ -20,28 +17,16 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from meshmw.policy.baggage_keys import BaggageKeys
-from meshmw.policy.header_budget import MAX_BYTES, MAX_HEADERS, HeaderBudget
-from meshmw.policy.passthrough import passable
-from meshmw.policy.trust import Trust
-from meshmw.propagation.baggage_reader import BaggageReader
-from meshmw.propagation.extraction import (
-    B3_HEADERS,
-    PROPAGATION_HEADERS,
-    READ_KEY,
-    SENT_HEADER,
-    SPAN_KEY,
-    TRACE_HEADERS,
-    Extraction,
-)
-from meshmw.propagation.getters import are_same, lines_of
-from meshmw.propagation.outbound import OutboundScope, Pairs
-from meshmw.propagation.outgoing import OutgoingHeaders
-from meshmw.propagation.reader import HeaderReader
-from meshmw.propagation.reading import Lines
-from meshmw.propagation.trace_reader import Duplicates, Prefer, TraceParentPolicy, TraceReader
-from meshmw.propagation.writer import HeaderWriter
-from meshmw.rejections import Rejections, Unheard
+from meshmw._context.carriers import are_same, lines_of
+from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction, Lines
+from meshmw._context.read import BaggageReader, HeaderReader
+from meshmw._context.read_trace import Duplicates, Prefer, TraceParentPolicy, TraceReader
+from meshmw._context.write import HeaderWriter, OutgoingHeaders
+from meshmw._notices import Rejections, Unheard
+from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, OutboundScope, Pairs, passable
+from meshmw._policy.patterns import BaggageKeys
+from meshmw._policy.trust import Trust
+from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings

@@ -2,8 +2,7 @@
 
 Between two steps a generator shares its thread or task with whoever consumes it. What it attaches around a `yield` is
 current for the consumer too, and its `detach` fails where the last step runs somewhere else. Here nothing is attached
-but while a step runs. Knows generators and the hooks of event loops. Must not know what the streams carry, nor what is
-current in a step.
+but while a step runs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from opentelemetry.context import Context
 
-from meshmw.steps import Run, StepContext, StepVariables
+from meshmw._context.current import Run, StepContext, StepVariables
 
 Y = TypeVar("Y")
 S = TypeVar("S")
@@ -26,12 +25,20 @@ R = TypeVar("R")
 
 @overload
 def stream(source: Generator[Y, S, R], context: Context | None = None) -> Generator[Y, S, R]: ...
+
+
 @overload
 def stream(source: AsyncGenerator[Y, S], context: Context | None = None) -> AsyncGenerator[Y, S]: ...
+
+
 @overload
 def stream(source: AsyncIterable[Y], context: Context | None = None) -> AsyncIterator[Y]: ...
+
+
 @overload
 def stream(source: Iterable[Y], context: Context | None = None) -> IteratorType[Y]: ...
+
+
 def stream(source: Any, context: Context | None = None) -> Any:
     """Return *source* with a context of its own: current during each of its steps, and at no other time.
 

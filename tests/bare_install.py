@@ -20,7 +20,7 @@ BARE = [
     "meshmw.logs",
     "meshmw.propagator",
     "meshmw.rabbitmq",
-    "meshmw.cli",
+    "meshmw.__main__",
     "meshmw.testing",
 ]
 EXTRAS = {"meshmw.flask": ("flask", "meshmw[flask]"), "meshmw.httpx2": ("httpx2", "meshmw[httpx2]")}

@@ -10,9 +10,10 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from meshmw._context.current import Current
 from meshmw.baggage import using
-from meshmw.boundary.operation import Current
-from meshmw.concurrency import detached, linked
+from meshmw.concurrency import _binding as detached
+from meshmw.concurrency import linked
 
 
 @pytest.mark.parametrize(

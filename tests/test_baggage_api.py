@@ -15,7 +15,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from meshmw import MeshPropagator, baggage
-from meshmw.policy.baggage_keys import BaggageKeys
+from meshmw._policy.patterns import BaggageKeys
 
 PROPAGATOR = MeshPropagator()
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.baggage_filter import BaggageSizeFilter, WsgiBaggageSizeFilter
-from meshmw.wire.baggage_member import MEMBER
+from meshmw.asgi import BaggageSizeFilter
+from meshmw.wire.baggage import MEMBER
+from meshmw.wsgi import BaggageSizeFilter as WsgiBaggageSizeFilter
 
 
 def seen_by_asgi(*lines, kind="http", **options):
@@ -151,7 +152,7 @@ def test_whatever_comes_the_application_sees_members_within_the_limits(lines, ma
 
 def test_neither_an_sdk_nor_a_framework_is_loaded():
     code = (
-        "import sys, meshmw.baggage_filter\n"
+        "import sys, meshmw.asgi\n"
         "heavy = {'opentelemetry.sdk', 'pydantic', 'httpx', 'starlette', 'flask'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

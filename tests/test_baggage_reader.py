@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.policy.baggage_keys import BaggageKeys
-from meshmw.propagation.baggage_reader import BaggageReader
+from meshmw._context.read import BaggageReader
+from meshmw._policy.patterns import BaggageKeys
 from meshmw.wire import parse_baggage
 
 

@@ -13,11 +13,11 @@ from tests.programs import clean_environment
 LOGGING = "import logging; logging.basicConfig(level=logging.INFO, format='%(levelname)s %(name)s %(message)s')\n"
 DEFINITIONS = """
 from opentelemetry import propagate, trace
-from meshmw.bootstrap import configure
+from meshmw._telemetry.configure import configure
 from meshmw.settings import Settings
 
 def untouched():
-    from meshmw import runtime
+    from meshmw import _runtime as runtime
     return (
         type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider"
         and type(propagate.get_global_textmap()).__name__ == "CompositePropagator"
@@ -157,7 +157,7 @@ class TestWhatIsSet:
     def test_the_propagator_the_provider_and_the_runtime_are_set_and_said_in_one_line(self):
         program = run(
             """
-            from meshmw import runtime
+            from meshmw import _runtime as runtime
             telemetry = configure()
             assert propagate.get_global_textmap() is telemetry.propagator is runtime.current().propagator
             assert trace.get_tracer_provider() is telemetry.tracer_provider
@@ -281,7 +281,7 @@ class TestStandardPropagators:
         [("b3,tracecontext", "b3,tracecontext", 0), ("xray,b3", "b3", 1), ("none", "none", 0)],
     )
     def test_no_other_package_is_needed_for_a_format(self, value, formats, warnings):
-        code = "from meshmw.bootstrap import configure; configure(); from opentelemetry import propagate"
+        code = "from meshmw._telemetry.configure import configure; configure(); from opentelemetry import propagate"
         program = run(code, prelude="", OTEL_PROPAGATORS=value, MESHMW_EXPORTER="none")
         assert program.returncode == 0, program.stderr
         assert f"formats={formats} " in program.stderr

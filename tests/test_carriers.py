@@ -1,6 +1,6 @@
 """Header lines in the shapes that servers hand out."""
 
-from meshmw.carriers import HeaderNames, rewrite_asgi, rewrite_wsgi
+from meshmw._context.carriers import HeaderNames, rewrite_asgi, rewrite_wsgi
 
 NAMES = HeaderNames(["x-request-id"])
 

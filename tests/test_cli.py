@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from meshmw import __version__
-from meshmw.cli import main
+from meshmw.__main__ import main
 from tests.programs import envoy_or_skip
 
 VALID = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -37,7 +37,7 @@ def log(tmp_path):
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meshmw.cli", *arguments]
+    command = [sys.executable, "-m", "meshmw", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
     )
@@ -72,7 +72,7 @@ def test_misuse_ends_with_2_and_the_usage(arguments, capsys):
 
 
 def test_a_bare_install_is_told_which_extra_brings_the_command(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("meshmw.cli.")]:
+    for name in [name for name in sys.modules if name.startswith("meshmw._tools.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "typer", None)
     assert main(["settings"]) == 2
@@ -82,8 +82,8 @@ def test_a_bare_install_is_told_which_extra_brings_the_command(monkeypatch, caps
 
 
 def test_another_module_that_is_missing_is_no_missing_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "meshmw.cli.commands", raising=False)
-    monkeypatch.setitem(sys.modules, "meshmw.cli.settings", None)
+    monkeypatch.delitem(sys.modules, "meshmw._tools.commands", raising=False)
+    monkeypatch.setitem(sys.modules, "meshmw._tools.commands", None)
     with pytest.raises(ModuleNotFoundError, match=r"meshmw\.cli\.settings"):
         main(["settings"])
 
@@ -179,7 +179,7 @@ def test_access_log_of_several_hops(tmp_path, capsys):
 
 
 def test_access_log_says_what_share_was_joined(tmp_path, monkeypatch, capsys):
-    from meshmw.diagnose.access_log import Analysis
+    from meshmw._tools.access_log import Analysis
 
     # Fifty thousand ids are many seconds' work.
     defaults = tuple(300 if each == 50_000 else each for each in Analysis.__init__.__defaults__)
@@ -236,7 +236,7 @@ def wait_for(what, seconds: float = 60.0) -> None:
 
 def test_access_log_is_followed_until_ctrl_c(log, tmp_path):
     told = tmp_path / "told"
-    command = [sys.executable, "-m", "meshmw.cli", "access-log", "--follow", "--format=json", str(log)]
+    command = [sys.executable, "-m", "meshmw", "access-log", "--follow", "--format=json", str(log)]
     with told.open("wb") as errors:
         following = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         try:
@@ -259,8 +259,8 @@ def test_access_log_is_followed_until_ctrl_c(log, tmp_path):
 
 
 def test_what_is_told_while_following_is_bounded(monkeypatch, capsys):
-    from meshmw.cli.access_log import _Teller
-    from meshmw.diagnose.access_log_counts import Seen
+    from meshmw._tools.access_log.command import _Teller
+    from meshmw._tools.access_log.counts import Seen
 
     class Quiet:
         @staticmethod
@@ -269,19 +269,19 @@ def test_what_is_told_while_following_is_bounded(monkeypatch, capsys):
 
     tell = _Teller()
     for number in range(10_001):
-        monkeypatch.setattr("meshmw.cli.access_log.err", lambda: Quiet)
+        monkeypatch.setattr("meshmw._tools.access_log.command.err", lambda: Quiet)
         tell("edge", {"path": f"/{number}"}, Seen("missing"))
     assert len(tell._said) == 1
 
 
 def test_a_reader_that_has_enough_is_no_error(log):
-    script = f"{sys.executable} -m meshmw.cli mesh-config envoy | head -n 1; exit ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m meshmw mesh-config envoy | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_pipe_is_no_error(monkeypatch):
-    from meshmw.cli import output
+    from meshmw._tools import output
 
     read, write = os.pipe()
     os.close(read)
@@ -298,7 +298,7 @@ def test_a_closed_pipe_is_no_error(monkeypatch):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
-    from meshmw.cli import inspect as command
+    from meshmw._tools import inspect as command
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -439,9 +439,8 @@ def test_verify_asks_backends(echo, tmp_path, capsys):
 
 
 def test_spans_are_drawn_with_proxies_and_orphans(capsys):
-    from meshmw.cli.journey_tables import print_journey
-    from meshmw.diagnose.journey import Hop, Journey, JourneySpan
-    from meshmw.diagnose.journey_spans import with_orphans
+    from meshmw._tools.verify.command import print_journey
+    from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, with_orphans
 
     spans = [
         JourneySpan(trace_id="a" * 32, span_id="1", service="edge", kind="SERVER", name="ingress", maker="proxy"),
@@ -457,9 +456,8 @@ def test_spans_are_drawn_with_proxies_and_orphans(capsys):
 
 
 def test_spans_that_are_deep_or_each_others_parents_are_drawn_once(capsys):
-    from meshmw.cli.journey_tables import print_journey
-    from meshmw.diagnose.journey import Journey, JourneySpan
-    from meshmw.diagnose.journey_spans import with_orphans
+    from meshmw._tools.verify.command import print_journey
+    from meshmw._tools.verify.journey import Journey, JourneySpan, with_orphans
 
     deep = [JourneySpan(trace_id="a" * 32, span_id=str(n), parent_id=str(n - 1), start_ns=n) for n in range(1, 2000)]
     # As Zipkin's shared spans, whose ids a client and its server have in common.
@@ -482,14 +480,14 @@ def test_what_a_terminal_cannot_print_and_what_no_disk_takes_is_no_crash(tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     assert "GET /\\u4e2d" in done.stdout
     for redirected, code, said in ((">&-", 1, ""), (">/dev/full", 2, "meshmw: [Errno 28] No space left on device\n")):
-        command = ["sh", "-c", f'"$0" -m meshmw.cli inspect 00-xyz {redirected}', sys.executable]
+        command = ["sh", "-c", f'"$0" -m meshmw inspect 00-xyz {redirected}', sys.executable]
         ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
         assert (ended.returncode, ended.stderr) == (code, said)
 
 
 def test_the_demo_serves_one_trace_until_ctrl_c(request):
     envoy_or_skip(request)
-    command = [sys.executable, "-m", "meshmw.cli", "demo", "--serve"]
+    command = [sys.executable, "-m", "meshmw", "demo", "--serve"]
     # With nothing on the PATH it leaves RabbitMQ out, whose start takes longer than all the rest.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": ""}
     serving = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
@@ -510,7 +508,7 @@ def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch,
     (tmp_path / "sample_apps").mkdir()
     (tmp_path / "sample_apps" / "__init__.py").touch()
     (tmp_path / "sample_apps" / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\nsys.exit(1)\n")
-    monkeypatch.setattr("meshmw.cli.demo.HOMES", (tmp_path,))
+    monkeypatch.setattr("meshmw._tools.commands.HOMES", (tmp_path,))
     assert main(["demo", "--without-meshmw", "--json"]) == 1
     assert capfd.readouterr().out == "--without-meshmw --json --port=0\n"
     assert main(["demo", "--port=8080", "--report=report.html"]) == 1
@@ -518,8 +516,8 @@ def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch,
 
 
 def test_the_demo_that_cannot_run_says_why(tmp_path, capsys):
-    from meshmw.cli.demo import HOMES, find_home
-    from meshmw.cli.output import CannotRunError
+    from meshmw._tools.commands import HOMES, find_home
+    from meshmw._tools.output import CannotRunError
 
     assert main(["demo", "--json", "--serve"]) == 2
     assert "--json prints one request" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.policy.addresses import Networks, parse_address, parse_network
-from meshmw.policy.destinations import Destinations
+from meshmw._policy.outbound import Destinations
+from meshmw._policy.patterns import Networks, parse_address, parse_network
 
 MESH = Destinations(["mesh"])
 JUNK = (

@@ -17,20 +17,17 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw.boundary.http import begin_server
-from meshmw.boundary.http_operation import HttpOperation
-from meshmw.policy.baggage_keys import BaggageKeys
-from meshmw.propagation.baggage_reader import BaggageReader
-from meshmw.propagation.plain_reader import PlainReader
-from meshmw.propagation.reader import HeaderReader
-from meshmw.propagation.span_context import REPEATED_STATE
-from meshmw.propagation.trace_reader import TraceReader
-from meshmw.rejections import Rejections
-from meshmw.runtime import Runtime
-from meshmw.semconv import attributes, http
-from meshmw.semconv.http import server_attributes
+from meshmw._context.read import BaggageReader, HeaderReader, PlainReader
+from meshmw._context.read_trace import REPEATED_STATE, TraceReader
+from meshmw._lifecycle import conventions as attributes
+from meshmw._lifecycle import http_conventions as http
+from meshmw._lifecycle.http import HttpOperation, begin_server
+from meshmw._lifecycle.http_conventions import server_attributes
+from meshmw._notices import Rejections
+from meshmw._policy.patterns import BaggageKeys
+from meshmw._runtime import Runtime
 from meshmw.wire import format_traceparent, parse_baggage
-from meshmw.wire.baggage_member import is_raw_of
+from meshmw.wire.baggage import is_raw_of
 
 MEMBERS = st.lists(
     st.sampled_from(["a=1", "b=2;p=3", "a=%20", "c", "=x", " d = 4 ", "", "k=" + "v" * 3000]), max_size=9

@@ -12,11 +12,25 @@ from opentelemetry.baggage import get_all
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from meshmw import runtime
+from meshmw import _runtime as runtime
 from meshmw.errors import InvalidHeaderError
-from meshmw.frames import JSON_KEY, BytesGetter, BytesSetter, decode, encode, extract_json, inject_json, using
+from meshmw.frames import (
+    JSON_KEY,
+    MAX_FIELDS,
+    MAX_FRAME_BYTES,
+    MAX_TEXT_BYTES,
+    BytesGetter,
+    BytesSetter,
+    decode,
+    encode,
+    extract_json,
+    format_frame,
+    frame_size,
+    inject_json,
+    parse_frame,
+    using,
+)
 from meshmw.propagator import MeshPropagator
-from meshmw.wire.frame import MAX_FIELDS, MAX_FRAME_BYTES, MAX_TEXT_BYTES, format_frame, frame_size, parse_frame
 
 pytestmark = pytest.mark.usefixtures("strict_context")
 
@@ -66,7 +80,7 @@ class TestFrame:
 
     def test_the_current_context_and_the_configured_propagator_are_the_defaults(self, context, monkeypatch):
         monkeypatch.setattr(runtime, "_installed", runtime.Runtime())
-        from meshmw.boundary.operation import Current
+        from meshmw._context.current import Current
 
         with Current(context):
             data = encode()

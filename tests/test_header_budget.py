@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.policy.header_budget import (
+from meshmw._policy.outbound import (
     MAX_BYTES,
     MAX_HEADERS,
     RESERVED_BYTES,

@@ -15,10 +15,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshmw import MeshPropagator, kafka
-from meshmw.kafka.headers import headers_of
-from meshmw.kafka.instrumented import instrument
-from meshmw.kafka.records import flattened, of_record
-from meshmw.semconv.messaging import span_name
+from meshmw._lifecycle.conventions import messaging_span_name as span_name
+from meshmw.kafka import instrument
+from meshmw.kafka._headers import flattened, headers_of, of_record
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736

@@ -11,13 +11,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from meshmw import MeshPropagator, Settings, runtime
-from meshmw.boundary.deliveries import Delivery
-from meshmw.boundary.messaging import Messaging
-from meshmw.boundary.operation import Current
-from meshmw.boundary.operation_scope import OperationScope
-from meshmw.kafka.confirmations import confirmed
-from meshmw.semconv import messaging as semconv
+from meshmw import MeshPropagator, Settings
+from meshmw import _runtime as runtime
+from meshmw._context.current import Current
+from meshmw._lifecycle import conventions as semconv
+from meshmw._lifecycle.clients import Delivery
+from meshmw._lifecycle.messaging import Messaging
+from meshmw._lifecycle.operation import OperationScope
+from meshmw.kafka._producers import confirmed
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736

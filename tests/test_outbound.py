@@ -12,8 +12,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from meshmw import MeshPropagator
+from meshmw._policy.outbound import HeaderBudget
 from meshmw.httpx import TraceContextTransport
-from meshmw.policy.header_budget import HeaderBudget
 
 INBOUND = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

@@ -14,9 +14,10 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, SpanContext, TraceFlags
 
-from meshmw import transports, wsgi
+from meshmw import _transports as transports
+from meshmw import wsgi
+from meshmw._context.extraction import SPAN_KEY
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
-from meshmw.propagation.extraction import SPAN_KEY
 
 URL = "http://items.local/items/1"
 

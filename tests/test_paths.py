@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshmw.policy.paths import PathPatterns
+from meshmw._policy.patterns import PathPatterns
 
 
 @pytest.mark.parametrize(

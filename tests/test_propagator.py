@@ -14,10 +14,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from meshmw import MeshPropagator
-from meshmw.propagation.extraction import B3_HEADERS, READ_KEY
-from meshmw.propagation.span_context import W3CTraceState
+from meshmw._context.extraction import READ_KEY
+from meshmw._context.read_trace import W3CTraceState
 from meshmw.propagator import FORMATS
 from meshmw.wire import TraceState as WireTraceState
+from meshmw.wire.headers import B3_HEADERS
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -448,7 +449,7 @@ def test_the_sdk_takes_the_parent_over(propagator):
 
 BY_NAME = f"""
 from opentelemetry import propagate
-from meshmw import MeshPropagator, runtime
+from meshmw import MeshPropagator, _runtime as runtime
 assert propagate.extract({{"traceparent": "{VALID.upper()}"}}) is not None
 (found,) = propagate.get_global_textmap()._propagators
 assert type(found) is MeshPropagator, found

@@ -14,10 +14,10 @@ from opentelemetry.trace import NoOpTracerProvider, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw.propagation.extraction import B3_HEADERS
-from meshmw.propagation.span_context import W3CTraceState
+from meshmw._context.read_trace import W3CTraceState
 from meshmw.propagator import FORMATS
 from meshmw.wire import TraceState
+from meshmw.wire.headers import B3_HEADERS
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 NAMES = sorted({"traceparent", "tracestate", "baggage", "x-request-id", "host", "user-agent", *B3_HEADERS})

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import INVALID_SPAN, SpanContext, TraceFlags
 
 from meshmw import MeshPropagator, rabbitmq
-from meshmw.boundary.operation import Current
-from meshmw.semconv.rabbitmq import destination
+from meshmw._context.current import Current
+from meshmw.rabbitmq._headers import destination
 
 pytestmark = pytest.mark.usefixtures("strict_context")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from meshmw import Settings
-from meshmw.rejections import REASONS as DECIDED
+from meshmw._notices import REASONS as DECIDED
 from meshmw.wire import REASONS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.rejections import Rejections, excerpt
+from meshmw._notices import Rejections, excerpt
 
 
 class Clock:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshmw.boundary.request import Request
+from meshmw._lifecycle.http import Request
 
 
 class Shown(Request):

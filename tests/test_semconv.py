@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.semconv import attributes
-from meshmw.semconv import http as semconv
+from meshmw._lifecycle import conventions as attributes
+from meshmw._lifecycle import http_conventions as semconv
 
 
 @pytest.mark.parametrize(

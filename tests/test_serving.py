@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from meshmw import MeshPropagator, asgi, runtime, wsgi
+from meshmw import MeshPropagator, asgi, wsgi
+from meshmw import _runtime as runtime
+from meshmw._policy.trust import RequestView, TrustPolicy
 from meshmw.errors import MissingExtraError
-from meshmw.policy.request_view import RequestView
-from meshmw.policy.trust import TrustPolicy
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 VALID = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("baggage", "user=alice"), ("x-request-id", "abc")]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings, hidden, is_set
-from meshmw.settings.standard import StandardSource
+from meshmw.settings._standard import StandardSource
 
 
 def faults_of(**arguments):

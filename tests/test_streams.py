@@ -14,7 +14,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from meshmw.steps import StepContext, StepVariables
+from meshmw._context.current import StepContext, StepVariables
 from meshmw.streams import AwaitableSteps, stream
 
 pytestmark = pytest.mark.usefixtures("strict_context")

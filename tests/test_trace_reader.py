@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from meshmw import MeshPropagator
-from meshmw.propagation.extraction import Extraction
+from meshmw._context.extraction import Extraction
 
 TRACE_ID, OTHER_TRACE = "0af7651916cd43dd8448eb211c80319c", "1" * 32
 PARENT_ID, OTHER_PARENT = "b7ad6b7169203331", "2" * 16

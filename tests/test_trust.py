@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.policy.request_view import RequestView, spiffe_id
-from meshmw.policy.trust import TrustPolicy
-from meshmw.rejections import Rejections
+from meshmw._notices import Rejections
+from meshmw._policy.trust import RequestView, TrustPolicy, spiffe_id
 
 ID = "spiffe://cluster.local/ns/shop/sa/checkout"
 

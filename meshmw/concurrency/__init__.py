@@ -2,11 +2,12 @@
 shall leave the trace.
 """
 
-from meshmw.concurrency.binding import bind
-from meshmw.concurrency.detached import detached, linked
-from meshmw.concurrency.processes import ProcessPoolExecutor
-from meshmw.concurrency.tasks import run_in_executor, to_thread
-from meshmw.concurrency.threads import Thread, ThreadPoolExecutor
+from __future__ import annotations
+
+from asyncio import to_thread
+
+from meshmw.concurrency._binding import bind, detached, linked
+from meshmw.concurrency._executors import ProcessPoolExecutor, Thread, ThreadPoolExecutor, run_in_executor
 
 __all__ = [
     "ProcessPoolExecutor",

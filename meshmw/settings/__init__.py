@@ -6,10 +6,17 @@ variables.
 
 from __future__ import annotations
 
-from meshmw.settings.documentation import SettingDoc, as_text
-from meshmw.settings.environment import count_in, first_of, hidden, is_set, is_true, resource_attributes
-from meshmw.settings.metrics import metrics_endpoint, metrics_over_http
-from meshmw.settings.model import Settings
+from meshmw.settings._model import SettingDoc, Settings, as_text
+from meshmw.settings._standard import (
+    count_in,
+    first_of,
+    hidden,
+    is_set,
+    is_true,
+    metrics_endpoint,
+    metrics_over_http,
+    resource_attributes,
+)
 
 __all__ = (
     "SettingDoc",

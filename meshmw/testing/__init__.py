@@ -10,28 +10,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meshmw.testing.context_check import strict_context
-    from meshmw.testing.envoy import Envoy, find_envoy, start_envoys
-    from meshmw.testing.header_matrix import HEADER_MATRIX, HeaderCase
-    from meshmw.testing.linkerd_like import LinkerdLike
-    from meshmw.testing.mesh import EnvoyMesh, start_mesh
-    from meshmw.testing.mesh_client import Answer
-    from meshmw.testing.otlp import OtlpReceiver
-    from meshmw.testing.ports import free_port
-    from meshmw.testing.processes import dies_with_parent, start_process, stop_processes
-    from meshmw.testing.proxies import Listener, Proxy, Route, Tracer
-    from meshmw.testing.services import Service
-    from meshmw.testing.span_tree import (
+    from meshmw.testing._context_check import strict_context
+    from meshmw.testing._envoy import Envoy, find_envoy, start_envoys
+    from meshmw.testing._mesh import EnvoyMesh, start_mesh
+    from meshmw.testing._mesh_client import HEADER_MATRIX, Answer, HeaderCase
+    from meshmw.testing._otlp import OtlpReceiver
+    from meshmw.testing._processes import Service, dies_with_parent, free_port, start_process, stop_processes
+    from meshmw.testing._proxies import LinkerdLike, Listener, Proxy, Route, Tracer
+    from meshmw.testing._spans import (
+        Event,
+        Link,
+        ReceivedSpan,
         assert_chain,
         assert_child_of,
         assert_one_trace,
         children,
         find_span,
         find_spans,
+        from_sdk,
         render_tree,
         roots,
     )
-    from meshmw.testing.spans import Event, Link, ReceivedSpan, from_sdk
 
 __all__ = [
     "HEADER_MATRIX",
@@ -69,27 +68,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "context_check": {"strict_context"},
-    "envoy": {"Envoy", "find_envoy", "start_envoys"},
-    "header_matrix": {"HEADER_MATRIX", "HeaderCase"},
-    "linkerd_like": {"LinkerdLike"},
-    "mesh": {"EnvoyMesh", "start_mesh"},
-    "mesh_client": {"Answer"},
-    "otlp": {"OtlpReceiver"},
-    "ports": {"free_port"},
-    "processes": {"dies_with_parent", "start_process", "stop_processes"},
-    "proxies": {"Listener", "Proxy", "Route", "Tracer"},
-    "services": {"Service"},
-    "spans": {"Event", "Link", "ReceivedSpan", "from_sdk"},
+    "_context_check": {"strict_context"},
+    "_envoy": {"Envoy", "find_envoy", "start_envoys"},
+    "_mesh": {"EnvoyMesh", "start_mesh"},
+    "_mesh_client": {"Answer", "HEADER_MATRIX", "HeaderCase"},
+    "_otlp": {"OtlpReceiver"},
+    "_processes": {"Service", "dies_with_parent", "free_port", "start_process", "stop_processes"},
+    "_proxies": {"LinkerdLike", "Listener", "Proxy", "Route", "Tracer"},
 }
 
+# A type checker reads the imports above, and so refuses a name that does not exist; `__getattr__` would allow any.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((module for module, names in _HOMES.items() if name in names), "span_tree")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = next((module for module, names in _HOMES.items() if name in names), "_spans")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

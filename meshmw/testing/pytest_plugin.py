@@ -14,8 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from meshmw.testing import Envoy, EnvoyMesh, HeaderCase, OtlpReceiver, Proxy, Service
-    from meshmw.testing.services import Sidecar
-
+    from meshmw.testing._processes import Sidecar
 
 _MESHES: pytest.StashKey[list[EnvoyMesh]] = pytest.StashKey()
 
@@ -47,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `trace_headers` once for each case of the header matrix."""
     if "trace_headers" not in metafunc.fixturenames:
         return
-    from meshmw.testing.header_matrix import header_cases
+    from meshmw.testing._mesh_client import header_cases
 
     marker = metafunc.definition.get_closest_marker("meshmw_headers")
     metafunc.parametrize("trace_headers", header_cases(marker.args if marker else ()), ids=str, indirect=True)
@@ -131,7 +130,7 @@ def pytest_runtest_makereport(
     report = yield
     folder = item.config.getoption("--meshmw-report")
     if folder and call.when == "call":
-        from meshmw.testing.mesh_reports import write_reports
+        from meshmw.testing._mesh import write_reports
 
         meshes: list[EnvoyMesh] = item.stash.get(_MESHES, [])
         # Whatever keeps a report from being written, the test has its outcome, and the others go on.

@@ -1,9 +1,8 @@
 """The formats: what trace headers say, and nothing of what is done about it.
 
-This floor knows text and the grammars of W3C Trace Context, W3C Baggage and B3. It must not know OpenTelemetry, a
-framework, a carrier of headers, a setting or a log: it takes a header's value, and returns an immutable one or raises
-`InvalidHeaderError` with a reason from `REASONS`. It uses the standard library alone, and does bounded
-work on any text.
+A function here takes a header's value, and returns an immutable one or raises `InvalidHeaderError` with a reason from
+`REASONS`. It uses the standard library alone, and does bounded work on any text. Nothing here knows OpenTelemetry, a
+framework, a setting or a log.
 """
 
 from __future__ import annotations

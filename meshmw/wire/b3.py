@@ -10,7 +10,7 @@ import re
 from typing import Final, NamedTuple
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.grammar import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
+from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
 
 REASONS: Final = {
     "empty": "there is nothing but spaces, or nothing that says anything",

@@ -4,31 +4,135 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
+from urllib.parse import quote, unquote
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.baggage_member import (
-    MEMBER,
-    REASONS,
-    BaggageValue,
-    decode,
-    fault_of_member,
-    format_member,
-    is_raw_of,
-    parse_member,
-)
-from meshmw.wire.grammar import OWS
+from meshmw.wire.headers import OWS
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_MEMBERS",
-    "REASONS",
-    "BaggageValue",
-    "format_baggage",
-    "format_member",
-    "parse_baggage",
-    "parse_member",
-]
+# One member of the `baggage` header of W3C Baggage: its key, its value and its properties.
+#
+# What arrives is passed on as it arrived, byte for byte, as long as nobody gives the key another value: `BaggageValue`
+# is the decoded text for the application, and carries the raw text, properties and all, for the next header.
+
+
+REASONS: Final = {
+    "member": "a member without `=`",
+    "key": "a key that is not a token",
+    "value": "a value that holds a character that must be percent-encoded, or an object that has no text",
+    "property": "something else than a property after a `;`",
+    "too_many_members": "members beyond the limit",
+    "too_many_bytes": "members beyond the limit in bytes",
+}
+
+# key           = token ; as defined in RFC 7230, Section 3.2.6                          Section "Definition"
+# value         = *baggage-octet
+# baggage-octet = %x21 / %x23-2B / %x2D-3A / %x3C-5B / %x5D-7E
+# Every repetition is possessive: with a choice of where spaces end, a hostile member could cost exponential time.
+_KEY = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+"
+_EQUALS = r"[ \t]*+=[ \t]*+"
+
+# property    = key OWS "=" OWS value / key OWS
+# list-member = key OWS "=" OWS value *( OWS ";" OWS property )
+_PROPERTY = rf"[ \t]*+;[ \t]*+{_KEY}(?:{_EQUALS}{_VALUE})?+"
+MEMBER: Final = re.compile(rf"({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+")
+_KEY_ALONE = re.compile(_KEY)
+_VALUE_ALONE = re.compile(_VALUE)
+
+# Every baggage-octet but `%`, which would be read as the start of an encoded one, and `+`: the W3C's is a plus sign,
+# but peers that decode as forms do read a space there, and every peer reads `%2B` as a plus.
+_READABLE: Final = "!#$&'()*/:<=>?@[]^`{|}"
+_NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
+
+# The same members pass through a service with every request.
+_CACHED_MEMBERS: Final = 1024
+_CACHED_CHARACTERS: Final = 256
+
+
+class BaggageValue(str):
+    """Is a value that arrived from outside, decoded, with the raw text to pass on.
+
+    Attributes:
+        raw: The members of this key as they arrived, `key=value;properties`, joined with commas if there are several.
+    """
+
+    __slots__ = ("raw",)
+
+    raw: str
+
+    def __new__(cls, value: str, raw: str) -> BaggageValue:
+        """Joins a decoded value to its raw text."""
+        self = str.__new__(cls, value)
+        self.raw = raw
+        return self
+
+    def __reduce__(self) -> tuple[type[BaggageValue], tuple[str, str]]:
+        return type(self), (str(self), self.raw)
+
+    @property
+    def properties(self) -> str:
+        """Returns the raw text of the properties, such as `a;b=1`, or an empty text."""
+        return self.raw.rpartition(",")[2].partition(";")[2].strip(OWS)
+
+
+def parse_member(text: str) -> tuple[str, BaggageValue]:
+    """Reads one list-member into its key, never decoded, and its value (section "Definition").
+
+    Raises:
+        InvalidHeaderError: With the reason `member`, `key`, `value` or `property`.
+    """
+    text = text.strip(OWS)
+    match = MEMBER.fullmatch(text)
+    if match is None:
+        raise InvalidHeaderError("baggage", *fault_of_member(text))
+    return match[1], BaggageValue(decode(match[2]), text)
+
+
+def format_member(key: str, value: str) -> str:
+    """Writes one list-member, its value percent-encoded where that is necessary (section "value").
+
+    Raises:
+        InvalidHeaderError: With the reason `key`.
+    """
+    if not _KEY_ALONE.fullmatch(key):
+        raise InvalidHeaderError("baggage", "key")
+    if not _NEEDS_NO_ENCODING.fullmatch(value):
+        value = quote(value, safe=_READABLE, errors="replace")
+    return f"{key}={value}"
+
+
+def is_raw_of(key: str, raw: str) -> bool:
+    """Says whether a raw text is one or more well-formed members of this key, and so may be written as it is."""
+    return _is_repeated_raw_of(key, raw) if len(raw) <= _CACHED_CHARACTERS else _is_raw_of(key, raw)
+
+
+def _is_raw_of(key: str, raw: str) -> bool:
+    matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
+    return all(match is not None and match[1] == key for match in matches)
+
+
+_is_repeated_raw_of: Final = lru_cache(maxsize=_CACHED_MEMBERS)(_is_raw_of)
+
+
+def decode(value: str) -> str:
+    """Decodes a value's percent-encoding; bytes that are not UTF-8 become U+FFFD, `+` stays."""
+    return unquote(value, errors="replace") if "%" in value else value
+
+
+def fault_of_member(text: str) -> tuple[str, int]:
+    """Works out why a text is not a list-member: a reason and its offset."""
+    key, equals, rest = text.partition("=")
+    if not equals:
+        return "member", len(text)
+    if not _KEY_ALONE.fullmatch(key.rstrip(OWS)):
+        return "key", 0
+    value = rest.partition(";")[0]
+    if not _VALUE_ALONE.fullmatch(value.strip(OWS)):
+        return "value", len(key) + 1
+    return "property", len(key) + 1 + len(value)
+
 
 # What every platform must be able to pass on, counted over all header lines together.    Section "Limits"
 # The grammar's `0*179` would allow 180 members; the stated limit is the one that receivers keep to.

@@ -6,7 +6,7 @@ import re
 from typing import Final, Literal, NamedTuple
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.grammar import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
+from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
 
 FLAG_SAMPLED: Final = 0x01
 FLAG_RANDOM: Final = 0x02

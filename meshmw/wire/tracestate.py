@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.grammar import OWS
+from meshmw.wire.headers import OWS
 
 # list = list-member 0*31( OWS "," OWS list-member )                                 Section 3.3.1.2
 MAX_MEMBERS: Final = 32

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from meshmw import MeshPropagator, Settings
+from meshmw._telemetry.processors import PromptBatchSpanProcessor
+from meshmw._telemetry.provider import build_provider
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.telemetry.processor import PromptBatchSpanProcessor
-from meshmw.telemetry.provider import build_provider
 from meshmw.testing import OtlpReceiver
 from tests.telemetry.fault_proxy import FAULTS, FaultProxy
 

@@ -13,17 +13,17 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from meshmw import runtime
-from meshmw.boundary.durations import CLIENT, is_measured
-from meshmw.boundary.http_operation import HttpOperation
+from meshmw import _runtime as runtime
+from meshmw._context.current import detach as take_back
+from meshmw._context.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
+from meshmw._context.read_trace import W3CTraceState
+from meshmw._lifecycle import http_conventions as semconv
+from meshmw._lifecycle.conventions import LazyAttributes, error_type
+from meshmw._lifecycle.http import HttpOperation
+from meshmw._lifecycle.http_conventions import CLIENT, is_measured
+from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, RESERVED_BYTES, RESERVED_HEADERS
+from meshmw._transports import _attributes
 from meshmw.httpx import _Body
-from meshmw.policy.header_budget import MAX_BYTES, MAX_HEADERS, RESERVED_BYTES, RESERVED_HEADERS
-from meshmw.propagation.attachment import take_back
-from meshmw.propagation.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
-from meshmw.propagation.span_context import W3CTraceState
-from meshmw.semconv import http as semconv
-from meshmw.semconv.attributes import LazyAttributes, error_type
-from meshmw.transports import _attributes
 from meshmw.wire import format_baggage
 from meshmw.wire.traceparent import KNOWN_FLAGS
 from tests.benchmarks.floor_served import NotPlain

@@ -18,23 +18,21 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, SpanKind, StatusCode, Tracer
 
-from meshmw import runtime
-from meshmw.asgi import _AsgiRequest
-from meshmw.asgi_response import _BODIES, _STARTS, _WHOLE
-from meshmw.asgi_route import route_of
-from meshmw.boundary import logged
-from meshmw.boundary.adoption import CLAIM_KEY
-from meshmw.boundary.durations import SERVER, is_measured
-from meshmw.boundary.http import _REQUEST_KEY
+from meshmw import _runtime as runtime
+from meshmw._context.current import detach as take_back
+from meshmw._context.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
+from meshmw._context.read import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, REPEATED_BAGGAGE, PlainReader
+from meshmw._context.read_trace import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
+from meshmw._lifecycle import http_conventions as semconv
+from meshmw._lifecycle import serving as logged
+from meshmw._lifecycle.conventions import error_type
+from meshmw._lifecycle.decide import CLAIM_KEY
+from meshmw._lifecycle.http import _REQUEST_KEY
+from meshmw._lifecycle.http_conventions import SERVER, is_measured
+from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest, route_of
 from meshmw.errors import InvalidHeaderError
-from meshmw.propagation.attachment import take_back
-from meshmw.propagation.baggage_reader import REPEATED_BAGGAGE
-from meshmw.propagation.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SENT_HEADER, SPAN_KEY
-from meshmw.propagation.plain_reader import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, PlainReader
-from meshmw.propagation.span_context import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
 from meshmw.propagator import _last_extract
-from meshmw.semconv import http as semconv
-from meshmw.semconv.attributes import error_type
+from meshmw.wire.headers import SENT_HEADER
 from meshmw.wire.traceparent import _KNOWN_FLAGS_OF, FLAG_SAMPLED, _match_version_00
 from tests.benchmarks.traffic import provider
 

@@ -12,7 +12,7 @@ from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from starlette.background import BackgroundTask
 
 import meshmw.flask
-from meshmw import runtime
+from meshmw import _runtime as runtime
 from meshmw.asgi import TraceContextMiddleware
 from tests.benchmarks.measure import Batch, Case
 from tests.benchmarks.servers import sdk_alone

@@ -22,15 +22,19 @@ App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 PARTS: Final = {
     "the SDK: the span, its attributes, its queue": ("opentelemetry.sdk", "opentelemetry.attributes"),
     "OpenTelemetry's API: contexts, span contexts": ("opentelemetry", "abc", "_collections_abc"),
-    "meshmw: header lines out of the scope": ("meshmw.carriers",),
-    "meshmw: the span's attributes": ("meshmw.semconv", "meshmw.asgi:_AsgiRequest.attributes"),
-    "meshmw: who begins, the operation, its end": (
-        "meshmw.serving",
-        "meshmw.boundary",
-        "meshmw.runtime",
-        "meshmw.propagation.attachment",
+    "meshmw: header lines out of the scope": ("meshmw._context.carriers:HeaderNames",),
+    "meshmw: the span's attributes": (
+        "meshmw._lifecycle.http_conventions",
+        "meshmw._lifecycle.conventions",
+        "meshmw.asgi:_AsgiRequest.attributes",
     ),
-    "meshmw: headers read and put into a context": ("meshmw.propagat", "meshmw.wire", "meshmw.rejections"),
+    "meshmw: who begins, the operation, its end": ("meshmw._lifecycle", "meshmw._runtime", "meshmw._context.current"),
+    "meshmw: headers read and put into a context": (
+        "meshmw.propagator",
+        "meshmw._context",
+        "meshmw.wire",
+        "meshmw._notices",
+    ),
     "meshmw: the ASGI protocol, the response": ("meshmw.asgi",),
     "all of it in one function": ("tests.benchmarks.floor_served",),
     "what stands around the SDK's span": ("tests.benchmarks.servers:sdk_alone",),

@@ -12,8 +12,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from meshmw import MeshPropagator, runtime
-from meshmw.runtime import Runtime
+from meshmw import MeshPropagator
+from meshmw import _runtime as runtime
+from meshmw._runtime import Runtime
 from tests.benchmarks.measure import Batch
 
 IDS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"

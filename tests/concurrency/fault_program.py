@@ -29,7 +29,7 @@ def faults(context):
     from opentelemetry.context import get_current
 
     import meshmw
-    from meshmw.boundary.operation import Current
+    from meshmw._context.current import Current
     from meshmw.concurrency import ProcessPoolExecutor
 
     meshmw.configure(meshmw.Settings(service_name="program", exporter="none"))

@@ -10,7 +10,7 @@ from opentelemetry import baggage, propagate, trace
 from opentelemetry.context import get_current
 
 import meshmw
-from meshmw.boundary.operation import Current
+from meshmw._context.current import Current
 from meshmw.concurrency import ProcessPoolExecutor, ThreadPoolExecutor, run_in_executor
 
 TRACER = trace.get_tracer("program")

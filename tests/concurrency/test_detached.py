@@ -15,10 +15,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from meshmw.boundary.operation import Current
-from meshmw.concurrency import ThreadPoolExecutor, bind, detached, linked
+from meshmw._context.current import Current
+from meshmw.concurrency import ThreadPoolExecutor, bind, linked
+from meshmw.concurrency import _binding as detached
 from meshmw.propagator import MeshPropagator
-from meshmw.testing.spans import from_sdk
+from meshmw.testing._spans import from_sdk
 
 pytestmark = pytest.mark.usefixtures("strict_context")
 

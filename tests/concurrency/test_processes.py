@@ -17,10 +17,11 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
 import meshmw
-from meshmw import bootstrap
-from meshmw.boundary.operation import Current
-from meshmw.concurrency import ProcessPoolExecutor, processes
-from meshmw.concurrency.carried import Carried, from_headers, to_headers
+from meshmw._context.current import Current
+from meshmw._telemetry import configure as bootstrap
+from meshmw.concurrency import ProcessPoolExecutor
+from meshmw.concurrency import _executors as processes
+from meshmw.concurrency._binding import Carried, from_headers, to_headers
 from meshmw.propagator import MeshPropagator
 
 pytestmark = pytest.mark.usefixtures("strict_context")
@@ -173,7 +174,7 @@ def describe():
 
 class TestForkedConnections:
     def test_a_forked_process_opens_connections_of_its_own_and_leaves_its_parents_alone(self, monkeypatch):
-        from meshmw.telemetry.bounded_session import BoundedSession
+        from meshmw._telemetry.http_session import BoundedSession
 
         closed, used = [], []
 
@@ -187,7 +188,7 @@ class TestForkedConnections:
 
         answer = requests.Response()
         answer.status_code, answer.raw = 200, io.BytesIO()
-        monkeypatch.setattr("meshmw.telemetry.bounded_session.HTTPAdapter", Adapter)
+        monkeypatch.setattr("meshmw._telemetry.http_session.HTTPAdapter", Adapter)
         session = BoundedSession()
         session.mount("http://", parents := Adapter())
         session.get("http://collector.test/")
@@ -229,7 +230,7 @@ class TestWorker:
         self.telemetry(monkeypatch, settings, owned=True)
         processes._begin_worker(self.started(), lambda *args: happened.append(args), (1, 2))
         (_, configured), (finalize, call), arguments = happened
-        assert (configured, finalize, call, arguments) == (settings, "finalize", meshmw.runtime.flush, (1, 2))
+        assert (configured, finalize, call, arguments) == (settings, "finalize", meshmw._runtime.flush, (1, 2))
 
     def test_where_the_application_has_a_provider_its_initializer_comes_first(self, happened, monkeypatch):
         self.telemetry(monkeypatch, meshmw.Settings(), owned=False)

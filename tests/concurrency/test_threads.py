@@ -15,7 +15,7 @@ from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from meshmw.boundary.operation import Current
+from meshmw._context.current import Current
 from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, run_in_executor, to_thread
 
 pytestmark = pytest.mark.usefixtures("strict_context")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from meshmw.diagnose.access_log import Analysis, side_of
-from meshmw.diagnose.access_log_counts import Places, classify, route_of, upstream_of
-from meshmw.diagnose.access_log_hops import Hops, Sample
-from meshmw.diagnose.access_log_judge import judge_access_logs
-from meshmw.diagnose.access_log_lines import MAX_LINE, Source, open_source
+from meshmw._tools.access_log import Analysis, side_of
+from meshmw._tools.access_log.counts import Places, classify, route_of, upstream_of
+from meshmw._tools.access_log.hops import Hops, Sample
+from meshmw._tools.access_log.judge import judge_access_logs
+from meshmw._tools.access_log.lines import MAX_LINE, Source, open_source
 
 FORMAT = "%REQ(X-REQUEST-ID)% %REQ(:METHOD)% %REQ(:PATH)% %ACCESS_LOG_TYPE% %REQ(BAGGAGE)% %REQ(TRACEPARENT)%"
 
@@ -34,7 +34,7 @@ def line(
 
 
 def read(*logs: list[str], **options: int):
-    from meshmw.diagnose.access_log_detect import format_of
+    from meshmw._tools.access_log.lines import format_of
 
     analysis = Analysis(**options)
     for index, lines in enumerate(logs):
@@ -80,7 +80,7 @@ def test_each_kind_is_counted_by_route_and_upstream():
 
 def test_a_format_without_traceparent_is_said():
     analysis = Analysis()
-    from meshmw.diagnose.access_log_detect import format_of
+    from meshmw._tools.access_log.lines import format_of
 
     analysis.read(source("edge", "/a"), format_of("%REQ(:PATH)%"))
     assert codes(analysis.report()) == ["access-log.not-logged"]

@@ -8,11 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.diagnose.access_log_defaults import ENVOY_DEFAULT, ISTIO_DEFAULT, KNOWN_FORMATS
-from meshmw.diagnose.access_log_detect import detect, format_of
-from meshmw.diagnose.access_log_format import TextFormat
-from meshmw.diagnose.access_log_json import JsonFormat
-from meshmw.diagnose.access_log_pattern import FIELDS
+from meshmw._tools.access_log.formats import FIELDS, TextFormat
+from meshmw._tools.access_log.lines import ENVOY_DEFAULT, ISTIO_DEFAULT, KNOWN_FORMATS, JsonFormat, detect, format_of
 
 TRACED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TAIL = " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"

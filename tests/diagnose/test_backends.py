@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meshmw.diagnose.verify_backends import BackendError, HttpBackend
+from meshmw._tools.verify.evidence import BackendError, HttpBackend
 
 TRACE_ID, SPAN_ID, PARENT_ID = f"{1:032x}", "a" * 16, "b" * 16
 

@@ -11,7 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from meshmw.diagnose.mesh_config import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames, mesh_config
+from meshmw._tools.mesh_config import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames
+from meshmw._tools.mesh_config import render_config as mesh_config
 from meshmw.errors import MissingExtraError
 from tests.programs import envoy_or_skip, not_installed
 
@@ -111,7 +112,7 @@ def test_linkerd_and_compose_are_what_they_say():
 
 
 def test_what_envoy_logs_is_what_the_reader_knows():
-    from meshmw.diagnose.access_log_json import ALIASES
+    from meshmw._tools.access_log.lines import ALIASES
 
     unread = {name for name, _ in LOG_FIELDS} - set(ALIASES)
     assert unread == set()

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from meshmw.cli import main
-from meshmw.diagnose.journey import Journey
-from meshmw.diagnose.verify import follow
-from meshmw.diagnose.verify_answer import send
-from meshmw.diagnose.verify_backends import LocalBackend
-from meshmw.diagnose.verify_logs import LogTail
-from meshmw.diagnose.verify_probe import SYNTHETIC, make_probe, random_ids
-from meshmw.diagnose.verify_watch import Watch
+from meshmw.__main__ import main
+from meshmw._tools.verify import follow
+from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
+from meshmw._tools.verify.journey import Journey
+from meshmw._tools.verify.probe import SYNTHETIC, make_probe, random_ids, send
 from meshmw.testing import Envoy, EnvoyMesh, Listener, OtlpReceiver, Proxy, Service, Tracer, start_mesh
 from tests.programs import envoy_or_skip
 

@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw.diagnose import report
-from meshmw.diagnose.finding import Finding
-from meshmw.diagnose.journey import Hop, Journey, JourneySpan
-from meshmw.diagnose.journey_spans import with_orphans
-from meshmw.diagnose.report import render_report, write_report
+from meshmw._tools import Finding, report
+from meshmw._tools.report import render_report, write_report
+from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, with_orphans
 from meshmw.errors import MissingExtraError
 from tests.diagnose.chromium import find_chromium, open_chromium
 from tests.programs import not_installed
@@ -187,7 +185,7 @@ def test_without_jinja_the_error_names_the_extra(monkeypatch):
 
 
 def test_the_templates_come_with_the_package():
-    names = {found.name for found in resources.files("meshmw.diagnose").joinpath("templates").iterdir()}
+    names = {found.name for found in resources.files("meshmw._tools").joinpath("templates").iterdir()}
     assert {"report.html.j2", "report.css"} <= names
 
 

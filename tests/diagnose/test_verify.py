@@ -7,16 +7,22 @@ import json
 import httpx
 import pytest
 
-from meshmw.diagnose.escaping import excerpt_of
-from meshmw.diagnose.journey import Hop, Journey, JourneySpan
-from meshmw.diagnose.journey_spans import journey_spans, maker_of, with_orphans
-from meshmw.diagnose.verify import follow, way
-from meshmw.diagnose.verify_answer import Answer, Echo, ProbeError, echoes_of, send
-from meshmw.diagnose.verify_backends import BackendError, LocalBackend
-from meshmw.diagnose.verify_judge import judge_hops
-from meshmw.diagnose.verify_logs import LogTail, probe_hops
-from meshmw.diagnose.verify_probe import SYNTHETIC, VARIANTS, make_probe, random_ids
-from meshmw.diagnose.verify_watch import Watch
+from meshmw._tools.escaping import excerpt_of
+from meshmw._tools.verify import follow, way
+from meshmw._tools.verify.evidence import BackendError, LocalBackend, LogTail, Watch, probe_hops
+from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
+from meshmw._tools.verify.judge import judge_hops
+from meshmw._tools.verify.probe import (
+    SYNTHETIC,
+    VARIANTS,
+    Answer,
+    Echo,
+    ProbeError,
+    echoes_of,
+    make_probe,
+    random_ids,
+    send,
+)
 from meshmw.testing import ReceivedSpan
 
 TRACE_ID, PARENT_ID = SYNTHETIC
@@ -307,7 +313,7 @@ def test_an_answer_without_end_is_read_no_further_than_the_deadline(monkeypatch)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=endless()))
     client = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
-    monkeypatch.setattr("meshmw.diagnose.verify_answer.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("meshmw._tools.verify.probe.time.monotonic", lambda: next(now))
     assert send(make_probe(URL), timeout=5).status_code == 200
 
 

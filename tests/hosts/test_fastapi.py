@@ -58,7 +58,7 @@ async def main():
         return (await client.get("/x", headers=case["headers"])).json()
 
 sent = asyncio.run(main())
-from meshmw import runtime
+from meshmw import _runtime as runtime
 
 def told(span):
     return {

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from meshmw._telemetry.export import build_exporter
 from meshmw.settings import Settings
-from meshmw.telemetry.exporters import build_exporter
 from meshmw.testing import OtlpReceiver, dies_with_parent
 from tests.programs import run_parts
 

@@ -235,7 +235,7 @@ def test_a_hand_made_global_propagator_serves_beside_settings_that_cannot_be_use
         os.environ["MESHMW_TRUST"] = "nonsense"
         import meshmw
         from opentelemetry import propagate
-        from meshmw import runtime
+        from meshmw import _runtime as runtime
         mine = meshmw.MeshPropagator()
         propagate.set_global_textmap(mine)
         assert runtime.current().propagator is mine
@@ -316,7 +316,7 @@ def test_of_several_middleware_only_the_outermost_exports_at_the_end_of_the_life
     run(
         """
         import meshmw
-        from meshmw import runtime
+        from meshmw import _runtime as runtime
         from meshmw.asgi import TraceContextMiddleware
         flushed = []
         runtime.install(runtime.Runtime(flush=lambda: flushed.append(1)))

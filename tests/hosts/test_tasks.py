@@ -23,7 +23,8 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from meshmw import MeshPropagator
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, detached, linked
+from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, linked
+from meshmw.concurrency import _binding as detached
 from tests.matrix.served import (
     Connection,
     Ids,

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshmw import MeshPropagator
+from meshmw._context.current import Current
 from meshmw.baggage import using
-from meshmw.boundary.operation import Current
 from meshmw.grpc import TraceContextClientInterceptor, TraceContextServerInterceptor
 
 SERVER, CLIENT = 1, 2

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 import meshmw.kafka
 import meshmw.rabbitmq
 from meshmw import MeshPropagator
-from meshmw.boundary.operation import Current
+from meshmw._context.current import Current
 
 PRODUCER, CONSUMER = 3, 4  # span kinds, as the JS API counts them
 SECONDS = 60

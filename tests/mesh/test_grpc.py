@@ -24,7 +24,7 @@ from meshmw import MeshPropagator
 from meshmw.baggage import using
 from meshmw.grpc import TraceContextClientInterceptor, TraceContextServerInterceptor
 from meshmw.testing import Envoy, Listener, OtlpReceiver, Proxy, ReceivedSpan, Tracer
-from meshmw.testing.spans import from_sdk
+from meshmw.testing._spans import from_sdk
 
 
 def seen() -> bytes:

@@ -135,7 +135,7 @@ def test_istio_names_one_provider_that_is_there():
 
 
 def test_the_pods_say_what_the_detector_reads():
-    from meshmw.telemetry import kubernetes  # noqa: F401 - the names below are what it reads
+    from meshmw._telemetry import resource as kubernetes  # noqa: F401 - the names below are what it reads
 
     for found in yaml.safe_load_all((MESH / "kubernetes/services.yaml").read_text()):
         if found["kind"] == "Deployment":

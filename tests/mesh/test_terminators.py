@@ -182,7 +182,14 @@ def _first_loss(folder: Path, edge: Path, requests: int) -> dict[str, Any]:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     (folder / "lines.log").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "meshmw.cli", "access-log", f"terminator={folder / 'lines.log'}", f"edge={edge}"]
+    command = [
+        sys.executable,
+        "-m",
+        "meshmw",
+        "access-log",
+        f"terminator={folder / 'lines.log'}",
+        f"edge={edge}",
+    ]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

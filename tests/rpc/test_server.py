@@ -13,8 +13,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
+from meshmw._lifecycle.conventions import rpc_server_attributes as server_attributes
 from meshmw.grpc import message_scope
-from meshmw.semconv.rpc import server_attributes
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -330,7 +330,7 @@ def test_a_handler_that_returns_an_iterator_has_the_call_in_its_own_part(make_ho
 
 @pytest.mark.parametrize("style", ["threads", "async"])
 def test_of_methods_without_end_each_is_served_by_its_handler_of_the_moment(make_host, style, monkeypatch):
-    monkeypatch.setattr("meshmw.grpc.handlers._MAX_METHODS", 2)
+    monkeypatch.setattr("meshmw.grpc._server._MAX_METHODS", 2)
     host = type(make_host("threads"))(style)
 
     class Anything(grpc.GenericRpcHandler):

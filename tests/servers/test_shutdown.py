@@ -5,11 +5,11 @@ import contextlib
 
 import pytest
 
-from meshmw import runtime
+from meshmw import _runtime as runtime
+from meshmw._telemetry.handle import Telemetry
 from meshmw.asgi import TraceContextMiddleware
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
-from meshmw.telemetry.handle import Telemetry
 
 
 class Provider:

@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import Span
 
 import meshmw
-from meshmw.boundary.operation import Operation
+from meshmw._lifecycle.operation import Operation
 from tests.soak.spans import Recorder
 
 MAKE_SPAN = trace.get_tracer("soak")

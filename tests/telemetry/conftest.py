@@ -13,7 +13,7 @@ from tests.programs import clean_environment
 PRELUDE = """
 import logging; logging.basicConfig(level=logging.INFO, format='%(levelname)s %(name)s %(message)s')
 from opentelemetry import metrics, propagate, trace
-from meshmw.bootstrap import configure
+from meshmw._telemetry.configure import configure
 from meshmw.settings import Settings
 """
 

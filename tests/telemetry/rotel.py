@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from meshmw.testing import free_port
-from meshmw.testing.processes import start_process, stop_processes
+from meshmw.testing._processes import start_process, stop_processes
 from tests.programs import not_installed
 
 START_SECONDS = 60

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from meshmw._telemetry.batching import Batching, batching_of
+from meshmw._telemetry.provider import build_provider
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings
-from meshmw.telemetry.batching import Batching, batching_of
-from meshmw.telemetry.provider import build_provider
 
 
 def batching(headroom=None, **settings):

@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from meshmw.telemetry.cgroup import memory_headroom, read_container
-from meshmw.telemetry.files import text_of
+from meshmw._telemetry.container import memory_headroom, read_container, text_of
 
 MB = 1_000_000
 
@@ -74,7 +73,7 @@ def test_a_cgroup_beyond_its_limit_has_no_room_and_files_that_tell_nothing_count
 )
 def test_a_cgroup_that_no_kernel_shows_costs_little_and_tells_nothing(line, kernel, monkeypatch):
     opened = []
-    monkeypatch.setattr("meshmw.telemetry.cgroup.text_of", lambda path: opened.append(path) or text_of(path))
+    monkeypatch.setattr("meshmw._telemetry.container.text_of", lambda path: opened.append(path) or text_of(path))
     root = kernel(line)
     assert memory_headroom(root) is None
     assert tuple(read_container(root)) == ("", "", "")

@@ -9,10 +9,10 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from meshmw._telemetry.collector import CollectorExporter
+from meshmw._telemetry.processors import PromptBatchSpanProcessor
+from meshmw._telemetry.provider import build_provider
 from meshmw.settings import Settings
-from meshmw.telemetry.collector import CollectorExporter
-from meshmw.telemetry.processor import PromptBatchSpanProcessor
-from meshmw.telemetry.provider import build_provider
 from meshmw.testing import OtlpReceiver
 
 SDK_LOG = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")

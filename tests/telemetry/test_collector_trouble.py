@@ -12,8 +12,8 @@ import pytest
 from opentelemetry.trace import SpanKind
 
 from meshmw import Settings
-from meshmw.telemetry.handle import Telemetry
-from meshmw.telemetry.provider import build_provider
+from meshmw._telemetry.handle import Telemetry
+from meshmw._telemetry.provider import build_provider
 from meshmw.testing import OtlpReceiver
 from tests.telemetry.fault_proxy import FAULTS, FaultProxy
 from tests.telemetry.rotel import Rotel, require_rotel

@@ -18,11 +18,11 @@ from werkzeug.test import Client
 
 import meshmw.flask
 from meshmw import MeshPropagator
+from meshmw._lifecycle import http_conventions as durations
+from meshmw._lifecycle.http import begin_client
+from meshmw._runtime import Runtime
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.boundary import durations
-from meshmw.boundary.http import begin_client
 from meshmw.httpx import TraceContextTransport
-from meshmw.runtime import Runtime
 from meshmw.wsgi import TraceContextMiddleware as WsgiMiddleware
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -38,10 +38,10 @@ def measured(monkeypatch):
         own = meter.create_histogram(
             f"http.{name.lower()}.request.duration", "s", explicit_bucket_boundaries_advisory=durations._BUCKETS
         )
-        monkeypatch.setattr(f"meshmw.boundary.http.{name}", own)
+        monkeypatch.setattr(f"meshmw._lifecycle.http.{name}", own)
         monkeypatch.setattr(durations, name, own)
     monkeypatch.setattr(durations, "_hosts", set())
-    monkeypatch.setattr("meshmw.runtime._fallback", Runtime())
+    monkeypatch.setattr("meshmw._runtime._fallback", Runtime())
 
     def collect():
         data = reader.get_metrics_data()
@@ -121,7 +121,7 @@ def test_a_meter_provider_that_raises_fails_no_request_and_is_said_once(monkeypa
         def record(self, *args, **named):
             raise RuntimeError
 
-    monkeypatch.setattr("meshmw.boundary.http.SERVER", Raising("h"))
+    monkeypatch.setattr("meshmw._lifecycle.http.SERVER", Raising("h"))
     durations._say_once.cache_clear()
     spans = InMemorySpanExporter()
     for _ in range(2):

@@ -13,12 +13,12 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
+from meshmw._telemetry.export import build_exporter, endpoint_of, shown_endpoint
+from meshmw._telemetry.http_session import BoundedSession
+from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.resource import build_resource
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings
-from meshmw.telemetry.bounded_session import BoundedSession
-from meshmw.telemetry.exporters import build_exporter, endpoint_of, shown_endpoint
-from meshmw.telemetry.provider import build_provider
-from meshmw.telemetry.resource import build_resource
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def collector():
 
 @pytest.mark.parametrize("answer", ["endless", "digits", "drops"])
 def test_an_answer_without_an_end_is_not_read(answer, collector, monkeypatch):
-    monkeypatch.setattr("meshmw.telemetry.bounded_session._LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", 0.05)
     with BoundedSession() as session:
         response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/{answer}", data=b"x")
     assert response.status_code == 200

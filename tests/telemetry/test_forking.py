@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from meshmw.telemetry import forking
-from meshmw.telemetry.forking import ForkGate
+from meshmw._telemetry import collector as forking
+from meshmw._telemetry.collector import ForkGate
 
 SECONDS = 60
 

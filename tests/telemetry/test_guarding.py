@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
 from meshmw import Settings
-from meshmw.telemetry.guarding import GuardedSpanProcessors
-from meshmw.telemetry.provider import build_provider
-from meshmw.telemetry.sampling import RemoteParentSampler
+from meshmw._telemetry.processors import GuardedSpanProcessors
+from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.sampling import RemoteParentSampler
 from tests.telemetry.raising import Raising
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 
-from meshmw.telemetry.guarding import GuardedSpanProcessors
+from meshmw._telemetry.processors import GuardedSpanProcessors
 from tests.telemetry.raising import Raising
 
 
@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("meshmw.telemetry.guarding.time", clock)
+    monkeypatch.setattr("meshmw._telemetry.processors.time", clock)
     return clock
 
 

@@ -10,11 +10,11 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from meshmw._telemetry import handle
+from meshmw._telemetry.collector import CollectorExporter
+from meshmw._telemetry.handle import Telemetry
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
-from meshmw.telemetry import handle
-from meshmw.telemetry.collector import CollectorExporter
-from meshmw.telemetry.handle import Telemetry
 
 
 class Processor(SpanProcessor):

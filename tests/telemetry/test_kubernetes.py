@@ -9,12 +9,10 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.util._importlib_metadata import entry_points
 
+from meshmw._telemetry.container import parse_map
+from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.resource import KubernetesResourceDetector, build_resource, owners, service_attributes
 from meshmw.settings import Settings
-from meshmw.telemetry.kubernetes import KubernetesResourceDetector
-from meshmw.telemetry.podinfo import parse_map
-from meshmw.telemetry.provider import build_provider
-from meshmw.telemetry.resource import build_resource
-from meshmw.telemetry.workload import owners, service_attributes
 
 UID = "0c4fe2c4-8d1e-4f9a-9d3b-6a1f2b3c4d5e"
 ID = "ab" * 32
@@ -65,7 +63,7 @@ def detected(root, **options):
 class TestOutside:
     def test_nothing_is_found_and_no_file_of_the_kernel_is_read(self, pod, monkeypatch):
         root = pod(proc__self__mountinfo=MOUNTINFO, proc__self__cgroup=V1_CGROUPFS, etc__hosts="127.0.0.1 localhost\n")
-        monkeypatch.setattr("meshmw.telemetry.kubernetes.read_container", lambda root: pytest.fail("read"))
+        monkeypatch.setattr("meshmw._telemetry.resource.read_container", lambda root: pytest.fail("read"))
         monkeypatch.setenv("POD_NAME", "a variable that many programs use")
         assert detected(root) == {}
 

@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
-from meshmw.boundary import logged
+from meshmw._lifecycle import serving as logged
 from meshmw.logs import FORMAT, JsonFormatter, TraceContextFilter, add_trace_context, ids_of
-from meshmw.testing.processes import start_process, stop_processes
+from meshmw.testing._processes import start_process, stop_processes
 
 
 @pytest.fixture

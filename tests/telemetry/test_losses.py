@@ -12,12 +12,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
+from meshmw._telemetry.batching import Batching, Tally
+from meshmw._telemetry.collector import CollectorExporter
+from meshmw._telemetry.processors import PromptBatchSpanProcessor
+from meshmw._telemetry.provider import meter_provider_of
 from meshmw.settings import Settings
-from meshmw.telemetry.batching import Batching
-from meshmw.telemetry.collector import CollectorExporter
-from meshmw.telemetry.metrics import meter_provider_of
-from meshmw.telemetry.processor import PromptBatchSpanProcessor
-from meshmw.telemetry.tally import Tally
 
 
 class Gate(SpanExporter):

@@ -15,11 +15,11 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from opentelemetry.trace import NoOpTracerProvider
 
+from meshmw._telemetry.export import CalmMetricExporter, FrankMetricReader
+from meshmw._telemetry.handle import Telemetry
+from meshmw._telemetry.provider import meter_provider_of
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
-from meshmw.telemetry.handle import Telemetry
-from meshmw.telemetry.metric_exporter import CalmMetricExporter, FrankMetricReader
-from meshmw.telemetry.metrics import meter_provider_of
 
 COUNT = """
     import os, signal

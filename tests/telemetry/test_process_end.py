@@ -11,14 +11,14 @@ import threading
 
 import pytest
 
-from meshmw.telemetry import process_end
-from meshmw.telemetry.process_end import flush_at_process_end
+from meshmw._telemetry import handle as process_end
+from meshmw._telemetry.handle import flush_at_process_end
 
 SECONDS = 60
 # Says with one letter on standard output what happened, in order; coverage would handle SIGTERM before us.
 COMMON = """
 import ctypes, os, signal, sys, threading, time
-from meshmw.telemetry.process_end import flush_at_process_end
+from meshmw._telemetry.handle import flush_at_process_end
 
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -65,7 +65,7 @@ def test_a_flush_that_fails_is_nobodys_matter():
 def test_a_lock_that_the_signal_found_taken_costs_a_while_and_not_the_end():
     """`threading.Thread.start()` takes this lock, and so does a server that starts a thread for each request."""
     code = """
-    from meshmw.telemetry import process_end
+    from meshmw._telemetry import handle as process_end
     process_end._SECONDS = 0.2
     def flush():
         threading.Thread(target=say, args="f").start()

@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 from opentelemetry.trace import SpanKind
 
 from meshmw import MeshPropagator, Settings
+from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.sampling import RemoteParentSampler
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.telemetry.provider import build_provider
-from meshmw.telemetry.sampling import RemoteParentSampler
 
 IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
 DEFERRED, DENIED, ACCEPTED = {"b3": IDS}, {"b3": f"{IDS}-0"}, {"b3": f"{IDS}-1"}

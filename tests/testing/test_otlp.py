@@ -21,7 +21,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from meshmw.errors import MissingExtraError
 from meshmw.testing import OtlpReceiver, from_sdk
-from meshmw.testing.otlp_decode import spans_from_otlp
+from meshmw.testing._otlp import spans_from_otlp
 
 
 def post(url, body, headers=None):

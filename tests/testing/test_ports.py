@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from meshmw.testing import free_port, ports
+from meshmw.testing import _processes as ports
+from meshmw.testing import free_port
 
 
 def test_a_port_can_be_listened_on_and_is_given_once():

@@ -607,7 +607,7 @@ def test_closing_the_transport_closes_the_one_within(in_memory):
 
 
 def test_transports_follow_the_configured_propagator_where_none_is_given(in_memory, monkeypatch):
-    from meshmw import runtime
+    from meshmw import _runtime as runtime
 
     caller = in_memory()
     monkeypatch.setattr(runtime, "_installed", runtime.Runtime(propagator=MeshPropagator(["b3"])))

@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from meshmw import rabbitmq
-from meshmw.boundary.operation import Current
+from meshmw._context.current import Current
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -11,10 +11,10 @@ import aio_pika
 import pytest
 
 from meshmw import MeshPropagator, kafka, rabbitmq
-from meshmw.kafka.brokers import server_of as kafka_server_of
-from meshmw.kafka.operations import KAFKA as KAFKA_OPERATIONS
-from meshmw.kafka.operations import peek
-from meshmw.rabbitmq.brokers import server_of as rabbitmq_server_of
+from meshmw.kafka._spans import KAFKA as KAFKA_OPERATIONS
+from meshmw.kafka._spans import peek
+from meshmw.kafka._spans import server_of as kafka_server_of
+from meshmw.rabbitmq._spans import server_of as rabbitmq_server_of
 
 SECONDS = 60
 KAFKA = ["kafka-python", "aiokafka"]

@@ -5,7 +5,7 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from meshmw.boundary.operation import Current
+from meshmw._context.current import Current
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 STALE = "00-11111111111111111111111111111111-2222222222222222-01"

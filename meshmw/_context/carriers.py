@@ -1,0 +1,127 @@
+"""How each protocol carries headers: one pass over what the server hands out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from opentelemetry.propagators.textmap import Getter, default_getter
+
+from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
+
+AsgiHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+DESCRIBING_HEADERS: Final = frozenset({"host", "user-agent"})
+
+
+class HeaderNames:
+    """Translates the header names that a boundary wants into the spelling of each carrier.
+
+    Args:
+        passthrough: Further header names, in lower case, that are carried from inbound to outbound requests.
+    """
+
+    def __init__(self, passthrough: Collection[str] = ()) -> None:
+        names = PROPAGATION_HEADERS | DESCRIBING_HEADERS | {SENT_HEADER, *passthrough}
+        self._asgi = {name.encode("ascii"): name for name in names}
+        self._wsgi = {"HTTP_" + name.upper().replace("-", "_"): name for name in names}
+
+    def from_asgi(self, headers: AsgiHeaders) -> dict[str, list[str]]:
+        """Return the wanted header lines of an ASGI scope, in order, decoded as latin-1."""
+        wanted = self._asgi
+        lines: dict[str, list[str]] = {}
+        for name, value in headers:
+            if name in wanted:
+                known, text = wanted[name], value.decode("latin-1")
+                if known in lines:
+                    lines[known].append(text)
+                else:
+                    lines[known] = [text]
+        return lines
+
+    def from_wsgi(self, environ: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return the wanted header lines of a WSGI environ; servers have joined repeated lines with a comma."""
+        return {name: [environ[key]] for key, name in self._wsgi.items() if key in environ}
+
+
+def rewrite_asgi(headers: AsgiHeaders, rewrites: Mapping[str, str | None]) -> list[tuple[bytes, bytes]]:
+    """Return ASGI headers with every line of the named headers replaced by one line, or by none."""
+    names = {name.encode("ascii") for name in rewrites}
+    kept = [(name, value) for name, value in headers if name not in names]
+    return kept + [
+        (name.encode("ascii"), text.encode("latin-1")) for name, text in rewrites.items() if text is not None
+    ]
+
+
+def rewrite_wsgi(environ: MutableMapping[str, Any], rewrites: Mapping[str, str | None]) -> None:
+    """Replace or remove the named headers in a WSGI environ."""
+    for name, text in rewrites.items():
+        key = "HTTP_" + name.upper().replace("-", "_")
+        if text is None:
+            environ.pop(key, None)
+        else:
+            environ[key] = text
+
+
+# What carriers hold: header lines by name in lower case, through OpenTelemetry's getters or from plain mappings.
+
+
+_UNDECODABLE: Final = ["\ufffd"]
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+
+
+def lines_of(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
+    if getter is not default_getter or not (type(carrier) is dict or isinstance(carrier, Mapping)):
+        return _lines_by(getter, carrier, wanted)
+    # However a mapping spells them: the default getter knows one spelling of each alone.
+    lines: dict[str, list[str]] = {}
+    for key, value in carrier.items():
+        if key in wanted and type(value) is str and key not in lines:
+            lines[key] = [value]
+            continue
+        name: str = key if key in wanted else key.lower() if isinstance(key, str) else ""
+        if name in wanted and (found := texts(value)):
+            lines[name] = lines[name] + found if name in lines else found
+    return lines
+
+
+def texts(value: object) -> list[str]:
+    """Return the lines that a mapping holds for one header."""
+    if type(value) is str:
+        return [value]
+    if value is None:
+        return []
+    return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
+
+
+def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
+    """Say whether two readers saw one header: hosts join lines, and decode odd bytes in their own way."""
+    if before == now:
+        return True
+    if before == _UNDECODABLE:
+        return now is not None
+    return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
+
+
+def _lines_by(getter: Getter[Any], carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
+    lines = {}
+    for name in wanted:
+        values = _values(getter, carrier, name)
+        if values:
+            lines[name] = [_text(value) for value in values]
+    return lines
+
+
+def _values(getter: Getter[Any], carrier: Any, name: str) -> Sequence[object] | None:
+    try:
+        return getter.get(carrier, name)
+    except UnicodeError:
+        # contrib's ASGI getter raises for some bytes; the request must not fail for them.
+        return _UNDECODABLE
+
+
+def _text(value: object) -> str:
+    """Return a header value as text; carriers hand out bytes too, and no byte may raise."""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,150 @@
+"""How a block takes back the context that it has attached, wherever it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable
+from contextvars import Token
+from typing import Any, Final, ParamSpec, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+
+def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
+    """Detach *context* at the end of the block that has attached it.
+
+    Args:
+        token: What `attach` returned.
+        context: What was attached.
+        kind: The class of the exception with which the block ends, if there is one.
+    """
+    if kind is not GeneratorExit:
+        otel_context.detach(token)
+    elif otel_context.get_current() is context:
+        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run: in a task
+        # that the block itself has started the very same context is current, and `detach` would log an error.
+        with contextlib.suppress(ValueError):
+            token.var.reset(token)
+
+
+class Current:
+    """Makes a context current for the length of a block.
+
+    Args:
+        context: The context to attach.
+    """
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(self._context)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        detach(self._token, self._context, kind)
+
+
+# What is current while one step of a stream runs: a context of OpenTelemetry's, or a copy of all context variables.
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_INSIDE: Final[contextvars.ContextVar[object]] = contextvars.ContextVar("meshmw-inside", default=None)
+
+
+class StepContext:
+    """Makes a context current for each step of one stream, and keeps for the next step what that one left current.
+
+    Other context variables are the thread's or task's own, as for the body of a response, whose application has set
+    some of them before the first step and takes them back after the last.
+
+    Args:
+        context: What is current when the first step begins.
+    """
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call *step* with the context current, and return what it returns."""
+        token = otel_context.attach(self._context)
+        try:
+            return step(*args, **kwargs)
+        finally:
+            self._context = otel_context.get_current()
+            otel_context.detach(token)
+
+
+class StepVariables:
+    """Makes one copy of all context variables current for each step of one stream, whichever thread or task takes it.
+
+    Args:
+        variables: The copy, which nothing else runs in.
+    """
+
+    __slots__ = ("_entered", "_mark", "_variables")
+
+    def __init__(self, variables: contextvars.Context) -> None:
+        self._variables = variables
+        self._entered = False
+        self._mark = object()
+        variables.run(_INSIDE.set, self._mark)
+
+    def run(self, step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call *step* with the variables current, and return what it returns."""
+        if self._entered:
+            # In the middle of a step, when the garbage collection closes what an earlier one has left.
+            inside = _INSIDE.get() is self._mark
+            return step(*args, **kwargs) if inside else self._variables.copy().run(step, *args, **kwargs)
+        self._entered = True
+        try:
+            return self._variables.run(step, *args, **kwargs)
+        finally:
+            self._entered = False
+
+
+# What runs a step: `run` of one of these two.
+Run = Callable[..., Any]
+
+# opentelemetry-instrumentation-grpc, where it is loaded: told to stand back inside our interceptors.
+
+
+_CONTRIB: Final = "opentelemetry.instrumentation.grpc"
+# contrib's packages look for this key in the current context before they do anything.
+_SUPPRESS: Final = "suppress_instrumentation"
+
+
+class _WhereItWasMade:
+    """Is true in the thread or task that made it, and nowhere else.
+
+    grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what
+    they run is not to be suppressed.
+    """
+
+    __slots__ = ("_here", "_whoami")
+
+    def __init__(self, whoami: Callable[[], object]) -> None:
+        self._whoami = whoami
+        self._here = whoami()
+
+    def __bool__(self) -> bool:
+        return self._whoami() == self._here
+
+
+def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which contrib's interceptors pass calls on untouched; nothing where contrib is not loaded.
+
+    Args:
+        whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
+    """
+    if _CONTRIB not in sys.modules:
+        return contextlib.nullcontext()
+    return Current(Context({**otel_context.get_current(), _SUPPRESS: _WhereItWasMade(whoami)}))

@@ -1,0 +1,268 @@
+"""Inbound: which parent a request's traceparent, tracestate and B3 headers name, and which of them is believed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Final, Literal
+
+from opentelemetry.trace import SpanContext, TraceFlags
+from opentelemetry.trace import TraceState as OTelTraceState
+
+from meshmw._context.extraction import Reading, one_line
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
+from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
+from meshmw.wire.traceparent import FLAG_SAMPLED, format_traceparent
+
+# OpenTelemetry span contexts made of wire values, and a TraceState that follows the W3C's Level 2 grammar.
+
+
+# One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
+FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+
+# "Vendors SHOULD propagate at least 512 characters of a combined header."       Section 3.3, "tracestate Limits"
+# What is longer than four times that is rare, and may be a stranger's: of such, few are remembered.
+REPEATED_STATE: Final = 2048
+_CACHE_ENTRIES: Final = 256
+_LONG_CACHE_ENTRIES: Final = 16
+
+
+class W3CTraceState(OTelTraceState):
+    """Is OpenTelemetry's TraceState with Level 2 keys, which its own constructor refuses together with all others.
+
+    Args:
+        state: The validated members.
+    """
+
+    def __init__(self, state: TraceState) -> None:
+        super().__init__()
+        self._dict = dict(state.members)
+        self._state = state
+        self._text: str | None = None
+
+    def add(self, key: str, value: str) -> OTelTraceState:
+        """Return a state with a new member leftmost, or this one where the key exists or the pair is not valid."""
+        return self if key in self._dict else self.update(key, value)
+
+    def update(self, key: str, value: str) -> OTelTraceState:
+        """Return a state with the member leftmost, or this one where the pair is not valid.
+
+        The rightmost member is dropped at 32 (W3C Trace Context Level 2, 3.5).
+        """
+        try:
+            return W3CTraceState(self._state.insert(key, value))
+        except InvalidHeaderError:
+            return self
+
+    def delete(self, key: str) -> OTelTraceState:
+        """Return a state without the member."""
+        return W3CTraceState(self._state.delete(key))
+
+    def to_header(self) -> str:
+        """Return the tracestate header's text."""
+        if self._text is None:
+            self._text = str(self._state)
+        return self._text
+
+
+NO_STATE: Final = W3CTraceState(TraceState())
+
+
+def trace_state(line: str) -> W3CTraceState:
+    """Return what a tracestate says, all its lines as one.
+
+    Raises:
+        InvalidHeaderError: It does not follow the grammar.
+    """
+    return repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def repeated_trace_state(line: str) -> W3CTraceState:
+    """Do as `trace_state` with one of at most `REPEATED_STATE`; peers repeat the same one on every request.
+
+    A fault is remembered for none.
+    """
+    return W3CTraceState(TraceState.parse(line))
+
+
+# The format's own limit of characters bounds an entry.
+_long_trace_state: Final = lru_cache(maxsize=_LONG_CACHE_ENTRIES)(repeated_trace_state.__wrapped__)
+
+
+def from_b3(b3: B3Context) -> SpanContext | None:
+    """Return the remote span context that B3 headers name, or None where they hold only a decision.
+
+    A deferred decision leaves the sampled flag clear: trace flags cannot say "not decided".
+    """
+    if b3.trace_id is None or b3.span_id is None:
+        return None
+    return SpanContext(b3.trace_id, b3.span_id, True, FLAGS[1 if b3.sampled else 0], NO_STATE)
+
+
+TraceParentPolicy = Literal["strict", "w3c"]
+Duplicates = Literal["restart", "same-trace"]
+Prefer = Literal["w3c", "b3", "auto"]
+# Version, trace-id, parent-id and trace-flags.
+Fields = tuple[int, int, int, int]
+
+FRESH_ROOT: Final = "- the request starts a new trace"
+_FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
+_MAX_DUPLICATES: Final = 8
+_KIND_CHARACTERS: Final = 256
+_SENT_SAMPLED: Final = re.compile(r"[0-9a-f]{16}-0[13]")
+
+
+class TraceReader:
+    """Finds the remote parent of one request. Nothing in its headers can make it raise.
+
+    Args:
+        formats: Which formats are read: `tracecontext`, `b3`, `b3multi`.
+        traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
+        duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
+        prefer: Which format decides where two valid ones disagree; `auto` takes B3 where it can tell that a proxy has
+            written that last.
+    """
+
+    def __init__(
+        self,
+        *,
+        formats: Collection[str],
+        traceparent_policy: TraceParentPolicy,
+        duplicates: Duplicates,
+        prefer: Prefer,
+    ) -> None:
+        self.reads_w3c = "tracecontext" in formats
+        self.reads_b3 = "b3" in formats or "b3multi" in formats
+        self._policy: TraceParentPolicy = traceparent_policy
+        self._duplicates = duplicates
+        self._prefer = prefer
+
+    def read(self, reading: Reading) -> tuple[SpanContext | None, B3Context | None]:
+        """Return the believed parent, and the B3 context where that says more than the parent can."""
+        parent = self._read_w3c(reading) if self.reads_w3c else None
+        if not self.reads_b3 or (b3 := _read_b3(reading)) is None:
+            return parent, None
+        return self._reconcile(parent, b3, reading)
+
+    def _reconcile(
+        self, parent: SpanContext | None, b3: B3Context, reading: Reading
+    ) -> tuple[SpanContext | None, B3Context | None]:
+        """Let one format decide (law 7); of B3 that agrees with traceparent only the debug flag is news."""
+        other = from_b3(b3)
+        if parent is None:
+            return other, b3
+        if other is None or (other.trace_id, other.span_id) == (parent.trace_id, parent.span_id):
+            return parent, b3 if b3.debug else None
+        if self._prefer == "b3" or (self._prefer == "auto" and _is_newer(reading, other, parent)):
+            reading.refuse("traceparent", "conflict", "- it names another parent than B3, which decides here")
+            return _with_state(other, parent), b3
+        reading.refuse("b3", "conflict", "- it names another parent than traceparent, which decides")
+        return parent, None
+
+    def _read_w3c(self, reading: Reading) -> SpanContext | None:
+        lines = reading.lines
+        found = lines.get("traceparent")
+        if not found:
+            if "tracestate" in lines:
+                reading.rewrites["tracestate"] = None
+            return None
+        try:
+            # WSGI servers have joined repeated lines with a comma, ASGI servers have not.
+            is_one = len(found) == 1 and "," not in found[0]
+            parent = read_traceparent(found[0], self._policy) if is_one else self._read_copies(found, reading)
+        except InvalidHeaderError as fault:
+            reading.refuse("traceparent", fault.reason, FRESH_ROOT, found[0], remove=TRACE_HEADERS)
+            reading.rejected = _still_parses(found[0])
+            return None
+        reading.accept(("traceparent",))
+        _, trace_id, parent_id, flags = parent
+        if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
+            _note_flip(reading)
+        state = _read_trace_state(reading) if "tracestate" in lines else NO_STATE
+        return SpanContext(trace_id, parent_id, True, FLAGS[flags], state)
+
+    def _read_copies(self, found: Sequence[str], reading: Reading) -> Fields:
+        copies = [text for line in found for text in line.split(",", _MAX_DUPLICATES)]
+        if self._duplicates == "restart" or len(copies) > _MAX_DUPLICATES:
+            raise InvalidHeaderError("traceparent", "duplicate")
+        parents = [self._read_copy(text) for text in copies]
+        version, trace_id, parent_id, flags = parents[0]
+        if any(parent[1] != trace_id for parent in parents):
+            raise InvalidHeaderError("traceparent", "duplicate")
+        reading.note("traceparent", "duplicate", "- all copies name one trace, which goes on below the first")
+        reading.rewrites["traceparent"] = format_traceparent(trace_id, parent_id, flags)
+        return version, trace_id, parent_id, flags
+
+    def _read_copy(self, text: str) -> Fields:
+        try:
+            return read_traceparent(text, self._policy)
+        except InvalidHeaderError:
+            raise InvalidHeaderError("traceparent", "duplicate") from None
+
+
+def _read_trace_state(reading: Reading) -> W3CTraceState:
+    found = reading.lines["tracestate"]
+    try:
+        return trace_state(one_line(found))
+    except InvalidHeaderError as fault:
+        consequence = "- dropped whole; traceparent is kept"
+        reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])
+        return NO_STATE
+
+
+def _note_flip(reading: Reading) -> None:
+    if _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or ""):
+        reading.note("traceparent", "flipped", _FLIPPED)
+
+
+def _read_b3(reading: Reading) -> B3Context | None:
+    if B3_HEADERS.isdisjoint(reading.lines):
+        return None
+    single, trace_id = reading.line("b3"), reading.line("x-b3-traceid")
+    try:
+        b3 = read_b3(
+            single,
+            trace_id=trace_id,
+            span_id=reading.line("x-b3-spanid"),
+            sampled=reading.line("x-b3-sampled"),
+            flags=reading.line("x-b3-flags"),
+        )
+    except InvalidHeaderError as fault:
+        reading.refuse("b3", fault.reason, "- no B3 context is taken", single or trace_id, remove=B3_HEADERS)
+        return None
+    if b3 is not None:
+        reading.accept(("b3",))
+    return b3
+
+
+def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
+    """Say whether a proxy has written B3 after our client, or another, wrote both, and has left traceparent alone."""
+    if b3.trace_id != parent.trace_id:
+        return False
+    traceparent_span = f"{parent.span_id:016x}"
+    sent = reading.line(SENT_HEADER)
+    if sent is not None:
+        return sent.partition("-")[0] == traceparent_span
+    # Without our client's word, only a proxy directly below the sender can be told: it names the sender's span.
+    fields = (reading.line("b3") or "").split("-", 4)
+    above = fields[3] if len(fields) == 4 else reading.line("x-b3-parentspanid")
+    return above == traceparent_span
+
+
+def _with_state(b3: SpanContext, parent: SpanContext) -> SpanContext:
+    """Return B3's context with the tracestate that came along, if that is of the same trace."""
+    if b3.trace_id != parent.trace_id:
+        return b3
+    return SpanContext(b3.trace_id, b3.span_id, True, b3.trace_flags, parent.trace_state)
+
+
+def _still_parses(text: str) -> SpanContext | None:
+    """Return what a refused traceparent names, read as kindly as possible: it is for a link alone."""
+    try:
+        _, trace_id, parent_id, flags = read_traceparent(text[:_KIND_CHARACTERS].partition(",")[0].lower(), "w3c")
+    except InvalidHeaderError:
+        return None
+    return SpanContext(trace_id, parent_id, True, FLAGS[flags], NO_STATE)

@@ -1,0 +1,229 @@
+"""Outbound: the headers of one call, what must not stay beside them, and what its host is not to get."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, MutableMapping
+from typing import Any, Final
+
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Setter, default_setter
+from opentelemetry.trace import Span, SpanContext, TraceState
+
+from meshmw._context.carriers import texts
+from meshmw._context.extraction import B3_KEY, BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY, Lines
+from meshmw._context.read import HeaderReader
+from meshmw._context.read_trace import W3CTraceState
+from meshmw._notices import Rejections
+from meshmw._policy.outbound import OutboundScope, Pairs
+from meshmw._policy.patterns import BaggageKeys
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import B3Context, format_baggage, format_traceparent
+from meshmw.wire import TraceState as WireTraceState
+from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
+
+# Outbound: which headers a context sends, each once, and which stale ones must not travel beside them.
+
+
+_TRACE_FORMATS: Final = TRACE_HEADERS | B3_HEADERS
+_STALE_WITH_TRACE: Final = _TRACE_FORMATS | {SENT_HEADER}
+# By whether baggage and whether a trace is sent.
+_STALE: Final = {
+    (False, False): frozenset[str](),
+    (True, False): frozenset({"baggage"}),
+    (False, True): _STALE_WITH_TRACE,
+    (True, True): _STALE_WITH_TRACE | {"baggage"},
+}
+_WRITES: Final = {
+    "tracecontext": ("traceparent", "tracestate"),
+    "baggage": ("baggage",),
+    "b3": ("b3",),
+    "b3multi": ("x-b3-traceid", "x-b3-spanid", "x-b3-sampled", "x-b3-flags"),
+}
+
+
+class HeaderWriter:
+    """Turns an OpenTelemetry context into the headers of one outbound operation.
+
+    Args:
+        formats: Which formats are written: `tracecontext`, `baggage`, `b3`, `b3multi`.
+        baggage_keys: Which keys are let out.
+        baggage_max_members: Members written at most.
+        baggage_max_bytes: Bytes of the baggage header at most, commas included.
+        rejections: Counts and warns.
+    """
+
+    def __init__(
+        self,
+        *,
+        formats: Collection[str],
+        baggage_keys: BaggageKeys,
+        baggage_max_members: int,
+        baggage_max_bytes: int,
+        rejections: Rejections,
+    ) -> None:
+        self._keys = baggage_keys
+        self._formats = frozenset(formats)
+        self._writes_b3 = not self._formats.isdisjoint({"b3", "b3multi"})
+        self._max_members = baggage_max_members
+        self._max_bytes = baggage_max_bytes
+        self._rejections = rejections
+        self.fields: frozenset[str] = frozenset(name for each in self._formats for name in _WRITES[each])
+
+    def write(self, context: Context) -> dict[str, str]:
+        """Return the propagation headers of *context*, named in lower case; none where it holds nothing to send."""
+        headers: dict[str, str] = {}
+        span = context.get(SPAN_KEY)
+        if span is not None and isinstance(span, Span):
+            self._write_trace(span.get_span_context(), context, headers)
+        members = context.get(BAGGAGE_KEY)
+        if members and isinstance(members, dict) and "baggage" in self._formats:
+            self._write_baggage(members, headers)
+        return headers
+
+    def passthrough(self, context: Context) -> dict[str, str]:
+        """Return the headers that came in with the request and go out as they were."""
+        carried = context.get(PASSTHROUGH_KEY)
+        return carried if isinstance(carried, dict) else {}
+
+    def stale(self, headers: dict[str, str]) -> frozenset[str]:
+        """Return the names, in lower case, that must not stay on a carrier which gets *headers*.
+
+        A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
+        """
+        return _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
+
+    def _write_trace(self, parent: SpanContext, context: Context, headers: dict[str, str]) -> None:
+        # The tuple that it is, since to ask for each of its properties takes as long as to write the header.
+        trace_id, span_id, _, trace_flags, state, is_valid = parent
+        if not is_valid:
+            return
+        if "tracecontext" in self._formats:
+            headers["traceparent"] = format_traceparent(trace_id, span_id, trace_flags)
+            if text := _state_text(state):
+                headers["tracestate"] = text
+        if self._writes_b3:
+            b3 = _outgoing_b3(parent, context.get(B3_KEY))
+            if "b3" in self._formats:
+                headers["b3"] = str(b3)
+            if "b3multi" in self._formats:
+                headers.update(b3.to_multi())
+
+    def _write_baggage(self, members: dict[str, object], headers: dict[str, str]) -> None:
+        permitted = members if self._keys.are_all else self._keys.permitted(members)
+        text, reasons = format_baggage(permitted, max_members=self._max_members, max_bytes=self._max_bytes)
+        for reason in reasons:
+            self._rejections.record("baggage", reason, "- the members concerned are not sent, the others are")
+        if text:
+            headers["baggage"] = text
+
+
+def _state_text(state: TraceState) -> str:
+    """Return a tracestate's text; one that a foreign sampler made is sent only where it follows the grammar."""
+    if isinstance(state, W3CTraceState):
+        return state.to_header()
+    if not state:
+        return ""
+    try:
+        return str(WireTraceState.parse(state.to_header()))
+    except InvalidHeaderError:
+        return ""
+
+
+def _outgoing_b3(parent: SpanContext, received: object) -> B3Context:
+    """Return the B3 form of *parent*, with what only B3 can say where the trace came in as B3."""
+    sampled: bool | None = parent.trace_flags.sampled
+    debug = False
+    if isinstance(received, B3Context) and received.trace_id == parent.trace_id:
+        debug = received.debug
+        if parent.is_remote and received.sampled is None:
+            sampled = None
+    return B3Context(parent.trace_id, parent.span_id, True if debug else sampled, debug)
+
+
+class OutgoingHeaders:
+    """Replaces the propagation headers of outbound calls.
+
+    Args:
+        writer: Writes the headers of a context.
+        checker: Reads what a caller wrote, without counting it as a request.
+        scope: Withholds what a host is not to get.
+        rejections: Counts and warns.
+        watched: The names, in lower case, of all headers that are replaced, removed or checked.
+    """
+
+    def __init__(
+        self,
+        *,
+        writer: HeaderWriter,
+        checker: HeaderReader,
+        scope: OutboundScope,
+        rejections: Rejections,
+        watched: Container[bytes],
+    ) -> None:
+        self._writer = writer
+        self._checker = checker
+        self._scope = scope
+        self._rejections = rejections
+        self._watched = watched
+
+    def replace(
+        self, context: Context, present: Iterable[tuple[str, str]], host: str | None
+    ) -> tuple[dict[str, str], frozenset[str]]:
+        """Return the headers to write, and the names in lower case of those to remove first."""
+        headers = self._writer.write(context)
+        stale = self._writer.stale(headers)
+        carried = self._writer.passthrough(context)
+        kept: dict[str, list[str]] = {}
+        for name, value in present:
+            if name.lower() not in stale:
+                kept.setdefault(name.lower(), []).append(value)
+        if kept:
+            carried = {name: text for name, text in carried.items() if name not in kept}
+            if not kept.keys().isdisjoint(PROPAGATION_HEADERS):
+                rewrites = self._check(kept)
+                stale |= rewrites.keys()
+                headers.update((name, text) for name, text in rewrites.items() if text is not None)
+        if host is not None:
+            return self._scope.narrow(host, headers, carried, stale)
+        headers.update(carried)
+        return headers, stale
+
+    def replace_lines(self, lines: Pairs, context: Context, host: str, method: str, target: bytes) -> Pairs:
+        """Replace the propagation headers of an HTTP request, and cut baggage that does not fit."""
+        watched = self._watched
+        present = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in lines if name.lower() in watched
+        ]
+        headers, stale = self.replace(context, present, host)
+        if present:
+            lines = [line for line in lines if line[0].lower().decode("latin-1") not in stale]
+        lines += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        return self._scope.fit(lines, method, target)
+
+    def replace_in(
+        self, carrier: MutableMapping[Any, Any], context: Context, setter: Setter[Any], host: str | None
+    ) -> None:
+        """Replace the propagation headers of a mapping, whatever their case."""
+        if not carrier and host is None:
+            # Nothing is there that could be stale, and nothing is withheld.
+            headers = self._writer.write(context)
+            headers.update(self._writer.passthrough(context))
+        else:
+            present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+            headers, stale = self.replace(context, present, host)
+            for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
+                del carrier[key]
+        if type(carrier) is dict and setter is default_setter:
+            carrier.update(headers)
+            return
+        for name, value in headers.items():
+            setter.set(carrier, name, value)
+
+    def _check(self, lines: Lines) -> dict[str, str | None]:
+        """Check what a caller has written by hand, and what this process does not replace (law 2)."""
+        checked = self._checker.read(lines)
+        for header, reason in checked.refused:
+            if header in lines and reason != "flipped":
+                consequence = "- it was written by hand on an outbound call, and is not sent"
+                self._rejections.record(header, reason, consequence)
+        return checked.rewrites

@@ -1,0 +1,320 @@
+"""HTTP requests, served and sent: their spans, their names and their single end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context, create_key
+from opentelemetry.trace import Link, NoOpTracer, ProxyTracer, Span, SpanKind, StatusCode
+
+from meshmw._context.carriers import are_same
+from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction, Lines
+from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
+from meshmw._lifecycle.decide import CLAIM_KEY, is_of_this_request, of_host
+from meshmw._lifecycle.http_conventions import CLIENT, SERVER, Measurement, is_measured, span_name
+from meshmw._lifecycle.operation import _REJECTED, Operation, _record_refused, record_refusals
+from meshmw._lifecycle.operation import tracer as own_tracer
+from meshmw._policy.trust import RequestView
+from meshmw._runtime import ServerSpans
+from meshmw.propagator import MeshPropagator
+from meshmw.wire.traceparent import FLAG_SAMPLED
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+# One HTTP request as every server's adapter shows it, and what tells it from another one.
+
+
+class Request(ABC):
+    """Tells what is asked; each adapter reads the rest of it where its protocol keeps that, and only when asked.
+
+    Args:
+        method: Its method.
+        path: Its path, whole.
+        lines: Its header lines as the application sees them, by name in lower case.
+        carrier: The scope or environ that it came in; held until the request is over and no longer, for contexts that
+            outlive the request hold this object.
+
+    Attributes:
+        is_over: Whether its last byte was answered, or its operation has ended otherwise.
+    """
+
+    __slots__ = ("carrier", "is_over", "lines", "method", "path")
+
+    protocol: ClassVar[Literal["asgi", "wsgi"]]
+
+    def __init__(self, method: str, path: str, lines: Lines, carrier: MutableMapping[str, Any]) -> None:
+        self.method = method
+        self.path = path
+        self.lines = lines
+        self.carrier = carrier
+        self.is_over = False
+
+    @abstractmethod
+    def view(self) -> RequestView:
+        """Return what a trust decision looks at."""
+
+    @abstractmethod
+    def attributes(self) -> dict[str, AttributeValue]:
+        """Return what a span says of the request as it arrives."""
+
+    def host_span(self, read_by_host: bool) -> Span | None:
+        """Return the span that the host marked as this request's, told whether one has read the lines; none here."""
+        return None
+
+    def rewrite(self, rewrites: dict[str, str | None]) -> None:
+        """Replace or remove the named headers in what the application sees."""
+        kept = {name: found for name, found in self.lines.items() if name not in rewrites}
+        self.lines = kept | {name: [text] for name, text in rewrites.items() if text is not None}
+
+    def close(self) -> None:
+        """Let go of what the request came in."""
+        self.is_over = True
+        self.carrier = {}
+
+    def is_same(self, other: Request) -> bool:
+        """Say whether this, still under way, is the other request in another protocol.
+
+        Within one protocol the mark in the scope or environ tells, and a request that looks alike is another one.
+        """
+        if self.is_over or self.protocol == other.protocol:
+            return False
+        if (self.method, self.path) != (other.method, other.path):
+            return False
+        return all(are_same(self.lines.get(name), other.lines.get(name)) for name in {*self.lines, *other.lines})
+
+
+# One HTTP request as an operation: its route, its status, its end, and how long it took where that is measured.
+
+
+class HttpOperation(Operation):
+    """Is one request, from its first header to its last byte.
+
+    Args:
+        span: Its span.
+        context: What is current while user code runs.
+        method: Its method.
+        request: What is served, or None for what is sent.
+        owned: Whether the span is ours to add to and to end.
+        delegated: What the headers say, where an instrumentation further in is to make the span; else None.
+    """
+
+    __slots__ = ("_method", "delegated", "request")
+
+    def __init__(
+        self,
+        span: Span,
+        context: Context,
+        method: str,
+        request: Request | None = None,
+        *,
+        owned: bool = True,
+        delegated: Extraction | None = None,
+    ) -> None:
+        # What `Operation` does, without the call; and most callers need name no argument, which takes time too. This is
+        # done for each request.
+        self.span = span
+        self.context = context
+        self._owned = owned
+        self.is_over = False
+        self.delegated = delegated
+        self.request = request
+        self._method = method
+
+    def answered(self) -> None:
+        """Note that the last byte went out: nobody further in serves this request from here on."""
+        if self.request is not None:
+            self.request.is_over = True
+
+    def route(self, route: str) -> None:
+        """Name the span after the route template that the framework matched."""
+        if self.is_open:
+            self.span.update_name(span_name(self._method, route))
+            self.span.set_attribute("http.route", route)
+
+    def status(self, code: int, error_from: int) -> None:
+        """Record the response's status code; from *error_from* on it makes the span an error."""
+        if not self._owned:
+            return
+        self.span.set_attribute("http.response.status_code", code)
+        if code >= error_from:
+            self.span.set_attribute("error.type", str(code))
+            self.span.set_status(StatusCode.ERROR)
+
+    def break_off(self) -> None:
+        """End the span, once, as that of a response that did not go out whole; do nothing where it has ended."""
+        if self.is_open:
+            self.span.set_attribute("meshmw.response.incomplete", True)
+        self.end()
+
+    def end(self) -> None:
+        """End the span, once, and let go of the request."""
+        if self.is_over:
+            return
+        self.is_over = True
+        if self._owned:
+            self.span.end()
+        if self.request is not None:
+            self.request.close()
+
+
+class MeasuredHttpOperation(HttpOperation):
+    """Is a request of ours whose duration somebody wants to know, also where its span is not recorded.
+
+    Args:
+        span: Its span.
+        context: What is current while user code runs.
+        method: Its method.
+        request: What is served, or None for what is sent.
+        measurement: Times it.
+    """
+
+    __slots__ = ("_measurement",)
+
+    def __init__(
+        self, span: Span, context: Context, method: str, request: Request | None = None, *, measurement: Measurement
+    ) -> None:
+        super().__init__(span, context, method, request)
+        self._measurement = measurement
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether something can still be added, to the span or to what is measured."""
+        return not self.is_over
+
+    def route(self, route: str) -> None:
+        """Name the span after the route template, which is a label too."""
+        if not self.is_over:
+            self._measurement.labels["http.route"] = route
+        super().route(route)
+
+    def status(self, code: int, error_from: int) -> None:
+        """Record the response's status code."""
+        self._measurement.status(code, error_from)
+        super().status(code, error_from)
+
+    def fail(self, error: BaseException) -> None:
+        """Record what user code or the network raised."""
+        self._measurement.fail(error)
+        super().fail(error)
+
+    def end(self) -> None:
+        """End the span, once, and record how long it took."""
+        if not self.is_over:
+            self._measurement.record(self.context)
+        super().end()
+
+
+# The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
+# would lead back to the context: in a circle that only the garbage collector finds, for every request.
+_REQUEST_KEY: Final = create_key("meshmw-request")
+_LEAKED: Final = "- a span of something else was current here; it is no parent"
+
+# Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
+_IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
+
+
+def begin_nested(request: Request, around: Context) -> HttpOperation | None:
+    """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
+
+    A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
+    not cross. The current span tells of nothing, it may be a leaked one; so the whole request must be the same.
+    """
+    outer = around.get(_REQUEST_KEY)
+    if outer is None or not isinstance(outer, Request) or not outer.is_same(request):
+        return None
+    return HttpOperation(trace.get_current_span(around), around, request.method, owned=False)
+
+
+def begin_server(
+    request: Request,
+    extraction: Extraction,
+    around: Context,
+    *,
+    propagator: MeshPropagator,
+    host_span: Span | None = None,
+    spans: ServerSpans = "auto",
+    beside_host: bool = False,
+    tracer: trace.Tracer | None = None,
+) -> HttpOperation:
+    """Begin to serve a request.
+
+    Args:
+        request: What is asked.
+        extraction: What its headers say.
+        around: What is current.
+        propagator: Read the headers; counts and warns of a current span that belongs to something else.
+        host_span: A span that the host marked as this request's own.
+        spans: `off` makes no span, while the trace goes on; `contrib` leaves it to an instrumentation further in.
+        beside_host: Whether a host has opened a SERVER span for this request in a trace that is not believed.
+        tracer: Makes the span; the global provider's by default.
+    """
+    # Where nothing is current, nobody's span can be.
+    if around and not beside_host:
+        ambient = trace.get_current_span(around)
+        if is_of_this_request(ambient, extraction, around, host_span, propagator):
+            record_refusals(ambient, extraction)
+            context = _serving(request, ambient, of_host(extraction, around))
+            return HttpOperation(ambient, context, request.method, request, owned=False)
+        if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
+            propagator.rejections.record("context", "leaked_span", _LEAKED)
+    parent = extraction.into(around)
+    if spans != "auto":
+        return _without_span(request, parent, extraction, delegated=spans == "contrib")
+    links = None if extraction.rejected is None else [Link(extraction.rejected, _REJECTED)]
+    kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
+    tracer = tracer or own_tracer()
+    remote = extraction.span_context
+    # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
+    is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
+    attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
+    span = tracer.start_span(span_name(request.method), parent, kind, attributes, links)
+    if extraction.refused:
+        _record_refused(span, extraction)
+    context = _serving(request, span, parent)
+    if is_measured(SERVER) and not beside_host:
+        measurement = Measurement(SERVER, attributes)
+        return MeasuredHttpOperation(span, context, request.method, request, measurement=measurement)
+    return HttpOperation(span, context, request.method, request)
+
+
+def _without_span(request: Request, parent: Context, extraction: Extraction, *, delegated: bool) -> HttpOperation:
+    span = trace.get_current_span(parent)
+    context = _serving(request, span, parent)
+    if delegated:
+        # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
+        context = Context({key: value for key, value in context.items() if key != SPAN_KEY})
+    delegate = extraction if delegated else None
+    return HttpOperation(span, context, request.method, request, owned=False, delegated=delegate)
+
+
+def _serving(request: Request, span: Span, around: Context) -> Context:
+    """Return a context in which a request is served in a span, and which says both."""
+    return Context({**around, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
+
+
+def begin_client(
+    method: str, build: Callable[[], dict[str, AttributeValue]], tracer: trace.Tracer | None = None
+) -> HttpOperation:
+    """Begin an outbound request as a child of what is current.
+
+    Args:
+        method: Its method.
+        build: Returns its attributes. It is called at most once: now where the parent is recorded, and else when
+            somebody first looks at them.
+        tracer: Makes the span; the global provider's by default.
+    """
+    around = otel_context.get_current()
+    tracer = tracer or own_tracer()
+    parent = around.get(SPAN_KEY)
+    is_likely = isinstance(parent, Span) and parent.is_recording() and type(tracer) not in _IDLE
+    attributes = build() if is_likely else LazyAttributes(build)
+    span = tracer.start_span(span_name(method), around, SpanKind.CLIENT, attributes)
+    context = Context({**around, SPAN_KEY: span})
+    if is_measured(CLIENT):
+        return MeasuredHttpOperation(span, context, method, measurement=Measurement(CLIENT, attributes))
+    return HttpOperation(span, context, method)

@@ -1,0 +1,211 @@
+"""HTTP semantic conventions, stable version 1.23 and later: what a span says of a request."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import time
+from functools import lru_cache
+from typing import Final
+
+from opentelemetry import metrics
+from opentelemetry.context import Context
+from opentelemetry.metrics import Histogram
+
+from meshmw._lifecycle.conventions import DEFAULT_PORTS, Attributes, AttributeValue, address_attributes, error_type
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+
+# Few kinds of clients call a service; what a stranger makes up must not fill the memory.
+_CACHED_CLIENTS: Final = 256
+_CACHED_CHARACTERS: Final = 512
+
+# "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query
+_SECRET_IN_QUERY: Final = re.compile(
+    r"((?:^|&)(?:AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)"
+    r"[^&]*"
+)
+
+
+def method_attributes(method: str) -> dict[str, AttributeValue]:
+    """Return `http.request.method`, which is `_OTHER` with the original beside it for an unknown method."""
+    if method in METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": method[:64]}
+
+
+def span_name(method: str, route: str | None = None) -> str:
+    """Return `{method} {route}`, or the method alone; an unknown method is named `HTTP`."""
+    verb = method if method in METHODS else "HTTP"
+    return f"{verb} {route}" if route else verb
+
+
+def redact_query(query: str) -> str:
+    """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`."""
+    # To replace nothing costs more than to look.
+    return _SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query
+
+
+def server_attributes(
+    *,
+    method: str,
+    scheme: str,
+    path: str,
+    query: str,
+    authority: str | None,
+    protocol_version: str | None,
+    client: str | None,
+    client_port: int | None,
+    user_agent: str | None,
+) -> dict[str, AttributeValue]:
+    """Return the attributes of an HTTP server span that are known when the request arrives."""
+    # As one text, which takes less time than to add up five lengths.
+    size = len(f"{method}{scheme}{authority}{protocol_version}{user_agent}")
+    repeated = _repeated if size <= _CACHED_CHARACTERS else _of_a_client
+    found = repeated(method, scheme, authority, protocol_version, user_agent).copy()
+    found["url.path"] = path
+    if query:
+        found["url.query"] = redact_query(query)
+    if client:
+        found["client.address"] = client
+        if client_port:
+            found["network.peer.address"] = client
+            found["network.peer.port"] = client_port
+    return found
+
+
+def _of_a_client(
+    method: str, scheme: str, authority: str | None, protocol_version: str | None, user_agent: str | None
+) -> dict[str, AttributeValue]:
+    """Return what one request of a client has in common with the next; it is shared, and not to be changed."""
+    found = method_attributes(method)
+    found["url.scheme"] = scheme
+    found |= address_attributes("server", authority, scheme)
+    if protocol_version:
+        found["network.protocol.version"] = protocol_version
+    if user_agent:
+        found["user_agent.original"] = user_agent
+    return found
+
+
+_repeated: Final = lru_cache(maxsize=_CACHED_CLIENTS)(_of_a_client)
+
+
+def client_attributes(*, method: str, scheme: str, host: str, port: int | None, url: str) -> dict[str, AttributeValue]:
+    """Return the attributes of an HTTP client span that are known when the request leaves."""
+    found = method_attributes(method)
+    found["server.address"] = host
+    number = port or DEFAULT_PORTS.get(scheme)
+    if number:
+        found["server.port"] = number
+    base, question_mark, query = url.partition("?")
+    found["url.full"] = base + question_mark + redact_query(query)
+    return found
+
+
+def protocol_version(version: str) -> str:
+    """Return `1.1`, `2` or `3` for what servers and clients call `HTTP/1.1`, `HTTP/2`, `2.0`, `h2`."""
+    # What nearly every server says.
+    if version == "HTTP/1.1":
+        return "1.1"
+    number = version.rpartition("/")[2].removeprefix("h")
+    return number.removesuffix(".0") if number in {"2.0", "3.0"} else number
+
+
+# How long HTTP requests take, served and sent: OpenTelemetry's stable histograms.
+#
+# No label takes what a stranger chooses: methods, schemes and versions are the known ones, a path is a route, and the
+# hosts that are called are counted.
+
+
+# "this metric SHOULD be specified with ExplicitBucketBoundaries of"              HTTP metrics
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
+_VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
+_MOST_HOSTS: Final = 100
+
+log = logging.getLogger("meshmw")
+
+_METER: Final = metrics.get_meter("meshmw")
+SERVER: Final = _METER.create_histogram(
+    "http.server.request.duration",
+    unit="s",
+    description="Duration of HTTP server requests.",
+    explicit_bucket_boundaries_advisory=_BUCKETS,
+)
+CLIENT: Final = _METER.create_histogram(
+    "http.client.request.duration",
+    unit="s",
+    description="Duration of HTTP client requests.",
+    explicit_bucket_boundaries_advisory=_BUCKETS,
+)
+_hosts: Final[set[str]] = set()
+
+
+def is_measured(histogram: Histogram) -> bool:
+    """Say whether the process has a meter provider, so that measuring is worth its while."""
+    # An instrument that was made before there is a provider stands for one that comes later.
+    return getattr(histogram, "_real_instrument", histogram) is not None
+
+
+@functools.cache
+def _say_once() -> None:
+    log.warning("the meter provider raised; requests are unaffected, and durations are missing", exc_info=True)
+
+
+class Measurement:
+    """Times one request, from when it is made.
+
+    Args:
+        histogram: Where the duration goes.
+        attributes: What is known of the request as it begins; of these, what may be a label becomes one.
+    """
+
+    __slots__ = ("_began", "_histogram", "labels")
+
+    def __init__(self, histogram: Histogram, attributes: Attributes) -> None:
+        self._began = time.perf_counter()
+        self._histogram = histogram
+        self.labels: dict[str, AttributeValue] = _labels(attributes, is_client=histogram is CLIENT)
+
+    def fail(self, error: BaseException) -> None:
+        """Note an error; cancellation is none."""
+        if isinstance(error, Exception):
+            self.labels["error.type"] = error_type(error)
+
+    def status(self, code: int, error_from: int) -> None:
+        """Note the status code, which is an error from *error_from* on."""
+        self.labels["http.response.status_code"] = code
+        if code >= error_from:
+            self.labels["error.type"] = str(code)
+
+    def record(self, context: Context) -> None:
+        """Record the time since it was made, as an exemplar of the span in a context."""
+        try:
+            self._histogram.record(time.perf_counter() - self._began, self.labels, context)
+        except Exception:
+            # Somebody else's provider, view or exemplar filter, in the request's own thread.
+            _say_once()
+
+
+def _labels(attributes: Attributes, *, is_client: bool) -> dict[str, AttributeValue]:
+    labels: dict[str, AttributeValue] = {"http.request.method": attributes["http.request.method"]}
+    if (scheme := attributes.get("url.scheme")) in _SCHEMES and scheme is not None:
+        labels["url.scheme"] = scheme
+    if (version := attributes.get("network.protocol.version")) in _VERSIONS and version is not None:
+        labels["network.protocol.version"] = version
+    if is_client:
+        labels |= _host(attributes)
+    return labels
+
+
+def _host(attributes: Attributes) -> dict[str, AttributeValue]:
+    """Return the host that is called, which the conventions ask for; those beyond the first hundred are one."""
+    address, port = str(attributes.get("server.address", "")), attributes.get("server.port")
+    host = f"{address}:{port}"
+    if host not in _hosts:
+        if len(_hosts) >= _MOST_HOSTS:
+            return {"server.address": "_OTHER"}
+        _hosts.add(host)
+    return {"server.address": address} | ({} if port is None else {"server.port": port})

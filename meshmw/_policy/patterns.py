@@ -1,0 +1,155 @@
+"""Path patterns, for requests that are left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import translate
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, TypeAlias, TypeVar
+
+
+class PathPatterns:
+    """Matches request paths: `/health` is that path and all below it; a pattern with `*` or `?` is a glob.
+
+    Args:
+        patterns: Such as `/health`, `/metrics`, `/api/*/status`.
+
+    Raises:
+        ValueError: A pattern begins neither with `/` nor with `*`, and would never match.
+
+    Attributes:
+        are_none: Whether there is no pattern at all, so that nobody need ask for each path.
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        for pattern in patterns:
+            if not pattern.startswith(("/", "*")):
+                raise ValueError(f"{pattern!r} is no pattern of paths: they begin with /")
+        self._regex = re.compile("|".join(_expression(each) for each in patterns)) if patterns else None
+        self.are_none = not patterns
+
+    def match(self, path: str) -> bool:
+        """Say whether a path is meant by one of the patterns."""
+        return self._regex is not None and self._regex.match(path) is not None
+
+
+def _expression(pattern: str) -> str:
+    if any(character in pattern for character in "*?["):
+        return translate(pattern)
+    return rf"{re.escape(pattern.rstrip('/'))}(?:/.*)?\Z"
+
+
+# Which baggage keys may cross a boundary.
+
+
+# A key is a token (RFC 9110, section 5.6.2), which may hold a `*`; to that comes `?`.
+_PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]+")
+
+Value = TypeVar("Value")
+
+
+class BaggageKeys:
+    """Says which keys are let through: those that a pattern of *allow* means, less those that one of *deny* means.
+
+    In a pattern `*` is any text and `?` is one character. Case matters, as it does in baggage.
+
+    Args:
+        allow: Patterns of keys that pass; none let every key pass.
+        deny: Patterns of keys that do not pass, whatever *allow* says.
+
+    Raises:
+        ValueError: A pattern holds a character that no key can hold; it is named.
+
+    Attributes:
+        are_all: Whether every key passes, so that nobody need ask for each.
+    """
+
+    def __init__(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
+        self._allow = _compiled(allow)
+        self._deny = _compiled(deny)
+        self.are_all = self._allow is None and self._deny is None
+
+    def permits(self, key: str) -> bool:
+        """Say whether a key passes."""
+        if self._deny is not None and self._deny.match(key):
+            return False
+        return self._allow is None or self._allow.match(key) is not None
+
+    def permitted(self, members: dict[str, Value]) -> dict[str, Value]:
+        """Return the members whose keys pass, in their order."""
+        return members if self.are_all else {key: value for key, value in members.items() if self.permits(key)}
+
+
+def _compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    for pattern in patterns:
+        if not _PATTERN.fullmatch(pattern):
+            raise ValueError(f"{pattern!r} is no pattern of baggage keys")
+    return re.compile("|".join(translate(pattern) for pattern in patterns)) if patterns else None
+
+
+# IP addresses and networks as hosts, peers and settings spell them.
+
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+
+# `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`, in brackets and with the name of an interface.
+_MAX_CHARACTERS = 80
+
+
+def parse_address(text: str) -> Address | None:
+    """Return the address that a text spells, or None; brackets and an IPv6 zone are allowed, a port is not.
+
+    An IPv4-mapped IPv6 address is returned as the IPv4 address that it stands for.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        return None
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    try:
+        # Without its zone: Python's addresses of one network but of different zones are not equal.
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv4Address):
+        return None if "%" in text else address
+    return address.ipv4_mapped or address
+
+
+def parse_network(text: str) -> Network:
+    """Return the network that a text spells: a CIDR, or one address.
+
+    Raises:
+        ValueError: It is neither; or it has a zone, or bits beyond the prefix, which is most often a slip.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    if "%" in text:
+        raise ValueError(f"no address and no network: {text!r} has a zone, which is this host's own")
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"no address and no network: {error}") from None
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+class Networks:
+    """Is a set of IPv4 and IPv6 networks.
+
+    Args:
+        cidrs: Such as `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
+
+    Raises:
+        ValueError: One of them is no network; it is named.
+    """
+
+    def __init__(self, cidrs: Sequence[str] = ()) -> None:
+        self._networks = tuple(parse_network(cidr) for cidr in cidrs)
+
+    def __contains__(self, address: Address) -> bool:
+        return any(address in network for network in self._networks)

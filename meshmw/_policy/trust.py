@@ -1,0 +1,189 @@
+"""How far an inbound request's trace and baggage are believed.
+
+Decides, and nothing more: what `continue`, `restart` and `ignore` do is the business of the boundary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from meshmw._notices import Rejections
+from meshmw._policy.patterns import Networks, parse_address
+
+# One inbound request as a trust decision sees it, built of what is there and read only when asked.
+
+
+# Envoy quotes a whole certificate chain where it is told to, which takes some thousand characters.
+_MAX_CHARACTERS: Final = 16_384
+# XFCC = element *( "," element ); element = pair *( ";" pair ); a value with `,` `;` or `=` is quoted, `"` is `\"`
+_PAIR: Final = re.compile(r'[ \t]*+([A-Za-z]++)=("(?:[^"\\]|\\.)*+"|[^",;]*+)[ \t]*+([,;]|\Z)', re.DOTALL)
+# SPIFFE-ID, section 2: no empty segment, and neither `.` nor `..`; 2,048 bytes at most
+_SPIFFE_ID: Final = re.compile(r"(?=.{10,2048}\Z)spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestView:
+    """Shows one inbound request to whoever decides how far it is trusted. Nothing in it has been verified.
+
+    Attributes:
+        method: Such as `GET`; a WebSocket's handshake is one.
+        path: The path, decoded, without the query.
+        peer: The client's address as the server reports it, or None where it has none, as on a Unix socket. Behind a
+            sidecar it is the sidecar's own, unless the server takes the caller's from `x-forwarded-for`.
+    """
+
+    method: str
+    path: str
+    peer: str | None
+    _lookup: Callable[[str], str | None]
+
+    @classmethod
+    def from_asgi(cls, scope: Mapping[str, Any]) -> RequestView:
+        """Return a view of an HTTP or WebSocket scope."""
+        client = scope.get("client")
+        headers = scope["headers"]
+
+        def lookup(name: str) -> str | None:
+            wanted = name.encode("latin-1", "replace")
+            lines = [value.decode("latin-1") for found, value in headers if found == wanted]
+            return ",".join(lines) if lines else None
+
+        return cls(scope.get("method", "GET"), scope["path"], client[0] if client else None, lookup)
+
+    @classmethod
+    def from_wsgi(cls, environ: Mapping[str, Any]) -> RequestView:
+        """Return a view of a WSGI environ."""
+
+        def lookup(name: str) -> str | None:
+            key = name.upper().replace("-", "_")
+            # CGI spells these two without the prefix.
+            value = environ.get(key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}")
+            return None if value is None else str(value)
+
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        # PEP 3333 hands out the path's bytes as latin-1.
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+        return cls(environ.get("REQUEST_METHOD", "GET"), path, environ.get("REMOTE_ADDR") or None, lookup)
+
+    def header(self, name: str) -> str | None:
+        """Return a header's text, several lines joined with commas, or None; the case of the name does not matter."""
+        return self._lookup(name.lower())
+
+    @property
+    def spiffe_id(self) -> str | None:
+        """Return the SPIFFE ID of the nearest client that `x-forwarded-client-cert` names, or None.
+
+        That is the last element of the header. It proves something only where the sidecar sets or sanitizes the header
+        and the process is reachable through the sidecar alone.
+        """
+        header = self.header("x-forwarded-client-cert")
+        return None if header is None else spiffe_id(header)
+
+
+def spiffe_id(xfcc: str) -> str | None:
+    """Return the SPIFFE ID in the last element of an `x-forwarded-client-cert` header.
+
+    It is None where there is no well-formed one, or more than one, or where the header is malformed or longer than
+    16,384 characters.
+    """
+    if len(xfcc) > _MAX_CHARACTERS:
+        return None
+    found: list[str] = []
+    position, separator = 0, ","
+    while separator:
+        match = _PAIR.match(xfcc, position)
+        if match is None:
+            return None
+        key, value, next_separator = match.groups()
+        if separator == ",":
+            found = []
+        if key.lower() == "uri":
+            found.append(_unquoted(value))
+        position, separator = match.end(), next_separator
+    return _only_spiffe_id(found)
+
+
+def _only_spiffe_id(uris: list[str]) -> str | None:
+    ids = [uri for uri in uris if uri[:9].lower() == "spiffe://"]
+    return ids[0] if len(ids) == 1 and _SPIFFE_ID.fullmatch(ids[0]) else None
+
+
+def _unquoted(value: str) -> str:
+    return re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL) if value.startswith('"') else value
+
+
+Trust: TypeAlias = Literal["continue", "restart", "ignore"]
+TrustCallable: TypeAlias = Callable[[RequestView], Trust]
+
+_WORDS: Final[dict[str, Trust]] = {word: word for word in get_args(Trust)}
+
+
+class TrustPolicy:
+    """Decides between `continue`, `restart` and `ignore` for each request.
+
+    Without *trusted_peers*, *trust* decides. With them, a request whose peer is inside one of them is continued, and of
+    any other a callable decides, or else `ignore` stays `ignore` and everything else is `restart`. A peer without an
+    address, as on a Unix socket, is outside. A callable that raises or answers with anything else stands for `restart`.
+
+    Args:
+        trust: One of the three words, or a callable that gets a `RequestView` and returns one; it must not block.
+        trusted_peers: Networks in CIDR notation, IPv4 and IPv6.
+        rejections: Counts what a callable did wrong, and warns of it once per window.
+
+    Raises:
+        ValueError: The word is none of the three, the callable is a coroutine function, or a network is none.
+
+    Attributes:
+        static: The one decision for all requests, or None where each must be looked at.
+    """
+
+    def __init__(
+        self,
+        trust: Trust | TrustCallable = "continue",
+        trusted_peers: Sequence[str] = (),
+        rejections: Rejections | None = None,
+    ) -> None:
+        self._callable = None if isinstance(trust, str) else _checked(trust)
+        word = _word(trust) if isinstance(trust, str) else "restart"
+        self._peers = Networks(trusted_peers) if trusted_peers else None
+        self._otherwise: Trust = "restart" if self._peers is not None and word == "continue" else word
+        self._rejections = Rejections() if rejections is None else rejections
+        self.static: Trust | None = word if self._peers is None and self._callable is None else None
+
+    def decide(self, request: RequestView) -> Trust:
+        """Return the decision for one request. Never raises."""
+        if self._peers is not None and request.peer:
+            address = parse_address(request.peer)
+            if address is not None and address in self._peers:
+                return "continue"
+        return self._otherwise if self._callable is None else self._ask(self._callable, request)
+
+    def _ask(self, decide: TrustCallable, request: RequestView) -> Trust:
+        try:
+            answer: object = decide(request)
+        except Exception as error:
+            reason, said = "trust_raised", f"the trust callable raised {type(error).__name__}"
+        else:
+            if isinstance(answer, str) and answer in _WORDS:
+                return _WORDS[answer]
+            reason, said = "trust_answer", f"the trust callable returned none of {', '.join(_WORDS)}"
+        self._rejections.record("context", reason, f"- {said}; the request starts a new trace")
+        return "restart"
+
+
+def _word(trust: str) -> Trust:
+    if trust not in _WORDS:
+        raise ValueError(f"trust is one of {', '.join(_WORDS)} or a callable, not {trust!r}")
+    return _WORDS[trust]
+
+
+def _checked(trust: object) -> TrustCallable:
+    if not callable(trust):
+        raise ValueError(f"trust is one of {', '.join(_WORDS)} or a callable, not {trust!r}")
+    if inspect.iscoroutinefunction(trust) or inspect.iscoroutinefunction(type(trust).__call__):
+        raise ValueError("the trust callable must not be a coroutine function: every request would wait for it")
+    return trust

@@ -1,0 +1,135 @@
+"""What `configure()` decided, for adapters to look up per request, so that construction order does not matter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from opentelemetry import trace
+
+from meshmw._context.carriers import HeaderNames
+from meshmw._policy.patterns import PathPatterns
+from meshmw._policy.trust import TrustPolicy
+from meshmw.errors import SettingsError
+from meshmw.propagator import MeshPropagator
+
+if TYPE_CHECKING:
+    from meshmw.settings import Settings
+
+ServerSpans = Literal["auto", "contrib", "off"]
+MessagingParent = Literal["parent", "link"]
+LOGGER: Final = logging.getLogger("meshmw")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Holds what every adapter of this process shares.
+
+    Attributes:
+        propagator: Reads and writes the trace headers.
+        exclude: Path patterns of requests that get no SERVER span.
+        flush: Exports what is queued, for a server that is about to end the process; None where nothing is to be done.
+        trust: How far callers are believed.
+        trusted_peers: Networks in CIDR notation that `trust` was made with, for a middleware with its own.
+        server_spans: Who makes the SERVER span: this package unless a host has (`auto`), contrib, or nobody (`off`).
+        messaging_parent: Whether processing one message is a child of what sent it, or a new trace that links to that.
+        headers: The header names that servers look for, in each carrier's spelling.
+    """
+
+    propagator: MeshPropagator = field(default_factory=MeshPropagator)
+    exclude: PathPatterns = field(default_factory=PathPatterns)
+    flush: Callable[[], object] | None = None
+    trust: TrustPolicy = field(default_factory=TrustPolicy)
+    trusted_peers: tuple[str, ...] = ()
+    server_spans: ServerSpans = "auto"
+    messaging_parent: MessagingParent = "parent"
+    headers: HeaderNames = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "headers", HeaderNames(self.propagator.passthrough))
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, propagator: MeshPropagator, flush: Callable[[], object] | None = None
+    ) -> Runtime:
+        """Return what the settings say, with a propagator that was made of them."""
+        return cls(
+            propagator=propagator,
+            exclude=PathPatterns(settings.exclude),
+            trust=TrustPolicy(settings.trust, settings.trusted_peers, propagator.rejections),
+            trusted_peers=settings.trusted_peers,
+            server_spans=settings.server_spans,
+            messaging_parent=settings.messaging_parent,
+            flush=flush,
+        )
+
+
+_installed: Runtime | None = None
+_fallback: Runtime | None = None
+
+
+def install(runtime: Runtime) -> None:
+    """Make a runtime the one that adapters use from now on."""
+    global _installed
+    _installed = runtime
+
+
+def installed() -> Runtime | None:
+    """Return what `configure()` installed, or None before it was called."""
+    return _installed
+
+
+def current() -> Runtime:
+    """Return what `configure()` installed, or strict defaults with one warning where nothing was configured."""
+    return _installed or _fallback or _fall_back()
+
+
+def is_global(propagator: MeshPropagator) -> bool:
+    """Say whether hosts' own telemetry reads headers with this propagator."""
+    from opentelemetry import propagate
+
+    found = propagate.get_global_textmap()
+    return propagator in (found, *_parts(found))
+
+
+def flush() -> None:
+    """Do what `configure()` installed for a server that is about to end the process."""
+    if _installed is not None and _installed.flush is not None:
+        _installed.flush()
+
+
+def _fall_back() -> Runtime:
+    """Serve with what is there: a MeshPropagator set by OTEL_PROPAGATORS is a configuration too."""
+    global _fallback
+    # Not at import: this module of OpenTelemetry raises where OTEL_PROPAGATORS names a package that is not installed.
+    from opentelemetry import propagate
+
+    found = propagate.get_global_textmap()
+    ours = next((each for each in (found, *_parts(found)) if isinstance(each, MeshPropagator)), None)
+    if ours is None:
+        LOGGER.warning(
+            "meshmw serves before it was configured (global propagator: %s, tracer provider: %s). "
+            "Add as the first line of the program:  import meshmw.auto",
+            type(found).__name__,
+            type(trace.get_tracer_provider()).__name__,
+        )
+    _fallback = Runtime() if ours is None else _of_environment(ours)
+    return _fallback
+
+
+def _of_environment(propagator: MeshPropagator) -> Runtime:
+    from meshmw.settings import Settings  # pydantic, which a service that was configured by hand does without
+
+    try:
+        return Runtime.from_settings(Settings(), propagator)
+    except SettingsError:
+        # Somebody made the propagator by hand, beside settings that cannot be used: no request fails for those.
+        return Runtime(propagator=propagator)
+
+
+def _parts(propagator: object) -> Iterable[object]:
+    """Return what a composite is made of; OpenTelemetry wraps the propagators of OTEL_PROPAGATORS in one."""
+    parts = getattr(propagator, "_propagators", ())
+    return parts if isinstance(parts, Iterable) else ()

@@ -1,0 +1,219 @@
+"""`configure()`: the one place that sets OpenTelemetry's globals."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import threading
+from typing import Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from meshmw._notices import escaped
+from meshmw._runtime import Runtime, install
+from meshmw._telemetry.export import shown_endpoint
+from meshmw._telemetry.handle import Telemetry, flush_at_process_end
+from meshmw._telemetry.provider import baggage_attributes, build_provider, is_asked_for, meter_provider_of
+from meshmw.asgi import require_contrib
+from meshmw.errors import SettingsError
+from meshmw.propagator import MeshPropagator
+from meshmw.settings import Settings, as_text, first_of, hidden
+
+# A tracer provider that somebody else made: what can be added to it, and what settings have no effect on it.
+
+
+log = logging.getLogger("meshmw")
+
+# What a provider has settled once it is there.
+_SETTLED: Final = (
+    "service_name",
+    "service_version",
+    "kubernetes_labels",
+    "exporter",
+    "endpoint",
+    "sampling_owner",
+    "sampling_ratio",
+    "sampling_rules",
+    "random_flag",
+    "batch_profile",
+    "queue_size",
+    "sdk_disabled",
+)
+_WHY: Final = {
+    "existing": "a tracer provider was there before configure()",
+    "file": "OTEL_CONFIG_FILE makes the tracer provider",
+}
+_REMEDY: Final = {
+    "existing": "call configure() first, or set the same on that provider",
+    "file": "set the same in that file",
+}
+
+
+def join(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
+    """Add to another's provider what can be added, and say in one line which settings have no effect on it.
+
+    Args:
+        settings: The settings.
+        provider: The provider.
+        whose: `existing`, or `file` where OTEL_CONFIG_FILE made it.
+    """
+    lost = [] if _copies_baggage(settings, provider) else ["baggage_attributes"]
+    lost += [name for name in _SETTLED if is_asked_for(settings, name)]
+    if lost:
+        log.warning("%s, so these settings have no effect: %s; %s", _WHY[whose], ", ".join(lost), _REMEDY[whose])
+
+
+def _copies_baggage(settings: Settings, provider: trace.TracerProvider) -> bool:
+    processor = baggage_attributes(settings)
+    add = getattr(provider, "add_span_processor", None)
+    if processor is not None and add is not None:
+        add(processor)
+    return processor is None or add is not None
+
+
+# The configuration file of OTEL_CONFIG_FILE, which OpenTelemetry's own package reads and applies.
+
+
+_VARIABLE = "OTEL_CONFIG_FILE"
+
+
+def apply_config_file() -> bool:
+    """Set the providers that the file declares, and say whether there is such a file to follow.
+
+    A program that `opentelemetry-instrument` started has followed it already.
+
+    Raises:
+        SettingsError: The file cannot be used, or the package that reads it is not installed.
+    """
+    path = first_of(_VARIABLE)
+    if not path or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return False
+    try:
+        from opentelemetry.configuration import configure_sdk, load_config_file
+    except ImportError as error:
+        fault = f"{_VARIABLE} is set and nothing reads it: run  pip install opentelemetry-configuration"
+        raise SettingsError([fault]) from error
+    try:
+        configure_sdk(load_config_file(path))
+    except Exception as error:
+        fault = f"{_VARIABLE} holds '{escaped(path)}', of which OpenTelemetry says {escaped(str(error), 200)}"
+        raise SettingsError([fault]) from error
+    return True
+
+
+_lock = threading.Lock()
+_configured: Telemetry | None = None
+
+
+def configure(settings: Settings | None = None) -> Telemetry:
+    """Set the global propagator and, unless there is one already, a tracer provider that exports; call it first.
+
+    A second call changes nothing and returns the same handle, with a warning where it brings other settings.
+
+    Args:
+        settings: The settings, or None to read them from the environment.
+
+    Returns:
+        The handle with which to flush and to shut down. The end of the process does both by itself.
+
+    Raises:
+        SettingsError: Some settings cannot be used. Nothing has been set then.
+        MissingExtraError: The exporter is not installed. Nothing has been set then.
+    """
+    global _configured
+    with _lock:
+        if _configured is None:
+            _configured = _configure(Settings() if settings is None else settings)
+        elif _configured.ended:
+            log.warning("meshmw was shut down; OpenTelemetry sets a provider once in a process, so nothing is recorded")
+        elif settings is not None and settings != _configured.settings:
+            log.warning("meshmw is configured already; the settings of the first call stay in force")
+        return _configured
+
+
+def _configure(settings: Settings) -> Telemetry:
+    _import_propagate()
+    from opentelemetry import propagate
+
+    propagator = MeshPropagator.from_settings(settings)
+    if settings.server_spans == "contrib":
+        require_contrib()
+    runtime = Runtime.from_settings(settings, propagator)
+    telemetry = _telemetry(settings, propagator)
+    propagate.set_global_textmap(propagator)
+    install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))
+    atexit.register(telemetry.shutdown)
+    if telemetry.exports:
+        flush_at_process_end(telemetry.flush_before_end)
+    return telemetry
+
+
+def _import_propagate() -> None:
+    """Import OpenTelemetry's propagation module, which refuses formats whose own packages are not installed.
+
+    OTEL_PROPAGATORS=b3 needs no such package here, and an unknown name is to be ignored with a warning.
+    """
+    try:
+        import opentelemetry.propagate
+    except Exception:
+        with hidden("OTEL_PROPAGATORS"):
+            import opentelemetry.propagate  # noqa: F401
+
+
+def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
+    found = trace.get_tracer_provider()
+    whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
+    meter_provider = None
+    if not settings.sdk_disabled:
+        whose = "file" if apply_config_file() else whose
+        meter_provider = meter_provider_of(settings)
+    elif whose == "own":
+        whose = "disabled"
+    processor = None
+    if whose == "own":
+        provider, processor = _provider(settings, meter_provider)
+        trace.set_tracer_provider(provider)
+    elif whose != "disabled":
+        join(settings, trace.get_tracer_provider(), whose)
+    if meter_provider is not None:
+        metrics.set_meter_provider(meter_provider)
+    found = trace.get_tracer_provider()
+    _say_ready(settings, found, whose)
+    # What a scrape shows can be scraped to the end.
+    ours = meter_provider if settings.metrics == "otlp" else None
+    return Telemetry(settings, propagator, found, owned=whose == "own", processor=processor, meter_provider=ours)
+
+
+def _provider(settings: Settings, meter_provider: MeterProvider | None) -> tuple[TracerProvider, SpanProcessor | None]:
+    try:
+        return build_provider(settings)
+    except Exception:
+        if meter_provider is not None:
+            meter_provider.shutdown()
+        raise
+
+
+def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
+    resource = getattr(provider, "resource", None)
+    service = resource.attributes.get("service.name") if resource else settings.service_name
+    own = whose == "own"
+    log.info(
+        "meshmw ready: propagator=MeshPropagator formats=%s service=%s exporter=%s endpoint=%s provider=%s",
+        as_text(settings.propagators) or "none",
+        escaped(str(service or "unknown_service"), 255),
+        settings.exporter if own else "-",
+        (own and shown_endpoint(settings)) or "-",
+        whose,
+    )
+
+
+def propagator_from_environment() -> MeshPropagator:
+    """Return the propagator that the environment asks for; OTEL_PROPAGATORS=meshmw calls this.
+
+    Raises:
+        SettingsError: Some settings cannot be used.
+    """
+    return MeshPropagator.from_settings(Settings())

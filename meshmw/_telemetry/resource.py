@@ -1,0 +1,170 @@
+"""The resource: which service the spans come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource, ResourceDetector
+from opentelemetry.util.types import AttributeValue
+
+from meshmw._telemetry.container import Container, PodInfo, read_container, read_podinfo, text_of
+from meshmw.settings import Settings, first_of, is_true, resource_attributes
+
+# What a pod belongs to, and the service's attributes that follow from it.
+
+
+_ANNOTATION: Final = "resource.opentelemetry.io/"
+# The alphabet of generated names has no vowels, and no 0, 1 and 3 (k8s.io/apimachinery/pkg/util/rand).
+_SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
+_OF_DEPLOYMENT: Final = re.compile(rf"(.+)-(?=[0-9]*[a-z])({_SAFE}{{6,10}})-{_SAFE}{{5}}")
+_OF_CRON_JOB: Final = re.compile(r"(.+)-[0-9]{8,10}")
+
+# The order in which a name of what is around the process becomes the service's name.
+_NAMING: Final = ("deployment", "replicaset", "statefulset", "daemonset", "cronjob", "job", "pod", "container")
+
+
+def owners(pod: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the `k8s.*.name` attributes of the workloads that a pod belongs to, as far as its name and labels tell.
+
+    Labels that controllers set are exact. Without them, only the name of a Deployment's pod tells enough.
+    """
+    if template := labels.get("pod-template-hash"):
+        replica_set = pod.rpartition("-")[0]
+        deployment = replica_set.removesuffix(f"-{template}")
+        return _named(replicaset=replica_set, deployment=deployment) if deployment != replica_set else {}
+    job = labels.get("batch.kubernetes.io/job-name") or labels.get("job-name")
+    if job:
+        cron = _OF_CRON_JOB.fullmatch(job)
+        return _named(job=job, cronjob=cron.group(1) if cron else "")
+    if "statefulset.kubernetes.io/pod-name" in labels:
+        return _named(statefulset=pod.rpartition("-")[0])
+    if "controller-revision-hash" in labels:
+        return _named(daemonset=pod.rpartition("-")[0])
+    found = _OF_DEPLOYMENT.fullmatch(pod)
+    return _named(deployment=found.group(1), replicaset=f"{found.group(1)}-{found.group(2)}") if found else {}
+
+
+def _named(**names: str) -> dict[str, str]:
+    return {f"k8s.{kind}.name": name for kind, name in names.items() if name}
+
+
+def service_attributes(
+    kubernetes: Mapping[str, str], labels: Mapping[str, str], annotations: Mapping[str, str]
+) -> dict[str, str]:
+    """Return `service.*`, and whatever else annotations ask for; an annotation wins over all that is derived.
+
+    Args:
+        kubernetes: The `k8s.*` attributes.
+        labels: The labels that may name the service; none where the user did not ask for that.
+        annotations: The pod's annotations, of which those below `resource.opentelemetry.io/` are attributes.
+    """
+    names = (kubernetes.get(f"k8s.{kind}.name", "") for kind in _NAMING)
+    app = "app.kubernetes.io/"
+    instance = [kubernetes.get(f"k8s.{kind}.name", "") for kind in ("namespace", "pod", "container")]
+    found = {
+        "service.name": next(filter(None, (labels.get(f"{app}instance"), labels.get(f"{app}name"), *names)), ""),
+        "service.namespace": instance[0],
+        "service.version": labels.get(f"{app}version", ""),
+        "service.instance.id": ".".join(instance) if all(instance) else "",
+    }
+    asked = {key.removeprefix(_ANNOTATION): text for key, text in annotations.items() if key.startswith(_ANNOTATION)}
+    return {key: text for key, text in (found | asked).items() if key and text}
+
+
+# Where in Kubernetes this process runs, without a call to the API server.
+#
+#  Outside Kubernetes it looks at one variable
+# and for three files, and finds nothing.
+
+
+# Under these names people hand in what the downward API knows; the last ones are those of OpenTelemetry's operator.
+_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "k8s.cluster.name": ("K8S_CLUSTER_NAME",),
+    "k8s.namespace.name": ("K8S_NAMESPACE", "K8S_NAMESPACE_NAME", "K8S_POD_NAMESPACE", "POD_NAMESPACE"),
+    "k8s.node.name": ("K8S_NODE_NAME", "NODE_NAME", "OTEL_RESOURCE_ATTRIBUTES_NODE_NAME"),
+    "k8s.pod.name": ("K8S_POD_NAME", "POD_NAME", "OTEL_RESOURCE_ATTRIBUTES_POD_NAME"),
+    "k8s.pod.uid": ("K8S_POD_UID", "POD_UID", "OTEL_RESOURCE_ATTRIBUTES_POD_UID"),
+    "k8s.pod.ip": ("K8S_POD_IP", "POD_IP"),
+    "k8s.container.name": ("K8S_CONTAINER_NAME",),
+    "k8s.deployment.name": ("K8S_DEPLOYMENT_NAME",),
+}
+_OURS: Final = tuple(names[0] for names in _VARIABLES.values())
+# Any of these is in a container because a kubelet put it there.
+_TOKEN: Final = "var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  # a directory
+_PODINFO: Final = "etc/podinfo"
+_HOSTS: Final = "etc/hosts"
+# The kubelet's first line in a pod that has its own network; with the node's network the hostname is the node's.
+_MANAGED_HOSTS: Final = "# Kubernetes-managed hosts file."
+
+
+class KubernetesResourceDetector(ResourceDetector):
+    """Detects `k8s.*`, `container.id` and `service.*` from the downward API, mounts, cgroups and the hostname.
+
+    Also registered as `meshmw_k8s` for OTEL_EXPERIMENTAL_RESOURCE_DETECTORS. A value that nothing tells is left out.
+
+    Args:
+        raise_on_error: As OpenTelemetry's detectors take it.
+        root: The directory below which `/etc`, `/proc` and `/var` are looked for.
+        labels: Whether the labels `app.kubernetes.io/instance`, `name` and `version` name the service; None leaves it
+            to `MESHMW_KUBERNETES_LABELS`.
+    """
+
+    def __init__(self, raise_on_error: bool = False, *, root: Path = Path("/"), labels: bool | None = None) -> None:
+        super().__init__(raise_on_error)
+        self._root = root
+        self._labels = is_true("MESHMW_KUBERNETES_LABELS") if labels is None else labels
+
+    def detect(self) -> Resource:
+        """Return what is known of this pod; nothing outside Kubernetes."""
+        return Resource(self._detected() if self._in_kubernetes() else {})
+
+    def _in_kubernetes(self) -> bool:
+        if first_of("KUBERNETES_SERVICE_HOST", *_OURS):
+            return True
+        return (self._root / _PODINFO).is_dir() or (self._root / _TOKEN).is_dir() or self._hosts().startswith("# Kube")
+
+    def _hosts(self) -> str:
+        return text_of(self._root / _HOSTS)
+
+    def _detected(self) -> dict[str, str]:
+        values = {name: first_of(*variables) for name, variables in _VARIABLES.items()}
+        # Bytes that are no text would keep the attribute from the collector, and be complained of at every export.
+        told = {name: text.encode("utf-8", "replace").decode() for name, text in values.items() if text}
+        podinfo, container = read_podinfo(self._root / _PODINFO), read_container(self._root)
+        found = {key: text for key, text in self._found(podinfo, container).items() if text} | told
+        found = owners(found.get("k8s.pod.name", ""), podinfo.labels) | found
+        return found | service_attributes(found, podinfo.labels if self._labels else {}, podinfo.annotations)
+
+    def _found(self, podinfo: PodInfo, container: Container) -> dict[str, str]:
+        """Return what files tell; a downward API volume, made for the purpose, before what the kernel lets be seen."""
+        return {
+            "k8s.namespace.name": podinfo.namespace or text_of(self._root / _TOKEN / "namespace").strip(),
+            "k8s.pod.name": podinfo.name or self._hostname(),
+            "k8s.pod.uid": podinfo.uid or container.pod_uid,
+            "k8s.container.name": container.name,
+            "container.id": container.id,
+        }
+
+    def _hostname(self) -> str:
+        """Return the hostname where it is the pod's name: not the node's, and not cut off at 63 characters."""
+        name = text_of(self._root / "proc/sys/kernel/hostname").strip()
+        managed = self._hosts().splitlines()[:1] == [_MANAGED_HOSTS]
+        return name if managed and len(name) < 63 else ""
+
+
+def known_attributes(settings: Settings) -> dict[str, AttributeValue]:
+    """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes."""
+    service = {SERVICE_NAME: settings.service_name, SERVICE_VERSION: settings.service_version}
+    return {
+        **KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes,
+        **resource_attributes(),
+        **{name: value for name, value in service.items() if value is not None},
+    }
+
+
+def build_resource(settings: Settings) -> Resource:
+    """Return what is known of the service, over what the SDK's own detectors find."""
+    return Resource.create(known_attributes(settings))

@@ -1,0 +1,174 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final
+
+import typer
+
+from meshmw._tools.access_log.command import access_log
+from meshmw._tools.doctor.command import doctor
+from meshmw._tools.inspect import inspect
+from meshmw._tools.mesh_config import mesh_config
+from meshmw._tools.output import EXIT_CODES, OK, CannotRunError, answers, line, print_json
+from meshmw._tools.verify.command import verify
+from meshmw._version import __version__
+from meshmw.settings import SettingDoc, Settings, as_text
+
+# `meshmw settings`: every setting, its value here, and where the value comes from.
+
+
+@answers
+def settings(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
+    """Print every setting, its value here, and where the value comes from."""
+    values, origins = Settings(), Settings.origins()
+    if json:
+        print_json([_json(doc, values, origins.get(doc.name)) for doc in Settings.documentation()])
+        return OK
+    entries = "\n\n".join(_entry(doc, values, origins.get(doc.name)) for doc in Settings.documentation())
+    for text in entries.split("\n"):
+        line(text)
+    return OK
+
+
+def _json(doc: SettingDoc, values: Settings, origin: str | None) -> dict[str, object]:
+    return {
+        "variable": doc.variable,
+        "value": as_text(getattr(values, doc.name)),
+        "from": origin,
+        "default": doc.default,
+        "takes": doc.takes,
+        "description": doc.description,
+        "standard": list(doc.standard),
+    }
+
+
+def _entry(doc: SettingDoc, values: Settings, origin: str | None) -> str:
+    value = as_text(getattr(values, doc.name)) or "(none)"
+    return "\n".join(
+        (
+            f"{doc.variable}={value}  ({f'from {origin}' if origin else 'default'})",
+            f"    {doc.description}",
+            f"    Takes {doc.takes}. Default: {doc.default or '(none)'}.",
+            *([f"    Where it is not set: {', '.join(doc.standard)}."] if doc.standard else []),
+        )
+    )
+
+
+# `meshmw demo`: the sample mesh, from a checkout or from an installed wheel.
+
+
+# In the wheel the sample applications lie in the package, in a checkout beside it.
+HOMES: Final = (Path(__file__).parents[1] / "demo", Path(__file__).parents[2])
+
+
+@answers
+def demo(
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep the mesh up until Ctrl-C, and print each new trace.")
+    ] = False,
+    without_meshmw: Annotated[
+        bool, typer.Option("--without-meshmw", help="Run the same services with OpenTelemetry alone.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The edge's port, 0 for any free one.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the request's journey as one JSON document.")] = False,
+) -> int:
+    """Start two services behind real Envoy sidecars and an edge, send one request, and print the trace that comes out.
+
+    Needs the extra `demo`. Ends with 0 where the trace is what it should be.
+    """
+    if json and serve:
+        raise CannotRunError("--json prints one request; --serve goes on")
+    flags = {"--serve": serve, "--without-meshmw": without_meshmw, "--json": json}
+    arguments = [*(flag for flag, is_given in flags.items() if is_given), f"--port={port}"]
+    if report is not None:
+        # It runs in another folder.
+        arguments.append(f"--report={report.absolute()}")
+    return _run(arguments, find_home(HOMES))
+
+
+def find_home(homes: tuple[Path, ...]) -> Path:
+    """Return the folder that holds the sample applications.
+
+    Raises:
+        CannotRunError: They are in none of them.
+    """
+    found = next((home for home in homes if (home / "sample_apps" / "__main__.py").exists()), None)
+    if found is None:
+        raise CannotRunError(f"the sample applications are not where they should be: {homes[0] / 'sample_apps'}")
+    return found
+
+
+def _run(arguments: list[str], home: Path) -> int:
+    from meshmw.testing import dies_with_parent
+
+    command = dies_with_parent([sys.executable, "-m", "sample_apps", *arguments])
+    # A session of its own, so that Ctrl-C comes through here alone, and comes once.
+    process = subprocess.Popen(command, cwd=home, start_new_session=True)  # noqa: S603
+    with _passed_on_to(process):
+        return process.wait()
+
+
+@contextlib.contextmanager
+def _passed_on_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let what would stop this process stop that one, which stops what it has started and then ends."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+app = typer.Typer(
+    name="meshmw",
+    help="Keeps one trace one trace through sidecar proxies: shows where it breaks, and why.",
+    epilog=f"{EXIT_CODES} Every command takes --json. NO_COLOR is honoured.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (inspect, doctor, access_log, verify, mesh_config, demo, settings):
+    app.command(epilog=EXIT_CODES, no_args_is_help=_command in (inspect, verify))(_command)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"meshmw {__version__}")
+        raise typer.Exit
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
+    if sys.stdout is None:  # closed, as `>&-` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal may lack a character that a log holds.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(arguments, prog_name="meshmw")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0  # pragma: no cover - Typer always ends by SystemExit

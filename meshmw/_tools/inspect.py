@@ -1,0 +1,307 @@
+"""`meshmw inspect`: what trace headers say, or why they say nothing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from meshmw._tools.escaping import one_column_each, shown
+from meshmw._tools.output import FOUND, MISUSE, OK, answers, err, out, print_json, table
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import REASONS, B3Context, TraceParent, TraceState, parse_baggage, parse_member
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
+from meshmw.wire.headers import OWS
+
+# What one trace header says, as values: its fields, its faults, what meshmw does with it.
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Is one part of a header: its name, its text, and what that means."""
+
+    name: str
+    value: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Says why a header, or a part of it, is refused.
+
+    Attributes:
+        reason: The reason code, as in `meshmw.wire.REASONS`.
+        meaning: The same in words.
+        position: The offset in the header's text, in characters; None where no one place is at fault.
+        column: The same in `Inspection.shown`.
+    """
+
+    reason: str
+    meaning: str
+    position: int | None = None
+    column: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Is what one header says.
+
+    Attributes:
+        header: Its name in lower case.
+        text: What was given.
+        shown: The same in printable ASCII, one column per character.
+        fields: What could be read of it.
+        faults: Why it, or a part of it, is refused; empty for a valid header.
+        consequence: What meshmw does with it.
+    """
+
+    header: str
+    text: str
+    shown: str
+    fields: tuple[Field, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    consequence: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Says whether nothing is wrong with it."""
+        return not self.faults
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the inspection as plain JSON values."""
+        return {
+            "header": self.header,
+            "text": self.text,
+            "valid": self.valid,
+            "fields": [{"name": each.name, "value": each.value, "meaning": each.meaning} for each in self.fields],
+            "faults": [
+                {"reason": each.reason, "meaning": each.meaning, "position": each.position} for each in self.faults
+            ],
+            "consequence": self.consequence,
+        }
+
+
+# What a trace header says, field by field, or why it says nothing, with the place of the fault.
+
+
+_NAME: Final = re.compile(r"(traceparent|tracestate|baggage|b3|x-b3-[a-z]+)[ \t]*:", re.IGNORECASE)
+_LIKE_TRACEPARENT: Final = re.compile(r"[0-9a-zA-Z]{2}-[0-9a-zA-Z]{20,}-")
+_LIKE_B3: Final = re.compile(r"[0-9a-zA-Z]{16,32}-[0-9a-zA-Z]{16}(-.*)?|[01d]")
+_MULTI: Final = {
+    "x-b3-traceid": "trace_id",
+    "x-b3-spanid": "span_id",
+    "x-b3-sampled": "sampled",
+    "x-b3-flags": "flags",
+}
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """Split `name: value` where the name is a trace header's; the name is None where the text is a value alone."""
+    match = _NAME.match(text.lstrip(OWS))
+    return (None, text) if match is None else (match[1].lower(), text.lstrip(OWS)[match.end() :].strip(OWS))
+
+
+def inspect_headers(text: str, header: str | None = None) -> Inspection:
+    """Say what a header means, or why it means nothing.
+
+    Args:
+        text: `name: value`, or a value alone, of which the name is guessed.
+        header: The name, where it is known.
+    """
+    name, value = (header.lower(), text) if header else split_name(text)
+    name = name or _guess(value)
+    return _READERS[name if name in _READERS else "x-b3-"](name, value)
+
+
+def _guess(value: str) -> str:
+    value = value.strip(OWS)
+    if _LIKE_TRACEPARENT.match(value) or not value:
+        return "traceparent"
+    if _LIKE_B3.fullmatch(value):
+        return "b3"
+    if "=" not in value:
+        return "traceparent"
+    try:
+        TraceState.parse(value)
+    except InvalidHeaderError:
+        return "baggage"
+    # Both grammars take `a=1`; what tracing systems write is more like a state.
+    return "baggage" if ";" in value or "%" in value else "tracestate"
+
+
+def _traceparent(header: str, text: str) -> Inspection:
+    try:
+        parent = TraceParent.parse(text)
+    except InvalidHeaderError as error:
+        return _refused(header, text, error, "is removed, with its tracestate, and the request starts a new trace")
+    sampled = "sampled: the caller may have recorded its span" if parent.sampled else "not sampled"
+    random = "; the trace-id is random (Level 2)" if parent.random else ""
+    raw = text.strip(OWS)
+    fields = (
+        Field("version", raw[:2]),
+        Field("trace-id", f"{parent.trace_id:032x}", "the trace"),
+        Field("parent-id", f"{parent.parent_id:016x}", "the caller's span"),
+        Field("trace-flags", raw[53:], sampled + random),
+    )
+    return _read(header, text, fields, "is continued: the server span becomes a child of the caller's")
+
+
+def _tracestate(header: str, text: str) -> Inspection:
+    try:
+        state = TraceState.parse(text)
+    except InvalidHeaderError as error:
+        return _refused(header, text, error, "is dropped whole; the traceparent beside it stays")
+    fields = tuple(Field(key, value, _vendor(key)) for key, value in state.members)
+    return _read(header, text, fields, "is passed on as it is, beside a valid traceparent only")
+
+
+def _vendor(key: str) -> str:
+    tenant, at, system = key.rpartition("@")
+    return f"of {system}, tenant {tenant}" if at else ""
+
+
+def _baggage(header: str, text: str) -> Inspection:
+    display, columns = one_column_each(text)
+    fields, faults, offset = [], [], 0
+    for part in text.split(","):
+        lead = offset + len(part) - len(part.lstrip(OWS))
+        offset += len(part) + 1
+        if not part.strip(OWS):
+            continue
+        try:
+            key, value = parse_member(part)
+        except InvalidHeaderError as error:
+            at = lead + (error.position or 0)
+            faults.append(Fault(error.reason, REASONS["baggage"][error.reason], at, columns[at]))
+        else:
+            fields.append(Field(key, shown(value, None), f"properties {value.properties}" if value.properties else ""))
+    _, dropped = parse_baggage(text)
+    excess = [reason for reason in dropped if reason in ("too_many_members", "too_many_bytes")]
+    faults += [Fault(reason, f"{REASONS['baggage'][reason]} ({MAX_MEMBERS}, {MAX_BYTES})") for reason in excess]
+    consequence = "loses those members; the others stay" if faults else "is passed on, byte for byte"
+    return Inspection(header, text, display, tuple(fields), tuple(faults), consequence)
+
+
+def _b3(header: str, text: str) -> Inspection:
+    try:
+        context = B3Context.parse(text)
+    except InvalidHeaderError as error:
+        return _refused(header, text, error, "is refused; a valid traceparent or x-b3-* beside it still counts")
+    return _read(header, text, _b3_fields(context), "counts where b3 or b3multi is among the formats")
+
+
+def _b3_fields(context: B3Context) -> tuple[Field, ...]:
+    state = "debug" if context.debug else {None: "deferred", True: "sampled", False: "not sampled"}[context.sampled]
+    ids = []
+    if context.trace_id is not None and context.span_id is not None:
+        bits = "64 bits, or 128 with zeros" if context.trace_id < 1 << 64 else "128 bits"
+        ids = [Field("trace-id", f"{context.trace_id:032x}", bits), Field("span-id", f"{context.span_id:016x}")]
+    return (*ids, Field("sampling", state, "the callee decides" if state == "deferred" else ""))
+
+
+def _b3_multi(header: str, text: str) -> Inspection:
+    """Read one of the `x-b3-*` headers, with the others thought of as good."""
+    others: dict[str, str | None] = {"trace_id": "1" * 32, "span_id": "1" * 16, "sampled": None, "flags": None}
+    if header not in _MULTI:
+        return _read(header, text, (), "is not read: the parent's parent says nothing to anyone")
+    try:
+        B3Context.parse_multi(**{**others, _MULTI[header]: text})
+    except InvalidHeaderError as error:
+        return _refused(header, text, error, "makes all x-b3-* headers of its request refused")
+    return _read(header, text, (Field(header.removeprefix("x-b3-"), text),), "is read with the other x-b3-* headers")
+
+
+def _read(header: str, text: str, fields: tuple[Field, ...], consequence: str) -> Inspection:
+    return Inspection(header, text, one_column_each(text)[0], fields, (), consequence)
+
+
+def _refused(header: str, text: str, error: InvalidHeaderError, consequence: str) -> Inspection:
+    display, columns = one_column_each(text)
+    # A list's faults are counted from the start of its text, those of the other formats from where the value begins.
+    lead = 0 if header == "tracestate" else len(text) - len(text.lstrip(OWS))
+    at = None if error.position is None else min(lead + error.position, len(text))
+    reasons = REASONS["b3" if header.startswith("x-b3-") else header]
+    fault = Fault(error.reason, reasons[error.reason], at, None if at is None else columns[at])
+    return Inspection(header, text, display, (), (fault,), consequence)
+
+
+_READERS: Final[dict[str, Callable[[str, str], Inspection]]] = {
+    "traceparent": _traceparent,
+    "tracestate": _tracestate,
+    "baggage": _baggage,
+    "b3": _b3,
+    "x-b3-": _b3_multi,
+}
+
+_CHUNK = 60
+
+
+@answers
+def inspect(
+    headers: Annotated[
+        list[str],
+        typer.Argument(metavar="HEADER...", help="'name: value', or a value alone; - reads lines from standard input."),
+    ],
+    header: Annotated[
+        str, typer.Option("--header", "-H", metavar="NAME", help="The name of values that are given alone.")
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Say what traceparent, tracestate, baggage and B3 headers mean, field by field, or why they are malformed.
+
+    Ends with 1 if one of them is.
+    """
+    found = [inspect_headers(text, header or None) for text in _texts(headers)]
+    if not found:
+        err().print("meshmw: there is no header to inspect")
+        return MISUSE
+    if json:
+        print_json([inspection.to_json() for inspection in found])
+    else:
+        _print(found)
+    return OK if all(inspection.valid for inspection in found) else FOUND
+
+
+def _texts(headers: Iterable[str]) -> Iterator[str]:
+    for text in headers:
+        if text == "-":
+            lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")
+            yield from (line.rstrip("\r") for line in lines if line.strip())
+        else:
+            yield text
+
+
+def _print(found: Iterable[Inspection]) -> None:
+    console = out()
+    for index, inspection in enumerate(found):
+        if index:
+            console.print()
+        word, style = ("valid", "bold green") if inspection.valid else ("malformed", "bold red")
+        console.print(Text.assemble((inspection.header, "bold"), ": ", (word, style)))
+        _print_text(inspection)
+        if inspection.fields:
+            table(["field", "value", "meaning"], [(each.name, each.value, each.meaning) for each in inspection.fields])
+        console.print(Text(f"It {inspection.consequence}."))
+
+
+def _print_text(inspection: Inspection) -> None:
+    """Print the header in pieces that fit any terminal, each fault with a caret under its place."""
+    console = out()
+    width = max(20, min(console.width, 120) - 4)
+    faults = {fault.column: fault for fault in inspection.faults if fault.column is not None}
+    for start in range(0, max(1, len(inspection.shown)), width):
+        console.print(Text(f"  {inspection.shown[start : start + width]}"), soft_wrap=True)
+        # A fault at the very end belongs to the last piece.
+        last = start + width >= len(inspection.shown)
+        for column, fault in sorted(faults.items()):
+            if start <= column < start + width or (last and column == start + width):
+                caret = Text(" " * (2 + column - start) + "^ ", style="red")
+                console.print(caret.append(fault.reason, style="bold red").append(f": {fault.meaning}"), soft_wrap=True)
+    for fault in inspection.faults:
+        if fault.column is None:
+            console.print(Text.assemble("  ", (fault.reason, "bold red"), f": {fault.meaning}"), soft_wrap=True)

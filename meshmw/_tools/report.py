@@ -1,0 +1,193 @@
+"""A `Journey` as one HTML file: the way of its headers hop by hop, and the waterfall of its spans below.
+
+The file asks the network for nothing and runs no script; what it shows is escaped, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from meshmw._tools.escaping import shown
+from meshmw._tools.verify.journey import HEADERS, Hop, Journey, JourneySpan
+from meshmw.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+VERDICTS: Final = {"one": "One trace", "broken": "The trace breaks", "unknown": "Nothing could be seen"}
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+# More characters of one header would push everything else off the page.
+_SHOWN: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Is one span in the waterfall.
+
+    Attributes:
+        span: The span.
+        depth: How deep it hangs, 0 for a root.
+        left: Where its bar begins, in percent of the whole request.
+        width: How long its bar is, in percent.
+        milliseconds: How long it took.
+    """
+
+    span: JourneySpan
+    depth: int
+    left: float
+    width: float
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Is one trace of several, with the letter and colour that it has all over the page.
+
+    Attributes:
+        letter: `A` for the first, and so on.
+        number: Which colour, 0 to 5.
+        trace_id: 32 lower-case hex digits.
+        rows: Its spans, parents before children.
+    """
+
+    letter: str
+    number: int
+    trace_id: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Is one header at one hop, as it came and as it went on.
+
+    Attributes:
+        name: The header's name.
+        received: What came, in parts; None where it was not looked at.
+        sent: What went on, in the same form.
+        same: Whether both are known and equal.
+    """
+
+    name: str
+    received: tuple[Part, ...] | None
+    sent: tuple[Part, ...] | None
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Is a piece of a header's value.
+
+    Attributes:
+        text: What stands there, safe to print.
+        role: `trace`, `span`, `flags` or `text`, or `absent`, `empty` where there is nothing.
+        trace_id: The trace that it names, if it does.
+    """
+
+    text: str
+    role: str = "text"
+    trace_id: str = ""
+
+
+def render_report(journey: Journey) -> str:
+    """Return the report as one HTML document.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+    """
+    traces = _traces(journey)
+    return _template().render(
+        journey=journey,
+        verdict=VERDICTS[journey.verdict],
+        traces=traces,
+        letters={trace.trace_id: trace for trace in traces},
+        hops=[(hop, tuple(_lines(hop))) for hop in journey.hops],
+        orphans=sum(span.orphan for span in journey.spans),
+        proxies=sum(span.maker == "proxy" for span in journey.spans),
+        data=_data(journey),
+    )
+
+
+def write_report(journey: Journey, path: Path) -> None:
+    """Write the report to a file, whose folder is made if there is none.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+        OSError: The file cannot be written.
+    """
+    text = render_report(journey)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    try:
+        import jinja2
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError("jinja2", "cli") from missing
+    loader = jinja2.PackageLoader("meshmw._tools", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["shown"] = lambda text: shown(text, _SHOWN)
+    return environment.get_template("report.html.j2")
+
+
+def _data(journey: Journey) -> str:
+    """Return the journey as JSON that cannot end the element it stands in."""
+    text = json.dumps(journey.to_json(), ensure_ascii=True)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _traces(journey: Journey) -> list[Trace]:
+    begin = min((span.start_ns for span in journey.spans), default=0)
+    length = max((span.end_ns for span in journey.spans), default=0) - begin or 1
+    trees: dict[str, list[Row]] = {}
+    for span, depth in journey.in_order():
+        left = 100 * (span.start_ns - begin) / length
+        took = span.end_ns - span.start_ns
+        row = Row(span, depth, round(left, 3), round(max(0.0, 100 * took / length), 3), took / 1e6)
+        trees.setdefault(span.trace_id, []).append(row)
+    return [
+        Trace(_letter(number), number % 6, trace_id, tuple(rows))
+        for number, (trace_id, rows) in enumerate(trees.items())
+    ]
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"#{number + 1}"
+
+
+def _lines(hop: Hop) -> Iterator[Line]:
+    for name in HEADERS:
+        if name in hop.received or name in hop.sent:
+            received, sent = _parts(hop.received, name), _parts(hop.sent, name)
+            yield Line(name, received, sent, same=received is not None and received == sent)
+
+
+def _parts(headers: Mapping[str, Any], name: str) -> tuple[Part, ...] | None:
+    if name not in headers:
+        return None
+    value = headers[name]
+    if value is None:
+        return (Part("no such header", "absent"),)
+    if not value:
+        return (Part("empty", "empty"),)
+    found = _TRACEPARENT.fullmatch(value) if name == "traceparent" else None
+    if found is None:
+        return (Part(shown(value, _SHOWN)),)
+    version, trace_id, span_id, flags = found.groups()
+    return (
+        Part(f"{version}-"),
+        Part(trace_id, "trace", trace_id),
+        Part("-"),
+        Part(span_id, "span"),
+        Part("-"),
+        Part(flags, "flags"),
+    )

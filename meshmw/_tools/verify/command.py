@@ -1,0 +1,242 @@
+"""`meshmw verify`: one synthetic request, followed through logs, answers and backends."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+from rich.progress import SpinnerColumn, TextColumn
+from rich.text import Text
+from rich.tree import Tree
+
+from meshmw._tools.access_log.lines import format_of
+from meshmw._tools.escaping import excerpt_of, shown
+from meshmw._tools.output import (
+    FOUND,
+    OK,
+    CannotRunError,
+    answers,
+    line,
+    named_file,
+    out,
+    print_findings,
+    print_json,
+    progress,
+    table,
+    unusable_is_said,
+)
+from meshmw._tools.verify import follow
+from meshmw._tools.verify.evidence import Backend, HttpBackend, LocalBackend, LogTail, Watch
+from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
+from meshmw._tools.verify.probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
+
+# How a journey is printed: its hops, the trees of its spans, its findings, and the verdict.
+
+
+# Spans that hang deeper are printed at this depth: nobody reads further to the right.
+_MAX_DEPTH = 40
+_MAX_WIDTH = 4096
+_STYLES = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
+
+
+def print_journey(journey: Journey) -> None:
+    """Print a journey for people: hops, spans, findings, verdict."""
+    line(f"{journey.title}: {journey.status_code or 'no answer'}", "bold")
+    for source in journey.sources:
+        line(f"  {source}", "dim")
+    line("")
+    rows = [_hop_cells(before, hop) for before, hop in zip((None, *journey.hops), journey.hops, strict=False)]
+    table(["hop", "received", "sent on", ""], rows)
+    if journey.spans:
+        line("")
+        for tree in _trees(journey).values():
+            # Wider than any terminal, which then wraps: what has no room would be cut.
+            out(_MAX_WIDTH).print(tree)
+    print_findings(journey.findings)
+    line("")
+    line(journey.summary, _STYLES[journey.verdict])
+
+
+def _hop_cells(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
+    marks = ["LOST HERE" if hop.lost else "", "" if hop.change == "unknown" else hop.change, hop.note]
+    received, sent = _shown(hop.received), _shown(hop.sent)
+    # What the hop before sent needs no second look.
+    same = before is not None and received == _shown(before.sent)
+    return hop.name, "" if same else received, sent, "; ".join(filter(None, marks))
+
+
+def _shown(values: Mapping[str, str | None]) -> str:
+    if "traceparent" not in values:
+        b3 = values.get("b3")
+        return f"b3 {excerpt_of(b3)}" if b3 else ""
+    parent = values["traceparent"]
+    return f"b3 {excerpt_of(values['b3'])}" if parent is None and values.get("b3") else excerpt_of(parent)
+
+
+def _trees(journey: Journey) -> dict[str, Tree]:
+    trees: dict[str, Tree] = {}
+    above: list[Tree] = []
+    for span, depth in journey.in_order():
+        if span.trace_id not in trees:
+            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}", style="bold"), guide_style="dim")
+        depth = min(depth, _MAX_DEPTH)
+        branch = above[depth - 1] if depth else trees[span.trace_id]
+        above[depth:] = [branch.add(_span_text(span))]
+    return trees
+
+
+def _span_text(span: JourneySpan) -> Text:
+    milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.1f} ms"
+    text = Text(f"{shown(span.service)} {shown(span.kind)} {shown(span.name)} {milliseconds}")
+    text.append("" if span.maker == "app" else "  proxy", style="dim")
+    if span.orphan:
+        text.append(f"  orphan: its parent {shown(span.parent_id)} is missing", style="bold red")
+    return text
+
+
+@answers
+def verify(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the request goes, such as the mesh's ingress.")],
+    variant: Annotated[
+        str,
+        typer.Option("--variant", help="; ".join(f"{name}: {meaning}" for name, meaning in VARIANTS.items())),
+    ] = "w3c",
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Random ids, for a backend that still holds an earlier probe's spans."),
+    ] = False,
+    access_log: Annotated[
+        list[str] | None,
+        typer.Option("--access-log", "-a", metavar="[NAME=]FILE", help="A proxy's log; in the order of the way."),
+    ] = None,
+    log_format: Annotated[
+        str, typer.Option("--format", "-f", help="The logs' format: auto, json, envoy, istio or a format string.")
+    ] = "auto",
+    jaeger: Annotated[str, typer.Option(metavar="URL", help="Jaeger's query service, such as http://host:16686")] = "",
+    tempo: Annotated[str, typer.Option(metavar="URL", help="Tempo, such as http://host:3200")] = "",
+    otlp: Annotated[
+        str,
+        typer.Option(metavar="GRPC[,HTTP]", help="Be the collector: take OTLP at these ports on loopback."),
+    ] = "",
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="A header to send as well.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", "-X", help="The HTTP method.")] = "GET",
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Nothing else uses the mesh: each new log line and span is the probe's.")
+    ] = False,
+    spans: Annotated[int, typer.Option("--spans", min=0, help="Spans that must come before it is over.")] = 0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for logs and spans.")] = 15.0,
+    settle: Annotated[
+        float, typer.Option("--settle", min=0, help="Seconds without news after which all has come.")
+    ] = 1.0,
+    insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Accept any TLS certificate.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Send one request with a synthetic trace, follow it, and say that it is ONE trace, or where it broke.
+
+    By default the trace is 31 zeros and a 1, the parent 15 zeros and a 1, sampled. It is followed through the access
+    logs that are given, through the answer, where an application echoes its headers as JSON, and to the backend.
+
+    Log lines are the probe's where they share its trace id, its x-request-id or its user agent, directly or through
+    another line; where a trace is lost and x-request-id with it, --alone takes each new line.
+
+    Ends with 0 for one trace without faults, with 1 for a broken one, a fault, or nothing to be seen.
+    """
+    probe = _probe(url, variant, random, header or [], method)
+    tails = _tails(access_log or [], log_format)
+    with _backends(jaeger, tempo, otlp, alone) as backends:
+        watch = Watch(tails=tails, backends=backends, timeout=timeout, settle=settle, spans=spans, alone=alone)
+        journey = _follow(probe, watch, verify_tls=not insecure)
+    if report is not None:
+        _write(report, journey)
+    if json:
+        print_json(journey.to_json())
+    else:
+        print_journey(journey)
+    is_fine = journey.verdict == "one" and not any(finding.is_fault for finding in journey.findings)
+    return OK if is_fine else FOUND
+
+
+def _probe(url: str, variant: str, random: bool, headers: list[str], method: str) -> Probe:
+    if variant not in get_args(Variant):
+        raise CannotRunError(f"--variant takes {', '.join(VARIANTS)}, not {shown(variant)!r}")
+    added = {}
+    for text in headers:
+        name, colon, value = text.partition(":")
+        if not (colon and name.strip()):
+            raise CannotRunError(f"--header takes 'NAME: VALUE', not {shown(text)!r}")
+        if not value.strip().isprintable():
+            raise CannotRunError(f"--header {shown(name.strip())!r}: its value holds a control character")
+        added[name.strip()] = value.strip()
+    ids = random_ids() if random else SYNTHETIC
+    return make_probe(url, cast(Variant, variant), ids=ids, headers=added, method=method)
+
+
+def _tails(given: list[str], log_format: str) -> list[LogTail]:
+    try:
+        reader = format_of(log_format)
+    except ValueError as error:
+        raise CannotRunError(str(error)) from error
+    tails = []
+    for each in given:
+        name, path = named_file(each)
+        with unusable_is_said(path):
+            tails.append(LogTail(path.stem if name is None else name, path, reader))
+    return tails
+
+
+@contextlib.contextmanager
+def _backends(jaeger: str, tempo: str, otlp: str, alone: bool) -> Iterator[list[Backend]]:
+    backends: list[Backend] = []
+    if jaeger:
+        backends.append(HttpBackend("jaeger", jaeger))
+    if tempo:
+        backends.append(HttpBackend("tempo", tempo))
+    with contextlib.ExitStack() as stack:
+        if otlp:
+            backends.append(stack.enter_context(_receiver(otlp, alone)))
+        yield backends
+
+
+@contextlib.contextmanager
+def _receiver(ports: str, alone: bool) -> Iterator[Backend]:
+    # Only now: it brings gRPC along.
+    from meshmw.testing import OtlpReceiver
+
+    if not re.fullmatch(r"\d{1,5}(,\d{1,5})?", ports) or max(map(int, ports.split(","))) > 65535:
+        raise CannotRunError(f"--otlp takes one or two port numbers, not {shown(ports)!r}")
+    receiver = OtlpReceiver(*map(int, ports.split(",")))
+    try:
+        receiver.__enter__()
+    except (OSError, RuntimeError) as error:
+        receiver.__exit__(None, None, None)
+        raise CannotRunError(f"--otlp {ports}: a port cannot be opened: {error}") from error
+    try:
+        name = f"collector at {receiver.grpc_endpoint}, {receiver.http_endpoint}"
+        yield LocalBackend(name, lambda: receiver.spans, everything=alone)
+    finally:
+        receiver.__exit__(None, None, None)
+
+
+def _follow(probe: Probe, watch: Watch, *, verify_tls: bool) -> Journey:
+    with progress(SpinnerColumn(), TextColumn("{task.description}", markup=False)) as display:
+        task = display.add_task("waiting for the answer")
+        began = time.time_ns()
+        answer = send(probe, timeout=max(watch.timeout, 1.0), verify_tls=verify_tls)
+        return follow(probe, answer, watch, began, lambda text: display.update(task, description=text))
+
+
+def _write(path: Path, journey: Journey) -> None:
+    from meshmw._tools.report import write_report
+
+    with unusable_is_said(path):
+        write_report(journey, path)

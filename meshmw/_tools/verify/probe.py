@@ -1,0 +1,231 @@
+"""The synthetic request of `meshmw verify`, and its variants."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import httpx
+
+from meshmw._tools.escaping import without_secrets
+from meshmw._tools.verify.journey import HEADERS
+from meshmw.errors import MeshmwError
+
+Variant = Literal["w3c", "unsampled", "malformed", "b3", "both"]
+VARIANTS: Final = {
+    "w3c": "a sampled traceparent and a tracestate",
+    "unsampled": "the same with the sampled flag cleared",
+    "malformed": "a traceparent that no reader may take",
+    "b3": "B3 alone, in one header",
+    "both": "a traceparent, and B3 that names another trace",
+}
+# Ids that a reader of a log recognises at once: 31 zeros and a 1, 15 zeros and a 1.
+SYNTHETIC: Final = (f"{1:032x}", f"{1:016x}")
+MALFORMED: Final = "00-xyz"
+AGENT: Final = "meshmw-verify/"
+TRACESTATE: Final = "meshmw=verify"
+_OTHER_TRACE: Final = f"{0xB3:032x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Is the request to send.
+
+    Attributes:
+        url: Where to.
+        variant: Which trace headers it bears.
+        trace_id: 32 lower-case hex digits.
+        parent_id: 16 lower-case hex digits.
+        headers: All header lines that it sends.
+        request_id: Its `x-request-id`; an edge proxy replaces it.
+        agent: Its user agent, by which the first proxy's log line is known.
+        method: Such as `GET`.
+    """
+
+    url: str
+    variant: Variant
+    trace_id: str
+    parent_id: str
+    headers: Mapping[str, str]
+    request_id: str
+    agent: str
+    method: str = "GET"
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """The trace headers among its headers."""
+        return {name: value for name, value in self.headers.items() if name in HEADERS}
+
+
+def make_probe(
+    url: str,
+    variant: Variant = "w3c",
+    *,
+    ids: tuple[str, str] = SYNTHETIC,
+    headers: Mapping[str, str] | None = None,
+    method: str = "GET",
+) -> Probe:
+    """Return a request of a variant, with further headers that win over its own."""
+    trace_id, parent_id = ids
+    request_id, agent = str(uuid.uuid4()), f"{AGENT}{secrets.token_hex(8)}"
+    own = {"user-agent": agent, "x-request-id": request_id, **_trace_headers(variant, trace_id, parent_id)}
+    added = {name.lower(): value for name, value in (headers or {}).items()}
+    return Probe(url, variant, trace_id, parent_id, {**own, **added}, request_id, agent, method)
+
+
+def random_ids() -> tuple[str, str]:
+    """Return ids that nobody has used, for a backend that keeps what earlier probes left."""
+    return uuid.uuid4().hex, secrets.token_hex(7).rjust(16, "1")
+
+
+def _trace_headers(variant: Variant, trace_id: str, parent_id: str) -> dict[str, str]:
+    sampled = {"traceparent": f"00-{trace_id}-{parent_id}-01", "tracestate": TRACESTATE}
+    if variant == "w3c":
+        return sampled
+    if variant == "unsampled":
+        return {**sampled, "traceparent": f"00-{trace_id}-{parent_id}-00"}
+    if variant == "malformed":
+        return {**sampled, "traceparent": MALFORMED}
+    if variant == "b3":
+        return {"b3": f"{trace_id}-{parent_id}-1"}
+    return {**sampled, "b3": f"{_OTHER_TRACE}-{parent_id}-1"}
+
+
+# The answer to a probe, and what applications tell in it of the headers that arrived.
+
+
+_MAX_BODY: Final = 1 << 20
+_MAX_DEPTH: Final = 20
+_MAX_ECHOES: Final = 50
+_HEADERS_KEYS: Final = frozenset({"host", "user-agent", "accept", "x-request-id"})
+_TRACE_KEYS: Final = ("trace_id", "traceid", "trace-id")
+
+
+class ProbeError(MeshmwError):
+    """Says in one line why no answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Is what an application said of a request that it got.
+
+    Attributes:
+        where: The place in the answer, such as `answer.downstream`.
+        headers: The trace headers that arrived, as `Hop.received` has them.
+        trace_id: The trace that it was in, where it said so; else empty.
+    """
+
+    where: str
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Is what came back.
+
+    Attributes:
+        status_code: The HTTP status.
+        echoes: What applications said of what they got, the first one first.
+        trace_id: The trace that the answer's headers name; else empty.
+    """
+
+    status_code: int
+    echoes: tuple[Echo, ...] = ()
+    trace_id: str = ""
+
+
+def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Answer:
+    """Send the request, past any proxy of the environment, and read what the answer tells.
+
+    An answer that goes on for longer than *timeout* seconds, or for more than 1 MiB, is read no further.
+
+    Raises:
+        ProbeError: No answer came.
+    """
+    deadline = time.monotonic() + timeout
+    try:
+        with (
+            httpx.Client(timeout=timeout, verify=verify_tls, trust_env=False) as client,
+            client.stream(probe.method, probe.url, headers=dict(probe.headers)) as response,
+        ):
+            body = b""
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > _MAX_BODY or time.monotonic() > deadline:
+                    break
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ProbeError(
+            f"{without_secrets(probe.url)} did not answer: {str(error) or type(error).__name__}"
+        ) from error
+    return Answer(response.status_code, echoes_of(body), _trace_of_answer(response.headers))
+
+
+def echoes_of(body: bytes) -> tuple[Echo, ...]:
+    """Return what the applications on the way said of the headers that they got, if the answer is JSON and tells."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ()
+    found = []
+    for echo in _walk(document, "answer", 0):
+        found.append(echo)
+        if len(found) == _MAX_ECHOES:
+            break
+    return tuple(found)
+
+
+def _walk(value: Any, where: str, depth: int) -> Iterator[Echo]:
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _walk(each, f"{where}[{index}]", depth + 1)
+    if not isinstance(value, dict):
+        return
+    # An application's headers lie in its own object or in one of their own below it.
+    below = {key: each for key, each in value.items() if isinstance(each, dict) and _headers(each) is not None}
+    headers = _headers(value)
+    for each in below.values():
+        headers = headers or _headers(each)
+    trace_id = next(
+        (str(value[key]) for key in value if key.lower() in _TRACE_KEYS and isinstance(value[key], str)), ""
+    )
+    if headers is not None or trace_id:
+        yield Echo(where, headers or {}, trace_id if _is_trace_id(trace_id) else "")
+    for key, each in value.items():
+        if key not in below:
+            yield from _walk(each, f"{where}.{key}", depth + 1)
+
+
+def _headers(value: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """Return the trace headers of an object that is a request's headers; None where it is something else."""
+    names = {str(key).lower(): each for key, each in value.items()}
+    if "traceparent" not in names and not (names.keys() & _HEADERS_KEYS and len(names.keys() & _HEADERS_KEYS) > 1):
+        return None
+    return {name: _text(names.get(name)) for name in HEADERS}
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else None
+
+
+def _is_trace_id(text: str) -> bool:
+    return len(text) == 32 and not set(text) - set("0123456789abcdef")
+
+
+def _trace_of_answer(headers: httpx.Headers) -> str:
+    """Read what some middleware answers with: `traceresponse` (Level 2 draft), `server-timing`, `x-trace-id`."""
+    timing = headers.get("server-timing", "").partition('traceparent;desc="')[2]
+    for text in (headers.get("traceresponse", ""), timing, f"00-{headers.get('x-trace-id', '')}-"):
+        candidate = text[3:35]
+        if _is_trace_id(candidate):
+            return candidate
+    return ""

@@ -1,0 +1,208 @@
+"""Threads whose work sees the context variables of whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.util import Finalize
+from typing import Any, Final, ParamSpec, TypeVar
+
+from opentelemetry.context import Context
+
+from meshmw import _runtime
+from meshmw._context.current import Current, StepVariables
+from meshmw._telemetry import configure as bootstrap
+from meshmw.concurrency._binding import Carried, bind
+from meshmw.settings import Settings
+from meshmw.streams import GeneratorSteps
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+    """Is the standard library's executor, with one copy of all context variables for each task.
+
+    It takes the same arguments, and serves as an event loop's default executor too.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        """Schedule a call in a copy of the caller's context variables, as the standard executor does without."""
+        run: Callable[..., T] = contextvars.copy_context().run
+        return super().submit(run, fn, *args, **kwargs)
+
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+        """Call *fn* for each item, in the caller's context variables also where items are asked for later."""
+        run = StepVariables(contextvars.copy_context()).run
+        return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
+
+
+class Thread(threading.Thread):
+    """Is the standard library's thread, run in a copy of the context variables of whoever starts it.
+
+    A subclass with a `run()` of its own is run in the copy too. Who gives a `context`, as of Python 3.14, has chosen
+    another.
+
+    Args:
+        args: As for the standard thread.
+        options: As for the standard thread.
+    """
+
+    _was_started = False
+    _has_a_context = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._has_a_context = options.get("context") is not None
+        super().__init__(*args, **options)
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: It was started before, or the system has no thread to give.
+        """
+        is_first = not self._was_started and not self._has_a_context
+        if is_first:
+            self._take_context()
+        try:
+            super().start()
+        except BaseException:
+            # What a first start left belongs to the thread that runs.
+            if is_first:
+                del self.run
+                self._was_started = False
+            raise
+
+    def _take_context(self) -> None:
+        context, run = contextvars.copy_context(), self.run
+
+        def run_in_context() -> None:
+            # The thread lives on as an object: it shall not keep the request's context alive.
+            del self.run
+            context.run(run)
+
+        self.run = run_in_context  # type: ignore[method-assign]
+        self._was_started = True
+
+
+# Processes whose work belongs to the trace of whoever asked for it. Nothing of the context is pickled but strings.
+
+
+log = logging.getLogger("meshmw")
+
+# After the finalizers of the application, which may make spans: the lowest number is the last.
+_LAST: Final = -1000
+
+
+class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
+    """Is the standard library's executor, with the span and the baggage of the caller current in each task.
+
+    It takes the same arguments. Each worker is configured as this process is, before *initializer* runs, and exports
+    its spans before it ends. Where `configure()` found a tracer provider of the application's own, *initializer* has
+    to set one in the worker too, or its spans go nowhere.
+
+    Args:
+        max_workers: As for the standard executor.
+        mp_context: As for the standard executor; every start method will do.
+        initializer: Is called when a worker starts, in an empty context.
+        initargs: Arguments of *initializer*.
+        options: As for the standard executor, such as `max_tasks_per_child`.
+
+    Raises:
+        TypeError: *initializer* cannot be called.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        **options: Any,
+    ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        worker = (_OwnSettings(), initializer, initargs)
+        super().__init__(max_workers, mp_context, _begin_worker, worker, **options)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        """Schedule a call in the caller's span and baggage, as the standard executor does without."""
+        return super().submit(Carried(fn), *args, **kwargs)
+
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+        """Call *fn* for each item, in the caller's span and baggage also where items are asked for later."""
+        run = StepVariables(contextvars.copy_context()).run
+        return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
+
+
+class _OwnSettings:
+    """Turns, on its way to a new process, into the text of the settings that are in force at that time.
+
+    An executor may be made before `configure()` is called. A forked process has the settings in its memory.
+    """
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        telemetry = bootstrap._configured
+        if telemetry is None:
+            return str, ("",)
+        return str, (json.dumps({"owned": telemetry._owned, "settings": telemetry.settings.model_dump(mode="json")}),)
+
+
+def _begin_worker(own: object, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    parent = json.loads(own) if isinstance(own, str) and own else None
+    if parent and parent["owned"]:
+        _configure(parent["settings"])
+    Finalize(None, _runtime.flush, exitpriority=_LAST)
+    if initializer is not None:
+        # A forked worker begins in the context of the request that happened to start it.
+        with Current(Context()):
+            initializer(*initargs)
+    if parent and not parent["owned"]:
+        _configure({**parent["settings"], "exporter": "none"})
+
+
+def _configure(settings: dict[str, Any]) -> None:
+    try:
+        bootstrap.configure(Settings(**settings))
+    except Exception:
+        log.warning("a worker process exports no spans: it cannot be configured as its parent was", exc_info=True)
+
+
+# Event loops that hand work to executors.
+
+
+def run_in_executor(
+    executor: concurrent.futures.Executor | None, fn: Callable[..., T], *args: Any
+) -> asyncio.Future[T]:
+    """Call *fn* in an executor of any kind, in the caller's context, as the running loop's method does without.
+
+    Args:
+        executor: One of the standard library's, one of ours, or None for the loop's default one.
+        fn: What to call; where the executor has processes, it must be possible to pickle it.
+        args: Its arguments.
+
+    Raises:
+        RuntimeError: No event loop runs in this thread, or the executor was shut down.
+    """
+    return asyncio.get_running_loop().run_in_executor(executor, _carrying(executor, fn), *args)
+
+
+def _carrying(executor: concurrent.futures.Executor | None, fn: Callable[..., T]) -> Callable[..., T]:
+    if isinstance(executor, ThreadPoolExecutor | ProcessPoolExecutor):
+        return fn
+    if isinstance(executor, _PICKLING):
+        return Carried(fn)
+    return bind(fn)
+
+
+# Interpreters of Python 3.14 share no objects either, though their executor is one of threads.
+_PICKLING = tuple(
+    getattr(concurrent.futures, name)
+    for name in ("ProcessPoolExecutor", "InterpreterPoolExecutor")
+    if hasattr(concurrent.futures, name)
+)

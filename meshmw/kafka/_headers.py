@@ -1,0 +1,179 @@
+"""Kafka's headers in every shape that kafka-python, aiokafka and confluent-kafka take and hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from opentelemetry.propagators.textmap import Getter, Setter
+
+from meshmw._lifecycle.conventions import AttributeValue, kafka_attributes, message_attributes
+from meshmw._lifecycle.messaging import joined
+
+Pairs = list[tuple[str, bytes]]
+
+
+def headers_of(carrier: Any) -> Iterable[Any]:
+    """Return the headers of a record or message, or of what are headers already.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    # One client's records are tuples too: what has headers is asked for them first.
+    found = carrier if isinstance(carrier, list) else getattr(carrier, "headers", carrier)
+    if callable(found):
+        found = found()
+    if found is None:
+        return ()
+    if isinstance(found, Mapping):
+        return found.items()
+    if isinstance(found, str | bytes | bytearray | memoryview) or not isinstance(found, Iterable):
+        raise TypeError(f"headers are pairs of name and value or a mapping, not {type(found).__name__}")
+    return found
+
+
+def lines_of(carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
+    """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
+
+    Headers without a value, or of a type that no client hands out, are left out.
+
+    Raises:
+        Whatever *carrier* raises.
+    """
+    return joined(_texts(carrier, wanted))
+
+
+def _texts(carrier: Any, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
+    for pair in headers_of(carrier):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            continue
+        name, value = pair
+        if isinstance(name, bytes):
+            name = name.decode("latin-1")
+        if not isinstance(name, str) or (name := name.lower()) not in wanted:
+            continue
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, bytes | bytearray | memoryview):
+            # No byte fails to decode; what is no header's text is refused by the header's grammar.
+            yield name, str(value, "latin-1")
+
+
+def sendable(headers: Any, null: bytes | None = b"") -> list[tuple[str, Any]]:
+    """Return headers as a new list of exact tuples, text as UTF-8 and every other value as bytes.
+
+    Args:
+        headers: What a client takes or has handed out.
+        null: What stands for a header without a value; kafka-python cannot send one that it has read.
+
+    Raises:
+        TypeError: What is no pair, a name that is no text, or a value that is neither bytes nor text.
+    """
+    return [(_name(name), _value(name, value, null)) for name, value in map(_pair, headers_of(headers))]
+
+
+def _pair(header: Any) -> tuple[Any, Any]:
+    if not isinstance(header, tuple | list) or len(header) != 2:
+        raise TypeError(f"a header is a pair of name and value, not {type(header).__name__}")
+    return header[0], header[1]
+
+
+def _name(name: object) -> str:
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "replace")
+    if not isinstance(name, str):
+        raise TypeError(f"a header's name is text, not {type(name).__name__}")
+    return name
+
+
+def _value(name: object, value: object, null: bytes | None) -> bytes | None:
+    if type(value) is bytes:
+        return value
+    if value is None:
+        return null
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise TypeError(f"the value of header {name!r} is bytes or text, not {type(value).__name__}")
+
+
+class KafkaGetter(Getter[Any]):
+    """Reads a record or its headers for any OpenTelemetry propagator: `extract(record, getter=KafkaGetter())`."""
+
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
+        found = lines_of(carrier, (key.lower(),)).get(key.lower())
+        return None if found is None else [",".join(found)]
+
+    def keys(self, carrier: Any) -> list[str]:
+        """Return the names of all headers."""
+        return list(dict.fromkeys(name for name, _ in sendable(carrier)))
+
+
+class KafkaSetter(Setter[list[tuple[str, bytes]]]):
+    """Writes into a list of headers for any OpenTelemetry propagator: `inject(headers, setter=KafkaSetter())`."""
+
+    def set(self, carrier: Pairs, key: str, value: str) -> None:
+        """Write one header, in place of every one of that name in any case."""
+        carrier[:] = [pair for pair in carrier if pair[0].lower() != key.lower()]
+        carrier.append((key, value.encode("utf-8")))
+
+
+# What a Kafka record says of itself, whichever client handed it out.
+
+
+def field(record: Any, name: str) -> Any:
+    """Return a field of a record: an attribute of two clients' records, a method of confluent-kafka's messages."""
+    found = getattr(record, name, None)
+    # What a deserializer has made may be callable too, and is the application's own to call.
+    return found() if callable(getattr(type(record), name, None)) and callable(found) else found
+
+
+def topic_of(record: Any) -> str | None:
+    """Return the record's topic, or None where it has none."""
+    topic = field(record, "topic")
+    return topic if isinstance(topic, str) else None
+
+
+def flattened(records: Any) -> list[Any]:
+    """Return the records of a poll: of a list, of one record, or of a mapping from partitions to lists."""
+    if records is None:
+        return []
+    if isinstance(records, Mapping):
+        return [record for some in records.values() for record in some]
+    return list(records) if isinstance(records, Iterable) and not hasattr(records, "topic") else [records]
+
+
+def common(records: Sequence[Any], name: str) -> Any:
+    """Return a field that is the same in all records, else None."""
+    values = {field(record, name) for record in records}
+    return values.pop() if len(values) == 1 else None
+
+
+def of_record(record: Any, **more: Any) -> Callable[[], Mapping[str, AttributeValue]]:
+    """Return what builds the attributes of one record, and *more* of a message's."""
+    return partial(_of_record, record, more)
+
+
+def of_records(records: Sequence[Any], **more: Any) -> Callable[[], Mapping[str, AttributeValue]]:
+    """Return what builds the attributes of several records, and *more* of a message's."""
+    return lambda: message_attributes(partition=common(records, "partition"), **more)
+
+
+def _of_record(record: Any, more: Mapping[str, Any]) -> Mapping[str, AttributeValue]:
+    value = field(record, "value")
+    size = _body_size(record, value)
+    return {
+        **message_attributes(partition=field(record, "partition"), body_size=size, **more),
+        **kafka_attributes(offset=field(record, "offset"), tombstone=size is None and value is None),
+    }
+
+
+def _body_size(record: Any, value: object) -> int | None:
+    """Return the bytes of the body as the broker has it; a deserializer may have made anything of it, or nothing."""
+    size = getattr(record, "serialized_value_size", None)
+    if isinstance(size, int) and size >= 0:
+        return size
+    return len(value) if isinstance(value, bytes) else None

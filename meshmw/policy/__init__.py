@@ -1,4 +1,0 @@
-"""What is decided of a request: whom it may come from, where it may go, and how much of it.
-
-Pure decisions over names, addresses and sizes. This floor knows no context, no carrier and no span.
-"""

@@ -1,0 +1,217 @@
+"""AMQP headers: a mapping whose keys know upper and lower case, and whose values have types of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from opentelemetry.propagators.textmap import Getter
+
+from meshmw._lifecycle.conventions import AttributeValue, message_attributes, rabbitmq_attributes
+from meshmw._lifecycle.messaging import joined
+
+
+def headers_of(carrier: object) -> Mapping[Any, Any]:
+    """Return the headers of a message, of its properties, or of what are headers already; empty where there are none.
+
+    Args:
+        carrier: A mapping, something with `headers`, or a tuple with one of these in it, as pika returns.
+    """
+    if isinstance(carrier, Mapping):
+        return carrier
+    if isinstance(carrier, tuple):
+        return next((headers_of(each) for each in carrier if hasattr(each, "headers")), {})
+    found = getattr(carrier, "headers", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def name_of(key: object) -> str:
+    """Return a header's name in lower case; pika sends keys that are bytes too. Whatever else it is has no name."""
+    if isinstance(key, bytes):
+        key = key.decode("latin-1")
+    return key.lower() if isinstance(key, str) else ""
+
+
+def lines_of(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
+
+    Text may have arrived as str, bytes, bytearray or a list of these; all else is left out, and nothing raises.
+    """
+    found = [(key, name, value) for key, value in headers.items() if (name := name_of(key)) in wanted]
+    # Of several spellings of one name, the one that everybody writes today decides.
+    found.sort(key=lambda each: each[0] == each[1])
+    return joined((name, text) for _, name, value in found for text in _texts(value))
+
+
+def _texts(value: object) -> Iterator[str]:
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, bytes | bytearray):
+            # No byte fails to decode; what is no header's text is refused by the header's grammar.
+            yield each.decode("latin-1")
+
+
+class RabbitMQGetter(Getter[Any]):
+    """Reads a message, properties or headers for any OpenTelemetry propagator, which the default getter cannot."""
+
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
+        found = lines_of(headers_of(carrier), (key.lower(),)).get(key.lower())
+        return None if found is None else [",".join(found)]
+
+    def keys(self, carrier: Any) -> list[str]:
+        """Return the names of all headers."""
+        return [str(key) for key in headers_of(carrier)]
+
+
+# RabbitMQ semantic conventions, 1.44 (development), and what these leave out: how often a message was delivered.
+
+
+DEFAULT_EXCHANGE = "amq.default"
+# Names that brokers and aio-pika make up: no two are alike, so that they name no span.
+_MADE_UP = ("amq.gen-", "amq.rabbitmq.reply-to", "amq_")
+
+
+class Destination(NamedTuple):
+    """Says where a message goes, or where it comes from.
+
+    Attributes:
+        name: All that is known: `{exchange}:{routing key}:{queue}`, without what is empty or said twice.
+        lasting: The same without names that were made up for one connection; None where nothing is left.
+    """
+
+    name: str
+    lasting: str | None
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        """Return what a span says of a destination that does not name the span as it is."""
+        if self.name == self.lasting:
+            return {}
+        return {"messaging.destination.name": self.name, "messaging.destination.anonymous": True}
+
+
+def destination(exchange: str, routing_key: str, queue: str = "") -> Destination:
+    """Return the destination of a producer, or with *queue* of a consumer (`messaging.destination.name`)."""
+    parts = [part for part in (exchange, routing_key, queue if queue != routing_key else "") if part]
+    lasting = [part for part in parts if not part.startswith(_MADE_UP)]
+    name = ":".join(parts) or DEFAULT_EXCHANGE
+    return Destination(name, ":".join(lasting) or (None if parts else name))
+
+
+def redelivery_attributes(
+    *,
+    delivery_count: int = 1,
+    redelivered: bool = False,
+    dead_letter_count: int = 0,
+    dead_letter_reason: str | None = None,
+    dead_letter_queue: str | None = None,
+) -> dict[str, AttributeValue]:
+    """Return what a span says of a message that was delivered before; the conventions have no names for it.
+
+    Args:
+        delivery_count: How often it was delivered at least, this time included.
+        redelivered: Whether the broker says that this queue has delivered it before.
+        dead_letter_count: How often it was dead-lettered, for whatever reason.
+        dead_letter_reason: Why it was the last time: `rejected`, `expired`, `maxlen`, `delivery_limit`.
+        dead_letter_queue: Which queue it was in then.
+    """
+    found: dict[str, AttributeValue | None] = {
+        "meshmw.message.redelivered": redelivered,
+        "meshmw.message.delivery_count": delivery_count if delivery_count > 1 else None,
+        "meshmw.message.dead_letter.count": dead_letter_count,
+        "meshmw.message.dead_letter.reason": dead_letter_reason,
+        "meshmw.message.dead_letter.queue": dead_letter_queue,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+# What a RabbitMQ message says of itself, whichever client handed it out.
+
+
+# Reasons for which a message is dead-lettered only after somebody got it.
+_AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
+# Any sender can write these headers: what an exporter cannot encode would cost all spans that go with it.
+_MOST: Final = 1_000_000
+_LONGEST: Final = 255  # bytes of a name in AMQP
+
+
+class Message(NamedTuple):
+    """Is one message that was delivered.
+
+    Attributes:
+        method: What holds its delivery tag, exchange and routing key: pika's method, or aio-pika's message.
+        properties: What holds its headers, message id and correlation id.
+        body: Its body.
+        queue: The queue that it comes from, if anybody has said so.
+    """
+
+    method: Any
+    properties: Any
+    body: Any
+    queue: str | None
+
+    @classmethod
+    def of(cls, message: Any, properties: Any = None, body: Any = None, queue: str | None = None) -> Message:
+        """Return one that was given in any of the ways in which clients hand it out."""
+        if isinstance(message, tuple):
+            message, properties, body = (*message, None, None, None)[:3]
+        if properties is None:
+            return cls(message, message, getattr(message, "body", body), queue)
+        return cls(message, properties, body, queue)
+
+    @property
+    def destination(self) -> Destination:
+        """Return where it comes from."""
+        return destination(_text(self.method, "exchange"), _text(self.method, "routing_key"), self.queue or "")
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        """Return what a span says of it."""
+        tag = getattr(self.method, "delivery_tag", None)
+        return {
+            **self.destination.attributes(),
+            **rabbitmq_attributes(routing_key=_text(self.method, "routing_key"), delivery_tag=tag),
+            **property_attributes(self.properties, self.body),
+            **self._redelivery(),
+        }
+
+    def _redelivery(self) -> dict[str, AttributeValue]:
+        redelivered = getattr(self.method, "redelivered", False) is True
+        headers = headers_of(self.properties)
+        deaths = [each for each in _list(headers.get("x-death")) if isinstance(each, Mapping)]
+        # Quorum queues count how often it came back to them; classic queues say only that it did.
+        before = _count(headers.get("x-delivery-count")) or int(redelivered)
+        before += sum(_count(each.get("count")) for each in deaths if _text_of(each.get("reason")) in _AFTER_DELIVERY)
+        last = deaths[0] if deaths else {}
+        return redelivery_attributes(
+            delivery_count=before + 1,
+            redelivered=redelivered,
+            dead_letter_count=sum(_count(each.get("count")) for each in deaths),
+            dead_letter_reason=_text_of(last.get("reason"))[:_LONGEST],
+            dead_letter_queue=_text_of(last.get("queue"))[:_LONGEST],
+        )
+
+
+def property_attributes(properties: object, body: object) -> dict[str, AttributeValue]:
+    """Return what a span says of a message that is sent or delivered, beside where that is."""
+    return message_attributes(
+        message_id=_text(properties, "message_id") or None,
+        conversation_id=_text(properties, "correlation_id") or None,
+        body_size=len(body) if isinstance(body, bytes | bytearray | memoryview) else None,
+    )
+
+
+def _text(holder: object, name: str) -> str:
+    return _text_of(getattr(holder, name, None))
+
+
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _count(value: object) -> int:
+    return min(int(value), _MOST) if isinstance(value, int) and value > 0 else 0

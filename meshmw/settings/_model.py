@@ -1,0 +1,190 @@
+"""`Settings`: one frozen model for everything that a user may choose."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
+
+from meshmw._notices import LOGGER, escaped, quoted
+from meshmw.errors import SettingsError
+from meshmw.settings._schema import Fields
+from meshmw.settings._standard import VARIABLES, Standard, StandardSource
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+# How a setting is shown to a reader.
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDoc:
+    """Documents one setting, as the README and `meshmw settings` show it.
+
+    Attributes:
+        name: The argument of `Settings`.
+        variable: The variable that holds it.
+        standard: The standard variables that are read when `variable` is not set.
+        default: The default as a text, empty where there is none.
+        takes: The values that it takes.
+        description: What it does, in one sentence.
+    """
+
+    name: str
+    variable: str
+    standard: tuple[str, ...]
+    default: str
+    takes: str
+    description: str
+
+
+def as_text(value: object) -> str:
+    """Return a setting's value as one would write it into its variable."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like this one, or an empty text."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
+
+
+def takes(field: FieldInfo) -> str:
+    """Return the words that say which values a field takes."""
+    extra = field.json_schema_extra
+    return str(extra["takes"]) if isinstance(extra, dict) and "takes" in extra else str(field.annotation)
+
+
+def faults_of(
+    errors: Iterable[ErrorDetails],
+    fields: Mapping[str, FieldInfo],
+    arguments: Mapping[str, Any],
+    prefix: str,
+) -> list[str]:
+    """Return one line for each field at fault, in the order of the fields, unknown arguments last.
+
+    Args:
+        errors: What pydantic found.
+        fields: The model's fields by name.
+        arguments: What came as an argument; whatever else is at fault came from the environment.
+        prefix: The prefix of the variables' names.
+    """
+    by_field: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        by_field.setdefault(str(error["loc"][0]) if error["loc"] else "", []).append(error)
+    lines = [_fault(name, by_field[name], fields[name], arguments, prefix) for name in fields if name in by_field]
+    unknown = [name for name in by_field if name not in fields]
+    return lines + [_unknown(name, by_field[name], fields) for name in unknown]
+
+
+def _fault(name: str, errors: list[ErrorDetails], field: FieldInfo, arguments: Mapping[str, Any], prefix: str) -> str:
+    where = f"argument {name}" if name in arguments else f"{prefix}{name}".upper()
+    # A field of two types has two errors for one value.
+    held = list(dict.fromkeys(quoted(error["input"]) for error in errors))
+    more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+    return f"{where} holds {', '.join(held[:3])}{more}; it takes {takes(field)}"
+
+
+def _unknown(name: str, errors: list[ErrorDetails], fields: Iterable[str]) -> str:
+    if errors[0]["type"] == "extra_forbidden":
+        return f"argument {escaped(name)} is no setting{_hint(nearest(name, fields))}"
+    return errors[0]["msg"]
+
+
+def _hint(name: str) -> str:
+    return f" (did you mean {name}?)" if name else ""
+
+
+def warn_unknown_variables(names: Iterable[str], fields: Iterable[str], prefix: str) -> None:
+    """Warn of every variable that bears the prefix and is no setting, which is most often a misspelt one."""
+    known = {field.upper() for field in fields}
+    for name in names:
+        rest = name.upper().removeprefix(prefix.upper())
+        if rest != name.upper() and rest not in known:
+            meant = nearest(rest, known)
+            LOGGER.warning("%s is no setting and is ignored%s", escaped(name), _hint(meant and f"{prefix}{meant}"))
+
+
+class Settings(Fields):
+    """Holds everything that a user may choose, frozen.
+
+    An argument beats a `MESHMW_*` variable, which beats the standard `OTEL_*` variable for the same thing, which beats
+    the default. An empty variable counts as not set. Lists are comma-separated in variables; the word `none` alone is
+    the empty list.
+
+    Raises:
+        SettingsError: Some values cannot be used; it names all of them.
+    """
+
+    # Type checkers keep the signature that they derive from the fields.
+    if TYPE_CHECKING:
+        ...
+    else:
+
+        def __init__(self, **values: Any) -> None:
+            prefix = str(self.model_config["env_prefix"])
+            fields = type(self).model_fields
+            warn_unknown_variables(os.environ, fields, prefix)  # noqa: TID251
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise SettingsError(faults_of(error.errors(), fields, values, prefix)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the standard variables last, and no variable that is blank."""
+        return (
+            init_settings,
+            _FilledVariables(settings_cls),
+            dotenv_settings,
+            file_secret_settings,
+            StandardSource(settings_cls),
+        )
+
+    @classmethod
+    def documentation(cls) -> tuple[SettingDoc, ...]:
+        """Return one entry for each setting, in the order in which they are declared."""
+        prefix = str(cls.model_config["env_prefix"])
+        return tuple(
+            SettingDoc(
+                name=name,
+                variable=f"{prefix}{name}".upper(),
+                standard=VARIABLES.get(name, ()),
+                default=as_text(field.default),
+                takes=takes(field),
+                description=field.description or "",
+            )
+            for name, field in cls.model_fields.items()
+        )
+
+    @classmethod
+    def origins(cls) -> dict[str, str]:
+        """Return, for each setting that the environment decides, the variable that holds it."""
+        prefix = str(cls.model_config["env_prefix"])
+        filled = _FilledVariables(cls).env_vars
+        own = {name: f"{prefix}{name}".upper() for name in cls.model_fields if f"{prefix}{name}".lower() in filled}
+        values = {name: filled[variable.lower()] for name, variable in own.items()}
+        standard = Standard(os.environ, values).read()  # noqa: TID251
+        return own | {name: variable for name, (_, variable) in standard.items()}
+
+
+class _FilledVariables(EnvSettingsSource):
+    # The specification calls an empty variable unset; templates also leave blanks and lone commas behind.
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in super()._load_env_vars().items() if value and value.strip(" \t,")}

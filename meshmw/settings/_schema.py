@@ -1,0 +1,314 @@
+"""The settings themselves: each with its default, what it takes and what it does."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from meshmw._policy.outbound import Destinations, passable
+from meshmw._policy.patterns import BaggageKeys, Networks
+
+# The types of the settings: how a text becomes a value, and which values are refused.
+#
+# A validator raises `ValueError`; the words a user reads are those of the field's `takes`, so no reason is repeated
+# here.
+
+
+def words(value: object) -> object:
+    """Split a comma-separated text, trimmed and without duplicates; the one word `none` is the empty list."""
+    if isinstance(value, str):
+        items = [item.strip() for item in value.split(",")]
+        kept = tuple(dict.fromkeys(item for item in items if item))
+        return () if [item.lower() for item in kept] == ["none"] else kept
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(dict.fromkeys(item.strip() for item in value))
+    return value
+
+
+def _lower(value: object) -> object:
+    if isinstance(value, str):
+        return value.strip().lower()
+    if isinstance(value, (list, tuple)):
+        return tuple(item.lower() if isinstance(item, str) else item for item in value)
+    return value
+
+
+def printable(text: str) -> str:
+    """Return the text trimmed; refuse control characters, which would forge lines in a log."""
+    text = text.strip()
+    if not text or not text.isprintable():
+        raise ValueError("not printable")
+    return text
+
+
+def endpoint_url(text: str) -> str:
+    """Return the collector's address as a URL, `http://` where no scheme is given.
+
+    Raises:
+        ValueError: No host, a port out of range, another scheme, credentials, or a character that no URL holds.
+    """
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    parts = urlsplit(url)
+    if not url.isascii() or not url.isprintable() or " " in url or parts.fragment:
+        raise ValueError("not a URL")
+    # Credentials would be logged with the address; OTEL_EXPORTER_OTLP_HEADERS is the place for them.
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("not the address of a collector")
+    if parts.port == 0:  # reading it raises ValueError above 65,535
+        raise ValueError("no such port")
+    return url
+
+
+def _path_pattern(text: str) -> str:
+    if not text.startswith(("/", "*")) or not text.isprintable():
+        raise ValueError("not a path")
+    return text
+
+
+def _sampling_rule(text: str) -> str:
+    pattern, _, ratio = text.rpartition("=")
+    if not 0 <= float(ratio) <= 1:
+        raise ValueError("not a share")
+    return f"{_path_pattern(pattern.strip())}={ratio.strip()}"
+
+
+def _header_name(name: str) -> str:
+    return passable([name])[0]
+
+
+def _host_pattern(text: str) -> str:
+    Destinations([text])
+    return text
+
+
+def _cidr(text: str) -> str:
+    Networks([text])
+    return text
+
+
+def _key_pattern(text: str) -> str:
+    BaggageKeys([text])
+    return text
+
+
+LONGEST_TEXT: Final = 255
+
+Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=LONGEST_TEXT)]
+Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
+Formats: TypeAlias = Annotated[tuple[Format, ...], NoDecode, BeforeValidator(words), BeforeValidator(_lower)]
+Policy: TypeAlias = Annotated[Literal["strict", "w3c"], BeforeValidator(_lower)]
+Duplicates: TypeAlias = Annotated[Literal["restart", "same-trace"], BeforeValidator(_lower)]
+Prefer: TypeAlias = Annotated[Literal["w3c", "b3", "auto"], BeforeValidator(_lower)]
+Trust: TypeAlias = Annotated[Literal["continue", "restart", "ignore"], BeforeValidator(_lower)]
+SamplingOwner: TypeAlias = Annotated[Literal["parent", "service"], BeforeValidator(_lower)]
+ServerSpans: TypeAlias = Annotated[Literal["auto", "contrib", "off"], BeforeValidator(_lower)]
+MessagingParent: TypeAlias = Annotated[Literal["parent", "link"], BeforeValidator(_lower)]
+Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
+Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(words)]
+Cidr: TypeAlias = Annotated[str, AfterValidator(_cidr)]
+Cidrs: TypeAlias = Annotated[tuple[Cidr, ...], NoDecode, BeforeValidator(words)]
+KeyPattern: TypeAlias = Annotated[str, AfterValidator(_key_pattern)]
+KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(words)]
+Path: TypeAlias = Annotated[str, AfterValidator(_path_pattern)]
+Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)]
+HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
+HeaderNames: TypeAlias = Annotated[
+    tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(words), BeforeValidator(_lower)
+]
+Exporter: TypeAlias = Annotated[Literal["otlp", "otlp-http", "console", "none"], BeforeValidator(_lower)]
+MetricsExporter: TypeAlias = Literal["prometheus", "otlp", "none"]
+Metrics: TypeAlias = Annotated[MetricsExporter, BeforeValidator(_lower)]
+BatchProfile: TypeAlias = Annotated[Literal["moderate", "high"], BeforeValidator(_lower)]
+QueueSize: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"], BeforeValidator(_lower)]
+SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]
+SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(words)]
+Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
+Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+# Envoy refuses a request whose headers together pass 60 KiB, so a longer baggage could never arrive.
+BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=61_440)]
+BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
+# Envoy's own `max_request_headers_kb` ends at 8,192.
+BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
+BudgetCount: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
+
+
+class Fields(BaseSettings):
+    """Declares every setting, in the order in which they are documented."""
+
+    model_config = SettingsConfigDict(env_prefix="MESHMW_", frozen=True, extra="forbid")
+
+    service_name: Text | None = Field(
+        default=None,
+        description="The name of this service in every trace.",
+        json_schema_extra={"takes": "1 to 255 printable characters"},
+    )
+    service_version: Text | None = Field(
+        default=None,
+        description="The version of this service in every trace.",
+        json_schema_extra={"takes": "1 to 255 printable characters"},
+    )
+    kubernetes_labels: bool = Field(
+        default=False,
+        description="Whether the pod's labels app.kubernetes.io/instance, name and version name the service.",
+        json_schema_extra={"takes": "true or false"},
+    )
+    propagators: Formats = Field(
+        default=("tracecontext", "baggage"),
+        description="The header formats that are read and written; W3C trace context decides wherever it is listed.",
+        json_schema_extra={"takes": "a list of tracecontext, baggage, b3, b3multi; or none"},
+    )
+    traceparent_policy: Policy = Field(
+        default="strict",
+        description="Whether only version 00 of traceparent is read (strict), or later versions too (w3c).",
+        json_schema_extra={"takes": "strict or w3c"},
+    )
+    duplicates: Duplicates = Field(
+        default="restart",
+        description="What several traceparent lines do: begin a new trace, or keep the trace id that all have.",
+        json_schema_extra={"takes": "restart or same-trace"},
+    )
+    prefer: Prefer = Field(
+        default="w3c",
+        description="Which format decides where a valid traceparent and valid B3 headers disagree.",
+        json_schema_extra={"takes": "w3c, b3 or auto"},
+    )
+    trust: Trust = Field(
+        default="continue",
+        description="Whether a caller's trace and baggage are used, a new trace is linked to it, or both are ignored.",
+        json_schema_extra={"takes": "continue, restart or ignore"},
+    )
+    trusted_peers: Cidrs = Field(
+        default=(),
+        description="The only peers whose traces are continued; for others trust=continue means restart.",
+        json_schema_extra={"takes": "a list of addresses and CIDRs"},
+    )
+    sampling_owner: SamplingOwner = Field(
+        default="parent",
+        description="Whether the caller's flag decides what is recorded, or this service, by the trace id.",
+        json_schema_extra={"takes": "parent or service"},
+    )
+    server_spans: ServerSpans = Field(
+        default="auto",
+        description="Who makes SERVER spans: meshmw where the host makes none, contrib's middleware, or nobody.",
+        json_schema_extra={"takes": "auto, contrib or off"},
+    )
+    exclude: Paths = Field(
+        default=(),
+        description="The request paths that get no span: /live means it and all below it, a pattern the whole path.",
+        json_schema_extra={"takes": "a list of paths that begin with /, or of patterns with * and ?"},
+    )
+    baggage_max_members: BaggageMembers = Field(
+        default=64,
+        description="The number of baggage members that are kept, in each direction.",
+        json_schema_extra={"takes": "a number from 0 to 1024"},
+    )
+    baggage_max_bytes: BaggageBytes = Field(
+        default=8192,
+        description="The bytes of baggage that are kept, in each direction, all header lines together.",
+        json_schema_extra={"takes": "a number from 0 to 61440"},
+    )
+    baggage_allow: KeyPatterns = Field(
+        default=(),
+        description="The baggage keys that pass, in each direction; none given let all pass.",
+        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+    )
+    baggage_deny: KeyPatterns = Field(
+        default=(),
+        description="The baggage keys that do not pass, in each direction, whatever is allowed.",
+        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+    )
+    baggage_attributes: KeyPatterns = Field(
+        default=(),
+        description="The baggage keys whose values become attributes of every span; few values each, no secrets.",
+        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+    )
+    propagate_to: Hosts = Field(
+        default=("*",),
+        description="The hosts that outbound calls send trace headers and baggage to.",
+        json_schema_extra={
+            "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
+        },
+    )
+    baggage_to: Hosts = Field(
+        default=("mesh",),
+        description="The hosts, of those, that are sent baggage; mesh is every mesh-internal name and private address.",
+        json_schema_extra={
+            "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
+        },
+    )
+    passthrough_headers: HeaderNames = Field(
+        default=("x-request-id",),
+        description="The request headers that go out again, unchanged, on outbound calls.",
+        json_schema_extra={"takes": "a list of up to 32 header names, no trace header and none of HTTP's own; or none"},
+    )
+    header_budget_bytes: BudgetBytes = Field(
+        default=61_440,
+        description="The bytes of request headers that every proxy accepts; baggage is cut to stay 2,048 below.",
+        json_schema_extra={"takes": "a number from 4096 to 8388608"},
+    )
+    header_budget_count: BudgetCount = Field(
+        default=100,
+        description="The request headers that every proxy accepts; baggage is cut to stay 10 below.",
+        json_schema_extra={"takes": "a number from 20 to 10000"},
+    )
+    messaging_parent: MessagingParent = Field(
+        default="parent",
+        description="Whether processing one message is a child of what sent it, or a new trace that links to that.",
+        json_schema_extra={"takes": "parent or link"},
+    )
+    exporter: Exporter = Field(
+        default="otlp",
+        description="Where spans go: OTLP over gRPC (otlp), OTLP over HTTP (otlp-http), standard output, or nowhere.",
+        json_schema_extra={"takes": "otlp, otlp-http, console or none"},
+    )
+    endpoint: Endpoint | None = Field(
+        default=None,
+        description="The collector's address; otlp-http adds /v1/traces where it has no path.",
+        json_schema_extra={"takes": "host:port or an http:// or https:// URL without credentials"},
+    )
+    sampling_ratio: Ratio | None = Field(
+        default=None,
+        description="The share of new traces that is recorded; sampling_owner says who decides for the others.",
+        json_schema_extra={"takes": "a number from 0 to 1"},
+    )
+    sampling_rules: SamplingRules = Field(
+        default=(),
+        description="Shares by request path, the first that fits: where a new trace begins, and 0 in any trace.",
+        json_schema_extra={"takes": "a list of paths or patterns, each with a share, such as /health=0,/api/*=0.5"},
+    )
+    random_flag: bool = Field(
+        default=True,
+        description="Whether traces that begin here say that their id is random (flags 03), which older peers refuse.",
+        json_schema_extra={"takes": "true or false"},
+    )
+    batch_profile: BatchProfile = Field(
+        default="moderate",
+        description="How spans are batched: 512 every 5 seconds, or (high, from 10,000 a second) 2,048 every second.",
+        json_schema_extra={"takes": "moderate or high"},
+    )
+    queue_size: QueueSize | None = Field(
+        default=None,
+        description="The spans that may wait: the profile's 2,048 or 8,192, a number, or by the container's memory.",
+        json_schema_extra={"takes": "a number from 1 to 1048576, or auto"},
+    )
+    metrics: Metrics = Field(
+        default="none",
+        description="Where metrics go: to scrapes of prometheus_client, to a collector over OTLP, or nowhere by us.",
+        json_schema_extra={"takes": "prometheus, otlp or none"},
+    )
+    warn_window: Seconds = Field(
+        default=60.0,
+        description="The seconds in which the same warning is not said again.",
+        json_schema_extra={"takes": "a number of seconds from 0 to 86400"},
+    )
+    sdk_disabled: bool = Field(
+        default=False,
+        description="Whether to record no spans; headers are still passed on.",
+        json_schema_extra={"takes": "true or false"},
+    )

@@ -1,0 +1,316 @@
+"""The standard `OTEL_*` variables that mean the same as one of our settings.
+
+The OpenTelemetry specification asks that an unknown value be warned of and ignored, so nothing here is ever a fault:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, get_args
+from urllib.parse import unquote, urlsplit
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource
+
+from meshmw._notices import LOGGER, quoted
+from meshmw.settings._schema import LONGEST_TEXT, Format, MetricsExporter, endpoint_url, printable
+
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
+    "service_version": ("OTEL_RESOURCE_ATTRIBUTES",),
+    "propagators": ("OTEL_PROPAGATORS",),
+    "exporter": ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
+    "endpoint": ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "queue_size": ("OTEL_BSP_MAX_QUEUE_SIZE",),
+    "metrics": ("OTEL_METRICS_EXPORTER",),
+    "sdk_disabled": ("OTEL_SDK_DISABLED",),
+}
+
+_FORMATS: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in get_args(Format)},
+    # The name under which the package registers its own propagator.
+    "meshmw": ("tracecontext", "baggage"),
+}
+_PROTOCOLS = {"grpc": "otlp", "http/protobuf": "otlp-http"}
+_EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
+
+
+@dataclass
+class Standard:
+    """Reads the standard variables, and keeps what is to be warned of.
+
+    Attributes:
+        environ: The variables.
+        decided: What an argument or a `MESHMW_*` variable decided: it is not read here, nor warned of.
+        warnings: One line for each value that is not known.
+    """
+
+    environ: Mapping[str, str]
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def read(self) -> dict[str, tuple[Any, str]]:
+        """Return each value that is set and known, with the variable that holds it."""
+        readers: Mapping[str, Callable[[], tuple[Any, str] | None]] = {
+            "service_name": lambda: self._text("OTEL_SERVICE_NAME") or self._attribute("service.name"),
+            "service_version": lambda: self._attribute("service.version"),
+            "propagators": self._propagators,
+            "exporter": self._exporter,
+            "endpoint": self._endpoint,
+            "queue_size": lambda: self.count("OTEL_BSP_MAX_QUEUE_SIZE"),
+            "metrics": self._metrics,
+            "sdk_disabled": self._disabled,
+        }
+        found = {name: read() for name, read in readers.items() if name not in self.decided}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _get(self, variable: str) -> str:
+        value = self.environ.get(variable, "").strip()
+        return value if value.strip(" ,") else ""
+
+    def _ignore(self, variable: str, value: str, takes: str) -> None:
+        self.warnings.append(f"{variable} holds {quoted(value)}, which is ignored; meshmw takes {takes}")
+
+    def _text(self, variable: str) -> tuple[str, str] | None:
+        return self._printable(variable, self._get(variable))
+
+    def _printable(self, variable: str, value: str) -> tuple[str, str] | None:
+        if not value:
+            return None
+        try:
+            text = printable(value)
+        except ValueError:
+            text = ""
+        if 0 < len(text) <= LONGEST_TEXT:
+            return text, variable
+        self._ignore(variable, value, f"1 to {LONGEST_TEXT} printable characters")
+        return None
+
+    def _attribute(self, key: str) -> tuple[str, str] | None:
+        return self._printable("OTEL_RESOURCE_ATTRIBUTES", self.attributes().get(key, ""))
+
+    def attributes(self) -> dict[str, str]:
+        """Return what OTEL_RESOURCE_ATTRIBUTES holds; of a key that stands there twice, the last."""
+        pairs = (item.partition("=") for item in self._get("OTEL_RESOURCE_ATTRIBUTES").split(","))
+        found = {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip() and value.strip()}
+        # Bytes of the environment that are no text: OTLP could not carry them.
+        return {_as_utf8(name): _as_utf8(value) for name, value in found.items()}
+
+    def _names(self, variable: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.strip().lower() for name in self._get(variable).split(",") if name.strip()))
+
+    def _propagators(self) -> tuple[tuple[str, ...], str] | None:
+        variable = "OTEL_PROPAGATORS"
+        names = self._names(variable)
+        if "none" in names:
+            return (), variable
+        for name in names:
+            if name not in _FORMATS:
+                self._ignore(variable, name, ", ".join((*_FORMATS, "none")))
+        formats = tuple(dict.fromkeys(format_ for name in names for format_ in _FORMATS.get(name, ())))
+        return (formats, variable) if formats else None
+
+    def _exporter(self) -> tuple[str, str] | None:
+        variable = "OTEL_TRACES_EXPORTER"
+        protocol = self._protocol()
+        known = {"otlp": protocol[0] if protocol else "otlp", **_EXPORTERS}
+        chosen: tuple[str, str] | None = None
+        for name in self._names(variable):
+            if name not in known or chosen:
+                self._ignore(variable, name, f"one of {', '.join(known)}")
+            else:
+                chosen = known[name], variable
+        return chosen or protocol
+
+    def _protocol(self) -> tuple[str, str] | None:
+        return self.protocol(*VARIABLES["exporter"][1:])
+
+    def protocol(self, *variables: str) -> tuple[str, str] | None:
+        """Return the exporter of the protocol that the first of these variables names."""
+        for variable in variables:
+            value = self._get(variable).lower()
+            if value in _PROTOCOLS:
+                return _PROTOCOLS[value], variable
+            if value:
+                self._ignore(variable, value, " or ".join(_PROTOCOLS))
+        return None
+
+    def _endpoint(self) -> tuple[str, str] | None:
+        return self.endpoint(VARIABLES["endpoint"], "traces", http=self._is_http())
+
+    def endpoint(self, variables: Sequence[str], signal: str, *, http: bool) -> tuple[str, str] | None:
+        """Return the address that the first of these variables holds, complete for this signal over HTTP."""
+        for variable in variables:
+            value = self._get(variable)
+            try:
+                url = endpoint_url(self._with_scheme(value, signal)) if value else ""
+            except ValueError:
+                self._ignore(variable, value, "a URL such as http://127.0.0.1:4317")
+                continue
+            if url:
+                base = variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
+                return (_signal_url(url, signal, base=base) if http else url), variable
+        return None
+
+    def _is_http(self) -> bool:
+        # A second reader, so that what the first one warns of is said once.
+        found = Standard(self.environ)._exporter() or ("otlp", "")
+        return str(self.decided.get("exporter", found[0])).strip().lower() == "otlp-http"
+
+    def _with_scheme(self, address: str, signal: str) -> str:
+        if "://" in address:
+            return address
+        secure = self._get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
+        return f"https://{address}" if secure.lower() == "false" else address
+
+    def count(self, variable: str) -> tuple[int, str] | None:
+        """Return a variable's whole number above zero, or None where it holds none."""
+        value = self._get(variable)
+        if value.isdecimal() and len(value) <= 255 and 0 < int(value) <= 1_048_576:
+            return int(value), variable
+        if value:
+            self._ignore(variable, value, "a number from 1 to 1048576")
+        return None
+
+    def _metrics(self) -> tuple[str, str] | None:
+        # Other exporters are not ours to set up, and the variable may be meant for a provider that is there already.
+        variable = "OTEL_METRICS_EXPORTER"
+        known = [name for name in self._names(variable) if name in get_args(MetricsExporter)]
+        return (known[0], variable) if known else None
+
+    def _disabled(self) -> tuple[bool, str] | None:
+        variable = "OTEL_SDK_DISABLED"
+        value = self._get(variable).lower()
+        if value not in ("", "true", "false"):
+            self._ignore(variable, value, "true or false")
+        return (value == "true", variable) if value in ("true", "false") else None
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _signal_url(url: str, signal: str, *, base: bool) -> str:
+    # The variable for all signals holds a base, to which the signal's path is added; the one for a signal is complete,
+    # and without a path it means the root.
+    if base:
+        return f"{url.removesuffix('/')}/v1/{signal}"
+    return url if urlsplit(url).path else f"{url}/"
+
+
+class StandardSource(PydanticBaseSettingsSource):
+    """Gives pydantic-settings the standard variables, for whatever no earlier source has decided."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Say that no single field is read by itself: the endpoint depends on the exporter."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the standard variables, and warn of what is not known in them."""
+        standard = Standard(os.environ, self.current_state)  # noqa: TID251
+        values = {name: value for name, (value, _) in standard.read().items()}
+        for warning in standard.warnings:
+            LOGGER.warning("%s", warning)
+        return values
+
+
+# Where metrics go over OTLP, and by which protocol: the standard variables, beside what is set for spans.
+
+
+_HTTP = "otlp-http"
+
+
+def metrics_over_http(exporter: str) -> bool:
+    """Say whether metrics go over HTTP: as their own variable says; or as spans do, by *exporter*; or as all do."""
+    standard = Standard(os.environ)  # noqa: TID251
+    own = standard.protocol("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
+    _warn(standard)
+    if own is not None:
+        return own[0] == _HTTP
+    if exporter in ("otlp", _HTTP):
+        return exporter == _HTTP
+    for_all = Standard(os.environ).protocol("OTEL_EXPORTER_OTLP_PROTOCOL")  # noqa: TID251
+    return for_all is not None and for_all[0] == _HTTP
+
+
+def metrics_endpoint(exporter: str, endpoint: str | None, *, http: bool) -> str | None:
+    """Return the URL that metrics go to, or None where nothing says it.
+
+    That is what their own variable says; else the collector of spans, where *endpoint* is no standard variable's and
+    the protocol is the same; else what OTEL_EXPORTER_OTLP_ENDPOINT says.
+
+    Args:
+        exporter: The setting, of spans.
+        endpoint: The setting, of spans.
+        http: Whether metrics go over HTTP.
+    """
+    standard = Standard(os.environ, {"exporter": exporter})  # noqa: TID251
+    own = standard.endpoint(["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"], "metrics", http=http)
+    _warn(standard)
+    if own is not None:
+        return own[0]
+    if endpoint is not None and http == (exporter == _HTTP) and endpoint != standard.read().get("endpoint", [None])[0]:
+        return _beside_traces(endpoint) if http else endpoint
+    for_all = standard.endpoint(["OTEL_EXPORTER_OTLP_ENDPOINT"], "metrics", http=http)
+    return for_all and for_all[0]
+
+
+def _beside_traces(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(path=f"{parts.path.removesuffix('/').removesuffix('/v1/traces')}/v1/metrics").geturl()
+
+
+def _warn(standard: Standard) -> None:
+    for warning in standard.warnings:
+        LOGGER.warning("%s", warning)
+
+
+# Single variables of the environment, for what is asked outside of the settings: on, off, a count, held back.
+
+
+@contextmanager
+def hidden(*variables: str) -> Iterator[None]:
+    """Take variables out of the environment, and put them back on leaving.
+
+    OpenTelemetry reads some variables by itself while it is imported or built. Where a setting has decided otherwise,
+    the variable must not decide once more.
+    """
+    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}  # noqa: TID251
+    try:
+        yield
+    finally:
+        os.environ.update(kept)  # noqa: TID251
+
+
+def first_of(*variables: str) -> str:
+    """Return what the first of these variables that holds anything holds, or an empty text."""
+    values = (os.environ.get(variable, "").strip() for variable in variables)  # noqa: TID251
+    return next(filter(None, values), "")
+
+
+def is_set(variable: str) -> bool:
+    """Say whether a variable holds anything."""
+    return bool(first_of(variable))
+
+
+def is_true(variable: str) -> bool:
+    """Say whether a variable switches something on."""
+    return first_of(variable).lower() in ("1", "on", "true", "yes")
+
+
+def count_in(variable: str) -> int | None:
+    """Return the whole number above zero in a variable; warn of anything else, which is ignored."""
+    standard = Standard(os.environ)  # noqa: TID251
+    found = standard.count(variable)
+    for warning in standard.warnings:
+        LOGGER.warning("%s", warning)
+    return found and found[0]
+
+
+def resource_attributes() -> dict[str, str]:
+    """Return the attributes that OTEL_RESOURCE_ATTRIBUTES gives the service."""
+    return Standard(os.environ).attributes()  # noqa: TID251

@@ -1,0 +1,250 @@
+"""What a mesh of one's own services is made of, as values: each service, whom it calls, what stands beside it.
+
+Starts nothing: `mesh` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
+
+from meshmw.errors import MeshError
+
+Sidecar: TypeAlias = Literal["none", "otel", "zipkin-b3", "zipkin-b3-w3c", "strip", "linkerd-like"]
+SIDECARS: Final[tuple[Sidecar, ...]] = get_args(Sidecar)
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
+_SERVERS: Final = {"asgi": "uvicorn", "wsgi": "meshmw.testing.serve_wsgi"}
+
+
+def check_sidecar(sidecar: str) -> None:
+    """Refuse a style that does not exist.
+
+    Raises:
+        MeshError: It is none of `SIDECARS`.
+    """
+    if sidecar not in SIDECARS:
+        raise MeshError(f"there is no sidecar {sidecar!r}: choose of {', '.join(SIDECARS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Is one service of the mesh, with a sidecar of its own.
+
+    Args:
+        name: Its name, in lower case; also its `service.name` where the application sets none.
+        app: `module:attribute` of its application, as servers take it.
+        interface: What `app` speaks: `asgi` (served by uvicorn) or `wsgi` (served by the standard library).
+        command: What to run instead of `app`, with `{port}` for the port to listen on and `{other}` for the base URL of
+            the service `other`.
+        calls: The names of the services that it calls. Where they are stands in its environment: the base URL of
+            `inventory`, through the sidecar, in `INVENTORY_URL`.
+        environment: More environment variables; `{port}` and `{other}` stand for the same as in `command`.
+        sidecar: The style of its sidecar; the mesh's own if None.
+        directory: Where it runs; where the tests run if None.
+
+    Raises:
+        MeshError: The name is no name, there are both or neither of `app` and `command`, or the sidecar does not exist.
+    """
+
+    name: str
+    app: str | None = None
+    interface: Literal["asgi", "wsgi"] = "asgi"
+    command: Sequence[str] | None = None
+    calls: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sidecar: Sidecar | None = None
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise MeshError(f"{self.name!r} is no name of a service: use lower-case letters, digits and '-'")
+        if (self.app is None) == (self.command is None):
+            raise MeshError(f"service {self.name!r} needs an app, such as 'shop.main:app', or a command")
+        if self.sidecar is not None:
+            check_sidecar(self.sidecar)
+
+    def arguments(self, places: Mapping[str, str]) -> list[str]:
+        """Return the command that serves it, with what stands in braces put in.
+
+        Args:
+            places: The `port`, and the base URL of each service that it calls.
+        """
+        if self.command is not None:
+            return [_filled(word, places) for word in self.command]
+        options = ["--port", places["port"], "--host", "127.0.0.1"]
+        return [sys.executable, "-m", _SERVERS[self.interface], *options, str(self.app)]
+
+    def variables(self, places: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment variables that say where the others are, and those it was given."""
+        urls = {f"{name.upper().replace('-', '_')}_URL": places[name] for name in self.calls}
+        return urls | {name: _filled(value, places) for name, value in self.environment.items()}
+
+
+def in_order(services: Sequence[Service]) -> list[Service]:
+    """Return the services so that each comes after all that it calls.
+
+    Raises:
+        MeshError: Two have one name, one calls a service that is not there, or they call each other in a circle.
+    """
+    by_name = {service.name: service for service in services}
+    if len(by_name) != len(services) or not services:
+        raise MeshError(f"a mesh needs services with different names, got {[service.name for service in services]}")
+    ordered: dict[str, Service] = {}
+
+    def add(service: Service, callers: tuple[str, ...]) -> None:
+        if service.name in callers:
+            raise MeshError(f"services call each other in a circle: {' -> '.join((*callers, service.name))}")
+        for name in service.calls:
+            if name not in by_name:
+                raise MeshError(f"service {service.name!r} calls {name!r}, which is not in the mesh")
+            add(by_name[name], (*callers, service.name))
+        ordered.setdefault(service.name, service)
+
+    for service in services:
+        add(service, ())
+    return list(ordered.values())
+
+
+def _filled(text: str, places: Mapping[str, str]) -> str:
+    # Not `str.format`: a command may hold braces of its own.
+    for name, place in places.items():
+        text = text.replace(f"{{{name}}}", place)
+    return text
+
+
+# Child processes that do not outlive the process that started them.
+
+
+# Runs before the command takes the process over. `-I -S` keeps it at some ten milliseconds; a `preexec_fn` would fork
+# this process's threads, which may deadlock. The parent may be gone before prctl is called, hence the second look.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def dies_with_parent(command: Sequence[str]) -> list[str]:
+    """Wrap a command so that the kernel ends it when this process dies, whatever the way.
+
+    Args:
+        command: An absolute path and its arguments.
+
+    Returns:
+        The command to start; unchanged outside Linux, and off the main thread, because Linux counts the end of the
+        thread that started a process as the death of its parent.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
+
+
+def start_process(
+    command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that does not outlive this one, with its output and its errors in a file.
+
+    Ctrl-C has to wait until it is started: a process that nobody holds yet could not be stopped.
+
+    Args:
+        command: An absolute path and its arguments.
+        log: The file to write.
+        environment: All of its environment variables; this process's own if None.
+        cwd: Where it runs; this process's own directory if None.
+    """
+    with log.open("wb") as output, _interrupts_noted() as interrupts:
+        process = subprocess.Popen(
+            dies_with_parent(command),
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if interrupts:
+        stop_processes([process])
+        signal.raise_signal(signal.SIGINT)
+    return process
+
+
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    noted: list[int] = []
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+def stop_processes(processes: Iterable[subprocess.Popen[bytes]], timeout: float = 5.0) -> None:
+    """End processes that may already have ended: ask all of them first, then wait, and kill what stays.
+
+    Args:
+        processes: What to stop.
+        timeout: Seconds that each may take after being asked.
+    """
+    running = list(processes)
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# Ports for programs that must be told theirs before they listen.
+
+
+# Below what Linux (32768) and others (49152) hand out by themselves: a port that was free a moment ago goes to the next
+# who asks for any, and a proxy whose application has its port sends requests to itself, round and round.
+_PORTS: Final = range(20_000, 32_000)
+_HELD: Final = 128
+_held: Final[deque[int]] = deque()
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody uses, and that neither the system nor `free_port` gives to others.
+
+    What keeps it from other processes that ask in the same way is a UDP socket of the same number; the last 128 are
+    held.
+
+    Raises:
+        OSError: All ports from 20,000 to 31,999 are in use.
+    """
+    first = random.SystemRandom().randrange(len(_PORTS))
+    for port in itertools.chain(_PORTS[first:], _PORTS[:first]):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            _hold(port)
+            return port
+    raise OSError("no port is free on 127.0.0.1")
+
+
+def _hold(port: int) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as token:
+        token.bind(("127.0.0.1", port))
+        _held.append(token.detach())
+    if len(_held) > _HELD:
+        os.close(_held.popleft())

@@ -1,0 +1,28 @@
+"""The productions that several header formats share.
+
+Every header is matched once, whole, with `fullmatch`. What made it fail is worked out only after that, on a path that a
+valid header never takes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# OWS = *( SP / HTAB )                                                              RFC 9110, section 5.6.3
+# Not str.strip() without arguments: that also takes off CR, LF and Unicode spaces, and so lets a bad header pass.
+OWS: Final = " \t"
+
+# HEXDIGLC = DIGIT / "a" / "b" / "c" / "d" / "e" / "f"                              Trace Context 2, section 3.2.1
+HEXDIGLC: Final = "[0-9a-f]"
+NOT_HEXDIGLC: Final = re.compile("[^0-9a-f]")
+
+# No format here has a use for anything else. HTTP servers decode raw bytes as latin-1, so those arrive as 0x80 to 0xff.
+NOT_PRINTABLE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
+
+TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+B3_HEADERS: Final = frozenset({"b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"})
+PROPAGATION_HEADERS: Final = TRACE_HEADERS | B3_HEADERS | {"baggage"}
+# Our client tells our server which span and flags it sent, as the end of its traceparent: on arrival that says what
+# proxies between have changed, and what they have left alone.
+SENT_HEADER: Final = "x-meshmw-sent"
