@@ -42,6 +42,51 @@ assert report().count("| all |") == 2
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
 
+def test_the_path_of_each_operation_has_a_row_and_the_files_that_it_enters():
+    command = [sys.executable, "-m", "tests.benchmarks", "path"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = dict(line.removeprefix("| ").split(" | ", 1) for line in lines if line.startswith("| "))
+    files = dict(line.split(": ") for line in lines if ": " in line and not line.startswith("|"))
+    operations = {"ASGI request", "WSGI request", "httpx call", "Kafka message", "gRPC call, server"}
+    assert rows.keys() - {"operation"} == files.keys() == operations
+    for operation in operations:
+        calls, entered, changes = (int(number) for number in rows[operation].removesuffix(" |").split(" | "))
+        assert calls > entered > 1, operation
+        assert calls > changes >= entered - 1, operation
+        assert len(files[operation].split(", ")) == entered, operation
+
+
+def test_a_path_has_each_call_inside_meshmw_in_order_and_nothing_else():
+    program = """
+import inspect
+from contextlib import nullcontext
+from pathlib import Path
+
+import meshmw
+from meshmw import asgi, baggage, kafka, wsgi
+from meshmw.grpc import TraceContextServerInterceptor
+from tests.benchmarks.path import Walk, walk, walks
+
+def file_of(what):
+    return str(Path(inspect.getsourcefile(what)).relative_to(Path(meshmw.__file__).parent))
+
+found = walks()
+assert found == walks()
+assert file_of(asgi.TraceContextMiddleware) == found["ASGI request"].files[0]
+assert file_of(wsgi.TraceContextMiddleware) == found["WSGI request"].files[0]
+assert file_of(kafka.consumer_span) == found["Kafka message"].files[0]
+assert file_of(TraceContextServerInterceptor) == found["gRPC call, server"].files[0]
+assert walk(lambda: nullcontext(lambda: inspect.getsourcefile(Walk))) == Walk(())
+assert walk(lambda: nullcontext(lambda: baggage.get("tenant"))).files[0] == file_of(baggage.get)
+
+walked = Walk(("a.py", "a.py", "b.py", "a.py"))
+assert (walked.files, walked.changes) == (("a.py", "b.py"), 2)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
 def test_a_server_answers_every_rival_of_the_end_to_end_runs():
     program = """
 import asyncio
