@@ -23,6 +23,9 @@ settings.register_profile("meshmw", deadline=None, suppress_health_check=[Health
 settings.register_profile("million", settings.get_profile("meshmw"), max_examples=1_000_000)
 settings.load_profile("meshmw")
 
+# Their fixtures start one broker each for a whole run, in whichever folder the tests are that ask for it.
+pytest_plugins = ["tests.brokers.kafka_broker", "tests.brokers.rabbitmq_broker"]
+
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and so would be every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

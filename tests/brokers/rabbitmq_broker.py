@@ -213,6 +213,3 @@ def _definitions() -> dict[str, Any]:
 def _connects(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
-
-
-FIXTURE = "rabbitmq_broker"

@@ -12,7 +12,6 @@ import re
 import selectors
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,27 +25,10 @@ from tests.programs import not_installed
 PROGRAMS = Path(__file__).parent / "node"
 GO_PROGRAM = Path(__file__).parent / "go_grpc"
 GO_PACKAGES = Path("/usr/share/gocode")
-BROKERS = Path(__file__).parents[1] / "brokers"
 ANSWER_SECONDS = 60
 INSTALL_SECONDS = 300
 BUILD_SECONDS = 300
 NODE = (22, 15)
-
-
-def _broker_fixtures() -> Iterator[tuple[str, Any]]:
-    for path in sorted(BROKERS.glob("*_broker.py")):
-        name = f"meshmw_tests_{path.stem}"
-        if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, path)
-            assert spec is not None
-            assert spec.loader is not None
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[name])
-        module = sys.modules[name]
-        yield module.FIXTURE, getattr(module, module.FIXTURE)
-
-
-globals().update(_broker_fixtures())
 
 
 def _wheel() -> Path | None:

@@ -1,43 +1,23 @@
 """Binds the messaging contract: every file `*_clients.py` here names the clients of one broker, and how to find that.
 
 Such a file has `CLIENTS`, from test id to `MessagingClient` class, and `BROKER`, the name of the session fixture that
-yields the broker's address. `tests/brokers/*_broker.py` starts the brokers, and names its fixture in
-`FIXTURE`.
+yields the broker's address; `tests/brokers` has those. To add a broker, copy one file of each kind. List the clients in
+`BINDINGS` here, and the fixture's file in `pytest_plugins` of `tests/conftest.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
-import sys
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import kafka
 import pytest
 
-HERE = Path(__file__).parent
-BROKERS = HERE.parents[1] / "brokers"
+from tests.contracts.messaging import kafka_clients, rabbitmq_clients
 
-
-def load(path: Path, name: str) -> ModuleType:
-    """Import a file that is no test, under a name that other such files can import."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-load(HERE / "client.py", "messaging_contract")
-for path in sorted(BROKERS.glob("*_broker.py")):
-    module = load(path, f"meshmw_tests_{path.stem}")
-    globals()[module.FIXTURE] = getattr(module, module.FIXTURE)
-BINDINGS = [load(path, f"meshmw_tests_{path.stem}") for path in sorted(HERE.glob("*_clients.py"))]
+BINDINGS = [kafka_clients, rabbitmq_clients]
 CLIENTS = {name: (client, binding.BROKER) for binding in BINDINGS for name, client in binding.CLIENTS.items()}
 
 _numbers = itertools.count()
@@ -78,9 +58,8 @@ def run(make: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def no_forgotten_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a client of kafka-python has opened is closed with it, whoever makes the client."""
-    clients = sys.modules["meshmw_tests_kafka_clients"]
-    for each in (clients.kafka.KafkaConsumer, clients.kafka.KafkaProducer):
-        monkeypatch.setitem(each.DEFAULT_CONFIG, "selector", clients.ClosingSelector)
+    for each in (kafka.KafkaConsumer, kafka.KafkaProducer):
+        monkeypatch.setitem(each.DEFAULT_CONFIG, "selector", kafka_clients.ClosingSelector)
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from typing import Any
 import aiokafka
 import confluent_kafka
 import kafka
-from messaging_contract import Clients, Headers, Inline, MessagingClient
 from opentelemetry.trace import Span
 
 from meshmw import kafka as ours
+from tests.contracts.messaging.client import Clients, Headers, Inline, MessagingClient
 
 BROKER = "kafka_broker"
 SECONDS = 60

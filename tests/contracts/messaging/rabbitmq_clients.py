@@ -10,10 +10,10 @@ from typing import Any
 
 import aio_pika
 import pika
-from messaging_contract import Clients, Headers, Inline, MessagingClient
 from opentelemetry.trace import Span
 
 from meshmw import rabbitmq as ours
+from tests.contracts.messaging.client import Clients, Headers, Inline, MessagingClient
 
 BROKER = "rabbitmq_broker"
 SECONDS = 60

@@ -1,7 +1,6 @@
 """Kafka's own troubles: a rebalance in mid-batch, a broker that goes and comes back, and another broker's opinion."""
 
 import asyncio
-import sys
 import time
 from contextlib import asynccontextmanager
 
@@ -12,8 +11,9 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-CLIENTS = sys.modules["meshmw_tests_kafka_clients"].CLIENTS
-BROKER = sys.modules["meshmw_tests_kafka_broker"]
+from tests.brokers.kafka_broker import KafkaBroker, require_tansu
+from tests.contracts.messaging.kafka_clients import CLIENTS
+
 each_client = pytest.mark.parametrize("make", list(CLIENTS), indirect=True)
 SECONDS = 60
 
@@ -164,8 +164,8 @@ def test_a_batch_goes_on_while_its_partitions_go_to_another_consumer(name, kafka
 @pytest.fixture
 def fickle(request, tmp_path):
     """A broker of this test's own, that can go away."""
-    BROKER.require_tansu(request)
-    broker = BROKER.KafkaBroker(tmp_path / "tansu.log")
+    require_tansu(request)
+    broker = KafkaBroker(tmp_path / "tansu.log")
     try:
         broker.start()
         yield broker

@@ -1,7 +1,6 @@
 """`meshmw.kafka.instrument` around each client's own producers and consumers, on a real broker."""
 
 import asyncio
-import sys
 
 import aiokafka
 import confluent_kafka
@@ -13,11 +12,11 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from meshmw.kafka import consumer_span, instrument
+from tests.contracts.messaging.kafka_clients import CLIENTS
 
-CLIENTS = list(sys.modules["meshmw_tests_kafka_clients"].CLIENTS)
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
-each_client = pytest.mark.parametrize("make", CLIENTS, indirect=True)
+each_client = pytest.mark.parametrize("make", list(CLIENTS), indirect=True)
 kafka_python = pytest.mark.parametrize("make", ["kafka-python"], indirect=True)
 of_aiokafka = pytest.mark.parametrize("make", ["aiokafka"], indirect=True)
 of_confluent = pytest.mark.parametrize("make", ["confluent-kafka"], indirect=True)

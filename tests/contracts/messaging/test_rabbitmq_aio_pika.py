@@ -6,13 +6,13 @@ import functools
 import aio_pika
 import aio_pika.exceptions
 import pytest
-from meshmw_tests_rabbitmq_clients import SECONDS, AioPikaClient
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
 from meshmw import rabbitmq
+from tests.contracts.messaging.rabbitmq_clients import SECONDS, AioPikaClient
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

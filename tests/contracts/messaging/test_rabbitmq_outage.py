@@ -7,12 +7,12 @@ import aio_pika
 import pika
 import pika.exceptions
 import pytest
-from meshmw_tests_rabbitmq_broker import require_rabbitmq, running_node
-from meshmw_tests_rabbitmq_clients import SECONDS, AioPikaClient, PikaClient
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from meshmw import rabbitmq
+from tests.brokers.rabbitmq_broker import require_rabbitmq, running_node
+from tests.contracts.messaging.rabbitmq_clients import SECONDS, AioPikaClient, PikaClient
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

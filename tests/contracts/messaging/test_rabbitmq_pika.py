@@ -6,7 +6,6 @@ import threading
 import pika
 import pika.exceptions
 import pytest
-from meshmw_tests_rabbitmq_clients import SECONDS, PikaClient
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -14,6 +13,7 @@ from opentelemetry.trace import SpanKind
 
 from meshmw import rabbitmq
 from meshmw._context.current import Current
+from tests.contracts.messaging.rabbitmq_clients import SECONDS, PikaClient
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

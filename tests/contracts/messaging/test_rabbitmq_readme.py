@@ -8,8 +8,9 @@ from pathlib import Path
 import aio_pika
 import pika
 import pytest
-from meshmw_tests_rabbitmq_clients import SECONDS
 from opentelemetry import trace
+
+from tests.contracts.messaging.rabbitmq_clients import SECONDS
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -15,10 +14,12 @@ from meshmw.kafka._spans import KAFKA as KAFKA_OPERATIONS
 from meshmw.kafka._spans import peek
 from meshmw.kafka._spans import server_of as kafka_server_of
 from meshmw.rabbitmq._spans import server_of as rabbitmq_server_of
+from tests.contracts.messaging.kafka_clients import AiokafkaClient
+from tests.contracts.messaging.rabbitmq_clients import CLIENTS, AioPikaClient, PikaClient
 
 SECONDS = 60
 KAFKA = ["kafka-python", "aiokafka"]
-RABBITMQ = list(sys.modules["meshmw_tests_rabbitmq_clients"].CLIENTS)
+RABBITMQ = list(CLIENTS)
 
 
 def address_in(broker):
@@ -51,8 +52,6 @@ def test_confluent_kafka_does_not_tell(run, destination):
 
 @pytest.mark.parametrize("of", ["exchange", "queue"])
 def test_an_exchange_or_a_queue_alone_tells_it_too(rabbitmq_broker, destination, of):
-    from meshmw_tests_rabbitmq_clients import AioPikaClient
-
     async def main():
         client = AioPikaClient(rabbitmq_broker)
         await client.open()
@@ -73,8 +72,6 @@ def test_an_exchange_or_a_queue_alone_tells_it_too(rabbitmq_broker, destination,
 
 
 def test_a_malformed_record_counts_once_though_it_is_received_and_processed(kafka_broker, destination):
-    from meshmw_tests_kafka_clients import AiokafkaClient
-
     async def main():
         client = AiokafkaClient(kafka_broker)
         await client.open()
@@ -98,8 +95,6 @@ def test_a_malformed_record_counts_once_though_it_is_received_and_processed(kafk
 
 
 def test_a_malformed_message_counts_once_though_it_is_received_and_processed(rabbitmq_broker, destination):
-    from meshmw_tests_rabbitmq_clients import PikaClient
-
     async def main():
         client = PikaClient(rabbitmq_broker)
         await client.open()
