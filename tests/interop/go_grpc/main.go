@@ -1,5 +1,5 @@
-// A gRPC server and client with OpenTelemetry Go, as Debian packages both. It takes a JSON object per line, and answers
-// each with one. There is no package of OpenTelemetry's interceptors, so those of here do what they do.
+// A gRPC server and client with OpenTelemetry Go and its instrumentation of gRPC. The program takes a JSON object per
+// line, and answers each with one.
 package main
 
 import (
@@ -12,85 +12,31 @@ import (
 	"os"
 	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/propagation"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 )
 
 const patience = 60 * time.Second
 
 var (
-	exporter   = tracetest.NewInMemoryExporter()
-	provider   = sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
-	tracer     = provider.Tracer("peer")
-	propagator = propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
-	talking    = &grpc.StreamDesc{StreamName: "stream_stream", ServerStreams: true, ClientStreams: true}
+	exporter = tracetest.NewInMemoryExporter()
+	talking  = &grpc.StreamDesc{StreamName: "stream_stream", ServerStreams: true, ClientStreams: true}
 )
 
 // Messages are bytes.
 type raw struct{}
 
-func (raw) Marshal(v interface{}) ([]byte, error)      { return *v.(*[]byte), nil }
-func (raw) Unmarshal(data []byte, v interface{}) error { *v.(*[]byte) = data; return nil }
-func (raw) Name() string                               { return "raw" }
-func (raw) String() string                             { return "raw" }
-
-type carrier metadata.MD
-
-func (c carrier) Get(key string) string {
-	if values := metadata.MD(c).Get(key); len(values) > 0 {
-		return values[0]
-	}
-	return ""
-}
-func (c carrier) Set(key, value string) { metadata.MD(c).Set(key, value) }
-func (c carrier) Keys() []string {
-	keys := []string{}
-	for key := range c {
-		keys = append(keys, key)
-	}
-	return keys
-}
-
-func extracted(ctx context.Context) context.Context {
-	md, _ := metadata.FromIncomingContext(ctx)
-	return propagator.Extract(ctx, carrier(md))
-}
-
-func injected(ctx context.Context) context.Context {
-	md := metadata.MD{}
-	propagator.Inject(ctx, carrier(md))
-	return metadata.NewOutgoingContext(ctx, md)
-}
-
-func started(ctx context.Context, method string, kind trace.SpanKind) (context.Context, trace.Span) {
-	return tracer.Start(ctx, method, trace.WithSpanKind(kind))
-}
-
-type tracedStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s tracedStream) Context() context.Context { return s.ctx }
-
-func serveUnary(
-	ctx context.Context, request interface{}, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
-) (interface{}, error) {
-	ctx, span := started(extracted(ctx), info.FullMethod, trace.SpanKindServer)
-	defer span.End()
-	return handler(ctx, request)
-}
-
-func serveStream(server interface{}, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, span := started(extracted(ss.Context()), info.FullMethod, trace.SpanKindServer)
-	defer span.End()
-	return handler(server, tracedStream{ss, ctx})
-}
+func (raw) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
+func (raw) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil }
+func (raw) Name() string                       { return "raw" }
 
 // What a handler sees: what is current, and the metadata.
 func seen(ctx context.Context) *[]byte {
@@ -100,24 +46,20 @@ func seen(ctx context.Context) *[]byte {
 		members[member.Key()] = member.Value()
 	}
 	current := trace.SpanContextFromContext(ctx)
-	answer, _ := json.Marshal(map[string]interface{}{
+	answer, _ := json.Marshal(map[string]any{
 		"trace_id": current.TraceID().String(), "span_id": current.SpanID().String(), "baggage": members, "metadata": md,
 	})
 	return &answer
 }
 
-func unary(
-	_ interface{}, ctx context.Context, decode func(interface{}) error, interceptor grpc.UnaryServerInterceptor,
-) (interface{}, error) {
-	request := new([]byte)
-	if err := decode(request); err != nil {
+func unary(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	if err := decode(new([]byte)); err != nil {
 		return nil, err
 	}
-	handler := func(ctx context.Context, _ interface{}) (interface{}, error) { return seen(ctx), nil }
-	return interceptor(ctx, request, &grpc.UnaryServerInfo{FullMethod: "/lab.S/unary_unary"}, handler)
+	return seen(ctx), nil
 }
 
-func streaming(_ interface{}, stream grpc.ServerStream) error {
+func streaming(_ any, stream grpc.ServerStream) error {
 	for {
 		if err := stream.RecvMsg(new([]byte)); err == io.EOF {
 			return nil
@@ -130,19 +72,17 @@ func streaming(_ interface{}, stream grpc.ServerStream) error {
 	}
 }
 
-func listen() (interface{}, error) {
+func listen() (any, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	server := grpc.NewServer(
-		grpc.CustomCodec(raw{}), grpc.UnaryInterceptor(serveUnary), grpc.StreamInterceptor(serveStream),
-	)
+	server := grpc.NewServer(grpc.ForceServerCodec(raw{}), grpc.StatsHandler(otelgrpc.NewServerHandler()))
 	answering := *talking
 	answering.Handler = streaming
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "lab.S",
-		HandlerType: (*interface{})(nil),
+		HandlerType: (*any)(nil),
 		Methods:     []grpc.MethodDesc{{MethodName: "unary_unary", Handler: unary}},
 		Streams:     []grpc.StreamDesc{answering},
 	}, struct{}{})
@@ -151,18 +91,18 @@ func listen() (interface{}, error) {
 }
 
 // Calls a method once, or talks twice over one stream.
-func call(ctx context.Context, address, method string) (interface{}, error) {
-	connection, err := grpc.DialContext(
-		ctx, address, grpc.WithInsecure(), grpc.WithBlock(), grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})),
+func call(ctx context.Context, address, method string) (any, error) {
+	connection, err := grpc.NewClient(
+		address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})),
+		grpc.WithStatsHandler(otelgrpc.NewClientHandler()),
 	)
 	if err != nil {
 		return nil, err
 	}
 	defer connection.Close()
 	path, request := "/lab.S/"+method, []byte("{}")
-	ctx, span := started(ctx, path, trace.SpanKindClient)
-	defer span.End()
-	ctx = injected(ctx)
 	if method == "unary_unary" {
 		answer := []byte{}
 		err = connection.Invoke(ctx, path, &request, &answer)
@@ -195,7 +135,7 @@ func call(ctx context.Context, address, method string) (interface{}, error) {
 func withBaggage(ctx context.Context, members map[string]string) (context.Context, error) {
 	all := []baggage.Member{}
 	for key, value := range members {
-		member, err := baggage.NewMember(key, value)
+		member, err := baggage.NewMemberRaw(key, value)
 		if err != nil {
 			return nil, err
 		}
@@ -205,34 +145,34 @@ func withBaggage(ctx context.Context, members map[string]string) (context.Contex
 	return baggage.ContextWithBaggage(ctx, bag), err
 }
 
-func order(address, method string, members map[string]string) (interface{}, error) {
+func order(address, method string, members map[string]string) (any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ctx, err := withBaggage(ctx, members)
 	if err != nil {
 		return nil, err
 	}
-	ctx, span := tracer.Start(ctx, "order")
+	ctx, span := otel.Tracer("peer").Start(ctx, "order")
 	defer span.End()
 	found, err := call(ctx, address, method)
 	sent := map[string]string{"trace_id": span.SpanContext().TraceID().String()}
-	return map[string]interface{}{"sent": sent, "found": found}, err
+	return map[string]any{"sent": sent, "found": found}, err
 }
 
-func spans() (interface{}, error) {
-	found := []map[string]interface{}{}
+func spans() (any, error) {
+	found := []map[string]any{}
 	for _, span := range exporter.GetSpans() {
-		found = append(found, map[string]interface{}{
+		found = append(found, map[string]any{
 			"trace_id":  span.SpanContext.TraceID().String(),
 			"span_id":   span.SpanContext.SpanID().String(),
 			"parent_id": span.Parent.SpanID().String(),
 			"kind":      int(span.SpanKind) - 1, // as the other peers count
 		})
 	}
-	return map[string]interface{}{"spans": found}, nil
+	return map[string]any{"spans": found}, nil
 }
 
-func answer(line []byte) (interface{}, error) {
+func answer(line []byte) (any, error) {
 	question := struct {
 		Command, Address, Method string
 		Baggage                  map[string]string
@@ -251,6 +191,8 @@ func answer(line []byte) (interface{}, error) {
 }
 
 func main() {
+	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter)))
+	otel.SetTextMapPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}))
 	out := json.NewEncoder(os.Stdout)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		found, err := answer(lines.Bytes())
