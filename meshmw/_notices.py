@@ -112,7 +112,7 @@ class Rejections:
             return self._counts[key] - said_count - 1
 
 
-class Unheard(Rejections):
+class SilentRejections(Rejections):
     """Takes what a reader has to say and keeps it to itself, for a look at headers that are not a request's."""
 
     def accepted(self, headers: tuple[str, ...]) -> None:

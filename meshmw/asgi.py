@@ -247,8 +247,8 @@ class TraceContextMiddleware:
         if scope["type"] not in _REQUESTS or _OPERATION in scope:
             await self._pass(scope, receive, send)
             return
-        settled = self._options.settled()
-        operation = self._options.begin(_AsgiRequest(scope, settled), settled)
+        effective = self._options.effective()
+        operation = self._options.begin(_AsgiRequest(scope, effective), effective)
         app = self.app if operation.delegated is None else self._under_contrib()
         marks = _stand_hosts_down(scope)
         scope[_OPERATION] = operation
@@ -300,11 +300,11 @@ class _AsgiRequest(Request):
 
     protocol = "asgi"
 
-    def __init__(self, scope: Scope, settled: Runtime) -> None:
+    def __init__(self, scope: Scope, effective: Runtime) -> None:
         # What `Request` does, without the call: there is one for each request.
         self.method = scope.get("method", "GET")
         self.path = scope["path"]
-        self.lines = settled.headers.from_asgi(scope["headers"])
+        self.lines = effective.headers.from_asgi(scope["headers"])
         self.carrier = scope
         self.is_over = False
 

@@ -181,7 +181,7 @@ def inject_json(
         message: The object to send; where there is nothing to write, the key is removed.
         context: What to write; the current context by default.
         key: Where.
-        propagator: Writes the headers; by default the one that `configure()` settled.
+        propagator: Writes the headers; by default the one that `configure()` made.
 
     Raises:
         TypeError: *message* is no object that can be changed.
@@ -209,7 +209,7 @@ def extract_json(
         message: The message as it was parsed, whatever it is.
         context: What to add to; an empty one by default.
         key: Where the sender has put the headers.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
     """
     ours = _or_configured(propagator)
     envelope = message.get(key) if isinstance(message, Mapping) else None
@@ -227,7 +227,7 @@ def encode(context: Context | None = None, *, propagator: MeshPropagator | None 
 
     Args:
         context: What to write; the current context by default.
-        propagator: Writes the headers; by default the one that `configure()` settled.
+        propagator: Writes the headers; by default the one that `configure()` made.
     """
     ours = _or_configured(propagator)
     headers: dict[str, str] = {}
@@ -249,7 +249,7 @@ def decode(
     Args:
         data: What arrived; of a memoryview the message is a view too, and nothing is copied.
         context: What to add to; an empty one by default.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
 
     Raises:
         TypeError: *data* is no bytes, such as the text of a WebSocket message.

@@ -17,12 +17,12 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from meshmw._context.carriers import are_same, lines_of
+from meshmw._context.carriers import are_same, header_lines
 from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction, Lines
 from meshmw._context.read import BaggageReader, HeaderReader
 from meshmw._context.read_trace import Duplicates, Prefer, TraceParentPolicy, TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
-from meshmw._notices import Rejections, Unheard
+from meshmw._notices import Rejections, SilentRejections
 from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, OutboundScope, Pairs, passable
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.trust import Trust
@@ -107,7 +107,7 @@ class MeshPropagator(TextMapPropagator):
             budget=header_budget or HeaderBudget(MAX_BYTES, MAX_HEADERS),
             rejections=self.rejections,
         )
-        self._checker = reader(Unheard())
+        self._checker = reader(SilentRejections())
         watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
         self._watched = frozenset(name.encode("ascii") for name in watched)
         self._outgoing = OutgoingHeaders(
@@ -165,9 +165,9 @@ class MeshPropagator(TextMapPropagator):
         read_before = _last_extract.get()
         if read_before is not None:
             _last_extract.set(None)
-            reader, lines_before, extraction, believed = read_before
+            reader, lines_before, extraction, trusted = read_before
             if reader is self and self._are_same(lines_before, lines):
-                return extraction, believed
+                return extraction, trusted
         return self._reader.read(lines), None
 
     def _are_same(self, before: Lines, now: Lines) -> bool:
@@ -192,15 +192,15 @@ class MeshPropagator(TextMapPropagator):
         A span in *context* is left alone where the carrier has no valid parent. Never raises for what a carrier
         holds: a header that is refused is counted and warned of.
         """
-        lines = lines_of(carrier, getter, self._wanted)
-        extraction = believed = self._reader.read(lines)
+        lines = header_lines(carrier, getter, self._wanted)
+        extraction = trusted = self._reader.read(lines)
         if self.trust != "continue":
-            believed = extraction.believed(self.trust)
-        _last_extract.set((self, lines, extraction, believed))
-        entries = believed.entries()
+            trusted = extraction.trusted(self.trust)
+        _last_extract.set((self, lines, extraction, trusted))
+        entries = trusted.entries()
         # A span that was there before may be anybody's.
         if context is None or SPAN_KEY not in context:
-            entries[READ_KEY] = believed
+            entries[READ_KEY] = trusted
         return Context({**context, **entries} if context else entries)
 
     def inject(

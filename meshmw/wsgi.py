@@ -197,8 +197,8 @@ class TraceContextMiddleware:
         """Serve one request."""
         if OPERATION in environ:
             return self.app(environ, start_response)
-        settled = self._options.settled()
-        operation = self._options.begin(_WsgiRequest(environ, settled), settled)
+        effective = self._options.effective()
+        operation = self._options.begin(_WsgiRequest(environ, effective), effective)
         environ[OPERATION] = operation
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
@@ -230,8 +230,8 @@ class _WsgiRequest(Request):
 
     protocol = "wsgi"
 
-    def __init__(self, environ: Environ, settled: Runtime) -> None:
-        super().__init__(environ["REQUEST_METHOD"], _path(environ), settled.headers.from_wsgi(environ), environ)
+    def __init__(self, environ: Environ, effective: Runtime) -> None:
+        super().__init__(environ["REQUEST_METHOD"], _path(environ), effective.headers.from_wsgi(environ), environ)
 
     def view(self) -> RequestView:
         return RequestView.from_wsgi(self.carrier)

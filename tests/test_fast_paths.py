@@ -294,13 +294,13 @@ def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
 @pytest.mark.parametrize("request_of", [asgi._AsgiRequest, wsgi._WsgiRequest])
 def test_nothing_is_worked_out_for_a_span_that_is_not_recorded(provider, flags, request_of, monkeypatch):
     monkeypatch.setattr(request_of, "attributes", None)
-    settled = Runtime()
+    effective = Runtime()
     scope = {"path": "/", "headers": [(b"traceparent", f"{TRACEPARENT[:-2]}{flags}".encode())]}
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "HTTP_TRACEPARENT": f"{TRACEPARENT[:-2]}{flags}"}
-    request = request_of(scope if request_of is asgi._AsgiRequest else environ, settled)
-    extraction = settled.propagator.read(request.lines)
+    request = request_of(scope if request_of is asgi._AsgiRequest else environ, effective)
+    extraction = effective.propagator.read(request.lines)
     tracer = provider.get_tracer("test")
-    operation = begin_server(request, extraction, Context(), propagator=settled.propagator, tracer=tracer)
+    operation = begin_server(request, extraction, Context(), propagator=effective.propagator, tracer=tracer)
     assert operation.span.get_span_context().trace_id == int(TRACE_ID, 16)
     operation.end()
 

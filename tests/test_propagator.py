@@ -504,8 +504,8 @@ PARENT_LINE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def test_what_a_host_has_read_is_taken_only_for_the_very_same_request(propagator, by_host, lines, is_same):
     read = propagator.extract({"traceparent": PARENT_LINE, **by_host})[READ_KEY]
     lines = {"traceparent": [PARENT_LINE], **lines}
-    extraction, believed = propagator.read_once(lines)
-    assert (extraction is read, believed is read) == (is_same, is_same)
+    extraction, trusted = propagator.read_once(lines)
+    assert (extraction is read, trusted is read) == (is_same, is_same)
     # And only once: what comes next is another request, however alike it looks.
-    extraction, believed = propagator.read_once(lines)
-    assert (extraction is read, believed) == (False, None)
+    extraction, trusted = propagator.read_once(lines)
+    assert (extraction is read, trusted) == (False, None)

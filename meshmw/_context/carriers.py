@@ -71,7 +71,7 @@ _UNDECODABLE: Final = ["\ufffd"]
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
-def lines_of(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
+def header_lines(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
     """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
     if getter is not default_getter or not (type(carrier) is dict or isinstance(carrier, Mapping)):
         return _lines_by(getter, carrier, wanted)

@@ -49,7 +49,7 @@ class Extraction(NamedTuple):
         """Say whether any header of this request said anything, and so tells it from other requests."""
         return bool(self.span_context or self.refused or self.baggage or self.passthrough)
 
-    def believed(self, trust: Literal["continue", "restart", "ignore"]) -> Extraction:
+    def trusted(self, trust: Literal["continue", "restart", "ignore"]) -> Extraction:
         """Return what remains where the sender is trusted so far: all, a link to its span, or nothing of it."""
         if trust == "continue":
             return self

@@ -116,7 +116,7 @@ class PlainReader:
         if parent is None:
             return self._otherwise(lines)
         trace_id, parent_id, flags = parent
-        state, members, believed = NO_STATE, _NO_MEMBERS, _TRACE
+        state, members, accepted = NO_STATE, _NO_MEMBERS, _TRACE
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             return self._otherwise(lines)
         if "tracestate" in lines:
@@ -137,8 +137,8 @@ class PlainReader:
             members, _, must_change = self._baggage.repeated(text)
             if must_change:
                 return self._otherwise(lines)
-            believed = _TRACE_AND_BAGGAGE
-        self._accepted(believed)
+            accepted = _TRACE_AND_BAGGAGE
+        self._accepted(accepted)
         # As the tuples that they are: what their constructors would look at is known here. A test compares the two.
         span_context = _tuple_of(SpanContext, (trace_id, parent_id, True, FLAGS[flags], state, True))
         passthrough = carried(lines, self._passthrough)

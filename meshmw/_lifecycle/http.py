@@ -238,7 +238,7 @@ def begin_server(
     propagator: MeshPropagator,
     host_span: Span | None = None,
     spans: ServerSpans = "auto",
-    beside_host: bool = False,
+    host_disagrees: bool = False,
     tracer: trace.Tracer | None = None,
 ) -> HttpOperation:
     """Begin to serve a request.
@@ -254,7 +254,7 @@ def begin_server(
         tracer: Makes the span; the global provider's by default.
     """
     # Where nothing is current, nobody's span can be.
-    if around and not beside_host:
+    if around and not host_disagrees:
         ambient = trace.get_current_span(around)
         if is_of_this_request(ambient, extraction, around, host_span, propagator):
             record_refusals(ambient, extraction)
@@ -266,7 +266,7 @@ def begin_server(
     if spans != "auto":
         return _without_span(request, parent, extraction, delegated=spans == "contrib")
     links = None if extraction.rejected is None else [Link(extraction.rejected, _REJECTED)]
-    kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
+    kind = SpanKind.INTERNAL if host_disagrees else SpanKind.SERVER
     tracer = tracer or own_tracer()
     remote = extraction.span_context
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
@@ -276,7 +276,7 @@ def begin_server(
     if extraction.refused:
         _record_refused(span, extraction)
     context = _serving(request, span, parent)
-    if is_measured(SERVER) and not beside_host:
+    if is_measured(SERVER) and not host_disagrees:
         measurement = Measurement(SERVER, attributes)
         return MeasuredHttpOperation(span, context, request.method, request, measurement=measurement)
     return HttpOperation(span, context, request.method, request)

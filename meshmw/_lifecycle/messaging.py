@@ -118,12 +118,12 @@ class Messaging:
     def read(self, lines: Lines) -> Extraction:
         """Return what a message's lines, by name in lower case, say, as far as it is believed. Never raises."""
         propagator = self.propagator
-        return propagator.read(lines).believed(propagator.trust)
+        return propagator.read(lines).trusted(propagator.trust)
 
     def check(self, lines: Lines) -> Extraction:
         """Do as `read` where the message is not processed yet: what is refused is counted once, when it is."""
         propagator = self.propagator
-        return propagator.check(lines).believed(propagator.trust)
+        return propagator.check(lines).trusted(propagator.trust)
 
     def write(self, context: Context | None, present: Lines, *, keep: bool = False) -> dict[str, str]:
         """Return the headers to write on a message, from whose own every one of `OWNED_HEADERS` is to be removed.

@@ -66,7 +66,7 @@ def begin_server(
     attributes: Attributes,
     propagator: MeshPropagator,
     spans: Literal["auto", "off"] = "auto",
-    beside_host: bool = False,
+    host_disagrees: bool = False,
     tracer: trace.Tracer | None = None,
 ) -> RpcOperation:
     """Begin to serve a call.
@@ -82,7 +82,7 @@ def begin_server(
     """
     around = otel_context.get_current()
     # Where nothing is current, nobody's span can be.
-    if around and not beside_host and (ambient := trace.get_current_span(around)).get_span_context().is_valid:
+    if around and not host_disagrees and (ambient := trace.get_current_span(around)).get_span_context().is_valid:
         if is_of_this_request(ambient, extraction, around, None, propagator):
             record_refusals(ambient, extraction)
             return RpcOperation(ambient, adopted(ambient, extraction, around), owned=False, server=True)
@@ -93,7 +93,7 @@ def begin_server(
     if spans == "off":
         span = trace.get_current_span(parent)
         return RpcOperation(span, Context({**parent, CLAIM_KEY: span}), owned=False, server=True)
-    kind = SpanKind.INTERNAL if beside_host else SpanKind.SERVER
+    kind = SpanKind.INTERNAL if host_disagrees else SpanKind.SERVER
     span = (tracer or TRACER).start_span(method_name(method), parent, kind, attributes)
     if extraction.refused or extraction.rejected is not None:
         record_refusals(span, extraction)

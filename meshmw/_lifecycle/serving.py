@@ -1,4 +1,4 @@
-"""What a server middleware was told, and what the process's settings say where it was told nothing.
+"""The options of a server's adapter over the process's settings, and how it begins a request.
 
 Both middleware take the same options and begin a request in the same way; only where things stand differs.
 """
@@ -95,14 +95,14 @@ class ServerOptions:
         self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
         if trust is not None:
             TrustPolicy(trust)  # misuse raises here, not at the first request
-        self._settled: tuple[Runtime | None, Runtime] | None = None
+        self._effective: tuple[Runtime | None, Runtime] | None = None
 
-    def settled(self) -> Runtime:
+    def effective(self) -> Runtime:
         """Return what this request is served with: the process's settings, and this middleware's options over them."""
         base = _runtime.installed() if self._propagator else _runtime.current()
-        if self._settled is None or self._settled[0] is not base:
-            self._settled = (base, self._over(base or Runtime()))
-        return self._settled[1]
+        if self._effective is None or self._effective[0] is not base:
+            self._effective = (base, self._over(base or Runtime()))
+        return self._effective[1]
 
     def _over(self, base: Runtime) -> Runtime:
         propagator = self._propagator or base.propagator
@@ -122,7 +122,7 @@ class ServerOptions:
             return TrustPolicy(propagator.trust, base.trusted_peers, propagator.rejections)
         return base.trust
 
-    def begin(self, request: Request, settled: Runtime) -> HttpOperation:
+    def begin(self, request: Request, effective: Runtime) -> HttpOperation:
         """Begin to serve a request; in what the application sees of it, refused headers are rewritten.
 
         Args:
@@ -132,16 +132,16 @@ class ServerOptions:
         around = otel_context.get_current()
         if around and (nested := begin_nested(request, around)) is not None:
             return nested
-        propagator, exclude = settled.propagator, settled.exclude
-        extraction, told = propagator.read_once(request.lines)
-        trust = settled.trust.static or settled.trust.decide(request.view())
+        propagator, exclude = effective.propagator, effective.exclude
+        extraction, host_read = propagator.read_once(request.lines)
+        trust = effective.trust.static or effective.trust.decide(request.view())
         if trust != "continue":
-            extraction = extraction.believed(trust)
-        beside_host = False
-        if told is not None and told is not extraction:
-            beside_host = told != extraction
-            extraction = extraction if beside_host else told
-        if beside_host and (beside_host := trace.get_current_span().get_span_context().is_valid):
+            extraction = extraction.trusted(trust)
+        host_disagrees = False
+        if host_read is not None and host_read is not extraction:
+            host_disagrees = host_read != extraction
+            extraction = extraction if host_disagrees else host_read
+        if host_disagrees and (host_disagrees := trace.get_current_span().get_span_context().is_valid):
             propagator.rejections.record("context", "host_trust", _WRAP)
         if extraction.rewrites:
             request.rewrite(extraction.rewrites)
@@ -151,9 +151,9 @@ class ServerOptions:
             around,
             propagator=propagator,
             # Where nothing is current, no host has opened a span.
-            host_span=request.host_span(told is not None) if around else None,
-            spans=settled.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
-            beside_host=beside_host,
+            host_span=request.host_span(host_read is not None) if around else None,
+            spans=effective.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
+            host_disagrees=host_disagrees,
             tracer=self._tracer,
         )
         if is_wanted and self._protocol == "asgi":

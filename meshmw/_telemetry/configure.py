@@ -28,7 +28,7 @@ from meshmw.settings import Settings, as_text, first_of, hidden
 log = logging.getLogger("meshmw")
 
 # What a provider has settled once it is there.
-_SETTLED: Final = (
+_FIXED: Final = (
     "service_name",
     "service_version",
     "kubernetes_labels",
@@ -61,7 +61,7 @@ def join(settings: Settings, provider: trace.TracerProvider, whose: str) -> None
         whose: `existing`, or `file` where OTEL_CONFIG_FILE made it.
     """
     lost = [] if _copies_baggage(settings, provider) else ["baggage_attributes"]
-    lost += [name for name in _SETTLED if is_asked_for(settings, name)]
+    lost += [name for name in _FIXED if is_asked_for(settings, name)]
     if lost:
         log.warning("%s, so these settings have no effect: %s; %s", _WHY[whose], ", ".join(lost), _REMEDY[whose])
 

@@ -31,7 +31,7 @@ def _wanted(passthrough: tuple[str, ...]) -> frozenset[str]:
     return PROPAGATION_HEADERS | {SENT_HEADER, "user-agent", *passthrough}
 
 
-def lines_of(metadata: Iterable[tuple[str, Any]] | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:
+def header_lines(metadata: Iterable[tuple[str, Any]] | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:
     """Return the lines of the wanted headers, in order; grpcio itself keeps only the last traceparent of several."""
     wanted = _wanted(passthrough)
     lines: dict[str, list[str]] = {}

@@ -24,7 +24,7 @@ from meshmw._lifecycle.serving import ServerOptions
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import RequestView, Trust, TrustCallable
 from meshmw._runtime import Runtime, ServerSpans
-from meshmw.grpc._metadata import joined, lines_of, peer_address, rewritten
+from meshmw.grpc._metadata import header_lines, joined, peer_address, rewritten
 from meshmw.propagator import MeshPropagator
 
 # The servicer context as a handler gets it: clean metadata, callbacks inside the trace, and a note of the status.
@@ -174,7 +174,7 @@ class ServedCall:
         Args:
             error: What the handler raised, if it did.
         """
-        # An abort on an aio server has told the client before anything else happens here.
+        # An abort on an aio server has host_read the client before anything else happens here.
         if not self.context.aborted and (type(error).__name__ in _OVER or self._is_over()):
             event = None if isinstance(error, grpc.RpcError) or type(error).__name__ in _OVER else error
             self._operation.complete(self._why_over(), event)
@@ -229,38 +229,40 @@ class CallOptions(ServerOptions):
     @property
     def makes_spans(self) -> bool:
         """Say whether this interceptor makes the SERVER spans, and contrib's further in is to stand back."""
-        return self.settled().server_spans != "off"
+        return self.effective().server_spans != "off"
 
     def serve(self, method: str, context: Any, is_over: Callable[[], bool]) -> ServedCall:
         """Begin to serve a call whose handler is about to run."""
-        settled = self.settled()
+        effective = self.effective()
         metadata = context.invocation_metadata()
-        lines = lines_of(metadata, settled.propagator.passthrough)
-        extraction, beside_host = _believed(settled, lines, lambda: _view(method, context, metadata))
+        lines = header_lines(metadata, effective.propagator.passthrough)
+        extraction, host_disagrees = _trusted(effective, lines, lambda: _view(method, context, metadata))
         agent = lines["user-agent"][0] if "user-agent" in lines else None
         operation = begin_server(
             extraction,
             method=method,
             attributes=LazyAttributes(lambda: rpc_server_attributes(method, peer_address(context.peer()), agent)),
-            propagator=settled.propagator,
-            spans="off" if settled.server_spans == "off" or settled.exclude.match(method) else "auto",
-            beside_host=beside_host,
+            propagator=effective.propagator,
+            spans="off" if effective.server_spans == "off" or effective.exclude.match(method) else "auto",
+            host_disagrees=host_disagrees,
             tracer=self._tracer,
         )
         return ServedCall(operation, context, extraction.rewrites, is_over)
 
 
-def _believed(settled: Runtime, lines: Lines, view: Callable[[], RequestView]) -> tuple[Extraction, bool]:
+def _trusted(effective: Runtime, lines: Lines, view: Callable[[], RequestView]) -> tuple[Extraction, bool]:
     """Return what metadata say, as far as the caller is believed, and whether contrib has believed it otherwise."""
-    read, told = settled.propagator.read_once(lines)
-    extraction = read.believed(settled.trust.static or settled.trust.decide(view()))
-    beside_host = told is not None and told != extraction and trace.get_current_span().get_span_context().is_valid
-    if beside_host:
-        settled.propagator.rejections.record("context", "host_trust", _HOST_TRUST)
-    elif told == extraction:
+    read, host_read = effective.propagator.read_once(lines)
+    extraction = read.trusted(effective.trust.static or effective.trust.decide(view()))
+    host_disagrees = (
+        host_read is not None and host_read != extraction and trace.get_current_span().get_span_context().is_valid
+    )
+    if host_disagrees:
+        effective.propagator.rejections.record("context", "host_trust", _HOST_TRUST)
+    elif host_read == extraction:
         # The very object that contrib has put into its context tells that its span is this call's.
-        extraction = told
-    return extraction, beside_host
+        extraction = host_read
+    return extraction, host_disagrees
 
 
 def _view(method: str, context: Any, metadata: Any) -> RequestView:

@@ -48,7 +48,7 @@ def instrument(
         client: A producer or consumer of kafka-python, aiokafka or confluent-kafka.
         keep_existing: For a producer, as for `inject`.
         parent: For a consumer, as for `consumer_span`.
-        propagator: Reads and writes the headers; by default the one that `configure()` settled.
+        propagator: Reads and writes the headers; by default the one that `configure()` made.
         tracer_provider: Makes the spans; the global one by default.
 
     Raises:

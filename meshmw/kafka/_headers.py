@@ -33,7 +33,7 @@ def headers_of(carrier: Any) -> Iterable[Any]:
     return found
 
 
-def lines_of(carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
+def header_lines(carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
     """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
 
     Headers without a value, or of a type that no client hands out, are left out.
@@ -104,7 +104,7 @@ class KafkaGetter(Getter[Any]):
 
     def get(self, carrier: Any, key: str) -> list[str] | None:
         """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
-        found = lines_of(carrier, (key.lower(),)).get(key.lower())
+        found = header_lines(carrier, (key.lower(),)).get(key.lower())
         return None if found is None else [",".join(found)]
 
     def keys(self, carrier: Any) -> list[str]:

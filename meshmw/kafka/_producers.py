@@ -57,7 +57,7 @@ def confirmed(operation: Operation, metadata: Any) -> None:
     operation.end()
 
 
-def settled(operation: Operation, future: Any) -> None:
+def confirm(operation: Operation, future: Any) -> None:
     """End a send as its future ended."""
     if future.cancelled():
         operation.end()
@@ -199,7 +199,7 @@ class AiokafkaProducer(_Sending, AsyncBlock):
         args, kwargs = self._with(given["headers"], args, kwargs)
         with HandOver(operation):
             future = await self.__wrapped__.send(*args, **kwargs)
-        future.add_done_callback(lambda over: settled(operation, over))
+        future.add_done_callback(lambda over: confirm(operation, over))
         return future
 
     async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from meshmw._lifecycle.conventions import AttributeValue, broker_attributes, mes
 from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging
 from meshmw._lifecycle.operation import Operation, OperationScope
 from meshmw._runtime import MessagingParent
-from meshmw.kafka._headers import Pairs, common, flattened, lines_of, of_record, of_records, sendable, topic_of
+from meshmw.kafka._headers import Pairs, common, flattened, header_lines, of_record, of_records, sendable, topic_of
 from meshmw.propagator import MeshPropagator
 
 # What is done with Kafka's records: headers written and read, operations begun.
@@ -28,7 +28,7 @@ def written(
 ) -> list[tuple[str, Any]]:
     """Return headers to send: see `inject`; *null* stands for a header without a value."""
     pairs = sendable(headers, null)
-    new = of.write(context, lines_of(pairs, of.wanted), keep=keep_existing)
+    new = of.write(context, header_lines(pairs, of.wanted), keep=keep_existing)
     kept = [pair for pair in pairs if pair[0].lower() not in OWNED_HEADERS]
     return kept + [(name, text.encode("latin-1", "replace")) for name, text in new.items()]
 
@@ -36,7 +36,7 @@ def written(
 def read(of: Messaging, carrier: Any) -> Extraction:
     """Return what a record's headers say; never raises for what the record is."""
     try:
-        lines = lines_of(carrier, of.wanted)
+        lines = header_lines(carrier, of.wanted)
     except Exception:
         of.propagator.rejections.record("kafka", "no_headers", "- what was given has none; the message starts a trace")
         lines = {}
@@ -46,7 +46,7 @@ def read(of: Messaging, carrier: Any) -> Extraction:
 def peek(of: Messaging, carrier: Any) -> Extraction:
     """Do as `read` where the record is not processed yet: nothing is counted."""
     try:
-        return of.check(lines_of(carrier, of.wanted))
+        return of.check(header_lines(carrier, of.wanted))
     except Exception:
         return of.check({})
 
@@ -81,7 +81,7 @@ def inject(
         context: What to write; the current context by default.
         keep_existing: Whether a valid parent among *headers* stays the message's creation context. One that is
             malformed never stays.
-        propagator: Writes the headers; by default the one that `configure()` settled.
+        propagator: Writes the headers; by default the one that `configure()` made.
 
     Raises:
         TypeError: What is no pair, a name that is no text, or a value that is neither bytes nor text.
@@ -97,7 +97,7 @@ def extract(record_or_headers: Any, *, propagator: MeshPropagator | None = None)
 
     Args:
         record_or_headers: A record or message of any client, or its headers: pairs or a mapping, of str or bytes.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
     """
     return read(KAFKA.with_options(propagator, None), record_or_headers).into({})
 
@@ -148,7 +148,7 @@ def consumer_span(
         client_id: The consumer's.
         parent: Whether the span is a child of the record's producer, or a new trace with a `link` to it; the
             setting `messaging_parent` by default.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
     of = KAFKA.with_options(propagator, tracer_provider, parent)
@@ -175,7 +175,7 @@ def batch_span(
         operation: What the application calls it.
         consumer_group: The consumer's group.
         client_id: The consumer's.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
     of, flat = KAFKA.with_options(propagator, tracer_provider), flattened(records)

@@ -52,7 +52,7 @@ def instrument(
             exchanges and queues trace then, or an exchange or a queue alone.
         keep_existing: As for `inject`.
         parent: As for `consumer_span`.
-        propagator: Reads and writes the headers; by default the one that `configure()` settled.
+        propagator: Reads and writes the headers; by default the one that `configure()` made.
         tracer_provider: Makes the spans; the global one by default.
 
     Raises:

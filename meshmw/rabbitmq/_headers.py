@@ -32,7 +32,7 @@ def name_of(key: object) -> str:
     return key.lower() if isinstance(key, str) else ""
 
 
-def lines_of(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
+def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
     """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
 
     Text may have arrived as str, bytes, bytearray or a list of these; all else is left out, and nothing raises.
@@ -57,7 +57,7 @@ class RabbitMQGetter(Getter[Any]):
 
     def get(self, carrier: Any, key: str) -> list[str] | None:
         """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
-        found = lines_of(headers_of(carrier), (key.lower(),)).get(key.lower())
+        found = header_lines(headers_of(carrier), (key.lower(),)).get(key.lower())
         return None if found is None else [",".join(found)]
 
     def keys(self, carrier: Any) -> list[str]:

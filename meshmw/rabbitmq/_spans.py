@@ -16,7 +16,7 @@ from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging
 from meshmw._lifecycle.operation import Operation, OperationScope
 from meshmw._runtime import MessagingParent
 from meshmw.propagator import MeshPropagator
-from meshmw.rabbitmq._headers import Message, destination, headers_of, lines_of, name_of, property_attributes
+from meshmw.rabbitmq._headers import Message, destination, header_lines, headers_of, name_of, property_attributes
 
 # What is done with RabbitMQ's messages: headers written and read, operations begun.
 
@@ -27,7 +27,7 @@ RABBITMQ: Final = Messaging("rabbitmq")
 def written(of: Messaging, headers: Any, context: Context | None, *, keep_existing: bool = False) -> Any:
     """Return headers, properties or a message to send: see `inject`."""
     found = headers_of(headers)
-    new = of.write(context, lines_of(found, of.wanted), keep=keep_existing)
+    new = of.write(context, header_lines(found, of.wanted), keep=keep_existing)
     carrying = {key: value for key, value in found.items() if name_of(key) not in OWNED_HEADERS} | new
     if headers is None or isinstance(headers, Mapping):
         return carrying
@@ -40,7 +40,7 @@ def written(of: Messaging, headers: Any, context: Context | None, *, keep_existi
 
 def read(of: Messaging, carrier: object) -> Extraction:
     """Return what a message's headers say; never raises for what the message is."""
-    return of.read(lines_of(headers_of(carrier), of.wanted))
+    return of.read(header_lines(headers_of(carrier), of.wanted))
 
 
 def begin_send(
@@ -65,7 +65,7 @@ def begin_process(
     """Begin to process one message; none, which pika hands out when its time is up, is an operation without a span."""
     if message.method is None:
         return of.begin_nothing()
-    lines = lines_of(headers_of(message.properties), of.wanted)
+    lines = header_lines(headers_of(message.properties), of.wanted)
     return of.begin_process(
         of.read(lines) if operation_type == "process" else of.check(lines),
         message.destination.lasting,
@@ -123,7 +123,7 @@ def inject(
         context: What to write; the current context by default.
         keep_existing: Whether a valid parent among *headers* stays the message's creation context. One that is
             malformed never stays.
-        propagator: Writes the headers; by default the one that `configure()` settled.
+        propagator: Writes the headers; by default the one that `configure()` made.
 
     Raises:
         TypeError: *headers* is none of these.
@@ -136,7 +136,7 @@ def extract(message_or_headers: object, *, propagator: MeshPropagator | None = N
 
     Args:
         message_or_headers: aio-pika's message, pika's properties or tuple, a mapping of headers, or None.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
     """
     return read(RABBITMQ.with_options(propagator, None), message_or_headers).into({})
 
@@ -184,7 +184,7 @@ def consumer_span(
         operation: What the application calls it.
         parent: Whether the span is a child of the message's producer, or a new trace with a `link` to it; the
             setting `messaging_parent` by default.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
     of = RABBITMQ.with_options(propagator, tracer_provider, parent)
@@ -207,7 +207,7 @@ def batch_span(
         messages: aio-pika's messages, or pika's tuples.
         queue: The queue that they come from.
         operation: What the application calls it.
-        propagator: Reads the headers; by default the one that `configure()` settled.
+        propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
     of = RABBITMQ.with_options(propagator, tracer_provider)

@@ -14,7 +14,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from meshmw import _runtime as runtime
-from meshmw._context.current import detach as take_back
+from meshmw._context.current import detach as detach
 from meshmw._context.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
 from meshmw._context.read_trace import W3CTraceState
 from meshmw._lifecycle import http_conventions as semconv
@@ -44,8 +44,8 @@ class SentInOneFunction(httpx.BaseTransport):
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
         self._start_span = provider().get_tracer("one function").start_span
-        self._settled = runtime.current()
-        propagator = self._settled.propagator
+        self._effective = runtime.current()
+        propagator = self._effective.propagator
         self._watched, self._mesh = propagator.watched, propagator._scope._baggage_to
         self._writer = propagator._writer
         self._is_plain = (
@@ -56,7 +56,7 @@ class SentInOneFunction(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request."""
-        if runtime.current() is not self._settled or not self._is_plain or type(request) is not httpx.Request:
+        if runtime.current() is not self._effective or not self._is_plain or type(request) is not httpx.Request:
             raise NotPlain
         around = otel_context.get_current()
         method, url, sent = request.method, request.url, request.headers.raw
@@ -132,6 +132,6 @@ class SentInOneFunction(httpx.BaseTransport):
                 span.set_status(StatusCode.ERROR, ended_by.__name__)
             raise
         finally:
-            take_back(token, context, ended_by)
+            detach(token, context, ended_by)
             if ended_by is not None and not is_over:
                 span.end()

@@ -19,7 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, SpanKind, StatusCode, Tracer
 
 from meshmw import _runtime as runtime
-from meshmw._context.current import detach as take_back
+from meshmw._context.current import detach as detach
 from meshmw._context.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
 from meshmw._context.read import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, REPEATED_BAGGAGE, PlainReader
 from meshmw._context.read_trace import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
@@ -67,8 +67,8 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
     """Return an ASGI application in which each plain request is served as in `asgi.TraceContextMiddleware`."""
     tracer = tracer or provider().get_tracer("one function")
     start_span, is_idle = tracer.start_span, isinstance(tracer, NoOpTracer)
-    settled = runtime.current()
-    propagator, wanted = settled.propagator, settled.headers._asgi
+    effective = runtime.current()
+    propagator, wanted = effective.propagator, effective.headers._asgi
     accepted = propagator.rejections.accepted
     reader = getattr(propagator._reader.read, "__self__", None)
     if not isinstance(reader, PlainReader) or reader._baggage is None or propagator.passthrough != ("x-request-id",):
@@ -76,7 +76,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
     baggage_of = reader._baggage.repeated
 
     async def serve(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or "meshmw.operation" in scope or runtime.current() is not settled:
+        if scope["type"] != "http" or "meshmw.operation" in scope or runtime.current() is not effective:
             raise NotPlain
         if "fastapi.telemetry" in scope or "starlette.opentelemetry" in scope:
             raise NotPlain
@@ -102,7 +102,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
         flags = _KNOWN_FLAGS_OF[digits]
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             raise NotPlain
-        state, believed = NO_STATE, _TRACE
+        state, trusted = NO_STATE, _TRACE
         if "tracestate" in lines:
             text = lines["tracestate"][0]
             if len(text) > REPEATED_STATE:
@@ -122,14 +122,14 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 raise NotPlain
             if members:
                 entries[BAGGAGE_KEY] = members
-            believed = _TRACE_AND_BAGGAGE
-        accepted(believed)
+            trusted = _TRACE_AND_BAGGAGE
+        accepted(trusted)
         if "x-request-id" in lines:
             text = lines["x-request-id"][0]
             if not (0 < len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable()):
                 raise NotPlain
             entries[PASSTHROUGH_KEY] = {"x-request-id": text}
-        if not settled.exclude.are_none or settled.trust.static != "continue" or settled.server_spans != "auto":
+        if not effective.exclude.are_none or effective.trust.static != "continue" or effective.server_spans != "auto":
             raise NotPlain
         attributes = None
         if flags & FLAG_SAMPLED and not is_idle:
@@ -215,7 +215,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 span.set_status(StatusCode.ERROR, ended_by.__name__)
             raise
         finally:
-            take_back(token, context, ended_by)
+            detach(token, context, ended_by)
             end()
             for mark in _MARKS:
                 scope.pop(mark, None)

@@ -16,7 +16,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshmw import MeshPropagator
-from meshmw._context.current import Current
 from meshmw.baggage import using
 from meshmw.grpc import TraceContextClientInterceptor, TraceContextServerInterceptor
 

@@ -271,12 +271,12 @@ class Soak:
             for number in range(self.rounds + 1):
                 stop_early = number == self.rounds
                 asyncio.run(self.around(stop_early)) if self.kind == "asyncio" else self.round(stop_early)
-                warm = warm if number else _settled()
+                warm = warm if number else _effective()
             deadline = time.monotonic() + GRACE_SECONDS
             while self.census.open and time.monotonic() < deadline:
                 gc.collect()
                 time.sleep(0.05)
-            now = _settled(warm[1])
+            now = _effective(warm[1])
         finally:
             sys.unraisablehook = hook
             logging.getLogger().removeHandler(complaints)
@@ -309,7 +309,7 @@ def handlers(talk: Any) -> tuple[Any, ...]:
     return (grpc.method_handlers_generic_handler("lab.S", made),)
 
 
-def _settled(threads: int = 0) -> tuple[float, int]:
+def _effective(threads: int = 0) -> tuple[float, int]:
     """Return resident memory in MB and the number of threads, once grpcio's own have ended."""
     deadline = time.monotonic() + GRACE_SECONDS
     while threading.active_count() > max(threads, 2) and time.monotonic() < deadline and threads:
