@@ -1,19 +1,41 @@
-"""What was refused at the boundary: counted every time, said once per reason and window."""
+"""What meshmw says of what it meets: counted every time, said once per window, with text from outside escaped.
+
+This is the only throttle and the only escape of the package. Whoever warns asks a `Throttle`; whoever shows what a
+stranger wrote passes it through `escaped`, `quoted` or `shown`.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final
 
 from opentelemetry import metrics
 
+from meshmw._otel import is_live
+
 LOGGER: Final = logging.getLogger("meshmw")
-EXCERPT_CHARACTERS: Final = 40
+
+# What is said of so many hosts, processors or keys is enough: a crawler meets hosts without end.
+_MOST_KEYS: Final = 256
+# As many characters of a header as tell what is wrong with it, and too few for the secret that one may hold.
+_EXCERPT_CHARACTERS: Final = 40
+
+# Where a secret longer than that ends in an @, its beginning shows.
+_LOOKED_AT: Final = 4_096
+
+_NOT_ASCII: Final = re.compile(r"[^\x20-\x7e]")
+# Controls (C0, DEL, C1), lone surrogates, line and paragraph separators, and what reorders or hides text.
+_UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+# From the beginning of a word alone: from each of its characters a long word would take quadratic time.
+_CREDENTIALS: Final = re.compile(r"(?<![^/\s])[^/\s]*@")
 
 # A proxy instrument: it starts to count when the application sets a MeterProvider, and costs next to nothing before.
 _EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(
@@ -23,13 +45,6 @@ _EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(
 )
 # Counted for every request, so made once.
 _ACCEPTED: Final = {header: {"header": header, "outcome": "accepted"} for header in ("traceparent", "baggage", "b3")}
-
-
-def excerpt(text: str) -> str:
-    """Return at most 40 characters of a hostile text, escaped to printable ASCII, for a log line."""
-    shown = ascii(text[:EXCERPT_CHARACTERS])
-    return shown if len(text) <= EXCERPT_CHARACTERS else f"{shown}... ({len(text)} characters)"
-
 
 # What is decided above the formats; the formats' own reasons are in `meshmw.wire.REASONS`.
 REASONS: Final = {
@@ -52,6 +67,101 @@ REASONS: Final = {
 }
 
 
+def escaped(text: str, limit: int = 60) -> str:
+    """Return a text for a log line: in printable ASCII, what stands before an @ hidden, cut to *limit* characters."""
+    return "".join(_cut(text, limit))
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """Return any value for a log line, as `escaped` does, in quotes where it is a text."""
+    if not isinstance(value, str):
+        return escaped(repr(value), limit)
+    kept, more = _cut(value, limit)
+    return f"'{kept}'{more}"
+
+
+def _cut(text: str, limit: int) -> tuple[str, str]:
+    # Nothing beyond the cut is shown, so nothing far beyond it need be looked at.
+    hidden = _CREDENTIALS.sub("***@", text[: limit + _LOOKED_AT])
+    more = f"... ({len(text)} characters)" if len(hidden) > limit else ""
+    return hidden[:limit].encode("unicode_escape").decode("ascii"), more
+
+
+def shown(text: str | bytes, limit: int | None = 200) -> str:
+    """Return a text for a terminal or a page: letters of every language stay, what moves a cursor is escaped.
+
+    Args:
+        text: Bytes are read as UTF-8, and those that are not are shown as `\\xNN`.
+        limit: Characters to show, or None for all of them.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "backslashreplace")
+    cut = text if limit is None or len(text) <= limit else f"{text[:limit]}..."
+    return _UNSAFE.sub(_escape, cut)
+
+
+def header_shown(value: str | None) -> str:
+    """Return a header's value for a terminal: `absent` where there is none."""
+    return "absent" if value is None else shown(value, 120) or "(empty)"
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as you may print it: without credentials and without a query, in which a token may stand."""
+    scheme, slashes, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    path, question, _ = path.partition("?")
+    return f"{scheme}{slashes}{authority.rpartition('@')[2].partition('?')[0]}{slash}{path}{question and '?...'}"
+
+
+def character_shown(char: str) -> str:
+    """Return one character in printable ASCII, escaped where it is not."""
+    return _NOT_ASCII.sub(_escape, char)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class Throttle:
+    """Lets one notice of each key through in a window of time, and counts those that it holds back.
+
+    It remembers 256 keys at most: of further ones nothing is let through. It takes no lock that a fork could leave
+    locked in the child for longer than a dictionary look-up takes.
+
+    Args:
+        window: Seconds between two notices with the same key; infinity lets each through once.
+        clock: A monotonic clock in seconds.
+    """
+
+    __slots__ = ("_clock", "_lock", "_said", "_window")
+
+    def __init__(self, window: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._said: dict[Hashable, list[float]] = {}
+
+    def opens(self, key: Hashable = None) -> int | None:
+        """Return how many notices were held back since the last one, or None where this one is to be held back too."""
+        now = self._clock()
+        with self._lock:
+            found = self._said.get(key)
+            if found is None:
+                if len(self._said) >= _MOST_KEYS:
+                    return None
+                self._said[key] = [now, 0]
+                return 0
+            if now - found[0] < self._window:
+                found[1] += 1
+                return None
+            held_back = int(found[1])
+            found[:] = now, 0
+            return held_back
+
+
 class Rejections:
     """Counts refused headers by reason, and warns of each reason once per window.
 
@@ -61,22 +171,18 @@ class Rejections:
     """
 
     def __init__(self, window: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._window = window
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._throttle = Throttle(window, clock)
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._said: dict[tuple[str, str], tuple[float, int]] = {}
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
         """Return how often each (header, reason) was refused since the process started."""
-        with self._lock:
-            return dict(self._counts)
+        return dict(self._counts)
 
     def accepted(self, headers: tuple[str, ...]) -> None:
         """Count headers that were read and believed."""
         # The stand-in for an instrument of a provider that comes later does nothing, but for each header again.
-        if getattr(_EXTRACTIONS, "_real_instrument", _EXTRACTIONS) is not None:
+        if is_live(_EXTRACTIONS):
             for header in headers:
                 _EXTRACTIONS.add(1, _ACCEPTED[header])
 
@@ -93,27 +199,17 @@ class Rejections:
             outcome: `refused`, or `noted` where it is believed all the same.
         """
         _EXTRACTIONS.add(1, {"header": header, "outcome": outcome, "reason": reason})
-        suppressed = self._count(header, reason)
-        if suppressed is None:
+        self._counts[header, reason] += 1
+        held_back = self._throttle.opens((header, reason))
+        if held_back is None:
             return
-        shown = "" if text is None else f" {excerpt(text)}"
-        more = f" ({suppressed} more since the last such line)" if suppressed else ""
-        LOGGER.warning("%s %s (%s):%s %s%s", header, outcome, reason, shown, consequence, more)
-
-    def _count(self, header: str, reason: str) -> int | None:
-        """Return how many were not said since the last warning, or None while the window is open."""
-        key, now = (header, reason), self._clock()
-        with self._lock:
-            self._counts[key] += 1
-            said_at, said_count = self._said.get(key, (None, 0))
-            if said_at is not None and now - said_at < self._window:
-                return None
-            self._said[key] = (now, self._counts[key])
-            return self._counts[key] - said_count - 1
+        excerpt = "" if text is None else f" {quoted(text, _EXCERPT_CHARACTERS)}"
+        more = f" ({held_back} more since the last such line)" if held_back else ""
+        LOGGER.warning("%s %s (%s):%s %s%s", header, outcome, reason, excerpt, consequence, more)
 
 
 class SilentRejections(Rejections):
-    """Takes what a reader has to say and keeps it to itself, for a look at headers that are not a request's."""
+    """Counts nothing and says nothing, for a look at headers that are not a request's."""
 
     def accepted(self, headers: tuple[str, ...]) -> None:
         """Do nothing."""
@@ -122,21 +218,3 @@ class SilentRejections(Rejections):
         self, header: str, reason: str, consequence: str, text: str | None = None, *, outcome: str = "refused"
     ) -> None:
         """Do nothing."""
-
-
-# What a user reads when a setting cannot be used: the variable, what it holds, what it takes.
-
-
-_CREDENTIALS = re.compile(r"[^/\s]*@")
-
-
-def escaped(text: str, longest: int = 60) -> str:
-    """Return a short text in printable ASCII, in which whatever stands before an @ is hidden."""
-    text = _CREDENTIALS.sub("***@", text)
-    more = f"... ({len(text)} characters)" if len(text) > longest else ""
-    return text[:longest].encode("unicode_escape").decode("ascii") + more
-
-
-def quoted(value: object) -> str:
-    """Return a short, escaped text of any value, in quotes where it is a text."""
-    return f"'{escaped(value)}'" if isinstance(value, str) else escaped(repr(value))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from opentelemetry import trace
 
 from meshmw._context.carriers import HeaderNames
+from meshmw._notices import LOGGER
+from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
 from meshmw.errors import SettingsError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 ServerSpans = Literal["auto", "contrib", "off"]
 MessagingParent = Literal["parent", "link"]
-LOGGER: Final = logging.getLogger("meshmw")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def is_global(propagator: MeshPropagator) -> bool:
     from opentelemetry import propagate
 
     found = propagate.get_global_textmap()
-    return propagator in (found, *_parts(found))
+    return propagator in (found, *parts_of(found))
 
 
 def flush() -> None:
@@ -107,7 +107,7 @@ def _fall_back() -> Runtime:
     from opentelemetry import propagate
 
     found = propagate.get_global_textmap()
-    ours = next((each for each in (found, *_parts(found)) if isinstance(each, MeshPropagator)), None)
+    ours = next((each for each in (found, *parts_of(found)) if isinstance(each, MeshPropagator)), None)
     if ours is None:
         LOGGER.warning(
             "meshmw serves before it was configured (global propagator: %s, tracer provider: %s). "
@@ -127,9 +127,3 @@ def _of_environment(propagator: MeshPropagator) -> Runtime:
     except SettingsError:
         # Somebody made the propagator by hand, beside settings that cannot be used: no request fails for those.
         return Runtime(propagator=propagator)
-
-
-def _parts(propagator: object) -> Iterable[object]:
-    """Return what a composite is made of; OpenTelemetry wraps the propagators of OTEL_PROPAGATORS in one."""
-    parts = getattr(propagator, "_propagators", ())
-    return parts if isinstance(parts, Iterable) else ()

@@ -21,8 +21,9 @@ from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request
 from meshmw._lifecycle.operation import record_refusals
 from meshmw._lifecycle.serving import ServerOptions
+from meshmw._notices import LOGGER
 from meshmw._policy.trust import RequestView, Trust, TrustCallable
-from meshmw._runtime import LOGGER, Runtime, ServerSpans
+from meshmw._runtime import Runtime, ServerSpans
 from meshmw.errors import MissingExtraError
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS

@@ -18,11 +18,12 @@ from opentelemetry.propagators.textmap import (
 )
 
 from meshmw._context.carriers import are_same, header_lines
-from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction, Lines
+from meshmw._context.extraction import READ_KEY, Extraction, Lines
 from meshmw._context.read import BaggageReader, HeaderReader
 from meshmw._context.read_trace import Duplicates, Prefer, TraceParentPolicy, TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
 from meshmw._notices import Rejections, SilentRejections
+from meshmw._otel import SPAN_KEY
 from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, OutboundScope, Pairs, passable
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.trust import Trust

@@ -16,7 +16,7 @@ from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, SpanContex
 
 from meshmw import _transports as transports
 from meshmw import wsgi
-from meshmw._context.extraction import SPAN_KEY
+from meshmw._otel import SPAN_KEY
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
 
 URL = "http://items.local/items/1"

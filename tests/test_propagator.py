@@ -15,7 +15,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from meshmw import MeshPropagator
 from meshmw._context.extraction import READ_KEY
-from meshmw._context.read_trace import W3CTraceState
+from meshmw._otel import W3CTraceState
 from meshmw.propagator import FORMATS
 from meshmw.wire import TraceState as WireTraceState
 from meshmw.wire.headers import B3_HEADERS

@@ -14,7 +14,7 @@ from opentelemetry.trace import NoOpTracerProvider, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw._context.read_trace import W3CTraceState
+from meshmw._otel import W3CTraceState
 from meshmw.propagator import FORMATS
 from meshmw.wire import TraceState
 from meshmw.wire.headers import B3_HEADERS

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw._notices import Rejections, excerpt
+from meshmw._notices import Rejections, quoted
 
 
 class Clock:
@@ -100,12 +100,12 @@ def test_a_header_that_was_believed_is_no_refusal(rejections, caplog):
 
 @given(st.text())
 def test_an_excerpt_is_short_printable_ascii_on_one_line(text):
-    shown = excerpt(text)
+    shown = quoted(text, 40)
     assert shown.isascii()
     assert shown.isprintable()
     assert len(shown) < 500
 
 
 def test_an_excerpt_says_how_much_it_leaves_out():
-    assert excerpt("x" * 41) == f"'{'x' * 40}'... (41 characters)"
-    assert excerpt("x" * 40) == f"'{'x' * 40}'"
+    assert quoted("x" * 41, 40) == f"'{'x' * 40}'... (41 characters)"
+    assert quoted("x" * 40, 40) == f"'{'x' * 40}'"

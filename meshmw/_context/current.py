@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import sys
 from collections.abc import Callable
 from contextvars import Token
 from typing import Any, Final, ParamSpec, TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+
+from meshmw._otel import SUPPRESS_KEY, is_loaded
 
 
 def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
@@ -118,8 +119,6 @@ Run = Callable[..., Any]
 
 
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"
-# contrib's packages look for this key in the current context before they do anything.
-_SUPPRESS: Final = "suppress_instrumentation"
 
 
 class _WhereItWasMade:
@@ -145,6 +144,6 @@ def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractConte
     Args:
         whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
     """
-    if _CONTRIB not in sys.modules:
+    if not is_loaded(_CONTRIB):
         return contextlib.nullcontext()
-    return Current(Context({**otel_context.get_current(), _SUPPRESS: _WhereItWasMade(whoami)}))
+    return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _WhereItWasMade(whoami)}))

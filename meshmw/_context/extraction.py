@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from opentelemetry import baggage, trace
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from meshmw._notices import Rejections
+from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
 from meshmw.wire import B3Context, BaggageValue
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
-# OpenTelemetry keeps these two keys private; what its public functions put into an empty context names them.
-SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
-BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("key", "value", Context())))
 B3_KEY: Final = create_key("meshmw-b3")
 PASSTHROUGH_KEY: Final = create_key("meshmw-passthrough")
 # The Extraction that a context was made of: a host's telemetry may read a request before we do.

@@ -83,7 +83,6 @@ PASSTHROUGH_MAX_CHARACTERS: Final = 1024
 _NO_MEMBERS: Final[Mapping[str, BaggageValue]] = {}
 _TRACE: Final[tuple[str, ...]] = ("traceparent",)
 _TRACE_AND_BAGGAGE: Final = (*_TRACE, "baggage")
-_tuple_of: Final = tuple.__new__
 
 
 class PlainReader:
@@ -139,10 +138,9 @@ class PlainReader:
                 return self._otherwise(lines)
             accepted = _TRACE_AND_BAGGAGE
         self._accepted(accepted)
-        # As the tuples that they are: what their constructors would look at is known here. A test compares the two.
-        span_context = _tuple_of(SpanContext, (trace_id, parent_id, True, FLAGS[flags], state, True))
+        span_context = SpanContext(trace_id, parent_id, True, FLAGS[flags], state)
         passthrough = carried(lines, self._passthrough)
-        return _tuple_of(Extraction, (span_context, members, None, passthrough, {}, (), None))
+        return Extraction(span_context, members, None, passthrough, {}, (), None)
 
 
 def carried(lines: Lines, names: Collection[str]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from opentelemetry.trace import SpanContext, TraceFlags
-from opentelemetry.trace import TraceState as OTelTraceState
 
 from meshmw._context.extraction import Reading, one_line
+from meshmw._otel import W3CTraceState
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
@@ -27,44 +27,6 @@ FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 REPEATED_STATE: Final = 2048
 _CACHE_ENTRIES: Final = 256
 _LONG_CACHE_ENTRIES: Final = 16
-
-
-class W3CTraceState(OTelTraceState):
-    """Is OpenTelemetry's TraceState with Level 2 keys, which its own constructor refuses together with all others.
-
-    Args:
-        state: The validated members.
-    """
-
-    def __init__(self, state: TraceState) -> None:
-        super().__init__()
-        self._dict = dict(state.members)
-        self._state = state
-        self._text: str | None = None
-
-    def add(self, key: str, value: str) -> OTelTraceState:
-        """Return a state with a new member leftmost, or this one where the key exists or the pair is not valid."""
-        return self if key in self._dict else self.update(key, value)
-
-    def update(self, key: str, value: str) -> OTelTraceState:
-        """Return a state with the member leftmost, or this one where the pair is not valid.
-
-        The rightmost member is dropped at 32 (W3C Trace Context Level 2, 3.5).
-        """
-        try:
-            return W3CTraceState(self._state.insert(key, value))
-        except InvalidHeaderError:
-            return self
-
-    def delete(self, key: str) -> OTelTraceState:
-        """Return a state without the member."""
-        return W3CTraceState(self._state.delete(key))
-
-    def to_header(self) -> str:
-        """Return the tracestate header's text."""
-        if self._text is None:
-            self._text = str(self._state)
-        return self._text
 
 
 NO_STATE: Final = W3CTraceState(TraceState())

@@ -10,10 +10,10 @@ from opentelemetry.propagators.textmap import Setter, default_setter
 from opentelemetry.trace import Span, SpanContext, TraceState
 
 from meshmw._context.carriers import texts
-from meshmw._context.extraction import B3_KEY, BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY, Lines
+from meshmw._context.extraction import B3_KEY, PASSTHROUGH_KEY, Lines
 from meshmw._context.read import HeaderReader
-from meshmw._context.read_trace import W3CTraceState
 from meshmw._notices import Rejections
+from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
 from meshmw._policy.outbound import OutboundScope, Pairs
 from meshmw._policy.patterns import BaggageKeys
 from meshmw.errors import InvalidHeaderError
@@ -93,7 +93,7 @@ class HeaderWriter:
         return _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
 
     def _write_trace(self, parent: SpanContext, context: Context, headers: dict[str, str]) -> None:
-        # The tuple that it is, since to ask for each of its properties takes as long as to write the header.
+        # To ask for each of its properties takes as long as to write the header.
         trace_id, span_id, _, trace_flags, state, is_valid = parent
         if not is_valid:
             return

@@ -7,7 +7,8 @@ from typing import Final
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import Span, SpanKind
 
-from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction
+from meshmw._context.extraction import READ_KEY, Extraction
+from meshmw._otel import SPAN_KEY
 from meshmw._runtime import is_global
 from meshmw.propagator import MeshPropagator
 

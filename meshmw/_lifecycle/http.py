@@ -12,12 +12,13 @@ from opentelemetry.context import Context, create_key
 from opentelemetry.trace import Link, NoOpTracer, ProxyTracer, Span, SpanKind, StatusCode
 
 from meshmw._context.carriers import are_same
-from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction, Lines
+from meshmw._context.extraction import READ_KEY, Extraction, Lines
 from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
 from meshmw._lifecycle.decide import CLAIM_KEY, is_of_this_request, of_host
 from meshmw._lifecycle.http_conventions import CLIENT, SERVER, Measurement, is_measured, span_name
 from meshmw._lifecycle.operation import _REJECTED, Operation, _record_refused, record_refusals
 from meshmw._lifecycle.operation import tracer as own_tracer
+from meshmw._otel import SPAN_KEY
 from meshmw._policy.trust import RequestView
 from meshmw._runtime import ServerSpans
 from meshmw.propagator import MeshPropagator

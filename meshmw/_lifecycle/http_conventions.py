@@ -14,6 +14,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from meshmw._lifecycle.conventions import DEFAULT_PORTS, Attributes, AttributeValue, address_attributes, error_type
+from meshmw._otel import is_live
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
@@ -146,7 +147,7 @@ _hosts: Final[set[str]] = set()
 def is_measured(histogram: Histogram) -> bool:
     """Say whether the process has a meter provider, so that measuring is worth its while."""
     # An instrument that was made before there is a provider stands for one that comes later.
-    return getattr(histogram, "_real_instrument", histogram) is not None
+    return is_live(histogram)
 
 
 @functools.cache

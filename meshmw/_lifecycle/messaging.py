@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind
 
 from meshmw import _runtime
-from meshmw._context.extraction import SPAN_KEY, Extraction, Lines
+from meshmw._context.extraction import Extraction, Lines
 from meshmw._lifecycle.conventions import (
     AttributeValue,
     LazyAttributes,
@@ -24,6 +24,7 @@ from meshmw._lifecycle.conventions import (
     messaging_span_name,
 )
 from meshmw._lifecycle.operation import TRACER, Operation, record_refusals
+from meshmw._otel import SPAN_KEY
 from meshmw._runtime import MessagingParent
 from meshmw._version import __version__
 from meshmw.propagator import MeshPropagator

@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, StatusCode
 from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.conventions import error_type
+from meshmw._otel import real_tracer
 from meshmw._version import __version__
 
 TRACER: Final = trace.get_tracer("meshmw", __version__)
@@ -21,7 +22,7 @@ TRACER: Final = trace.get_tracer("meshmw", __version__)
 
 def tracer() -> trace.Tracer:
     """Return the process's own tracer, without the stand-in that OpenTelemetry hands out before there is a provider."""
-    return getattr(TRACER, "_real_tracer", None) or TRACER
+    return real_tracer(TRACER)
 
 
 class Operation:

@@ -11,10 +11,11 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from meshmw._context.extraction import READ_KEY, SPAN_KEY, Extraction
+from meshmw._context.extraction import READ_KEY, Extraction
 from meshmw._lifecycle.conventions import Attributes, error_type, is_error, method_name
 from meshmw._lifecycle.decide import CLAIM_KEY, adopted, is_of_this_request
 from meshmw._lifecycle.operation import TRACER, Operation, record_refusals
+from meshmw._otel import SPAN_KEY
 from meshmw.propagator import MeshPropagator
 
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"

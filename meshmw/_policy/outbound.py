@@ -8,7 +8,7 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
-from meshmw._notices import LOGGER, Rejections, excerpt
+from meshmw._notices import LOGGER, Rejections, quoted
 from meshmw._policy.patterns import Networks, parse_address
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
@@ -294,7 +294,7 @@ class OutboundScope:
         self._named.add(host)
         LOGGER.warning(
             "baggage is not sent to %s, which is not in the mesh; MESHMW_BAGGAGE_TO names the hosts that get it",
-            excerpt(host),
+            quoted(host),
         )
 
 

@@ -11,7 +11,8 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, 
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
 
-from meshmw._context.extraction import B3_KEY, SPAN_KEY
+from meshmw._context.extraction import B3_KEY
+from meshmw._otel import SPAN_KEY
 from meshmw._policy.patterns import PathPatterns
 from meshmw.wire import B3Context
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from meshmw._tools.escaping import one_column_each, shown
+from meshmw._notices import character_shown, shown
 from meshmw._tools.output import FOUND, MISUSE, OK, answers, err, out, print_json, table
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import REASONS, B3Context, TraceParent, TraceState, parse_baggage, parse_member
@@ -305,3 +305,15 @@ def _print_text(inspection: Inspection) -> None:
     for fault in inspection.faults:
         if fault.column is None:
             console.print(Text.assemble("  ", (fault.reason, "bold red"), f": {fault.meaning}"), soft_wrap=True)
+
+
+def one_column_each(text: str) -> tuple[str, list[int]]:
+    """Return a text with everything outside printable ASCII escaped, and where each of its characters begins in that.
+
+    The offsets have one more entry, for the end of the text; a caret can so be put under any character.
+    """
+    parts = [character_shown(char) for char in text]
+    columns = [0]
+    for part in parts:
+        columns.append(columns[-1] + len(part))
+    return "".join(parts), columns

@@ -22,8 +22,8 @@ from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from meshmw._notices import shown
 from meshmw._tools import Finding
-from meshmw._tools.escaping import shown
 from meshmw.errors import MeshmwError
 
 OK: Final = 0

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meshmw._tools.escaping import shown
+from meshmw._notices import shown
 from meshmw._tools.verify.journey import HEADERS, Hop, Journey, JourneySpan
 from meshmw.errors import MissingExtraError
 

@@ -174,7 +174,7 @@ class ServedCall:
         Args:
             error: What the handler raised, if it did.
         """
-        # An abort on an aio server has host_read the client before anything else happens here.
+        # An abort on an aio server tells the client before anything else happens here.
         if not self.context.aborted and (type(error).__name__ in _OVER or self._is_over()):
             event = None if isinstance(error, grpc.RpcError) or type(error).__name__ in _OVER else error
             self._operation.complete(self._why_over(), event)

@@ -15,12 +15,12 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from meshmw import _runtime as runtime
 from meshmw._context.current import detach as detach
-from meshmw._context.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
-from meshmw._context.read_trace import W3CTraceState
+from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import LazyAttributes, error_type
 from meshmw._lifecycle.http import HttpOperation
 from meshmw._lifecycle.http_conventions import CLIENT, is_measured
+from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
 from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, RESERVED_BYTES, RESERVED_HEADERS
 from meshmw._transports import _attributes
 from meshmw.httpx import _Body

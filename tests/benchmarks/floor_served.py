@@ -20,7 +20,7 @@ from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, SpanK
 
 from meshmw import _runtime as runtime
 from meshmw._context.current import detach as detach
-from meshmw._context.extraction import BAGGAGE_KEY, PASSTHROUGH_KEY, SPAN_KEY
+from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._context.read import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, REPEATED_BAGGAGE, PlainReader
 from meshmw._context.read_trace import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
 from meshmw._lifecycle import http_conventions as semconv
@@ -29,6 +29,7 @@ from meshmw._lifecycle.conventions import error_type
 from meshmw._lifecycle.decide import CLAIM_KEY
 from meshmw._lifecycle.http import _REQUEST_KEY
 from meshmw._lifecycle.http_conventions import SERVER, is_measured
+from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
 from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest, route_of
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import _last_extract

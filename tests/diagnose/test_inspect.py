@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmw._notices import one_column_each, shown, without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.escaping import one_column_each, shown, without_secrets
 from meshmw._tools.inspect import inspect_headers as inspect
 from meshmw.wire import REASONS
 

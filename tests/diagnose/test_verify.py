@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from meshmw._tools.escaping import excerpt_of
+from meshmw._notices import excerpt_of
 from meshmw._tools.verify import follow, way
 from meshmw._tools.verify.evidence import BackendError, LocalBackend, LogTail, Watch, probe_hops
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans

@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
+from meshmw._notices import shown
 from meshmw._tools.access_log import Analysis
 from meshmw._tools.access_log.counts import KINDS, MEANINGS, AccessLogReport, HopLog, Place, Seen, sorted_places
 from meshmw._tools.access_log.formats import Line
 from meshmw._tools.access_log.hops import Crossing
 from meshmw._tools.access_log.judge import judge_access_logs
 from meshmw._tools.access_log.lines import Format, Source, format_of, open_source
-from meshmw._tools.escaping import shown
 from meshmw._tools.output import (
     FOUND,
     OK,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from meshmw._notices import shown
 from meshmw._tools import Finding, by_severity
 from meshmw._tools.access_log.counts import AccessLogReport, HopLog
 from meshmw._tools.access_log.hops import Crossing
-from meshmw._tools.escaping import shown
 from meshmw.wire import REASONS
 
 # What is wrong in what access logs say, as findings.

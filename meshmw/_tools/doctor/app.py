@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry import trace
 
+from meshmw._otel import exporters_of, parts_of
 from meshmw._telemetry.export import endpoint_of
 from meshmw._tools.doctor.process import AppFacts
 from meshmw.errors import MeshmwError, SettingsError
@@ -108,7 +109,7 @@ def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) 
     """
     settings, fault = _settings()
     propagator = _propagator()
-    ours = [part for part in (propagator, *_parts(propagator)) if type(part).__name__ == "MeshPropagator"]
+    ours = [part for part in (propagator, *parts_of(propagator)) if type(part).__name__ == "MeshPropagator"]
     provider = trace.get_tracer_provider()
     resource = getattr(provider, "resource", None)
     collector, collector_fault = _collector(settings) if connect else ("", "")
@@ -121,7 +122,7 @@ def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) 
         propagator=_shown(propagator),
         formats=tuple(ours[0].formats) if ours else tuple(sorted(getattr(propagator, "fields", ()))),
         strict=bool(ours),
-        part_of_composite=bool(ours) and ours[0] is not propagator and len(_parts(propagator)) > 1,
+        part_of_composite=bool(ours) and ours[0] is not propagator and len(parts_of(propagator)) > 1,
         provider=type(provider).__name__,
         exporters=tuple(_exporters(provider)),
         service_name=str(resource.attributes.get("service.name", "")) if resource is not None else "",
@@ -149,24 +150,16 @@ def _propagator() -> Any:
     return propagate.get_global_textmap()
 
 
-def _parts(propagator: Any) -> list[Any]:
-    return list(getattr(propagator, "_propagators", ()))
-
-
 def _shown(propagator: Any) -> str:
-    name, parts = type(propagator).__name__, [type(part).__name__ for part in _parts(propagator)]
+    name, parts = type(propagator).__name__, [type(part).__name__ for part in parts_of(propagator)]
     return f"{name}({', '.join(parts)})" if parts else name
 
 
 def _exporters(provider: Any) -> Iterator[str]:
-    processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ())
-    for processor in processors:
-        batch = getattr(processor, "_batch_processor", processor)
-        exporter = getattr(batch, "_exporter", None) or getattr(processor, "span_exporter", None)
-        inner = getattr(exporter, "_exporter", None)
+    for exporter in exporters_of(provider):
         # What this package puts around an exporter is not what the reader chose.
-        named = inner if inner is not None and type(exporter).__module__.startswith("meshmw.") else exporter
-        yield type(named or processor).__name__
+        inner = getattr(exporter, "_exporter", None) if type(exporter).__module__.startswith("meshmw.") else None
+        yield type(inner or exporter).__name__
 
 
 def _sampler(provider: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import httpx
 
-from meshmw._tools.escaping import without_secrets
+from meshmw._notices import without_secrets
 from meshmw.errors import MeshmwError
 
 # What one proxy says of itself, as far as it concerns traces.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from meshmw._notices import without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.escaping import without_secrets
 from meshmw._tools.verify.evidence import BackendError, LogTail, Seen, Watch, logged_in, probe_hops
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
 from meshmw._tools.verify.judge import Judgement, judge_hops

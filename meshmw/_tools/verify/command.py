@@ -14,8 +14,8 @@ from rich.progress import SpinnerColumn, TextColumn
 from rich.text import Text
 from rich.tree import Tree
 
+from meshmw._notices import header_shown, shown
 from meshmw._tools.access_log.lines import format_of
-from meshmw._tools.escaping import excerpt_of, shown
 from meshmw._tools.output import (
     FOUND,
     OK,
@@ -73,9 +73,9 @@ def _hop_cells(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
 def _shown(values: Mapping[str, str | None]) -> str:
     if "traceparent" not in values:
         b3 = values.get("b3")
-        return f"b3 {excerpt_of(b3)}" if b3 else ""
+        return f"b3 {header_shown(b3)}" if b3 else ""
     parent = values["traceparent"]
-    return f"b3 {excerpt_of(values['b3'])}" if parent is None and values.get("b3") else excerpt_of(parent)
+    return f"b3 {header_shown(values['b3'])}" if parent is None and values.get("b3") else header_shown(parent)
 
 
 def _trees(journey: Journey) -> dict[str, Tree]:

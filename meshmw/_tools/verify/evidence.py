@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import httpx
 
+from meshmw._notices import without_secrets
 from meshmw._tools.access_log import side_of
 from meshmw._tools.access_log.counts import classify
 from meshmw._tools.access_log.formats import Line
 from meshmw._tools.access_log.lines import Format, detect
-from meshmw._tools.escaping import without_secrets
 from meshmw._tools.verify.journey import HEADERS, Hop, JourneySpan, journey_spans, maker_of
 from meshmw._tools.verify.probe import AGENT, Probe
 from meshmw.errors import MeshmwError

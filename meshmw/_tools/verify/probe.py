@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
-from meshmw._tools.escaping import without_secrets
+from meshmw._notices import without_secrets
 from meshmw._tools.verify.journey import HEADERS
 from meshmw.errors import MeshmwError
 

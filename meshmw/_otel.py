@@ -1,0 +1,122 @@
+"""Every name of OpenTelemetry that its owner calls private, one function each.
+
+Each function says what it assumes and falls back where that does not hold; `tests/test_otel.py` has a test for each, so
+that a new release which breaks an assumption names it. Names that other packages call private are in `_foreign`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from opentelemetry import baggage, metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import TraceState as OTelTraceState
+
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import TraceState
+
+# OpenTelemetry keeps these two context keys private; what its public functions put into an empty context names them.
+SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("key", "value", Context())))
+
+# The packages of opentelemetry-python-contrib look for this key in the current context before they do anything.
+# `opentelemetry.instrumentation.utils` writes it, and that package need not be installed.
+SUPPRESS_KEY: Final = "suppress_instrumentation"
+
+# The SDK's encoder says of every attribute that it cannot encode so, with a traceback, and sends the span without it.
+ENCODER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
+# The loggers of the exporters and of what they are made of. A logger that is gone mutes nothing, and hurts nobody.
+EXPORTER_LOGGERS: Final = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.common.http",
+    ENCODER_LOGGER,
+    "opentelemetry.sdk._shared_internal",
+    "urllib3.connectionpool",
+)
+
+
+class W3CTraceState(OTelTraceState):
+    """Holds a tracestate with Level 2 keys, which OpenTelemetry's own constructor refuses together with all others.
+
+    It fills `_dict`, in which OpenTelemetry's `TraceState` keeps its members and by which its other methods read.
+
+    Args:
+        state: The validated members.
+    """
+
+    def __init__(self, state: TraceState) -> None:
+        super().__init__()
+        self._dict = dict(state.members)
+        self._state = state
+        self._text: str | None = None
+
+    def add(self, key: str, value: str) -> OTelTraceState:
+        """Return a state with a new member leftmost, or this one where the key exists or the pair is not valid."""
+        return self if key in self._dict else self.update(key, value)
+
+    def update(self, key: str, value: str) -> OTelTraceState:
+        """Return a state with the member leftmost, or this one where the pair is not valid.
+
+        The rightmost member is dropped at 32 (W3C Trace Context Level 2, 3.5).
+        """
+        try:
+            return W3CTraceState(self._state.insert(key, value))
+        except InvalidHeaderError:
+            return self
+
+    def delete(self, key: str) -> OTelTraceState:
+        """Return a state without the member."""
+        return W3CTraceState(self._state.delete(key))
+
+    def to_header(self) -> str:
+        """Return the tracestate header's text."""
+        if self._text is None:
+            self._text = str(self._state)
+        return self._text
+
+
+def is_live(instrument: object) -> bool:
+    """Say whether an instrument belongs to a meter provider.
+
+    One that was made before there is a provider stands for one that comes later, which it keeps in `_real_instrument`.
+    Without that name every instrument counts as live: measuring then costs, and loses nothing.
+    """
+    return getattr(instrument, "_real_instrument", instrument) is not None
+
+
+def real_tracer(tracer: trace.Tracer) -> trace.Tracer:
+    """Return the tracer that a stand-in made before there was a provider keeps in `_real_tracer`, else *tracer*."""
+    return getattr(tracer, "_real_tracer", None) or tracer
+
+
+def parts_of(propagator: object) -> tuple[object, ...]:
+    """Return what a composite propagator keeps in `_propagators`: OpenTelemetry wraps those of OTEL_PROPAGATORS in one.
+
+    Nothing where the name is gone: a `MeshPropagator` in a composite is then not found.
+    """
+    return tuple(getattr(propagator, "_propagators", ()))
+
+
+def has_meter_provider() -> bool:
+    """Say whether somebody has set a meter provider.
+
+    OpenTelemetry exports no name for what stands there until then, so the class is known by its name. Where that
+    changes, every process seems to have a provider, and meshmw sets up none.
+    """
+    return type(metrics.get_meter_provider()).__name__ != "_ProxyMeterProvider"
+
+
+def exporters_of(provider: object) -> Iterator[object]:
+    """Yield the exporter of each span processor of a tracer provider, or the processor where it shows none."""
+    for processor in getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ()):
+        batch = getattr(processor, "_batch_processor", processor)
+        yield getattr(batch, "_exporter", None) or getattr(processor, "span_exporter", None) or processor
+
+
+def is_loaded(package: str) -> bool:
+    """Say whether a package of OpenTelemetry's was imported: what nobody imported has patched nothing."""
+    return package in sys.modules
