@@ -17,7 +17,7 @@ from typing import Final
 
 from opentelemetry import metrics
 
-from meshmw._otel import is_live
+from meshmw._otel import liveness_of
 
 LOGGER: Final = logging.getLogger("meshmw")
 
@@ -43,6 +43,7 @@ _EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(
     unit="{header}",
     description="Trace headers that were read, by header, outcome and reason.",
 )
+_IS_LIVE: Final = liveness_of(_EXTRACTIONS)
 # Counted for every request, so made once.
 _ACCEPTED: Final = {header: {"header": header, "outcome": "accepted"} for header in ("traceparent", "baggage", "b3")}
 
@@ -181,8 +182,8 @@ class Rejections:
 
     def accepted(self, headers: tuple[str, ...]) -> None:
         """Count headers that were read and believed."""
-        # The stand-in for an instrument of a provider that comes later does nothing, but for each header again.
-        if is_live(_EXTRACTIONS):
+        # Without a meter provider there is nobody to count for.
+        if _IS_LIVE():
             for header in headers:
                 _EXTRACTIONS.add(1, _ACCEPTED[header])
 

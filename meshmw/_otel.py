@@ -7,7 +7,8 @@ that a new release which breaks an assumption names it. Names that other package
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from opentelemetry import baggage, metrics, trace
@@ -79,13 +80,14 @@ class W3CTraceState(OTelTraceState):
         return self._text
 
 
-def is_live(instrument: object) -> bool:
-    """Say whether an instrument belongs to a meter provider.
+def liveness_of(instrument: object) -> Callable[[], object]:
+    """Return a function that returns something true where an instrument belongs to a meter provider.
 
     One that was made before there is a provider stands for one that comes later, which it keeps in `_real_instrument`.
-    Without that name every instrument counts as live: measuring then costs, and loses nothing.
+    Without that name every instrument counts as live: measuring then costs, and loses nothing. The function is asked
+    for every request, so it is one of C.
     """
-    return getattr(instrument, "_real_instrument", instrument) is not None
+    return partial(getattr, instrument, "_real_instrument", True)
 
 
 def real_tracer(tracer: trace.Tracer) -> trace.Tracer:
@@ -98,7 +100,8 @@ def parts_of(propagator: object) -> tuple[object, ...]:
 
     Nothing where the name is gone: a `MeshPropagator` in a composite is then not found.
     """
-    return tuple(getattr(propagator, "_propagators", ()))
+    parts = getattr(propagator, "_propagators", ())
+    return tuple(parts) if isinstance(parts, list | tuple) else ()
 
 
 def has_meter_provider() -> bool:

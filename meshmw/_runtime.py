@@ -1,18 +1,24 @@
-"""What `configure()` decided, for adapters to look up per request, so that construction order does not matter."""
+"""What `configure()` decided, for every adapter to look up when it serves or sends.
+
+It is looked up per request, so that the order in which an application is put together does not matter: a middleware may
+be made before `configure()` is called.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from opentelemetry import trace
 
 from meshmw._context.carriers import HeaderNames
 from meshmw._notices import LOGGER
-from meshmw._otel import parts_of
+from meshmw._otel import parts_of, real_tracer
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
+from meshmw._version import __version__
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
 
@@ -21,6 +27,14 @@ if TYPE_CHECKING:
 
 ServerSpans = Literal["auto", "contrib", "off"]
 MessagingParent = Literal["parent", "link"]
+
+# The process's own tracer; a stand-in until somebody sets a tracer provider, and a link to that from then on.
+TRACER: Final = trace.get_tracer("meshmw", __version__)
+
+
+def tracer_of(provider: trace.TracerProvider | None) -> trace.Tracer:
+    """Return meshmw's tracer of a provider, or with None the process's own."""
+    return TRACER if provider is None else provider.get_tracer("meshmw", __version__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +49,8 @@ class Runtime:
         trusted_peers: Networks in CIDR notation that `trust` was made with, for a middleware with its own.
         server_spans: Who makes the SERVER span: this package unless a host has (`auto`), contrib, or nobody (`off`).
         messaging_parent: Whether processing one message is a child of what sent it, or a new trace that links to that.
-        headers: The header names that servers look for, in each carrier's spelling.
+        tracer: Makes the spans. It is the provider's own where there is one by now: the stand-in takes a call more.
+        header_names: The header names that servers look for, in each protocol's spelling.
     """
 
     propagator: MeshPropagator = field(default_factory=MeshPropagator)
@@ -45,10 +60,11 @@ class Runtime:
     trusted_peers: tuple[str, ...] = ()
     server_spans: ServerSpans = "auto"
     messaging_parent: MessagingParent = "parent"
-    headers: HeaderNames = field(init=False)
+    tracer: trace.Tracer = field(default_factory=lambda: real_tracer(TRACER))
+    header_names: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "headers", HeaderNames(self.propagator.passthrough))
+        object.__setattr__(self, "header_names", HeaderNames(self.propagator.passthrough))
 
     @classmethod
     def from_settings(
@@ -73,7 +89,7 @@ _fallback: Runtime | None = None
 def install(runtime: Runtime) -> None:
     """Make a runtime the one that adapters use from now on."""
     global _installed
-    _installed = runtime
+    _installed = dataclasses.replace(runtime, tracer=real_tracer(runtime.tracer))
 
 
 def installed() -> Runtime | None:
@@ -86,27 +102,34 @@ def current() -> Runtime:
     return _installed or _fallback or _fall_back()
 
 
-def is_global(propagator: MeshPropagator) -> bool:
-    """Say whether hosts' own telemetry reads headers with this propagator."""
-    from opentelemetry import propagate
-
-    found = propagate.get_global_textmap()
-    return propagator in (found, *parts_of(found))
+def tracer() -> trace.Tracer:
+    """Return the process's own tracer, without a stand-in where `configure()` has found or set a provider."""
+    return TRACER if _installed is None else _installed.tracer
 
 
 def flush() -> None:
-    """Do what `configure()` installed for a server that is about to end the process."""
+    """Export what is queued, as `configure()` has arranged, before a server ends the process."""
     if _installed is not None and _installed.flush is not None:
         _installed.flush()
+
+
+def is_global(propagator: MeshPropagator) -> bool:
+    """Say whether hosts' own telemetry reads headers with this propagator."""
+    found = _global_propagator()
+    return propagator in (found, *parts_of(found))
+
+
+def _global_propagator() -> object:
+    # Not at import: this module of OpenTelemetry raises where OTEL_PROPAGATORS names a package that is not installed.
+    from opentelemetry import propagate
+
+    return propagate.get_global_textmap()
 
 
 def _fall_back() -> Runtime:
     """Serve with what is there: a MeshPropagator set by OTEL_PROPAGATORS is a configuration too."""
     global _fallback
-    # Not at import: this module of OpenTelemetry raises where OTEL_PROPAGATORS names a package that is not installed.
-    from opentelemetry import propagate
-
-    found = propagate.get_global_textmap()
+    found = _global_propagator()
     ours = next((each for each in (found, *parts_of(found)) if isinstance(each, MeshPropagator)), None)
     if ours is None:
         LOGGER.warning(
@@ -115,12 +138,12 @@ def _fall_back() -> Runtime:
             type(found).__name__,
             type(trace.get_tracer_provider()).__name__,
         )
-    _fallback = Runtime() if ours is None else _of_environment(ours)
+    _fallback = Runtime() if ours is None else _from_environment(ours)
     return _fallback
 
 
-def _of_environment(propagator: MeshPropagator) -> Runtime:
-    from meshmw.settings import Settings  # pydantic, which a service that was configured by hand does without
+def _from_environment(propagator: MeshPropagator) -> Runtime:
+    from meshmw.settings import Settings  # brings pydantic, which a service that needs no settings does without
 
     try:
         return Runtime.from_settings(Settings(), propagator)

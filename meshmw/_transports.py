@@ -39,12 +39,12 @@ class OutboundCalls:
     ) -> None:
         self._transport = transport
         self._propagator = propagator
-        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw")
+        self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
 
     def begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or _runtime.current().propagator
-        operation = begin_client(request.method, lambda: _attributes(request), self._tracer)
+        operation = begin_client(request.method, lambda: _attributes(request), self._tracer or _runtime.tracer())
         lines, url = request.headers, request.url
         carrying = self._copy(request)
         carrying.headers = type(lines)(

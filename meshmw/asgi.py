@@ -1,4 +1,9 @@
-"""ASGI middleware for any framework: FastAPI, Starlette, Quart, Litestar, Django, or a bare application."""
+"""ASGI middleware for any framework: FastAPI, Starlette, Quart, Litestar, Django, or a bare application.
+
+    app.add_middleware(meshmw.asgi.TraceContextMiddleware)
+
+The route that names a span is read from the scope, where Starlette, FastAPI and Litestar leave it.
+"""
 
 from __future__ import annotations
 
@@ -6,71 +11,47 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, Unpack
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from meshmw import _runtime
-from meshmw._context.carriers import rewrite_asgi
 from meshmw._context.current import detach
 from meshmw._context.read import BaggageLimit
-from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request
+from meshmw._lifecycle.http_conventions import server_attributes
 from meshmw._lifecycle.operation import record_refusals
-from meshmw._lifecycle.serving import ServerOptions
+from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import LOGGER
-from meshmw._policy.trust import RequestView, Trust, TrustCallable
-from meshmw._runtime import Runtime, ServerSpans
+from meshmw._policy.trust import RequestView
 from meshmw.errors import MissingExtraError
-from meshmw.propagator import MeshPropagator
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
-# Which route an ASGI framework has matched, as it left it in the scope.
-
+__all__ = ["BaggageSizeFilter", "TraceContextMiddleware"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
-
-
-def route_of(scope: Scope) -> str | None:
-    """Return the route template that Starlette, FastAPI or Litestar matched, with prefixes of routers and mounts."""
-    route = scope.get("route")
-    if route is None:
-        found = scope.get("path_template")
-        return _mounted_at(scope, found) + found if isinstance(found, str) and found else None
-    if hasattr(route, "routes"):
-        # A mount, in which nothing more was matched: where it is mounted is in the root path.
-        return _mounted_at(scope, "") or None
-    template = getattr(_effective(scope, route), "path_format", None) or getattr(route, "path", None)
-    return _mounted_at(scope, template) + template or "/" if isinstance(template, str) else None
-
-
-def _effective(scope: Scope, route: object) -> object:
-    """Return what FastAPI made of a route that came with an included router, whose prefix the route does not know."""
-    found = scope.get("fastapi")
-    context = found.get("effective_route_context") if isinstance(found, dict) else None
-    return context if getattr(context, "original_route", None) is route else route
-
-
-def _mounted_at(scope: Scope, template: str) -> str:
-    """Return the root path, in which parameters of mounts have their names again."""
-    root = str(scope.get("root_path", "")).rstrip("/")
-    names = {
-        str(value): f"{{{name}}}"
-        for name, value in scope.get("path_params", {}).items()
-        if f"{{{name}}}" not in template
-    }
-    shown = (names.get(segment, segment) for segment in root.split("/"))
-    return "/".join(shown)
-
-
-# The response of an ASGI application, as its messages tell it: its status, its route, and the operation's end.
-
-
 Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+_REQUESTS: Final = frozenset({"http", "websocket"})
+_OPERATION: Final = "meshmw.operation"
+# Hosts open no span of their own for a scope that carries their mark.
+_FASTAPI: Final = "fastapi.telemetry"
+_STARLETTE: Final = "starlette.opentelemetry"
+# By whether FastAPI and whether Starlette has left one: those that are still missing.
+_MISSING_MARKS: Final[Mapping[tuple[bool, bool], Mapping[str, object]]] = {
+    (False, False): {_FASTAPI: None, _STARLETTE: True},
+    (True, False): {_STARLETTE: True},
+    (False, True): {_FASTAPI: None},
+    (True, True): {},
+}
+_NOBODY: Final = (None, None)
 
 # A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
 _HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
@@ -81,7 +62,198 @@ _BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", 
 _WHOLE: Final = frozenset({"http.response.pathsend", *_HANDSHAKE_STATUS})
 
 
-class Response:
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class TraceContextMiddleware:
+    """Continues the caller's trace in an ASGI application: extracts, validates, attaches, and opens the SERVER span.
+
+    A malformed trace header is removed from the scope, and the request starts a new trace. A span that the host
+    framework opened for the same request is adopted instead of doubled. HTTP requests and WebSocket handshakes are
+    handled; everything else passes untouched. When the server shuts the application down, queued spans are exported.
+
+    Args:
+        app: The ASGI application to wrap.
+        options: Each one that you leave out is what `configure()` decided.
+
+            - `exclude`: path patterns of requests that get no span, as in `Settings.exclude`;
+            - `trust`: `continue`, `restart` or `ignore`, or a callable that takes a `RequestView` and returns one;
+            - `server_spans`: `auto`, `off`, or `contrib`: opentelemetry-instrumentation-asgi makes the SERVER span;
+            - `propagator`: reads the headers;
+            - `tracer_provider`: makes the spans.
+
+    Raises:
+        ValueError: An option holds a word or a pattern that is none.
+        MissingExtraError: `server_spans` is `contrib`, and that package is not installed.
+    """
+
+    def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
+        self.app = app
+        self._serving = Serving("asgi", **options)
+        self._tracer_provider = options.get("tracer_provider")
+        # What is missing is said here, where a program starts, and not by each request.
+        self._contrib: App | None = None
+        if options.get("server_spans") == "contrib":
+            self._app_under_contrib()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] not in _REQUESTS or _OPERATION in scope:
+            await self._pass(scope, receive, send)
+            return
+        effective = self._serving.effective()
+        lines = _header_lines(scope["headers"], effective.header_names.asgi)
+        request = _AsgiRequest(scope.get("method", "GET"), scope["path"], lines, scope)
+        operation = self._serving.begin(request, effective)
+        app = self.app if operation.delegated is None else self._app_under_contrib()
+        marks = _stand_hosts_down(scope)
+        scope[_OPERATION] = operation
+        response = _Response(operation, scope, send)
+        ended_by: type[BaseException] | None = None
+        token = otel_context.attach(operation.context)
+        try:
+            await app(scope, receive, response.send)
+        except BaseException as error:
+            ended_by = type(error)
+            response.fail(error)
+            raise
+        finally:
+            detach(token, operation.context, ended_by)
+            if not operation.is_over:
+                response.end()
+            scope.pop(_OPERATION, None)
+            for mark in marks:
+                scope.pop(mark, None)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is no request of ours; after the lifespan, which the outermost sees, export what is queued."""
+        if scope["type"] != "lifespan" or _OPERATION in scope:
+            await self.app(scope, receive, send)
+            return
+        scope[_OPERATION] = None
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            scope.pop(_OPERATION, None)
+            # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
+            _runtime.flush()
+
+    def _app_under_contrib(self) -> App:
+        if self._contrib is None:
+            self._contrib = require_contrib()(self._served_by_contrib, tracer_provider=self._tracer_provider)
+        return self._contrib
+
+    async def _served_by_contrib(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve inside contrib's span, and note on it what contrib does not know."""
+        record_refusals(trace.get_current_span(), scope[_OPERATION].delegated)
+        await self.app(scope, receive, send)
+
+
+class BaggageSizeFilter:
+    """Keeps the baggage that an ASGI application receives within limits. HTTP requests and WebSockets are handled.
+
+    A header within the limits stays as it is. Of any other the members are kept from the left, whole and byte for
+    byte, in one line; malformed ones are left out. Each reason is counted, and warned of once per window.
+
+    Args:
+        app: The ASGI application to wrap.
+        max_members: Members kept at most, all header lines together.
+        max_bytes: Bytes kept at most, all header lines together, commas included.
+        warn_window: Seconds between two warnings of the same reason.
+
+    Raises:
+        ValueError: A limit is negative.
+    """
+
+    def __init__(
+        self, app: App, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+    ) -> None:
+        self.app = app
+        self._limit = BaggageLimit(max_members, max_bytes, warn_window)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] in ("http", "websocket"):
+            lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"baggage"]
+            if lines and (rewrites := self._limit.rewrites(lines)):
+                scope["headers"] = _rewritten(scope["headers"], rewrites)
+        await self.app(scope, receive, send)
+
+
+class _AsgiRequest(Request):
+    """Reads a request where its scope keeps it."""
+
+    __slots__ = ()
+
+    protocol = "asgi"
+
+    def view(self) -> RequestView:
+        return RequestView.from_asgi(self.carrier)
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        scope, lines = self.carrier, self.lines
+        client, port = (scope.get("client") or _NOBODY)[:2]
+        return server_attributes(
+            method=self.method,
+            scheme=scope.get("scheme") or "http",
+            path=self.path,
+            query=scope.get("query_string", b"").decode("latin-1"),
+            authority=lines["host"][0] if "host" in lines else _own_authority(scope.get("server")),
+            protocol_version=scope.get("http_version"),
+            client=client,
+            client_port=port,
+            user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
+        )
+
+    def marked_span(self, read_by_host: bool) -> Span | None:
+        scope = self.carrier
+        if scope.get(_STARLETTE):
+            # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
+            return trace.get_current_span() if read_by_host else None
+        mark = scope.get(_FASTAPI)
+        span = None if mark is None else getattr(mark, "span", None)
+        return span if isinstance(span, Span) else None
+
+    def rewrite(self, rewrites: dict[str, str | None]) -> None:
+        super().rewrite(rewrites)
+        self.carrier["headers"] = _rewritten(self.carrier["headers"], rewrites)
+
+
+def _header_lines(headers: Headers, wanted: Mapping[bytes, str]) -> dict[str, list[str]]:
+    """Return the wanted lines of a scope, in order, by name in lower case; ASGI servers hand out latin-1."""
+    lines: dict[str, list[str]] = {}
+    for name, value in headers:
+        if name in wanted:
+            known, text = wanted[name], value.decode("latin-1")
+            if known in lines:
+                lines[known].append(text)
+            else:
+                lines[known] = [text]
+    return lines
+
+
+def _rewritten(headers: Headers, rewrites: Mapping[str, str | None]) -> list[tuple[bytes, bytes]]:
+    """Return headers with every line of the named ones replaced by one line, or by none."""
+    names = {name.encode("ascii") for name in rewrites}
+    kept = [(name, value) for name, value in headers if name not in names]
+    return kept + [
+        (name.encode("ascii"), text.encode("latin-1")) for name, text in rewrites.items() if text is not None
+    ]
+
+
+def _own_authority(server: Sequence[Any] | None) -> str | None:
+    return f"{server[0]}:{server[1]}" if server and server[1] else None
+
+
+def _stand_hosts_down(scope: Scope) -> Iterable[str]:
+    """Mark the scope, so that no host further in opens a second SERVER span; return the marks that are new."""
+    missing = _MISSING_MARKS[_FASTAPI in scope, _STARLETTE in scope]
+    scope.update(missing)
+    return missing
+
+
+class _Response:
     """Watches what the application sends, and ends the operation with the last byte.
 
     A framework that answers 5xx for an exception raises it afterwards, so such an operation waits for its return.
@@ -142,7 +314,7 @@ class Response:
             return
         if operation.is_open:
             try:
-                if route := route_of(self._scope):
+                if route := _route_of(self._scope):
                     operation.route(route)
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
@@ -160,11 +332,40 @@ class Response:
         self._operation.status(status, error_from=500)
 
 
-# opentelemetry-instrumentation-asgi, where that is to make the SERVER span below our extraction.
+def _route_of(scope: Scope) -> str | None:
+    """Return the route template that Starlette, FastAPI or Litestar matched, with prefixes of routers and mounts."""
+    route = scope.get("route")
+    if route is None:
+        found = scope.get("path_template")
+        return _mounted_at(scope, found) + found if isinstance(found, str) and found else None
+    if hasattr(route, "routes"):
+        # A mount, in which nothing more was matched: where it is mounted is in the root path.
+        return _mounted_at(scope, "") or None
+    template = getattr(_effective_route(scope, route), "path_format", None) or getattr(route, "path", None)
+    return _mounted_at(scope, template) + template or "/" if isinstance(template, str) else None
+
+
+def _effective_route(scope: Scope, route: object) -> object:
+    """Return what FastAPI made of a route that came with an included router, whose prefix the route does not know."""
+    found = scope.get("fastapi")
+    context = found.get("effective_route_context") if isinstance(found, dict) else None
+    return context if getattr(context, "original_route", None) is route else route
+
+
+def _mounted_at(scope: Scope, template: str) -> str:
+    """Return the root path, in which parameters of mounts have their names again."""
+    root = str(scope.get("root_path", "")).rstrip("/")
+    names = {
+        str(value): f"{{{name}}}"
+        for name, value in scope.get("path_params", {}).items()
+        if f"{{{name}}}" not in template
+    }
+    shown = (names.get(segment, segment) for segment in root.split("/"))
+    return "/".join(shown)
 
 
 def require_contrib() -> Any:
-    """Return contrib's ASGI middleware class.
+    """Return the ASGI middleware class of opentelemetry-instrumentation-asgi.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -174,213 +375,3 @@ def require_contrib() -> Any:
     except ModuleNotFoundError as missing:
         raise MissingExtraError("opentelemetry-instrumentation-asgi", "contrib") from missing
     return OpenTelemetryMiddleware
-
-
-def under_contrib(
-    app: Callable[..., Awaitable[None]], tracer_provider: trace.TracerProvider | None
-) -> Callable[..., Awaitable[None]]:
-    """Return an ASGI application inside contrib's middleware."""
-    wrapped: Callable[..., Awaitable[None]] = require_contrib()(app, tracer_provider=tracer_provider)
-    return wrapped
-
-
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_REQUESTS: Final = frozenset({"http", "websocket"})
-_OPERATION: Final = "meshmw.operation"
-# Hosts open no span of their own for a scope that carries their mark.
-_FASTAPI: Final = "fastapi.telemetry"
-_STARLETTE: Final = "starlette.opentelemetry"
-_NOBODY: Final = (None, None)
-# By whether FastAPI and whether Starlette has left one: those that are still missing.
-_MISSING_MARKS: Final[Mapping[tuple[bool, bool], Mapping[str, object]]] = {
-    (False, False): {_FASTAPI: None, _STARLETTE: True},
-    (True, False): {_STARLETTE: True},
-    (False, True): {_FASTAPI: None},
-    (True, True): {},
-}
-
-
-class TraceContextMiddleware:
-    """Continues the caller's trace in an ASGI application: extracts, validates, attaches, and opens the SERVER span.
-
-    A malformed trace header is removed from the scope, and the request starts a new trace. A span that the host
-    framework opened for the same request is adopted instead of doubled. HTTP requests and WebSocket handshakes are
-    handled; everything else passes untouched. When the server shuts the application down, queued spans are exported.
-
-    Args:
-        app: The ASGI application to wrap.
-        exclude: Path patterns of requests that get no span, as in `Settings.exclude`.
-        trust: `continue`, `restart` or `ignore`, or a callable that gets a `RequestView` and returns one of them.
-        server_spans: `auto`, `off`, or `contrib`: opentelemetry-instrumentation-asgi makes the SERVER span.
-        propagator: Reads the headers.
-        tracer_provider: Makes the spans.
-
-    Each option that is left out is what `configure()` settled.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        exclude: Sequence[str] | None = None,
-        trust: Trust | TrustCallable | None = None,
-        server_spans: ServerSpans | None = None,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: trace.TracerProvider | None = None,
-    ) -> None:
-        self.app = app
-        self._options = ServerOptions(
-            exclude=exclude,
-            trust=trust,
-            server_spans=server_spans,
-            propagator=propagator,
-            tracer_provider=tracer_provider,
-            protocol="asgi",
-        )
-        self._tracer_provider = tracer_provider
-        # What is missing is said here, where a program starts, and not by each request.
-        self._contrib = under_contrib(self._told, tracer_provider) if server_spans == "contrib" else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] not in _REQUESTS or _OPERATION in scope:
-            await self._pass(scope, receive, send)
-            return
-        effective = self._options.effective()
-        operation = self._options.begin(_AsgiRequest(scope, effective), effective)
-        app = self.app if operation.delegated is None else self._under_contrib()
-        marks = _stand_hosts_down(scope)
-        scope[_OPERATION] = operation
-        response = Response(operation, scope, send)
-        ended_by: type[BaseException] | None = None
-        token = otel_context.attach(operation.context)
-        try:
-            await app(scope, receive, response.send)
-        except BaseException as error:
-            ended_by = type(error)
-            response.fail(error)
-            raise
-        finally:
-            detach(token, operation.context, ended_by)
-            if not operation.is_over:
-                response.end()
-            scope.pop(_OPERATION, None)
-            for mark in marks:
-                scope.pop(mark, None)
-
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is no request of ours; after the lifespan, which the outermost sees, export what is queued."""
-        if scope["type"] != "lifespan" or _OPERATION in scope:
-            await self.app(scope, receive, send)
-            return
-        scope[_OPERATION] = None
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            scope.pop(_OPERATION, None)
-            # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
-            _runtime.flush()
-
-    def _under_contrib(self) -> App:
-        if self._contrib is None:
-            self._contrib = under_contrib(self._told, self._tracer_provider)
-        return self._contrib
-
-    async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve inside contrib's span, and note on it what contrib does not know."""
-        record_refusals(trace.get_current_span(), scope[_OPERATION].delegated)
-        await self.app(scope, receive, send)
-
-
-class _AsgiRequest(Request):
-    """Is a request in its scope."""
-
-    __slots__ = ()
-
-    protocol = "asgi"
-
-    def __init__(self, scope: Scope, effective: Runtime) -> None:
-        # What `Request` does, without the call: there is one for each request.
-        self.method = scope.get("method", "GET")
-        self.path = scope["path"]
-        self.lines = effective.headers.from_asgi(scope["headers"])
-        self.carrier = scope
-        self.is_over = False
-
-    def view(self) -> RequestView:
-        return RequestView.from_asgi(self.carrier)
-
-    def attributes(self) -> dict[str, AttributeValue]:
-        scope, lines = self.carrier, self.lines
-        client, port = (scope.get("client") or _NOBODY)[:2]
-        return semconv.server_attributes(
-            method=self.method,
-            scheme=scope.get("scheme") or "http",
-            path=self.path,
-            query=scope.get("query_string", b"").decode("latin-1"),
-            authority=lines["host"][0] if "host" in lines else _own_authority(scope.get("server")),
-            protocol_version=scope.get("http_version"),
-            client=client,
-            client_port=port,
-            user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
-        )
-
-    def host_span(self, read_by_host: bool) -> Span | None:
-        scope = self.carrier
-        if scope.get(_STARLETTE):
-            # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
-            return trace.get_current_span() if read_by_host else None
-        mark = scope.get(_FASTAPI)
-        span = None if mark is None else getattr(mark, "span", None)
-        return span if isinstance(span, Span) else None
-
-    def rewrite(self, rewrites: dict[str, str | None]) -> None:
-        super().rewrite(rewrites)
-        self.carrier["headers"] = rewrite_asgi(self.carrier["headers"], rewrites)
-
-
-def _own_authority(server: Sequence[Any] | None) -> str | None:
-    return f"{server[0]}:{server[1]}" if server and server[1] else None
-
-
-def _stand_hosts_down(scope: Scope) -> Iterable[str]:
-    """Mark the scope, so that no host further in opens a second SERVER span; return the marks that are new."""
-    missing = _MISSING_MARKS[_FASTAPI in scope, _STARLETTE in scope]
-    scope.update(missing)
-    return missing
-
-
-AsgiApp: TypeAlias = Callable[[Scope, Any, Any], Awaitable[None]]
-
-
-class BaggageSizeFilter:
-    """Keeps the baggage that an ASGI application receives within limits. HTTP requests and WebSockets are handled.
-
-    A header within the limits stays as it is. Of any other the members are kept from the left, whole and byte for
-    byte, in one line; malformed ones are left out. Each reason is counted, and warned of once per window.
-
-    Args:
-        app: The ASGI application to wrap.
-        max_members: Members kept at most, all header lines together.
-        max_bytes: Bytes kept at most, all header lines together, commas included.
-        warn_window: Seconds between two warnings of the same reason.
-
-    Raises:
-        ValueError: A limit is negative.
-    """
-
-    def __init__(
-        self, app: AsgiApp, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
-    ) -> None:
-        self.app = app
-        self._limit = BaggageLimit(max_members, max_bytes, warn_window)
-
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Serve one connection."""
-        if scope["type"] in ("http", "websocket"):
-            lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"baggage"]
-            if lines and (rewrites := self._limit.rewrites(lines)):
-                scope["headers"] = rewrite_asgi(scope["headers"], rewrites)
-        await self.app(scope, receive, send)

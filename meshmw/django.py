@@ -9,6 +9,12 @@ from typing import Any
 from meshmw._lifecycle.http import HttpOperation
 from meshmw.wsgi import OPERATION
 
+__all__ = ["route_middleware"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 def route_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Name each request's SERVER span after the URL pattern that matched; for `MIDDLEWARE` in Django's settings.

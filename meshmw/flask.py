@@ -1,17 +1,15 @@
-"""Flask: the WSGI middleware, and the route's name from Flask's own URL map."""
+"""Flask: the WSGI middleware, and the route's name from Flask's own URL map.
+
+meshmw.flask.init_app(app)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from opentelemetry import trace
+from typing import TYPE_CHECKING, Any, Unpack
 
 from meshmw._lifecycle.http import HttpOperation
-from meshmw._policy.trust import Trust, TrustCallable
-from meshmw._runtime import ServerSpans
+from meshmw._lifecycle.serving import ServerOptions
 from meshmw.errors import MissingExtraError
-from meshmw.propagator import MeshPropagator
 from meshmw.wsgi import OPERATION, TraceContextMiddleware
 
 if TYPE_CHECKING:
@@ -22,38 +20,28 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("Flask", "flask") from missing
 
+__all__ = ["init_app"]
 
-def init_app(
-    app: Flask,
-    *,
-    exclude: Sequence[str] | None = None,
-    trust: Trust | TrustCallable | None = None,
-    server_spans: ServerSpans | None = None,
-    propagator: MeshPropagator | None = None,
-    tracer_provider: trace.TracerProvider | None = None,
-) -> None:
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def init_app(app: Flask, **options: Unpack[ServerOptions]) -> None:
     """Continue callers' traces in a Flask application; SERVER spans are named after the matched URL rule.
 
     Calling it twice for one application changes nothing.
 
     Args:
         app: The application; its `wsgi_app` is wrapped.
-        exclude: As for the middleware in `meshmw.wsgi`, and so the others.
-        trust: `continue`, `restart` or `ignore`, or a callable.
-        server_spans: `auto` or `off`.
-        propagator: Reads the headers.
-        tracer_provider: Makes the spans.
+        options: Those of `meshmw.wsgi.TraceContextMiddleware`.
+
+    Raises:
+        ValueError: An option holds a word or a pattern that is none.
     """
     if isinstance(app.wsgi_app, TraceContextMiddleware):
         return
-    app.wsgi_app = TraceContextMiddleware(  # type: ignore[method-assign]  # the way that Flask documents
-        app.wsgi_app,
-        exclude=exclude,
-        trust=trust,
-        server_spans=server_spans,
-        propagator=propagator,
-        tracer_provider=tracer_provider,
-    )
+    app.wsgi_app = TraceContextMiddleware(app.wsgi_app, **options)  # type: ignore[method-assign]  # as Flask documents
     request_started.connect(_name_after_rule, app)
 
 

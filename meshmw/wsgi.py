@@ -1,38 +1,185 @@
-"""WSGI middleware for any framework: Flask, Django, Bottle, or a bare application."""
+"""WSGI middleware for any framework: Flask, Django, Bottle, or a bare application (PEP 3333).
+
+app.wsgi_app = meshmw.wsgi.TraceContextMiddleware(app.wsgi_app)
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sized
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 
-from meshmw._context.carriers import rewrite_wsgi
+from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import StepContext, detach
 from meshmw._context.read import BaggageLimit
-from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request
-from meshmw._lifecycle.serving import ServerOptions
-from meshmw._policy.trust import RequestView, Trust, TrustCallable
-from meshmw._runtime import Runtime, ServerSpans
-from meshmw.propagator import MeshPropagator
+from meshmw._lifecycle.http_conventions import protocol_version, server_attributes
+from meshmw._lifecycle.serving import ServerOptions, Serving
+from meshmw._policy.trust import RequestView
 from meshmw.streams import kept
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
-# The body of a WSGI response: each step of it in the request's context, and the span's end with its last byte.
-
+__all__ = ["BaggageSizeFilter", "TraceContextMiddleware"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
+App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
+# Where the environ, and for Django the scope too, holds the operation that serves a request.
+OPERATION: Final = "meshmw.operation"
 # Whose steps are no work of the application's, and need not be in the request's context.
 _PLAIN: Final = frozenset({list, tuple})
 
 
-def watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: object) -> Iterable[bytes]:
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class TraceContextMiddleware:
+    """Continues the caller's trace in a WSGI application: extracts, validates, attaches, and opens the SERVER span.
+
+    A malformed trace header is removed from the environ, and the request starts a new trace. The context is current
+    while the application or its body runs, and never between two steps of it. The span ends with the last byte, or
+    when the server closes the body.
+
+    Args:
+        app: The WSGI application to wrap.
+        options: Each one that you leave out is what `configure()` decided.
+
+            - `exclude`: path patterns of requests that get no span, as in `Settings.exclude`;
+            - `trust`: `continue`, `restart` or `ignore`, or a callable that takes a `RequestView` and returns one;
+            - `server_spans`: `auto` or `off`; `contrib` is `auto` here, because contrib's mode is for ASGI alone;
+            - `propagator`: reads the headers;
+            - `tracer_provider`: makes the spans.
+
+    Raises:
+        ValueError: An option holds a word or a pattern that is none.
+    """
+
+    def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
+        self.app = app
+        self._serving = Serving("wsgi", **options)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        if OPERATION in environ:
+            return self.app(environ, start_response)
+        effective = self._serving.effective()
+        lines = _header_lines(environ, effective.header_names.wsgi)
+        request = _WsgiRequest(environ["REQUEST_METHOD"], _path(environ), lines, environ)
+        operation = self._serving.begin(request, effective)
+        environ[OPERATION] = operation
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            if status[:3].isdecimal():
+                operation.status(int(status[:3]), error_from=500)
+            return start_response(status, headers, *exc_info)
+
+        ended_by: type[BaseException] | None = None
+        token = otel_context.attach(operation.context)
+        try:
+            body = self.app(environ, start)
+        except BaseException as error:
+            ended_by = type(error)
+            operation.status(500, error_from=500)
+            operation.fail(error)
+            raise
+        finally:
+            detach(token, operation.context, ended_by)
+            if ended_by is not None:
+                operation.break_off()
+        return _watched(body, operation, environ.get("wsgi.file_wrapper"))
+
+
+class BaggageSizeFilter:
+    """Keeps the baggage that a WSGI application receives within limits, as `meshmw.asgi.BaggageSizeFilter` does.
+
+    Args:
+        app: The WSGI application to wrap.
+        max_members: Members kept at most.
+        max_bytes: Bytes kept at most, commas included.
+        warn_window: Seconds between two warnings of the same reason.
+
+    Raises:
+        ValueError: A limit is negative.
+    """
+
+    def __init__(
+        self, app: App, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+    ) -> None:
+        self.app = app
+        self._limit = BaggageLimit(max_members, max_bytes, warn_window)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        line = environ.get("HTTP_BAGGAGE")
+        if line is not None and (rewrites := self._limit.rewrites([line])):
+            _rewrite(environ, rewrites)
+        return self.app(environ, start_response)
+
+
+class _WsgiRequest(Request):
+    """Reads a request where its environ keeps it."""
+
+    __slots__ = ()
+
+    protocol = "wsgi"
+
+    def view(self) -> RequestView:
+        return RequestView.from_wsgi(self.carrier)
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        environ, lines = self.carrier, self.lines
+        client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
+        return server_attributes(
+            method=self.method,
+            scheme=environ.get("wsgi.url_scheme", "http"),
+            path=self.path,
+            query=environ.get("QUERY_STRING", ""),
+            authority=lines["host"][0] if "host" in lines else _own_authority(environ),
+            protocol_version=protocol_version(environ.get("SERVER_PROTOCOL", "")),
+            client=client,
+            client_port=int(port) if port.isdecimal() else None,
+            user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
+        )
+
+    def rewrite(self, rewrites: dict[str, str | None]) -> None:
+        super().rewrite(rewrites)
+        _rewrite(self.carrier, rewrites)
+
+
+def _header_lines(environ: Environ, wanted: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the wanted lines of an environ by name in lower case; servers have joined repeated ones with a comma."""
+    return {name: [environ[key]] for key, name in wanted.items() if key in environ}
+
+
+def _path(environ: Environ) -> str:
+    """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
+    text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    if text.isascii():
+        return text or "/"
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _own_authority(environ: Mapping[str, Any]) -> str:
+    return f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
+
+
+def _rewrite(environ: MutableMapping[str, Any], rewrites: Mapping[str, str | None]) -> None:
+    """Replace or remove the named headers in an environ."""
+    for name, text in rewrites.items():
+        if text is None:
+            environ.pop(wsgi_key(name), None)
+        else:
+            environ[wsgi_key(name)] = text
+
+
+def _watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: object) -> Iterable[bytes]:
     """Return a body for the server that ends the operation when it is over.
 
     Args:
@@ -46,7 +193,7 @@ def watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: objec
 
 
 class _Body:
-    """Is the response body as steps of the application's; what these make current stays with them.
+    """Takes each chunk of a response in the request's context; what the application makes current stays with it.
 
     An object rather than a generator: a server may close a body that it never began to read.
     """
@@ -98,7 +245,7 @@ class _Body:
 
 
 class _SizedBody(_Body):
-    """Is a body whose number of chunks the server may ask for, to set Content-Length itself."""
+    """Has a length, by which a server may set Content-Length itself."""
 
     __slots__ = ()
 
@@ -146,153 +293,3 @@ def _ends_when_closed(body: Any, operation: HttpOperation) -> bool:
     except AttributeError:
         return False
     return True
-
-
-Environ: TypeAlias = dict[str, Any]
-StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
-App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
-
-OPERATION: Final = "meshmw.operation"
-
-
-class TraceContextMiddleware:
-    """Continues the caller's trace in a WSGI application: extracts, validates, attaches, and opens the SERVER span.
-
-    A malformed trace header is removed from the environ, and the request starts a new trace. The context is current
-    while the application or its body runs, and never between two steps of it. The span ends with the last byte, or
-    when the server closes the body.
-
-    Args:
-        app: The WSGI application to wrap.
-        exclude: Path patterns of requests that get no span, as in `Settings.exclude`.
-        trust: `continue`, `restart` or `ignore`, or a callable that gets a `RequestView` and returns one of them.
-        server_spans: `auto` or `off`; `contrib` is `auto` here, for there is no such mode for WSGI.
-        propagator: Reads the headers.
-        tracer_provider: Makes the spans.
-
-    Each option that is left out is what `configure()` settled.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        exclude: Sequence[str] | None = None,
-        trust: Trust | TrustCallable | None = None,
-        server_spans: ServerSpans | None = None,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: trace.TracerProvider | None = None,
-    ) -> None:
-        self.app = app
-        self._options = ServerOptions(
-            exclude=exclude,
-            trust=trust,
-            server_spans=server_spans,
-            propagator=propagator,
-            tracer_provider=tracer_provider,
-            protocol="wsgi",
-        )
-
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve one request."""
-        if OPERATION in environ:
-            return self.app(environ, start_response)
-        effective = self._options.effective()
-        operation = self._options.begin(_WsgiRequest(environ, effective), effective)
-        environ[OPERATION] = operation
-
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            if status[:3].isdecimal():
-                operation.status(int(status[:3]), error_from=500)
-            return start_response(status, headers, *exc_info)
-
-        ended_by: type[BaseException] | None = None
-        # Not `with operation.current()`: that takes five calls more.
-        token = otel_context.attach(operation.context)
-        try:
-            body = self.app(environ, start)
-        except BaseException as error:
-            ended_by = type(error)
-            operation.status(500, error_from=500)
-            operation.fail(error)
-            raise
-        finally:
-            detach(token, operation.context, ended_by)
-            if ended_by is not None:
-                operation.break_off()
-        return watched(body, operation, environ.get("wsgi.file_wrapper"))
-
-
-class _WsgiRequest(Request):
-    """Is a request in its environ."""
-
-    __slots__ = ()
-
-    protocol = "wsgi"
-
-    def __init__(self, environ: Environ, effective: Runtime) -> None:
-        super().__init__(environ["REQUEST_METHOD"], _path(environ), effective.headers.from_wsgi(environ), environ)
-
-    def view(self) -> RequestView:
-        return RequestView.from_wsgi(self.carrier)
-
-    def attributes(self) -> dict[str, AttributeValue]:
-        environ, lines = self.carrier, self.lines
-        client, port = environ.get("REMOTE_ADDR"), str(environ.get("REMOTE_PORT", ""))
-        return semconv.server_attributes(
-            method=self.method,
-            scheme=environ.get("wsgi.url_scheme", "http"),
-            path=self.path,
-            query=environ.get("QUERY_STRING", ""),
-            authority=lines["host"][0] if "host" in lines else _own_authority(environ),
-            protocol_version=semconv.protocol_version(environ.get("SERVER_PROTOCOL", "")),
-            client=client,
-            client_port=int(port) if port.isdecimal() else None,
-            user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
-        )
-
-    def rewrite(self, rewrites: dict[str, str | None]) -> None:
-        super().rewrite(rewrites)
-        rewrite_wsgi(self.carrier, rewrites)
-
-
-def _path(environ: Environ) -> str:
-    """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
-    text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
-    if text.isascii():
-        return text or "/"
-    return text.encode("latin-1", "replace").decode("utf-8", "replace")
-
-
-def _own_authority(environ: Mapping[str, Any]) -> str:
-    return f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
-
-
-WsgiApp: TypeAlias = Callable[[dict[str, Any], Any], Iterable[bytes]]
-
-
-class BaggageSizeFilter:
-    """Keeps the baggage that a WSGI application receives within limits, as `BaggageSizeFilter` does for ASGI.
-
-    Args:
-        app: The WSGI application to wrap.
-        max_members: Members kept at most.
-        max_bytes: Bytes kept at most, commas included.
-        warn_window: Seconds between two warnings of the same reason.
-
-    Raises:
-        ValueError: A limit is negative.
-    """
-
-    def __init__(
-        self, app: WsgiApp, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
-    ) -> None:
-        self.app = app
-        self._limit = BaggageLimit(max_members, max_bytes, warn_window)
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serve one request."""
-        line = environ.get("HTTP_BAGGAGE")
-        if line is not None and (rewrites := self._limit.rewrites([line])):
-            rewrite_wsgi(environ, rewrites)
-        return self.app(environ, start_response)

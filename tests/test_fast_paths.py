@@ -21,6 +21,7 @@ from meshmw._context.read import BaggageReader, HeaderReader, PlainReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
 from meshmw._lifecycle import conventions as attributes
 from meshmw._lifecycle import http_conventions as http
+from meshmw._lifecycle.decide import decide
 from meshmw._lifecycle.http import HttpOperation, begin_server
 from meshmw._lifecycle.http_conventions import server_attributes
 from meshmw._notices import Rejections
@@ -297,10 +298,12 @@ def test_nothing_is_worked_out_for_a_span_that_is_not_recorded(provider, flags, 
     effective = Runtime()
     scope = {"path": "/", "headers": [(b"traceparent", f"{TRACEPARENT[:-2]}{flags}".encode())]}
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "HTTP_TRACEPARENT": f"{TRACEPARENT[:-2]}{flags}"}
-    request = request_of(scope if request_of is asgi._AsgiRequest else environ, effective)
+    lines = {"traceparent": [f"{TRACEPARENT[:-2]}{flags}"]}
+    request = request_of("GET", "/", lines, scope if request_of is asgi._AsgiRequest else environ)
     extraction = effective.propagator.read(request.lines)
     tracer = provider.get_tracer("test")
-    operation = begin_server(request, extraction, Context(), propagator=effective.propagator, tracer=tracer)
+    decision = decide(extraction, "continue", Context(), effective.propagator)
+    operation = begin_server(request, decision, Context(), tracer)
     assert operation.span.get_span_context().trace_id == int(TRACE_ID, 16)
     operation.end()
 

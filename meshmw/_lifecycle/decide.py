@@ -1,36 +1,120 @@
-"""Whose the current span is: the host framework's for this very request, or a leaked one of something else."""
+"""Whose span serves a request, and what is believed of its headers: one decision, for HTTP and RPC alike.
+
+Law 3: a request belongs to its own headers. A server span's parent comes from them, or the span is one that the host
+framework opened for this very request; a span that leaked into this task or thread from something else is neither.
+
+| what is current as the request begins                                     | whose span | kind     | notice      |
+|---------------------------------------------------------------------------|------------|----------|-------------|
+| nothing, or no valid span                                                  | by `spans` | SERVER   |             |
+| a host's, which it opened for this request (`is_of_this_request`)          | the host's | SERVER   |             |
+| a host's, which has read the same headers and trusts them otherwise        | by `spans` | INTERNAL | host_trust  |
+| a span of anything else                                                    | by `spans` | SERVER   | leaked_span |
+
+*By `spans`*: `auto` opens one of ours, `off` opens none, `contrib` leaves it to an instrumentation further in.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
+from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Link, Span, SpanKind
 
 from meshmw._context.extraction import READ_KEY, Extraction
 from meshmw._otel import SPAN_KEY
-from meshmw._runtime import is_global
+from meshmw._policy.trust import Trust
+from meshmw._runtime import ServerSpans, is_global
 from meshmw.propagator import MeshPropagator
 
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
 CLAIM_KEY: Final = create_key("meshmw-claim")
+# On the link of a fresh root to the parent that its request named and that is not believed.
+REJECTED: Final = {"meshmw.link": "rejected_parent"}
+
+Whose = Literal["host", "ours", "nobody", "contrib"]
+Notice = Literal["leaked_span", "host_trust"]
+
+_BY_SPANS: Final[dict[ServerSpans, Whose]] = {"auto": "ours", "off": "nobody", "contrib": "contrib"}
+
+
+class Decision(NamedTuple):
+    """Says how one request is served.
+
+    Attributes:
+        extraction: What is believed of its headers.
+        whose: Who makes its span.
+        host_span: The span that the host opened for it, where that is adopted.
+        kind: The kind of a span of ours.
+        notice: The reason code of what is odd about what was current, for a warning.
+    """
+
+    extraction: Extraction
+    whose: Whose
+    host_span: Span | None = None
+    kind: SpanKind = SpanKind.SERVER
+    notice: Notice | None = None
+
+    @property
+    def links(self) -> list[Link] | None:
+        """Return what a span of ours links to: the parent that the request named and that is not believed."""
+        rejected = self.extraction.rejected
+        return None if rejected is None else [Link(rejected, REJECTED)]
+
+
+def decide(
+    read: Extraction,
+    trust: Trust,
+    around: Context,
+    propagator: MeshPropagator,
+    host_read: Extraction | None = None,
+    marked: Span | None = None,
+    spans: ServerSpans = "auto",
+) -> Decision:
+    """Return how a request is served.
+
+    Args:
+        read: What its headers say.
+        trust: How far its sender is believed.
+        around: What is current as it begins.
+        propagator: What read the headers.
+        host_read: What a host that has read the same headers before us was told to believe of them.
+        marked: A span that the host marked as this request's own.
+        spans: Who makes the span where no host has.
+    """
+    extraction = read if trust == "continue" else read.trusted(trust)
+    whose = _BY_SPANS[spans]
+    if not around:
+        return Decision(extraction, whose)
+    ambient = trace.get_current_span(around)
+    is_span = ambient.get_span_context().is_valid
+    if host_read is not None and host_read is not extraction:
+        if host_read == extraction:
+            # The very object that the host has put into its context tells that its span is this request's.
+            extraction = host_read
+        elif is_span:
+            return Decision(extraction, whose, None, SpanKind.INTERNAL, "host_trust")
+    if is_span and is_of_this_request(ambient, extraction, around, marked, propagator):
+        return Decision(extraction, "host", ambient)
+    is_leaked = is_span and around.get(READ_KEY) is not extraction
+    return Decision(extraction, whose, notice="leaked_span" if is_leaked else None)
 
 
 def is_of_this_request(
-    ambient: Span, extraction: Extraction, context: Context, host_span: Span | None, propagator: MeshPropagator
+    ambient: Span, extraction: Extraction, around: Context, marked: Span | None, propagator: MeshPropagator
 ) -> bool:
-    """Say whether a host opened the current span for this very request (law 3).
+    """Say whether a host opened the current span for this very request.
 
-    The host shows it by its mark, or by having made current what our propagator read from this request's headers.
-    One that reads with another propagator shows it by the span's parent.
+    The host shows it by its mark, or by having made current what our propagator read from this request's headers. One
+    that reads with another propagator shows it by the span's parent.
     """
     found, remote = ambient.get_span_context(), extraction.span_context
-    if not found.is_valid or found.is_remote or context.get(CLAIM_KEY) is ambient:
+    if found.is_remote or around.get(CLAIM_KEY) is ambient:
         return False
     is_server = getattr(ambient, "kind", SpanKind.SERVER) is SpanKind.SERVER
-    if context.get(READ_KEY) is extraction and (is_server or host_span is not None or extraction.says_something):
+    if around.get(READ_KEY) is extraction and (is_server or marked is not None or extraction.says_something):
         return True
-    if ambient is host_span:
+    if ambient is marked:
         return remote is None or found.trace_id == remote.trace_id
     if not ambient.is_recording() or not is_server:
         return False
@@ -40,14 +124,17 @@ def is_of_this_request(
     return bool(parent.trace_id == remote.trace_id and parent.span_id == remote.span_id)
 
 
-def of_host(extraction: Extraction, context: Context) -> Context:
-    """Return the host's context, with what hosts leave out and without what they left in of an earlier request.
+def context_below(decision: Decision, around: Context) -> Context:
+    """Return the context in which a span of ours begins, or in which a host's span serves the request.
 
-    What is current in it is for the caller to say.
+    In a host's context stands what hosts leave out, and nothing of what they left in it of an earlier request.
     """
-    return context if context.get(READ_KEY) is extraction else extraction.into(context)
+    extraction = decision.extraction
+    if decision.whose == "host" and around.get(READ_KEY) is extraction:
+        return around
+    return extraction.into(around)
 
 
-def adopted(span: Span, extraction: Extraction, context: Context) -> Context:
-    """Return the host's context with the host's span, claimed for this request."""
-    return Context({**of_host(extraction, context), SPAN_KEY: span, CLAIM_KEY: span})
+def claimed(context: Context, span: Span) -> Context:
+    """Return a context in which a span is current and claimed for one request."""
+    return Context({**context, SPAN_KEY: span, CLAIM_KEY: span})

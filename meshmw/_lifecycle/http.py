@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Link, NoOpTracer, ProxyTracer, Span, SpanKind, StatusCode
+from opentelemetry.trace import NoOpTracer, ProxyTracer, Span, SpanKind, StatusCode
 
 from meshmw._context.carriers import are_same
-from meshmw._context.extraction import READ_KEY, Extraction, Lines
+from meshmw._context.extraction import Extraction, Lines
 from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
-from meshmw._lifecycle.decide import CLAIM_KEY, is_of_this_request, of_host
-from meshmw._lifecycle.http_conventions import CLIENT, SERVER, Measurement, is_measured, span_name
-from meshmw._lifecycle.operation import _REJECTED, Operation, _record_refused, record_refusals
-from meshmw._lifecycle.operation import tracer as own_tracer
-from meshmw._otel import SPAN_KEY
+from meshmw._lifecycle.decide import CLAIM_KEY, Decision, claimed, context_below
+from meshmw._lifecycle.http_conventions import (
+    CLIENT,
+    CLIENT_IS_MEASURED,
+    SERVER,
+    SERVER_IS_MEASURED,
+    Measurement,
+    span_name,
+)
+from meshmw._lifecycle.operation import Operation, record_refusals
+from meshmw._otel import SPAN_KEY, real_tracer
 from meshmw._policy.trust import RequestView
-from meshmw._runtime import ServerSpans
-from meshmw.propagator import MeshPropagator
 from meshmw.wire.traceparent import FLAG_SAMPLED
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
-
-# One HTTP request as every server's adapter shows it, and what tells it from another one.
+# The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
+# would lead back to the context: in a circle that only the garbage collector finds, for every request.
+_REQUEST_KEY: Final = create_key("meshmw-request")
+# Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
+_IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
 
 
 class Request(ABC):
-    """Tells what is asked; each adapter reads the rest of it where its protocol keeps that, and only when asked.
+    """Shows what is asked; each adapter reads the rest of it where its protocol keeps that, and only when asked.
 
     Args:
         method: Its method.
@@ -63,8 +68,12 @@ class Request(ABC):
     def attributes(self) -> dict[str, AttributeValue]:
         """Return what a span says of the request as it arrives."""
 
-    def host_span(self, read_by_host: bool) -> Span | None:
-        """Return the span that the host marked as this request's, told whether one has read the lines; none here."""
+    def marked_span(self, read_by_host: bool) -> Span | None:
+        """Return the span that the host marked as this request's own; none here.
+
+        Args:
+            read_by_host: Whether a host has read the header lines.
+        """
         return None
 
     def rewrite(self, rewrites: dict[str, str | None]) -> None:
@@ -89,11 +98,8 @@ class Request(ABC):
         return all(are_same(self.lines.get(name), other.lines.get(name)) for name in {*self.lines, *other.lines})
 
 
-# One HTTP request as an operation: its route, its status, its end, and how long it took where that is measured.
-
-
 class HttpOperation(Operation):
-    """Is one request, from its first header to its last byte.
+    """Holds one request, from its first header to its last byte.
 
     Args:
         span: Its span.
@@ -116,12 +122,7 @@ class HttpOperation(Operation):
         owned: bool = True,
         delegated: Extraction | None = None,
     ) -> None:
-        # What `Operation` does, without the call; and most callers need name no argument, which takes time too. This is
-        # done for each request.
-        self.span = span
-        self.context = context
-        self._owned = owned
-        self.is_over = False
+        super().__init__(span, context, owned=owned)
         self.delegated = delegated
         self.request = request
         self._method = method
@@ -164,7 +165,7 @@ class HttpOperation(Operation):
 
 
 class MeasuredHttpOperation(HttpOperation):
-    """Is a request of ours whose duration somebody wants to know, also where its span is not recorded.
+    """Holds a request of ours whose duration somebody wants to know, also where its span is not recorded.
 
     Args:
         span: Its span.
@@ -177,7 +178,7 @@ class MeasuredHttpOperation(HttpOperation):
     __slots__ = ("_measurement",)
 
     def __init__(
-        self, span: Span, context: Context, method: str, request: Request | None = None, *, measurement: Measurement
+        self, span: Span, context: Context, method: str, request: Request | None, measurement: Measurement
     ) -> None:
         super().__init__(span, context, method, request)
         self._measurement = measurement
@@ -210,20 +211,11 @@ class MeasuredHttpOperation(HttpOperation):
         super().end()
 
 
-# The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
-# would lead back to the context: in a circle that only the garbage collector finds, for every request.
-_REQUEST_KEY: Final = create_key("meshmw-request")
-_LEAKED: Final = "- a span of something else was current here; it is no parent"
-
-# Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
-_IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
-
-
 def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
 
     A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
-    not cross. The current span tells of nothing, it may be a leaked one; so the whole request must be the same.
+    not cross. The current span proves nothing, it may be a leaked one; so the whole request must be the same.
     """
     outer = around.get(_REQUEST_KEY)
     if outer is None or not isinstance(outer, Request) or not outer.is_same(request):
@@ -231,91 +223,66 @@ def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     return HttpOperation(trace.get_current_span(around), around, request.method, owned=False)
 
 
-def begin_server(
-    request: Request,
-    extraction: Extraction,
-    around: Context,
-    *,
-    propagator: MeshPropagator,
-    host_span: Span | None = None,
-    spans: ServerSpans = "auto",
-    host_disagrees: bool = False,
-    tracer: trace.Tracer | None = None,
-) -> HttpOperation:
+def begin_server(request: Request, decision: Decision, around: Context, tracer: trace.Tracer) -> HttpOperation:
     """Begin to serve a request.
 
     Args:
         request: What is asked.
-        extraction: What its headers say.
+        decision: Whose its span is, and what is believed of its headers.
         around: What is current.
-        propagator: Read the headers; counts and warns of a current span that belongs to something else.
-        host_span: A span that the host marked as this request's own.
-        spans: `off` makes no span, while the trace goes on; `contrib` leaves it to an instrumentation further in.
-        beside_host: Whether a host has opened a SERVER span for this request in a trace that is not believed.
-        tracer: Makes the span; the global provider's by default.
+        tracer: Makes the span.
     """
-    # Where nothing is current, nobody's span can be.
-    if around and not host_disagrees:
-        ambient = trace.get_current_span(around)
-        if is_of_this_request(ambient, extraction, around, host_span, propagator):
-            record_refusals(ambient, extraction)
-            context = _serving(request, ambient, of_host(extraction, around))
-            return HttpOperation(ambient, context, request.method, request, owned=False)
-        if ambient.get_span_context().is_valid and around.get(READ_KEY) is not extraction:
-            propagator.rejections.record("context", "leaked_span", _LEAKED)
-    parent = extraction.into(around)
-    if spans != "auto":
-        return _without_span(request, parent, extraction, delegated=spans == "contrib")
-    links = None if extraction.rejected is None else [Link(extraction.rejected, _REJECTED)]
-    kind = SpanKind.INTERNAL if host_disagrees else SpanKind.SERVER
-    tracer = tracer or own_tracer()
-    remote = extraction.span_context
+    extraction = decision.extraction
+    if decision.whose != "ours":
+        return _begin_without_span(request, decision, around)
+    if type(tracer) is ProxyTracer:
+        # Made before there was a provider: to go through it takes two calls more.
+        tracer = real_tracer(tracer)
+    below, remote = extraction.into(around), extraction.span_context
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
     is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-    span = tracer.start_span(span_name(request.method), parent, kind, attributes, links)
+    links = None if extraction.rejected is None else decision.links
+    span = tracer.start_span(span_name(request.method), below, decision.kind, attributes, links)
     if extraction.refused:
-        _record_refused(span, extraction)
-    context = _serving(request, span, parent)
-    if is_measured(SERVER) and not host_disagrees:
-        measurement = Measurement(SERVER, attributes)
-        return MeasuredHttpOperation(span, context, request.method, request, measurement=measurement)
+        record_refusals(span, extraction, link=False)
+    context = Context({**below, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
+    if SERVER_IS_MEASURED() and decision.kind is SpanKind.SERVER:
+        return MeasuredHttpOperation(span, context, request.method, request, Measurement(SERVER, attributes))
     return HttpOperation(span, context, request.method, request)
 
 
-def _without_span(request: Request, parent: Context, extraction: Extraction, *, delegated: bool) -> HttpOperation:
-    span = trace.get_current_span(parent)
-    context = _serving(request, span, parent)
-    if delegated:
+def _begin_without_span(request: Request, decision: Decision, around: Context) -> HttpOperation:
+    below = context_below(decision, around)
+    span = decision.host_span or trace.get_current_span(below)
+    context = Context({**claimed(below, span), _REQUEST_KEY: request})
+    delegated = None
+    if decision.whose == "host":
+        record_refusals(span, decision.extraction)
+    elif decision.whose == "contrib":
         # An instrumentation further in takes a current span for its own parent, and reads the headers itself.
         context = Context({key: value for key, value in context.items() if key != SPAN_KEY})
-    delegate = extraction if delegated else None
-    return HttpOperation(span, context, request.method, request, owned=False, delegated=delegate)
+        delegated = decision.extraction
+    return HttpOperation(span, context, request.method, request, owned=False, delegated=delegated)
 
 
-def _serving(request: Request, span: Span, around: Context) -> Context:
-    """Return a context in which a request is served in a span, and which says both."""
-    return Context({**around, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
-
-
-def begin_client(
-    method: str, build: Callable[[], dict[str, AttributeValue]], tracer: trace.Tracer | None = None
-) -> HttpOperation:
+def begin_client(method: str, build: Callable[[], dict[str, AttributeValue]], tracer: trace.Tracer) -> HttpOperation:
     """Begin an outbound request as a child of what is current.
 
     Args:
         method: Its method.
         build: Returns its attributes. It is called at most once: now where the parent is recorded, and else when
             somebody first looks at them.
-        tracer: Makes the span; the global provider's by default.
+        tracer: Makes the span.
     """
     around = otel_context.get_current()
-    tracer = tracer or own_tracer()
+    if type(tracer) is ProxyTracer:
+        tracer = real_tracer(tracer)
     parent = around.get(SPAN_KEY)
     is_likely = isinstance(parent, Span) and parent.is_recording() and type(tracer) not in _IDLE
     attributes = build() if is_likely else LazyAttributes(build)
     span = tracer.start_span(span_name(method), around, SpanKind.CLIENT, attributes)
     context = Context({**around, SPAN_KEY: span})
-    if is_measured(CLIENT):
-        return MeasuredHttpOperation(span, context, method, measurement=Measurement(CLIENT, attributes))
+    if CLIENT_IS_MEASURED():
+        return MeasuredHttpOperation(span, context, method, None, Measurement(CLIENT, attributes))
     return HttpOperation(span, context, method)

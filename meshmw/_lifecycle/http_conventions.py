@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 import time
 from functools import lru_cache
@@ -14,7 +12,8 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from meshmw._lifecycle.conventions import DEFAULT_PORTS, Attributes, AttributeValue, address_attributes, error_type
-from meshmw._otel import is_live
+from meshmw._notices import LOGGER, Throttle
+from meshmw._otel import liveness_of
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
@@ -114,19 +113,11 @@ def protocol_version(version: str) -> str:
     return number.removesuffix(".0") if number in {"2.0", "3.0"} else number
 
 
-# How long HTTP requests take, served and sent: OpenTelemetry's stable histograms.
-#
-# No label takes what a stranger chooses: methods, schemes and versions are the known ones, a path is a route, and the
-# hosts that are called are counted.
-
-
 # "this metric SHOULD be specified with ExplicitBucketBoundaries of"              HTTP metrics
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 _VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
 _MOST_HOSTS: Final = 100
-
-log = logging.getLogger("meshmw")
 
 _METER: Final = metrics.get_meter("meshmw")
 SERVER: Final = _METER.create_histogram(
@@ -141,18 +132,11 @@ CLIENT: Final = _METER.create_histogram(
     description="Duration of HTTP client requests.",
     explicit_bucket_boundaries_advisory=_BUCKETS,
 )
+# Asked for each request: measuring without a meter provider would cost its labels.
+SERVER_IS_MEASURED: Final = liveness_of(SERVER)
+CLIENT_IS_MEASURED: Final = liveness_of(CLIENT)
 _hosts: Final[set[str]] = set()
-
-
-def is_measured(histogram: Histogram) -> bool:
-    """Say whether the process has a meter provider, so that measuring is worth its while."""
-    # An instrument that was made before there is a provider stands for one that comes later.
-    return is_live(histogram)
-
-
-@functools.cache
-def _say_once() -> None:
-    log.warning("the meter provider raised; requests are unaffected, and durations are missing", exc_info=True)
+_failures: Final = Throttle()
 
 
 class Measurement:
@@ -187,7 +171,10 @@ class Measurement:
             self._histogram.record(time.perf_counter() - self._began, self.labels, context)
         except Exception:
             # Somebody else's provider, view or exemplar filter, in the request's own thread.
-            _say_once()
+            if _failures.opens() is not None:
+                LOGGER.warning(
+                    "the meter provider raised; requests are unaffected, and durations are missing", exc_info=True
+                )
 
 
 def _labels(attributes: Attributes, *, is_client: bool) -> dict[str, AttributeValue]:

@@ -23,10 +23,9 @@ from meshmw._lifecycle.conventions import (
     messaging_attributes,
     messaging_span_name,
 )
-from meshmw._lifecycle.operation import TRACER, Operation, record_refusals
+from meshmw._lifecycle.operation import Operation, record_refusals
 from meshmw._otel import SPAN_KEY
-from meshmw._runtime import MessagingParent
-from meshmw._version import __version__
+from meshmw._runtime import MessagingParent, tracer_of
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
@@ -89,7 +88,7 @@ class Messaging:
         self.system = system
         self._server = server
         self._propagator = propagator
-        self._tracer = TRACER if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
+        self._tracer = tracer_of(tracer_provider)
         self._parent = parent
 
     def with_options(

@@ -1,32 +1,31 @@
-"""One operation, whatever its kind: its span, its context, and its single end."""
+"""One operation, whatever its kind: its span, its context, and its single end.
+
+Every adapter goes through these steps:
+
+1. begin: read the headers or write them, decide the parent, start the span (`serving`, `http`, `rpc`, `messaging`);
+2. run user code while `operation.context` is current, attached and detached in one frame;
+3. tell the operation what happened: its status, its route, what was raised;
+4. end it. Whoever comes second ends nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, cast
+from typing import cast
 
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 
 from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.conventions import error_type
-from meshmw._otel import real_tracer
-from meshmw._version import __version__
-
-TRACER: Final = trace.get_tracer("meshmw", __version__)
-
-
-def tracer() -> trace.Tracer:
-    """Return the process's own tracer, without the stand-in that OpenTelemetry hands out before there is a provider."""
-    return real_tracer(TRACER)
+from meshmw._lifecycle.decide import REJECTED
 
 
 class Operation:
-    """Is one unit of work at a boundary.
+    """Holds one unit of work at a boundary.
 
     Args:
         span: The operation's span; not recording where there is no SDK, no sampling or no span wanted.
@@ -39,7 +38,7 @@ class Operation:
 
     __slots__ = ("_owned", "context", "is_over", "span")
 
-    def __init__(self, span: Span, context: Context, *, owned: bool) -> None:
+    def __init__(self, span: Span, context: Context, *, owned: bool = True) -> None:
         self.span = span
         self.context = context
         self._owned = owned
@@ -73,13 +72,10 @@ class Operation:
             self.span.end()
 
 
-# The block in which one operation is current.
-
-
 class OperationScope:
-    """Is a block in which one operation is current, and at whose end it has ended; for one use.
+    """Makes an operation current for the length of one block, and ends it with the block; for one use.
 
-    Works in `async` functions as it is. Whatever the block raises is recorded and goes on.
+    It works in `async` functions as it is. Whatever the block raises is recorded and goes on.
 
     Args:
         begin: Begins the operation, when the block is entered.
@@ -109,19 +105,16 @@ class OperationScope:
         operation.end()
 
 
-# On the link of a fresh root to the parent that its request named and that is not believed.
-_REJECTED: Final = {"meshmw.link": "rejected_parent"}
+def record_refusals(span: Span, extraction: Extraction, *, link: bool = True) -> None:
+    """Note on a span what was refused of its request's headers, and which parent is not believed.
 
-
-def record_refusals(span: Span, extraction: Extraction) -> None:
-    """Note on a span that somebody else made what was refused of its request, and which parent is not believed."""
-    if span.is_recording():
-        _record_refused(span, extraction)
-        if extraction.rejected is not None:
-            span.add_link(extraction.rejected, _REJECTED)
-
-
-def _record_refused(span: Span, extraction: Extraction) -> None:
-    if span.is_recording():
+    Args:
+        span: The request's.
+        extraction: What its headers say.
+        link: Whether the span is still to be linked to the parent that is not believed.
+    """
+    if (extraction.refused or extraction.rejected is not None) and span.is_recording():
         for header, reason in extraction.refused:
             span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
+        if link and extraction.rejected is not None:
+            span.add_link(extraction.rejected, REJECTED)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Final, Literal
+from typing import Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from meshmw._context.extraction import READ_KEY, Extraction
 from meshmw._lifecycle.conventions import Attributes, error_type, is_error, method_name
-from meshmw._lifecycle.decide import CLAIM_KEY, adopted, is_of_this_request
-from meshmw._lifecycle.operation import TRACER, Operation, record_refusals
+from meshmw._lifecycle.decide import Decision, claimed, context_below
+from meshmw._lifecycle.operation import Operation, record_refusals
 from meshmw._otel import SPAN_KEY
-from meshmw.propagator import MeshPropagator
 
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"
 
 
 class RpcOperation(Operation):
-    """Is one call, from its first metadata to its status."""
+    """Holds one call, from its first metadata to its status."""
 
     __slots__ = ("_first", "_server")
 
-    def __init__(self, span: Span, context: Context, *, owned: bool, server: bool) -> None:
+    def __init__(self, span: Span, context: Context, *, owned: bool = True, server: bool) -> None:
         super().__init__(span, context, owned=owned)
         self._server = server
         # A handler's thread and the thread that learns of a cancellation may come here at once.
@@ -61,54 +59,36 @@ class RpcOperation(Operation):
 
 
 def begin_server(
-    extraction: Extraction,
-    *,
-    method: str,
-    attributes: Attributes,
-    propagator: MeshPropagator,
-    spans: Literal["auto", "off"] = "auto",
-    host_disagrees: bool = False,
-    tracer: trace.Tracer | None = None,
+    decision: Decision, around: Context, tracer: trace.Tracer, *, method: str, attributes: Attributes
 ) -> RpcOperation:
     """Begin to serve a call.
 
     Args:
-        extraction: What the call's metadata say.
+        decision: Whose its span is, and what is believed of its metadata.
+        around: What is current.
+        tracer: Makes the span.
         method: The path, such as `/package.Service/Method`.
         attributes: Of the span, if one is made.
-        propagator: Read the metadata; counts and warns of a current span that belongs to something else.
-        spans: `off` makes no span, while the trace goes on.
-        beside_host: Whether contrib has opened a SERVER span for this call in a trace that is not believed.
-        tracer: Makes the span; the global provider's by default.
     """
-    around = otel_context.get_current()
-    # Where nothing is current, nobody's span can be.
-    if around and not host_disagrees and (ambient := trace.get_current_span(around)).get_span_context().is_valid:
-        if is_of_this_request(ambient, extraction, around, None, propagator):
-            record_refusals(ambient, extraction)
-            return RpcOperation(ambient, adopted(ambient, extraction, around), owned=False, server=True)
-        if around.get(READ_KEY) is not extraction:
-            consequence = "- a span of something else was current here; it is no parent"
-            propagator.rejections.record("context", "leaked_span", consequence)
-    parent = extraction.into(around)
-    if spans == "off":
-        span = trace.get_current_span(parent)
-        return RpcOperation(span, Context({**parent, CLAIM_KEY: span}), owned=False, server=True)
-    kind = SpanKind.INTERNAL if host_disagrees else SpanKind.SERVER
-    span = (tracer or TRACER).start_span(method_name(method), parent, kind, attributes)
-    if extraction.refused or extraction.rejected is not None:
-        record_refusals(span, extraction)
-    return RpcOperation(span, Context({**parent, SPAN_KEY: span, CLAIM_KEY: span}), owned=True, server=True)
+    context = context_below(decision, around)
+    if decision.whose != "ours":
+        span = decision.host_span or trace.get_current_span(context)
+        if decision.whose == "host":
+            record_refusals(span, decision.extraction)
+        return RpcOperation(span, claimed(context, span), owned=False, server=True)
+    span = tracer.start_span(method_name(method), context, decision.kind, attributes, decision.links)
+    record_refusals(span, decision.extraction, link=False)
+    return RpcOperation(span, claimed(context, span), server=True)
 
 
-def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer | None = None) -> RpcOperation:
+def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> RpcOperation:
     """Begin an outbound call as a child of what is current; a span that contrib opened for this call is adopted."""
     parent = otel_context.get_current()
     current = trace.get_current_span(parent)
     if _is_contribs(current, method):
         return RpcOperation(current, parent, owned=False, server=False)
-    span = (tracer or TRACER).start_span(method_name(method), parent, SpanKind.CLIENT, attributes)
-    return RpcOperation(span, Context({**parent, SPAN_KEY: span}), owned=True, server=False)
+    span = tracer.start_span(method_name(method), parent, SpanKind.CLIENT, attributes)
+    return RpcOperation(span, Context({**parent, SPAN_KEY: span}), server=False)
 
 
 def _is_contribs(span: Span, method: str) -> bool:

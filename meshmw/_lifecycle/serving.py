@@ -1,6 +1,7 @@
-"""The options of a server's adapter over the process's settings, and how it begins a request.
+"""What the adapters of all servers share: their options, and how a request begins.
 
-Both middleware take the same options and begin a request in the same way; only where things stand differs.
+An adapter for another server takes `**options: Unpack[ServerOptions]`, keeps a `Serving` made of them, and asks it for
+`effective()` and `begin()` with each request; for RPC, for `decide()`.
 """
 
 from __future__ import annotations
@@ -8,25 +9,171 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol, TypedDict
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
-from opentelemetry.trace import SpanContext
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanContext, TracerProvider
 
 from meshmw import _runtime
+from meshmw._context.extraction import Lines
+from meshmw._lifecycle.decide import Decision, Notice, decide
 from meshmw._lifecycle.http import HttpOperation, Request, begin_nested, begin_server
 from meshmw._policy.patterns import PathPatterns
-from meshmw._policy.trust import Trust, TrustCallable, TrustPolicy
-from meshmw._runtime import Runtime, ServerSpans
-from meshmw._version import __version__
+from meshmw._policy.trust import RequestView, Trust, TrustCallable, TrustPolicy
+from meshmw._runtime import Runtime, ServerSpans, tracer_of
 from meshmw.propagator import MeshPropagator
 
-# Which request a server task is serving, for servers that log it once its context is gone.
+_CONSEQUENCES: Final[dict[Notice, str]] = {
+    "leaked_span": "- a span of something else was current here; it is no parent",
+    "host_trust": "- a host outside has trusted this caller otherwise: put meshmw around the host, or before it",
+}
+
+
+class ServerOptions(TypedDict, total=False):
+    """Names the options that every server's adapter takes; each that is left out is what `configure()` decided.
+
+    Attributes:
+        exclude: Path patterns of requests that get no span, as in `Settings.exclude`.
+        trust: `continue`, `restart` or `ignore`, or a callable that gets a `RequestView` and returns one of them.
+        server_spans: Who makes the SERVER span: `auto`, `off`, or for ASGI `contrib`.
+        propagator: Reads the headers.
+        tracer_provider: Makes the spans.
+    """
+
+    exclude: Sequence[str] | None
+    trust: Trust | TrustCallable | None
+    server_spans: ServerSpans | None
+    propagator: MeshPropagator | None
+    tracer_provider: TracerProvider | None
+
+
+class Asked(Protocol):
+    """Shows a request or a call to whoever decides how it is served.
+
+    Attributes:
+        lines: Its header lines, by name in lower case.
+        path: Its path.
+    """
+
+    lines: Lines
+    path: str
+
+    def view(self) -> RequestView:
+        """Return what a trust decision looks at."""
+        ...
+
+    def marked_span(self, read_by_host: bool) -> Span | None:
+        """Return the span that the host marked as this request's own, told whether a host has read the lines."""
+        ...
+
+
+class Serving:
+    """Holds the options of one server adapter, over what `configure()` decided.
+
+    Args:
+        protocol: What the adapter speaks; contrib makes spans for ASGI alone.
+        exclude: As all others one of `ServerOptions`.
+        trust: How far callers are believed.
+        server_spans: Who makes the SERVER span.
+        propagator: Reads the headers.
+        tracer_provider: Makes the spans.
+
+    Raises:
+        ValueError: An option holds a word or a pattern that is none.
+    """
+
+    def __init__(
+        self,
+        protocol: Literal["asgi", "wsgi", "grpc"],
+        *,
+        exclude: Sequence[str] | None = None,
+        trust: Trust | TrustCallable | None = None,
+        server_spans: ServerSpans | None = None,
+        propagator: MeshPropagator | None = None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
+        self._protocol = protocol
+        self._exclude = None if exclude is None else PathPatterns(exclude)
+        self._propagator = propagator
+        self._spans = server_spans
+        self._trust = trust
+        self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
+        if trust is not None:
+            TrustPolicy(trust)  # misuse raises here, not at the first request
+        self._effective: tuple[Runtime | None, Runtime] | None = None
+
+    def effective(self) -> Runtime:
+        """Return what this request is served with: what `configure()` decided, and this adapter's options over it."""
+        base = _runtime.installed() if self._propagator else _runtime.current()
+        if self._effective is None or self._effective[0] is not base:
+            self._effective = (base, self._over(base or Runtime()))
+        return self._effective[1]
+
+    def _over(self, base: Runtime) -> Runtime:
+        propagator = self._propagator or base.propagator
+        spans = self._spans or base.server_spans
+        return dataclasses.replace(
+            base,
+            propagator=propagator,
+            exclude=base.exclude if self._exclude is None else self._exclude,
+            trust=self._trust_over(base, propagator),
+            server_spans="auto" if spans == "contrib" and self._protocol != "asgi" else spans,
+            tracer=self._tracer or base.tracer,
+        )
+
+    def _trust_over(self, base: Runtime, propagator: MeshPropagator) -> TrustPolicy:
+        if self._trust is not None:
+            return TrustPolicy(self._trust, base.trusted_peers, propagator.rejections)
+        if self._propagator is not None and propagator.trust != "continue":
+            return TrustPolicy(propagator.trust, base.trusted_peers, propagator.rejections)
+        return base.trust
+
+    def begin(self, request: Request, effective: Runtime) -> HttpOperation:
+        """Begin to serve an HTTP request; in what the application sees of it, refused headers are rewritten.
+
+        Args:
+            request: What is asked.
+            effective: What it is served with.
+        """
+        around = otel_context.get_current()
+        if around and (nested := begin_nested(request, around)) is not None:
+            return nested
+        decision = self.decide(request, effective, around)
+        rewrites = decision.extraction.rewrites
+        if rewrites:
+            request.rewrite(rewrites)
+        operation = begin_server(request, decision, around, effective.tracer)
+        if is_wanted and self._protocol == "asgi":
+            note(operation.span.get_span_context(), request.method, request.path)
+        return operation
+
+    def decide(self, request: Asked, effective: Runtime, around: Context) -> Decision:
+        """Read a request's headers, decide how it is served, and warn of what is odd about what was current.
+
+        Args:
+            request: What is asked.
+            effective: What it is served with.
+            around: What is current.
+        """
+        propagator, exclude = effective.propagator, effective.exclude
+        read, host_read = propagator.read_once(request.lines)
+        decision = decide(
+            read,
+            effective.trust.static or effective.trust.decide(request.view()),
+            around,
+            propagator,
+            host_read,
+            request.marked_span(host_read is not None) if around else None,
+            effective.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
+        )
+        if decision.notice is not None:
+            propagator.rejections.record("context", decision.notice, _CONSEQUENCES[decision.notice])
+        return decision
 
 
 class Served(NamedTuple):
-    """Is what a log line may tell of a request.
+    """Holds what a log line may say of a request.
 
     Attributes:
         span_context: The span that serves it.
@@ -39,9 +186,9 @@ class Served(NamedTuple):
     path: str
 
 
-# Never reset: a server logs in the task that served, after the application has returned. Every request overwrites it.
+# Which request a server task is serving, for servers that log it once its context is gone. Never reset: a server logs
+# in the task that served, after the application has returned. Every request overwrites it.
 _SERVED: Final[ContextVar[Served | None]] = ContextVar("meshmw-served", default=None)
-
 # Whether anybody logs it: until then, nothing calls `note()`.
 is_wanted = False
 
@@ -58,104 +205,5 @@ def note(span_context: SpanContext, method: str, path: str) -> None:
 
 
 def noted() -> Served | None:
-    """Return the request that this task serves or served last; whoever asks must see whether it is the one he means."""
+    """Return the request that this task serves or served last; the caller checks that it is the one that is meant."""
     return _SERVED.get()
-
-
-_WRAP: Final = "- a host outside this middleware has trusted this caller otherwise: wrap the middleware around the host"
-
-
-class ServerOptions:
-    """Holds the options of one middleware; each that is None is the settings' own, looked up per request.
-
-    Args:
-        exclude: Path patterns of requests that get no span.
-        trust: How far callers are believed; a word, or a callable that gets a `RequestView`.
-        server_spans: Who makes the SERVER span.
-        propagator: Reads the headers.
-        tracer_provider: Makes the spans.
-        protocol: What the middleware speaks; contrib makes spans for ASGI alone.
-    """
-
-    def __init__(
-        self,
-        *,
-        exclude: Sequence[str] | None,
-        trust: Trust | TrustCallable | None,
-        server_spans: ServerSpans | None,
-        propagator: MeshPropagator | None,
-        tracer_provider: trace.TracerProvider | None,
-        protocol: Literal["asgi", "wsgi", "grpc"],
-    ) -> None:
-        self._protocol = protocol
-        self._exclude = None if exclude is None else PathPatterns(exclude)
-        self._propagator = propagator
-        self._spans = server_spans
-        self._trust = trust
-        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
-        if trust is not None:
-            TrustPolicy(trust)  # misuse raises here, not at the first request
-        self._effective: tuple[Runtime | None, Runtime] | None = None
-
-    def effective(self) -> Runtime:
-        """Return what this request is served with: the process's settings, and this middleware's options over them."""
-        base = _runtime.installed() if self._propagator else _runtime.current()
-        if self._effective is None or self._effective[0] is not base:
-            self._effective = (base, self._over(base or Runtime()))
-        return self._effective[1]
-
-    def _over(self, base: Runtime) -> Runtime:
-        propagator = self._propagator or base.propagator
-        spans = self._spans or base.server_spans
-        return dataclasses.replace(
-            base,
-            propagator=propagator,
-            exclude=base.exclude if self._exclude is None else self._exclude,
-            trust=self._trust_over(base, propagator),
-            server_spans="auto" if spans == "contrib" and self._protocol != "asgi" else spans,
-        )
-
-    def _trust_over(self, base: Runtime, propagator: MeshPropagator) -> TrustPolicy:
-        if self._trust is not None:
-            return TrustPolicy(self._trust, base.trusted_peers, propagator.rejections)
-        if self._propagator is not None and propagator.trust != "continue":
-            return TrustPolicy(propagator.trust, base.trusted_peers, propagator.rejections)
-        return base.trust
-
-    def begin(self, request: Request, effective: Runtime) -> HttpOperation:
-        """Begin to serve a request; in what the application sees of it, refused headers are rewritten.
-
-        Args:
-            request: What is asked.
-            settled: What it is served with.
-        """
-        around = otel_context.get_current()
-        if around and (nested := begin_nested(request, around)) is not None:
-            return nested
-        propagator, exclude = effective.propagator, effective.exclude
-        extraction, host_read = propagator.read_once(request.lines)
-        trust = effective.trust.static or effective.trust.decide(request.view())
-        if trust != "continue":
-            extraction = extraction.trusted(trust)
-        host_disagrees = False
-        if host_read is not None and host_read is not extraction:
-            host_disagrees = host_read != extraction
-            extraction = extraction if host_disagrees else host_read
-        if host_disagrees and (host_disagrees := trace.get_current_span().get_span_context().is_valid):
-            propagator.rejections.record("context", "host_trust", _WRAP)
-        if extraction.rewrites:
-            request.rewrite(extraction.rewrites)
-        operation = begin_server(
-            request,
-            extraction,
-            around,
-            propagator=propagator,
-            # Where nothing is current, no host has opened a span.
-            host_span=request.host_span(host_read is not None) if around else None,
-            spans=effective.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
-            host_disagrees=host_disagrees,
-            tracer=self._tracer,
-        )
-        if is_wanted and self._protocol == "asgi":
-            note(operation.span.get_span_context(), request.method, request.path)
-        return operation

@@ -18,7 +18,7 @@ from meshmw import _runtime
 from meshmw._context.current import stand_contrib_down
 from meshmw._lifecycle.conventions import Attributes, rpc_client_attributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_client
-from meshmw._version import __version__
+from meshmw._runtime import tracer_of
 from meshmw.grpc._metadata import MAX_METADATA_BYTES, OutgoingMetadata, Pairs, parse_target
 from meshmw.propagator import MeshPropagator
 
@@ -50,7 +50,7 @@ class OutboundCalls:
         self._attributes = lru_cache(maxsize=256)(self._attributes_of)
         self._metadata = OutgoingMetadata(max_metadata_bytes)
         self._propagator = propagator
-        self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
+        self._tracer = tracer_of(tracer_provider)
 
     def _attributes_of(self, method: str) -> Attributes:
         # Many spans share them.

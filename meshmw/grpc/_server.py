@@ -8,15 +8,13 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
-from opentelemetry import trace
 
 from meshmw._context.current import stand_contrib_down
-from meshmw._policy.trust import Trust, TrustCallable
-from meshmw._runtime import ServerSpans
+from meshmw._lifecycle.serving import ServerOptions
 from meshmw.grpc._handlers import (
     Behavior,
     Serve,
@@ -28,48 +26,25 @@ from meshmw.grpc._handlers import (
     streaming,
     with_behavior,
 )
-from meshmw.grpc._serving import UNTOUCHED, CallOptions, ServedCall, TracedServicerContext
-from meshmw.propagator import MeshPropagator
+from meshmw.grpc._serving import UNTOUCHED, CallServing, ServedCall, TracedServicerContext
 from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps
-
-# What the server interceptors for threads and for asyncio have in common.
 
 
 class MethodInterceptor:
-    """Holds what a server interceptor was told, and each method's handler once it is wrapped.
+    """Holds the options of a server interceptor, and each method's handler once it is wrapped.
 
     Args:
-        exclude: As for `TraceContextServerInterceptor`, and so the others.
-        trust: How far callers are believed.
-        server_spans: `auto` or `off`.
-        propagator: Reads the metadata.
-        tracer_provider: Makes the spans.
         untouched: Path patterns of calls that pass as if there were no interceptor.
+        options: Those that every server's adapter takes.
     """
 
-    def __init__(
-        self,
-        *,
-        exclude: Sequence[str] | None = None,
-        trust: Trust | TrustCallable | None = None,
-        server_spans: ServerSpans | None = None,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: trace.TracerProvider | None = None,
-        untouched: Sequence[str] = UNTOUCHED,
-    ) -> None:
-        self._options = CallOptions(
-            untouched=untouched,
-            exclude=exclude,
-            trust=trust,
-            server_spans=server_spans,
-            propagator=propagator,
-            tracer_provider=tracer_provider,
-        )
+    def __init__(self, *, untouched: Sequence[str] = UNTOUCHED, **options: Unpack[ServerOptions]) -> None:
+        self._serving = CallServing(untouched, **options)
         self._handlers = WrappedHandlers()
 
     def _contrib_down(self, whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
         """Return a block in which contrib's interceptors further in stand back, where the spans are ours to make."""
-        return stand_contrib_down(whoami) if self._options.makes_spans else contextlib.nullcontext()
+        return stand_contrib_down(whoami) if self._serving.makes_spans else contextlib.nullcontext()
 
 
 class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
@@ -81,20 +56,23 @@ class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor): 
     own where its interceptor is listed first, else ours.
 
     Args:
-        exclude: Path patterns of calls that get no span, such as `/shop.Pricing/Watch`, as in `Settings.exclude`.
-        trust: `continue`, `restart` or `ignore`, or a callable that gets a `RequestView` and returns one of them.
-        server_spans: `auto` or `off`.
-        propagator: Reads the metadata.
-        tracer_provider: Makes the spans.
         untouched: Path patterns of calls that pass as if there were no interceptor: health and reflection by default.
+        options: Each one that you leave out is what `configure()` decided.
 
-    Each option that is left out is what `configure()` settled.
+            - `exclude`: path patterns of calls that get no span, such as `/shop.Pricing/Watch`;
+            - `trust`: `continue`, `restart` or `ignore`, or a callable that takes a `RequestView` and returns one;
+            - `server_spans`: `auto` or `off`;
+            - `propagator`: reads the metadata;
+            - `tracer_provider`: makes the spans.
+
+    Raises:
+        ValueError: An option holds a word or a pattern that is none.
     """
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio calls this for each call."""
         method: str = handler_call_details.method
-        if self._options.leaves(method):
+        if self._serving.leaves(method):
             return continuation(handler_call_details)
         with self._contrib_down(threading.get_ident):
             handler = continuation(handler_call_details)
@@ -107,7 +85,7 @@ class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor): 
         return self._handlers.keep(method, handler, wrapped)
 
     def _serve(self, method: str, context: Any) -> ServedCall:
-        return self._options.serve(method, context, lambda: not context.is_active())
+        return self._serving.serve(method, context, lambda: not context.is_active())
 
 
 def _wrapped(serve: Serve, behavior: Behavior, response_streaming: bool) -> Behavior:
@@ -131,7 +109,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
     async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio awaits this for each call, in the call's own task."""
         method: str = handler_call_details.method
-        if self._options.leaves(method):
+        if self._serving.leaves(method):
             return await continuation(handler_call_details)
         with self._contrib_down(asyncio.current_task):
             handler = await continuation(handler_call_details)
@@ -148,7 +126,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
         return with_behavior(handler, partial(_in_thread, partial(self._serve, method, task.done), task))
 
     def _serve(self, method: str, is_over: Callable[[], bool], context: Any) -> ServedCall:
-        return self._options.serve(method, context, is_over)
+        return self._serving.serve(method, context, is_over)
 
 
 def _is_asynchronous(behavior: Behavior) -> bool:

@@ -11,21 +11,21 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 import grpc  # type: ignore[import-untyped]
 from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry.context import Context
 
-from meshmw._context.extraction import Extraction, Lines
-from meshmw._lifecycle.conventions import LazyAttributes, rpc_server_attributes
+from meshmw._context.current import Current
+from meshmw._context.extraction import Lines
+from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes, rpc_server_attributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_server
-from meshmw._lifecycle.serving import ServerOptions
+from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.patterns import PathPatterns
-from meshmw._policy.trust import RequestView, Trust, TrustCallable
-from meshmw._runtime import Runtime, ServerSpans
+from meshmw._policy.trust import RequestView
+from meshmw.baggage import with_member, without_member
 from meshmw.grpc._metadata import header_lines, joined, peer_address, rewritten
-from meshmw.propagator import MeshPropagator
 
 # The servicer context as a handler gets it: clean metadata, callbacks inside the trace, and a note of the status.
 
@@ -130,7 +130,6 @@ UNTOUCHED: Final = (
     "/grpc.reflection.v1.ServerReflection",
     "/grpc.reflection.v1alpha.ServerReflection",
 )
-_HOST_TRUST: Final = "- contrib's interceptor has trusted this caller otherwise: list this interceptor before it"
 # grpcio's words, not exported, for a call that is over on the wire while its handler goes on.
 _OVER: Final = frozenset({"CancelledError", "GeneratorExit", "ExecuteBatchError", "_ServerStoppedError"})
 
@@ -190,36 +189,16 @@ class ServedCall:
         return "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
 
 
-class CallOptions(ServerOptions):
-    """Holds the options of one server interceptor; each that is None is the settings' own, looked up per call.
+class CallServing(Serving):
+    """Holds the options of one server interceptor, over what `configure()` decided, and begins to serve calls.
 
     Args:
         untouched: Path patterns of calls that pass as if there were no interceptor.
-        exclude: Path patterns of calls that get no span.
-        trust: How far callers are believed.
-        server_spans: `auto` or `off`.
-        propagator: Reads the metadata.
-        tracer_provider: Makes the spans.
+        options: Those that every server's adapter takes.
     """
 
-    def __init__(
-        self,
-        *,
-        untouched: Sequence[str],
-        exclude: Sequence[str] | None,
-        trust: Trust | TrustCallable | None,
-        server_spans: ServerSpans | None,
-        propagator: MeshPropagator | None,
-        tracer_provider: trace.TracerProvider | None,
-    ) -> None:
-        super().__init__(
-            exclude=exclude,
-            trust=trust,
-            server_spans=server_spans,
-            propagator=propagator,
-            tracer_provider=tracer_provider,
-            protocol="grpc",
-        )
+    def __init__(self, untouched: Sequence[str], **options: Unpack[ServerOptions]) -> None:
+        super().__init__("grpc", **options)
         self._untouched = PathPatterns(untouched)
 
     def leaves(self, method: str) -> bool:
@@ -232,40 +211,81 @@ class CallOptions(ServerOptions):
         return self.effective().server_spans != "off"
 
     def serve(self, method: str, context: Any, is_over: Callable[[], bool]) -> ServedCall:
-        """Begin to serve a call whose handler is about to run."""
-        effective = self.effective()
-        metadata = context.invocation_metadata()
-        lines = header_lines(metadata, effective.propagator.passthrough)
-        extraction, host_disagrees = _trusted(effective, lines, lambda: _view(method, context, metadata))
-        agent = lines["user-agent"][0] if "user-agent" in lines else None
-        operation = begin_server(
-            extraction,
-            method=method,
-            attributes=LazyAttributes(lambda: rpc_server_attributes(method, peer_address(context.peer()), agent)),
-            propagator=effective.propagator,
-            spans="off" if effective.server_spans == "off" or effective.exclude.match(method) else "auto",
-            host_disagrees=host_disagrees,
-            tracer=self._tracer,
-        )
-        return ServedCall(operation, context, extraction.rewrites, is_over)
+        """Begin to serve a call whose handler is about to run.
+
+        Args:
+            method: The call's path, such as `/package.Service/Method`.
+            context: grpcio's servicer context.
+            is_over: Says whether the call is over on the wire.
+        """
+        effective, around = self.effective(), otel_context.get_current()
+        call = _Call(method, context, effective.propagator.passthrough)
+        decision = self.decide(call, effective, around)
+        attributes = LazyAttributes(call.attributes)
+        operation = begin_server(decision, around, effective.tracer, method=method, attributes=attributes)
+        return ServedCall(operation, context, decision.extraction.rewrites, is_over)
 
 
-def _trusted(effective: Runtime, lines: Lines, view: Callable[[], RequestView]) -> tuple[Extraction, bool]:
-    """Return what metadata say, as far as the caller is believed, and whether contrib has believed it otherwise."""
-    read, host_read = effective.propagator.read_once(lines)
-    extraction = read.trusted(effective.trust.static or effective.trust.decide(view()))
-    host_disagrees = (
-        host_read is not None and host_read != extraction and trace.get_current_span().get_span_context().is_valid
-    )
-    if host_disagrees:
-        effective.propagator.rejections.record("context", "host_trust", _HOST_TRUST)
-    elif host_read == extraction:
-        # The very object that contrib has put into its context tells that its span is this call's.
-        extraction = host_read
-    return extraction, host_disagrees
+class _Call:
+    """Reads a call where grpcio keeps it."""
+
+    __slots__ = ("_context", "_metadata", "lines", "path")
+
+    def __init__(self, method: str, context: Any, passthrough: tuple[str, ...]) -> None:
+        self._context = context
+        self._metadata = context.invocation_metadata()
+        self.path = method
+        self.lines: Lines = header_lines(self._metadata, passthrough)
+
+    def view(self) -> RequestView:
+        address, port = peer_address(self._context.peer()) or (None, None)
+        # Without a port it is a socket's path.
+        peer = None if port is None else address
+        return RequestView("POST", self.path, peer, lambda name: joined(self._metadata, name))
+
+    def marked_span(self, _read_by_host: bool) -> None:
+        return None  # contrib leaves no mark
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        agent = self.lines["user-agent"][0] if "user-agent" in self.lines else None
+        return rpc_server_attributes(self.path, peer_address(self._context.peer()), agent)
 
 
-def _view(method: str, context: Any, metadata: Any) -> RequestView:
-    address, port = peer_address(context.peer()) or (None, None)
-    # Without a port it is a socket's path.
-    return RequestView("POST", method, None if port is None else address, lambda name: joined(metadata, name))
+class message_scope:  # noqa: N801
+    """Makes a child context current for one message: `with message_scope({"tenant": "a"}):`.
+
+    gRPC carries metadata for each call, not for each message. Within the block the baggage is the stream's with these
+    members set; whatever the block changes is gone at its end, and is never seen by the next message, by the rest of
+    the stream, or by what runs beside it. Tasks and calls that begin in the block keep its context.
+
+    Hand nothing out of the block by `yield` where it can be helped: what the stream's consumer does then is no part of
+    the message. One object serves one block.
+
+    Args:
+        baggage: Members by key; None takes a member away.
+        context: What to start from, such as `meshmw.extract(message.headers)`; the current context by default.
+
+    Raises:
+        ValueError: A key does not follow W3C Baggage.
+    """
+
+    def __init__(self, baggage: Mapping[str, str | None] | None = None, *, context: Context | None = None) -> None:
+        self._members = dict(baggage or {})
+        self._from = context
+        # The keys are checked where they are written, and not at the first message.
+        self._derived(Context())
+
+    def __enter__(self) -> Context:
+        """Make the child context current, and return it."""
+        context = self._derived(otel_context.get_current() if self._from is None else self._from)
+        self._block = Current(context)
+        self._block.__enter__()
+        return context
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._block.__exit__(kind, *error)
+
+    def _derived(self, context: Context) -> Context:
+        for key, value in self._members.items():
+            context = without_member(key, context) if value is None else with_member(key, value, context=context)
+        return context

@@ -19,7 +19,7 @@ from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import LazyAttributes, error_type
 from meshmw._lifecycle.http import HttpOperation
-from meshmw._lifecycle.http_conventions import CLIENT, is_measured
+from meshmw._lifecycle.http_conventions import CLIENT_IS_MEASURED
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
 from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, RESERVED_BYTES, RESERVED_HEADERS
 from meshmw._transports import _attributes
@@ -61,7 +61,7 @@ class SentInOneFunction(httpx.BaseTransport):
         around = otel_context.get_current()
         method, url, sent = request.method, request.url, request.headers.raw
         parent: Any = around.get(SPAN_KEY)
-        if method not in semconv.METHODS or is_measured(CLIENT) or parent is None or not isinstance(parent, Span):
+        if method not in semconv.METHODS or CLIENT_IS_MEASURED() or parent is None or not isinstance(parent, Span):
             raise NotPlain
         if type(request.headers) is not httpx.Headers or not self._mesh.matches(url.host) or url.userinfo:
             raise NotPlain

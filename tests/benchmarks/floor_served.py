@@ -28,9 +28,10 @@ from meshmw._lifecycle import serving as logged
 from meshmw._lifecycle.conventions import error_type
 from meshmw._lifecycle.decide import CLAIM_KEY
 from meshmw._lifecycle.http import _REQUEST_KEY
-from meshmw._lifecycle.http_conventions import SERVER, is_measured
+from meshmw._lifecycle.http_conventions import SERVER_IS_MEASURED
+from meshmw._notices import LOGGER
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
-from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest, route_of
+from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest, _route_of
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import _last_extract
 from meshmw.wire.headers import SENT_HEADER
@@ -69,7 +70,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
     tracer = tracer or provider().get_tracer("one function")
     start_span, is_idle = tracer.start_span, isinstance(tracer, NoOpTracer)
     effective = runtime.current()
-    propagator, wanted = effective.propagator, effective.headers._asgi
+    propagator, wanted = effective.propagator, effective.header_names.asgi
     accepted = propagator.rejections.accepted
     reader = getattr(propagator._reader.read, "__self__", None)
     if not isinstance(reader, PlainReader) or reader._baggage is None or propagator.passthrough != ("x-request-id",):
@@ -145,7 +146,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 attributes["url.query"] = semconv.redact_query(query.decode("latin-1"))
             attributes["client.address"] = attributes["network.peer.address"] = client[0]
             attributes["network.peer.port"] = client[1]
-        if method not in semconv.METHODS or is_measured(SERVER) or logged.is_wanted:
+        if method not in semconv.METHODS or SERVER_IS_MEASURED() or logged.is_wanted:
             raise NotPlain
         span = start_span(method, Context(entries), SpanKind.SERVER, attributes)
         entries[SPAN_KEY] = entries[CLAIM_KEY] = span
@@ -161,11 +162,11 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             is_over = True
             if span.is_recording():
                 try:
-                    if route := route_of(scope):
+                    if route := _route_of(scope):
                         span.update_name(f"{method} {route}")
                         span.set_attribute("http.route", route)
                 except Exception:
-                    runtime.LOGGER.debug("the route could not be read from the scope", exc_info=True)
+                    LOGGER.debug("the route could not be read from the scope", exc_info=True)
                 if not is_whole:
                     span.set_attribute("meshmw.response.incomplete", True)
             span.end()

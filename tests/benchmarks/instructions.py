@@ -22,7 +22,7 @@ App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 PARTS: Final = {
     "the SDK: the span, its attributes, its queue": ("opentelemetry.sdk", "opentelemetry.attributes"),
     "OpenTelemetry's API: contexts, span contexts": ("opentelemetry", "abc", "_collections_abc"),
-    "meshmw: header lines out of the scope": ("meshmw._context.carriers:HeaderNames",),
+    "meshmw: header lines out of the scope": ("meshmw.asgi:_header_lines",),
     "meshmw: the span's attributes": (
         "meshmw._lifecycle.http_conventions",
         "meshmw._lifecycle.conventions",
@@ -34,6 +34,7 @@ PARTS: Final = {
         "meshmw._context",
         "meshmw.wire",
         "meshmw._notices",
+        "meshmw._otel",
     ),
     "meshmw: the ASGI protocol, the response": ("meshmw.asgi",),
     "all of it in one function": ("tests.benchmarks.floor_served",),

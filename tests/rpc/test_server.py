@@ -330,7 +330,7 @@ def test_a_handler_that_returns_an_iterator_has_the_call_in_its_own_part(make_ho
 
 @pytest.mark.parametrize("style", ["threads", "async"])
 def test_of_methods_without_end_each_is_served_by_its_handler_of_the_moment(make_host, style, monkeypatch):
-    monkeypatch.setattr("meshmw.grpc._server._MAX_METHODS", 2)
+    monkeypatch.setattr("meshmw.grpc._handlers._MAX_METHODS", 2)
     host = type(make_host("threads"))(style)
 
     class Anything(grpc.GenericRpcHandler):
