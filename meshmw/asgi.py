@@ -2,7 +2,7 @@
 
     app.add_middleware(meshmw.asgi.TraceContextMiddleware)
 
-The route that names a span is read from the scope, where Starlette, FastAPI and Litestar leave it.
+The route that names a span is read from the scope, where Starlette, FastAPI and Litestar leave it (`_frameworks`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read import BaggageLimit
+from meshmw._frameworks import listen_for_exceptions, route_of
 from meshmw._lifecycle.conventions import AttributeValue
-from meshmw._lifecycle.http import HttpOperation, Request
-from meshmw._lifecycle.http_conventions import server_attributes
+from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
+from meshmw._lifecycle.http_conventions import authority_of, server_attributes
 from meshmw._lifecycle.operation import record_refusals
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import LOGGER
@@ -40,7 +41,6 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 _REQUESTS: Final = frozenset({"http", "websocket"})
-_OPERATION: Final = "meshmw.operation"
 # Hosts open no span of their own for a scope that carries their mark.
 _FASTAPI: Final = "fastapi.telemetry"
 _STARLETTE: Final = "starlette.opentelemetry"
@@ -92,6 +92,7 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("asgi", **options)
         self._tracer_provider = options.get("tracer_provider")
+        listen_for_exceptions(app)
         # What is missing is said here, where a program starts, and not by each request.
         self._contrib: App | None = None
         if options.get("server_spans") == "contrib":
@@ -99,7 +100,7 @@ class TraceContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] not in _REQUESTS or _OPERATION in scope:
+        if scope["type"] not in _REQUESTS or OPERATION in scope:
             await self._pass(scope, receive, send)
             return
         effective = self._serving.effective()
@@ -108,8 +109,8 @@ class TraceContextMiddleware:
         operation = self._serving.begin(request, effective)
         app = self.app if operation.delegated is None else self._app_under_contrib()
         marks = _stand_hosts_down(scope)
-        scope[_OPERATION] = operation
-        response = _Response(operation, scope, send)
+        scope[OPERATION] = operation
+        response = _Response(self.app, operation, scope, send)
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:
@@ -122,20 +123,20 @@ class TraceContextMiddleware:
             detach(token, operation.context, ended_by)
             if not operation.is_over:
                 response.end()
-            scope.pop(_OPERATION, None)
+            scope.pop(OPERATION, None)
             for mark in marks:
                 scope.pop(mark, None)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is no request of ours; after the lifespan, which the outermost sees, export what is queued."""
-        if scope["type"] != "lifespan" or _OPERATION in scope:
+        if scope["type"] != "lifespan" or OPERATION in scope:
             await self.app(scope, receive, send)
             return
-        scope[_OPERATION] = None
+        scope[OPERATION] = None
         try:
             await self.app(scope, receive, send)
         finally:
-            scope.pop(_OPERATION, None)
+            scope.pop(OPERATION, None)
             # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
             _runtime.flush()
 
@@ -146,7 +147,7 @@ class TraceContextMiddleware:
 
     async def _served_by_contrib(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve inside contrib's span, and note on it what contrib does not know."""
-        record_refusals(trace.get_current_span(), scope[_OPERATION].delegated)
+        record_refusals(trace.get_current_span(), scope[OPERATION].delegated)
         await self.app(scope, receive, send)
 
 
@@ -243,7 +244,7 @@ def _rewritten(headers: Headers, rewrites: Mapping[str, str | None]) -> list[tup
 
 
 def _own_authority(server: Sequence[Any] | None) -> str | None:
-    return f"{server[0]}:{server[1]}" if server and server[1] else None
+    return authority_of(server[0], server[1]) if server and server[1] else None
 
 
 def _stand_hosts_down(scope: Scope) -> Iterable[str]:
@@ -259,20 +260,21 @@ class _Response:
     A framework that answers 5xx for an exception raises it afterwards, so such an operation waits for its return.
 
     Args:
+        app: What is asked for the route.
         operation: The request's.
         scope: Where the framework leaves the route.
         send: The server's own.
     """
 
-    __slots__ = ("_complete", "_is_failure", "_operation", "_scope", "_send", "_started", "_trailers")
+    __slots__ = ("_app", "_complete", "_operation", "_scope", "_send", "_status", "_trailers")
 
-    def __init__(self, operation: HttpOperation, scope: Scope, send: Send) -> None:
+    def __init__(self, app: App, operation: HttpOperation, scope: Scope, send: Send) -> None:
+        self._app = app
         self._operation = operation
         self._scope = scope
         self._send = send
-        self._started = False
+        self._status: int | None = None
         self._trailers = False
-        self._is_failure = False
         self._complete = False
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -281,7 +283,7 @@ class _Response:
         if kind in _BODIES:
             is_last = not (self._trailers or message.get("more_body"))
         else:
-            if kind in _STARTS and not self._started:
+            if kind in _STARTS and self._status is None:
                 self._start(kind, message)
             is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
         # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
@@ -294,16 +296,26 @@ class _Response:
         send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _send_last(self, message: Message) -> None:
-        await self._send(message)
+        # From here on the server has it all. It may report that the client has gone before its `send` returns, and the
+        # framework then cancels the application.
         self._complete = True
+        try:
+            await self._send(message)
+        except Exception:
+            self._complete = False
+            raise
         if self._is_failure:
             self._operation.answered()
         else:
             self.end()
 
+    @property
+    def _is_failure(self) -> bool:
+        return self._status is not None and self._status >= 500
+
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before it had answered."""
-        if not self._started and isinstance(error, Exception):
+        if self._status is None and isinstance(error, Exception):
             self._operation.status(500, error_from=500)
         self._operation.fail(error)
 
@@ -314,7 +326,7 @@ class _Response:
             return
         if operation.is_open:
             try:
-                if route := _route_of(self._scope):
+                if route := route_of(self._scope, self._app, is_missing=self._status == 404):
                     operation.route(route)
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
@@ -325,43 +337,9 @@ class _Response:
             operation.break_off()
 
     def _start(self, kind: str, message: Message) -> None:
-        self._started = True
         self._trailers = message.get("trailers", False)
-        status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
-        self._is_failure = status >= 500
+        self._status = status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
         self._operation.status(status, error_from=500)
-
-
-def _route_of(scope: Scope) -> str | None:
-    """Return the route template that Starlette, FastAPI or Litestar matched, with prefixes of routers and mounts."""
-    route = scope.get("route")
-    if route is None:
-        found = scope.get("path_template")
-        return _mounted_at(scope, found) + found if isinstance(found, str) and found else None
-    if hasattr(route, "routes"):
-        # A mount, in which nothing more was matched: where it is mounted is in the root path.
-        return _mounted_at(scope, "") or None
-    template = getattr(_effective_route(scope, route), "path_format", None) or getattr(route, "path", None)
-    return _mounted_at(scope, template) + template or "/" if isinstance(template, str) else None
-
-
-def _effective_route(scope: Scope, route: object) -> object:
-    """Return what FastAPI made of a route that came with an included router, whose prefix the route does not know."""
-    found = scope.get("fastapi")
-    context = found.get("effective_route_context") if isinstance(found, dict) else None
-    return context if getattr(context, "original_route", None) is route else route
-
-
-def _mounted_at(scope: Scope, template: str) -> str:
-    """Return the root path, in which parameters of mounts have their names again."""
-    root = str(scope.get("root_path", "")).rstrip("/")
-    names = {
-        str(value): f"{{{name}}}"
-        for name, value in scope.get("path_params", {}).items()
-        if f"{{{name}}}" not in template
-    }
-    shown = (names.get(segment, segment) for segment in root.split("/"))
-    return "/".join(shown)
 
 
 def require_contrib() -> Any:

@@ -15,7 +15,7 @@ from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import StepContext, detach
 from meshmw._context.read import BaggageLimit
 from meshmw._lifecycle.conventions import AttributeValue
-from meshmw._lifecycle.http import HttpOperation, Request
+from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import protocol_version, server_attributes
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.trust import RequestView
@@ -30,8 +30,6 @@ Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-# Where the environ, and for Django the scope too, holds the operation that serves a request.
-OPERATION: Final = "meshmw.operation"
 # Whose steps are no work of the application's, and need not be in the request's context.
 _PLAIN: Final = frozenset({list, tuple})
 
@@ -75,25 +73,20 @@ class TraceContextMiddleware:
         operation = self._serving.begin(request, effective)
         environ[OPERATION] = operation
 
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            if status[:3].isdecimal():
-                operation.status(int(status[:3]), error_from=500)
-            return start_response(status, headers, *exc_info)
-
+        response = _Response(operation, environ["REQUEST_METHOD"], start_response)
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:
-            body = self.app(environ, start)
+            body = self.app(environ, response.start)
         except BaseException as error:
             ended_by = type(error)
-            operation.status(500, error_from=500)
-            operation.fail(error)
+            response.fail(error)
             raise
         finally:
             detach(token, operation.context, ended_by)
             if ended_by is not None:
-                operation.break_off()
-        return _watched(body, operation, environ.get("wsgi.file_wrapper"))
+                response.end()
+        return _watched(body, response, environ.get("wsgi.file_wrapper"))
 
 
 class BaggageSizeFilter:
@@ -179,17 +172,85 @@ def _rewrite(environ: MutableMapping[str, Any], rewrites: Mapping[str, str | Non
             environ[wsgi_key(name)] = text
 
 
-def _watched(body: Iterable[bytes], operation: HttpOperation, file_wrapper: object) -> Iterable[bytes]:
+class _Response:
+    """Follows what the client gets: the status that goes out with the first byte, and whether all of it went out.
+
+    Args:
+        operation: The request's.
+        method: Its method.
+        start_response: The server's own.
+    """
+
+    __slots__ = ("_headers", "_method", "_start_response", "_status", "is_whole", "operation", "sent")
+
+    def __init__(self, operation: HttpOperation, method: str, start_response: StartResponse) -> None:
+        self.operation = operation
+        self.sent = 0
+        self.is_whole = False
+        self._method = method
+        self._start_response = start_response
+        self._status = 0
+        self._headers: Iterable[tuple[str, str]] = ()
+
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+        """Hand the status on; a second one, with *exc_info*, counts where the first has not gone out."""
+        # The server refuses it by raising, and then the client keeps the status that it has.
+        if exc_info is None:
+            write = self._start_response(status, headers)
+        else:
+            write = self._start_response(status, headers, exc_info)
+        self._status = int(status[:3]) if status[:3].isdecimal() else 0
+        self._headers = headers
+
+        def counting(data: bytes) -> object:
+            self.sent += len(data)
+            return write(data)
+
+        return counting
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error; a server answers 500 for an application that raised before a byte went out."""
+        if not self.sent and isinstance(error, Exception):
+            self._status = 500
+        self._tell_status()
+        self.operation.fail(error)
+
+    def end(self) -> None:
+        """End the operation, once, as incomplete where not all went out."""
+        if self.operation.is_over:
+            return
+        self._tell_status()
+        if self.is_whole or self._has_no_more():
+            self.operation.end()
+        else:
+            self.operation.break_off()
+
+    def _tell_status(self) -> None:
+        if self._status:
+            self.operation.status(self._status, error_from=500)
+
+    def _has_no_more(self) -> bool:
+        """Say whether the server may leave the body there: it has as much as was promised, or none is to be sent."""
+        if not self._status:
+            return False
+        # RFC 9110, section 6.4.1: what has no content.
+        if self._method == "HEAD" or self._status in (204, 304):
+            return True
+        lengths = [value for name, value in self._headers if name.lower() == "content-length"]
+        return len(lengths) == 1 and lengths[0].strip().isdecimal() and self.sent >= int(lengths[0])
+
+
+def _watched(body: Iterable[bytes], response: _Response, file_wrapper: object) -> Iterable[bytes]:
     """Return a body for the server that ends the operation when it is over.
 
     Args:
         body: What the application returned.
-        operation: The request's; its context is current during each step of the body and at no other time.
+        response: The request's; the context is current during each step of the body and at no other time.
         file_wrapper: The server's own, as it stands in the environ; a plain file in it is left to the server to send.
     """
-    if _is_plain_file(body, file_wrapper) and _ends_when_closed(body, operation):
+    if _is_plain_file(body, file_wrapper) and _ends_when_closed(body, response):
         return body
-    return _SizedBody(body, operation) if isinstance(body, Sized) else _Body(body, operation)
+    return _SizedBody(body, response) if isinstance(body, Sized) else _Body(body, response)
 
 
 class _Body:
@@ -198,12 +259,12 @@ class _Body:
     An object rather than a generator: a server may close a body that it never began to read.
     """
 
-    __slots__ = ("_body", "_kept", "_next", "_operation", "_run")
+    __slots__ = ("_body", "_kept", "_next", "_response", "_run")
 
-    def __init__(self, body: Iterable[bytes], operation: HttpOperation) -> None:
+    def __init__(self, body: Iterable[bytes], response: _Response) -> None:
         self._body: Iterable[bytes] = body
-        self._operation = operation
-        self._run = _directly if type(body) in _PLAIN else StepContext(operation.context).run
+        self._response = response
+        self._run = _directly if type(body) in _PLAIN else StepContext(response.operation.context).run
         self._next: Callable[[], bytes] | None = None
         self._kept: object = None
 
@@ -211,17 +272,21 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
+        response = self._response
         try:
             step = self._next
             if step is None:
                 step = self._next = self._begin()
-            return self._run(step)
+            chunk: bytes = self._run(step)
+            response.sent += len(chunk) if chunk else 0
+            return chunk
         except StopIteration:
-            self._operation.end()
+            response.is_whole = True
+            response.end()
             raise
         except BaseException as error:
-            self._operation.fail(error)
-            self._operation.break_off()
+            response.fail(error)
+            response.end()
             raise
 
     def close(self) -> None:
@@ -231,15 +296,15 @@ class _Body:
             if close is not None:
                 self._run(close)
         except BaseException as error:
-            self._operation.fail(error)
+            self._response.fail(error)
             raise
         finally:
             self._kept = None
-            self._operation.break_off()
+            self._response.end()
 
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)
-        # What a generator has made current would be taken back to the request's context, in the server's thread.
+        # What a generator has made current would be detached into the request's context, in the server's thread.
         self._kept = kept(steps, self._run)
         return steps.__next__
 
@@ -269,13 +334,13 @@ def _is_plain_file(body: Any, file_wrapper: object) -> bool:
     return isinstance(getattr(file, "raw", file), io.FileIO)
 
 
-def _ends_when_closed(body: Any, operation: HttpOperation) -> bool:
+def _ends_when_closed(body: Any, response: _Response) -> bool:
     """Let the server's object end the operation when it is closed; say whether it can be made to.
 
     Only an object of the server's own class is sent by sendfile, so none of ours can stand around it. Whether the
     last byte went out is not to be seen from there.
     """
-    step = StepContext(operation.context)
+    step = StepContext(response.operation.context)
     close = getattr(body, "close", None)
 
     def close_and_end() -> None:
@@ -283,10 +348,11 @@ def _ends_when_closed(body: Any, operation: HttpOperation) -> bool:
             if close is not None:
                 step.run(close)
         except BaseException as error:
-            operation.fail(error)
+            response.fail(error)
             raise
         finally:
-            operation.end()
+            response.is_whole = True
+            response.end()
 
     try:
         body.close = close_and_end

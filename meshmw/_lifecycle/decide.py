@@ -8,6 +8,7 @@ framework opened for this very request; a span that leaked into this task or thr
 | nothing, or no valid span                                                  | by `spans` | SERVER   |             |
 | a host's, which it opened for this request (`is_of_this_request`)          | the host's | SERVER   |             |
 | a host's, which has read the same headers and trusts them otherwise        | by `spans` | INTERNAL | host_trust  |
+| the span that its headers name: the caller is in this process              | by `spans` | SERVER   |             |
 | a span of anything else                                                    | by `spans` | SERVER   | leaked_span |
 
 *By `spans`*: `auto` opens one of ours, `off` opens none, `contrib` leaves it to an instrumentation further in.
@@ -96,8 +97,14 @@ def decide(
             return Decision(extraction, whose, None, SpanKind.INTERNAL, "host_trust")
     if is_span and is_of_this_request(ambient, extraction, around, marked, propagator):
         return Decision(extraction, "host", ambient)
-    is_leaked = is_span and around.get(READ_KEY) is not extraction
+    is_leaked = is_span and around.get(READ_KEY) is not extraction and not _is_parent(ambient, read)
     return Decision(extraction, whose, notice="leaked_span" if is_leaked else None)
+
+
+def _is_parent(ambient: Span, read: Extraction) -> bool:
+    """Say whether the current span is the caller's own: it calls this application within one process."""
+    named, found = read.span_context or read.rejected, ambient.get_span_context()
+    return named is not None and (named.trace_id, named.span_id) == (found.trace_id, found.span_id)
 
 
 def is_of_this_request(

@@ -31,6 +31,8 @@ from meshmw.wire.traceparent import FLAG_SAMPLED
 # The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
 # would lead back to the context: in a circle that only the garbage collector finds, for every request.
 _REQUEST_KEY: Final = create_key("meshmw-request")
+# Where a scope or an environ holds the operation that serves its request.
+OPERATION: Final = "meshmw.operation"
 # Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
 _IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
 
@@ -143,7 +145,8 @@ class HttpOperation(Operation):
         if not self._owned:
             return
         self.span.set_attribute("http.response.status_code", code)
-        if code >= error_from:
+        # What was raised says more than the answer to it.
+        if code >= error_from and self._failed_with is None:
             self.span.set_attribute("error.type", str(code))
             self.span.set_status(StatusCode.ERROR)
 

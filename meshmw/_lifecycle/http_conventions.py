@@ -17,6 +17,8 @@ from meshmw._otel import liveness_of
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
+_MOST_ROOTS: Final = 64
+_roots: Final[set[str]] = set()
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
 _CACHED_CLIENTS: Final = 256
 _CACHED_CHARACTERS: Final = 512
@@ -39,6 +41,24 @@ def span_name(method: str, route: str | None = None) -> str:
     """Return `{method} {route}`, or the method alone; an unknown method is named `HTTP`."""
     verb = method if method in METHODS else "HTTP"
     return f"{verb} {route}" if route else verb
+
+
+def authority_of(host: object, port: object) -> str:
+    """Return `host:port` as an authority spells it: an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    name = str(host)
+    return f"[{name}]:{port}" if ":" in name and not name.startswith("[") else f"{name}:{port}"
+
+
+def known_root(root: str) -> str | None:
+    """Return the root path of an application, or None for one beyond the first 64.
+
+    The server sets it, but some let a header decide (`x-forwarded-prefix`), and a route is a metric's label.
+    """
+    if root and root not in _roots:
+        if len(_roots) >= _MOST_ROOTS:
+            return None
+        _roots.add(root)
+    return root
 
 
 def redact_query(query: str) -> str:

@@ -36,13 +36,14 @@ class Operation:
         is_over: Whether it has ended.
     """
 
-    __slots__ = ("_owned", "context", "is_over", "span")
+    __slots__ = ("_failed_with", "_owned", "context", "is_over", "span")
 
     def __init__(self, span: Span, context: Context, *, owned: bool = True) -> None:
         self.span = span
         self.context = context
         self._owned = owned
         self.is_over = False
+        self._failed_with: int | None = None
 
     def current(self) -> Current:
         """Return a block that makes the context current; it must not contain a `yield` to another frame."""
@@ -54,9 +55,13 @@ class Operation:
         return self._owned and not self.is_over and self.span.is_recording()
 
     def fail(self, error: BaseException) -> None:
-        """Record what user code or the network raised. Cancellation and the end of the process are no errors."""
-        if not self._owned or self.is_over or not isinstance(error, Exception):
+        """Record what user code or the network raised. Cancellation and the end of the process are no errors.
+
+        A framework may have told of an exception that it raises afterwards: each is recorded once.
+        """
+        if not self._owned or self.is_over or not isinstance(error, Exception) or self._failed_with == id(error):
             return
+        self._failed_with = id(error)
         # It asks the application's exception for its text, and that may raise.
         with contextlib.suppress(Exception):
             self.span.record_exception(error)

@@ -23,6 +23,7 @@ from meshmw._context.current import detach as detach
 from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._context.read import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, REPEATED_BAGGAGE, PlainReader
 from meshmw._context.read_trace import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
+from meshmw._frameworks import route_of
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle import serving as logged
 from meshmw._lifecycle.conventions import error_type
@@ -31,7 +32,7 @@ from meshmw._lifecycle.http import _REQUEST_KEY
 from meshmw._lifecycle.http_conventions import SERVER_IS_MEASURED
 from meshmw._notices import LOGGER
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
-from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest, _route_of
+from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import _last_extract
 from meshmw.wire.headers import SENT_HEADER
@@ -154,6 +155,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
         scope["meshmw.operation"], scope["fastapi.telemetry"], scope["starlette.opentelemetry"] = request, None, True
         # From here on there is nobody to leave a request to: whatever comes has to be dealt with.
         started = trailers = is_failure = is_whole = is_over = False
+        status = 0
 
         def end() -> None:
             nonlocal is_over
@@ -162,7 +164,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             is_over = True
             if span.is_recording():
                 try:
-                    if route := _route_of(scope):
+                    if route := route_of(scope, app, is_missing=status == 404):
                         span.update_name(f"{method} {route}")
                         span.set_attribute("http.route", route)
                 except Exception:
@@ -174,15 +176,19 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
 
         async def send_last(message: Any) -> None:
             nonlocal is_whole
-            await send(message)
             is_whole = True
+            try:
+                await send(message)
+            except Exception:
+                is_whole = False
+                raise
             if is_failure:
                 request.is_over = True
             else:
                 end()
 
         def watch(message: Any) -> Any:
-            nonlocal started, trailers, is_failure
+            nonlocal started, trailers, is_failure, status
             kind = message["type"]
             if kind in _BODIES:
                 is_last = not (trailers or message.get("more_body"))
@@ -190,7 +196,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 if kind in _STARTS and not started:
                     started = True
                     trailers = message.get("trailers", False)
-                    code = message["status"]
+                    status = code = message["status"]
                     span.set_attribute("http.response.status_code", code)
                     if code >= 500:
                         is_failure = True
