@@ -23,6 +23,8 @@ _FULL: Final = 2
 # What every mount's template ends in: the rest of the path, which what is mounted names itself.
 _REST: Final = "/{path}"
 _MOST_LAYERS: Final = 64
+# One of these is in each scope in which something was matched.
+_LEFT: Final = frozenset({"route", "path_template", "app_root_path"})
 
 
 def route_of(scope: Scope, app: object, *, is_missing: bool = False) -> str | None:
@@ -33,13 +35,17 @@ def route_of(scope: Scope, app: object, *, is_missing: bool = False) -> str | No
         app: The application, or the middleware around it.
         is_missing: Whether the answer says that there is no such path.
     """
-    template = _template(scope)
-    if template is None and not _mounted_path(scope):
+    if _LEFT.isdisjoint(scope):
         # A middleware further in may have handed on a copy of the scope, and kept what the framework wrote there.
-        found = None if is_missing else _matched_again(scope, _routes_of(app))
+        if is_missing or not (hasattr(app, "app") or hasattr(app, "routes")):
+            return None
+        found = _matched_again(scope, _routes_of(app))
         if found is None:
             return None
-        scope, template = found, _template(found)
+        scope = found
+    template = _template(scope)
+    if template is None and not _mounted_path(scope):
+        return None
     # The outermost router leaves itself there; middleware within a mounted application stands inside that.
     routes = _routes_of(scope.get("router", app))
     root, mounts = known_root(_root_path(scope)), _mount_template(_mounted_path(scope), routes)

@@ -304,14 +304,10 @@ class _Response:
         except Exception:
             self._complete = False
             raise
-        if self._is_failure:
+        if self._status is not None and self._status >= 500:
             self._operation.answered()
         else:
             self.end()
-
-    @property
-    def _is_failure(self) -> bool:
-        return self._status is not None and self._status >= 500
 
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before it had answered."""

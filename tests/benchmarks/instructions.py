@@ -36,7 +36,7 @@ PARTS: Final = {
         "meshmw._notices",
         "meshmw._otel",
     ),
-    "meshmw: the ASGI protocol, the response": ("meshmw.asgi",),
+    "meshmw: the ASGI protocol, the response": ("meshmw.asgi", "meshmw._frameworks"),
     "all of it in one function": ("tests.benchmarks.floor_served",),
     "what stands around the SDK's span": ("tests.benchmarks.servers:sdk_alone",),
 }
