@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
-from meshmw._lifecycle import serving as logged
+from meshmw._lifecycle import serving
 from meshmw.logs import FORMAT, JsonFormatter, TraceContextFilter, add_trace_context, ids_of
 from meshmw.testing._processes import start_process, stop_processes
 
@@ -184,9 +184,9 @@ class TestWhichRequest:
 
     @pytest.fixture(autouse=True)
     def _noted(self):
-        token = logged._SERVED.set(logged.Served(self.SPAN, "GET", "/a b"))
+        token = serving._SERVED.set(serving.Served(self.SPAN, "GET", "/a b"))
         yield
-        logged._SERVED.reset(token)
+        serving._SERVED.reset(token)
 
     @pytest.mark.parametrize(
         ("name", "args"),
@@ -224,15 +224,15 @@ class TestWhichRequest:
 
     def test_a_request_is_noted_once_somebody_wants_to_know(self):
         TraceContextFilter()
-        assert logged.is_wanted
-        logged.note(SpanContext(3, 4, is_remote=False), "GET", "/n")
-        assert logged.noted().path == "/n"
+        assert serving.is_wanted
+        serving.note(SpanContext(3, 4, is_remote=False), "GET", "/n")
+        assert serving.noted().path == "/n"
 
     def test_an_exception_that_the_server_logs_is_the_served_ones(self):
         assert ids_of(self.record("uvicorn.error", None, exc_info=(ValueError, ValueError(), None)))
 
     def test_nothing_is_noted_where_nothing_was_served(self):
-        logged._SERVED.set(None)
+        serving._SERVED.set(None)
         assert ids_of(self.record("uvicorn.access", ("c", "GET", "/a%20b", "1.1", 200))) == {}
 
 
