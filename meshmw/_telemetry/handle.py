@@ -17,7 +17,7 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize, register_after_fork
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
@@ -25,11 +25,8 @@ from opentelemetry.trace import TracerProvider
 
 from meshmw._notices import LOGGER
 from meshmw._telemetry.batching import PromptBatchSpanProcessor
-from meshmw._telemetry.collector import GuardedSpanExporter
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from meshmw.propagator import MeshPropagator
     from meshmw.settings import Settings
 
@@ -142,16 +139,13 @@ class Telemetry:
         return self._unanswered is not None and self._unanswered == self._exports_done()
 
     def _exports_done(self) -> int | None:
-        exporter = self._exporter()
-        return None if exporter is None else exporter.exports_done
+        return getattr(self._exporter(), "exports_done", None)
 
     def _delivered(self) -> bool:
-        exporter = self._exporter()
-        return exporter is None or not exporter.failing
+        return not getattr(self._exporter(), "failing", False)
 
-    def _exporter(self) -> GuardedSpanExporter | None:
-        exporter = getattr(self._processor, "span_exporter", None)
-        return exporter if isinstance(exporter, GuardedSpanExporter) else None
+    def _exporter(self) -> object:
+        return getattr(self._processor, "span_exporter", None)
 
 
 def _quietly(call: Callable[[], object]) -> bool:

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
+from meshmw import logs
 from meshmw._lifecycle import serving
 from meshmw.logs import FORMAT, JsonFormatter, TraceContextFilter, add_trace_context, ids_of
 from meshmw.testing._processes import start_process, stop_processes
@@ -52,6 +53,10 @@ def ids(span_context):
         "span_id": f"{span_context.span_id:016x}",
         "trace_flags": f"{span_context.trace_flags:02x}",
     }
+
+
+def test_dir_shows_what_a_user_imports():
+    assert dir(logs) == sorted(logs.__all__)
 
 
 class TestFilter:
