@@ -1,5 +1,5 @@
-"""What `configure()` assembles: resource, exporter, processors, sampler, providers, and the handle that ends them.
+"""What `configure()` assembles: resource, exporters, processors, sampler, providers, and the handle that ends them.
 
-`configure` alone sets OpenTelemetry's globals. The package knows the SDK, which nothing below it imports, and the
-settings. It knows no request: adapters meet what it made through OpenTelemetry's API and through `_runtime`.
+`configure` alone sets OpenTelemetry's globals. The package may use OpenTelemetry's SDK, which nothing below it imports.
+No adapter imports it: adapters meet what it made through OpenTelemetry's API and through `_runtime`.
 """
