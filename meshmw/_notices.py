@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -129,38 +128,44 @@ def _escape(match: re.Match[str]) -> str:
 class Throttle:
     """Lets one notice of each key through in a window of time, and counts those that it holds back.
 
-    It remembers 256 keys at most: of further ones nothing is let through. It takes no lock that a fork could leave
-    locked in the child for longer than a dictionary look-up takes.
+    It remembers 256 keys at most: of further ones nothing is let through.
 
     Args:
         window: Seconds between two notices with the same key; infinity lets each through once.
         clock: A monotonic clock in seconds.
     """
 
-    __slots__ = ("_clock", "_lock", "_said", "_window")
+    __slots__ = ("_clock", "_said", "_window")
 
     def __init__(self, window: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self._window = window
         self._clock = clock
-        self._lock = threading.Lock()
-        self._said: dict[Hashable, list[float]] = {}
+        # Of each key when it was last let through, and how often it was held back since: one pair in a list.
+        self._said: dict[Hashable, list[tuple[float, int]]] = {}
 
     def opens(self, key: Hashable = None) -> int | None:
         """Return how many notices were held back since the last one, or None where this one is to be held back too."""
         now = self._clock()
-        with self._lock:
-            found = self._said.get(key)
-            if found is None:
-                if len(self._said) >= _MOST_KEYS:
-                    return None
-                self._said[key] = [now, 0]
-                return 0
-            if now - found[0] < self._window:
-                found[1] += 1
+        said = self._said.get(key)
+        if said is None:
+            if len(self._said) >= _MOST_KEYS:
                 return None
-            held_back = int(found[1])
-            found[:] = now, 0
-            return held_back
+            # Of threads that meet here, one puts its list in.
+            said = self._said.setdefault(key, first := [(now, 0)])
+            if said is first:
+                return 0
+        # No lock, because span processors warn in requests: a process that forks while another thread holds a lock
+        # would never get it, and a signal handler would wait for the code that it interrupts. Whoever has taken the
+        # pair out has it for himself, and of whoever meets him nothing is let through.
+        try:
+            last, held_back = said.pop()
+        except IndexError:
+            return None
+        if now - last < self._window:
+            said.append((last, held_back + 1))
+            return None
+        said.append((now, 0))
+        return held_back
 
 
 class Rejections:

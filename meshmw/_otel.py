@@ -7,9 +7,9 @@ that a new release which breaks an assumption names it. Names that other package
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import baggage, metrics, trace
 from opentelemetry.context import Context
@@ -17,6 +17,9 @@ from opentelemetry.trace import TraceState as OTelTraceState
 
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceState
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
 
 # OpenTelemetry keeps these two context keys private; what its public functions put into an empty context names them.
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
@@ -98,7 +101,8 @@ def real_tracer(tracer: trace.Tracer) -> trace.Tracer:
 def parts_of(propagator: object) -> tuple[object, ...]:
     """Return what a composite propagator keeps in `_propagators`: OpenTelemetry wraps those of OTEL_PROPAGATORS in one.
 
-    Nothing where the name is gone: a `MeshPropagator` in a composite is then not found.
+    Nothing where the name is gone, or is another propagator's for something else: a `MeshPropagator` in a composite is
+    then not found.
     """
     parts = getattr(propagator, "_propagators", ())
     return tuple(parts) if isinstance(parts, list | tuple) else ()
@@ -123,3 +127,58 @@ def exporters_of(provider: object) -> Iterator[object]:
 def is_loaded(package: str) -> bool:
     """Say whether a package of OpenTelemetry's was imported: what nobody imported has patched nothing."""
     return package in sys.modules
+
+
+def keep_resource_in_forks(provider: Any, known: Resource) -> None:
+    """Make a tracer provider keep, in forked processes, the attributes that are known of the service.
+
+    In a forked process the SDK merges a random `service.instance.id` into the resource, with the provider's
+    `_update_resource`, over the one that somebody chose. A provider without that name, such as that of SDK 1.40, is
+    left as it is.
+    """
+    update: Callable[[Resource], None] | None = getattr(provider, "_update_resource", None)
+    if update is not None:
+        provider._update_resource = lambda resource: update(resource.merge(known))
+
+
+def announce_ending(processor: object, span: object) -> None:
+    """Tell a span processor that a span is about to end.
+
+    The specification's OnEnding is in development, and the SDK calls it `_on_ending`. A processor without that name is
+    told nothing.
+    """
+    tell: Callable[[object], None] | None = getattr(processor, "_on_ending", None)
+    if tell is not None:
+        tell(span)
+
+
+def queue_of(processor: object) -> Sized:
+    """Return the queue in which a batch span processor keeps what waits: `_queue` of its `_batch_processor`.
+
+    Without these names it looks empty at all times: lost spans are then not counted.
+    """
+    queue: Sized = getattr(getattr(processor, "_batch_processor", None), "_queue", ())
+    return queue
+
+
+def shut_down_within(processor: object, millis: int, otherwise: Callable[[], object]) -> None:
+    """Shut a batch span processor down within a time, in milliseconds.
+
+    The SDK's own `shutdown()` waits up to 30 seconds for a collector that does not answer
+    (https://github.com/open-telemetry/opentelemetry-python/issues/4568). What the processor keeps in `_batch_processor`
+    takes a time. Without that name *otherwise* is called, which is that `shutdown()`.
+    """
+    batches = getattr(processor, "_batch_processor", None)
+    if batches is None:
+        otherwise()
+    else:
+        batches.shutdown(timeout_millis=millis)
+
+
+def preferences_of(exporter: object) -> tuple[Any, Any]:
+    """Return the temporality and the aggregation that a metric exporter prefers, by kind of instrument.
+
+    A reader looks for them in `_preferred_temporality` and `_preferred_aggregation`, where the exporter's constructor
+    puts what its variables say. Without these names they are None, which stands for the SDK's defaults.
+    """
+    return getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None)

@@ -1,7 +1,7 @@
-"""Trace and span ids on log records: a filter, a format, JSON, and a processor for structlog.
+"""Put trace and span ids on log records: a filter, a format, JSON, and a processor for structlog.
 
-Also on the access logs of uvicorn, hypercorn and gunicorn, which are written outside the request's context. With no
-span there is nothing, and never an id of zeros.
+They stand on the access logs of uvicorn, hypercorn and gunicorn too, which are written outside the request's context:
+there the server's adapter notes which request a task serves. Without a span there are no ids, and never ids of zeros.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from urllib.parse import unquote
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
-from meshmw._lifecycle import serving as logged
+from meshmw._lifecycle import serving
+
+__all__ = ("FORMAT", "JsonFormatter", "TraceContextFilter", "add_trace_context", "ids_of")
 
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s%(trace)s: %(message)s"
 """A format that shows ` trace_id=... span_id=...` where there is a span; it needs `TraceContextFilter`."""
@@ -38,7 +40,7 @@ class TraceContextFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        logged.want()
+        serving.want()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add to the record, and let it pass."""
@@ -61,7 +63,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        logged.want()
+        serving.want()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -104,8 +106,8 @@ def ids_of(record: logging.LogRecord) -> dict[str, str]:
     own = {name: value for name in _IDS if (value := getattr(record, name, ""))}
     if own:
         return own
-    of_server = _of_server(record) if record.name in _ACCESS or record.name in _SERVER_ERRORS else None
-    return _ids(of_server or trace.get_current_span().get_span_context())
+    served = _served_context(record) if record.name in _ACCESS or record.name in _SERVER_ERRORS else None
+    return _ids(served or trace.get_current_span().get_span_context())
 
 
 def _ids(context: SpanContext) -> dict[str, str]:
@@ -118,22 +120,20 @@ def _ids(context: SpanContext) -> dict[str, str]:
     }
 
 
-def _of_server(record: logging.LogRecord) -> SpanContext | None:
-    """Return the span context of the request that a server logs, if it says which one that is."""
+def _served_context(record: logging.LogRecord) -> SpanContext | None:
+    """Return the span context of the request that a server logs, or None where the record is about another one."""
     arguments: Any = record.args
     if isinstance(arguments, Mapping):
         span = getattr(arguments.get(_GUNICORN_OPERATION), "span", None)
         if isinstance(span, trace.Span):
             return span.get_span_context()
-    served = logged.noted()
-    if served is None or not _is_about(record, arguments, served):
-        return None
-    return served.span_context
+    served = serving.noted()
+    return served.span_context if served is not None and _is_about(served, record, arguments) else None
 
 
-def _is_about(record: logging.LogRecord, arguments: Any, served: logged.Served) -> bool:
+def _is_about(served: serving.Served, record: logging.LogRecord, arguments: Any) -> bool:
     if record.name in _SERVER_ERRORS:
-        # Of all that servers say there, only an application's exception is said by the task that served.
+        # Of all that servers say there, only an application's exception comes from the task that served.
         return record.exc_info is not None
     if isinstance(arguments, Mapping):
         method, path = arguments.get("m"), arguments.get("U")
@@ -141,3 +141,7 @@ def _is_about(record: logging.LogRecord, arguments: Any, served: logged.Served) 
         # uvicorn: client address, method, path with query, HTTP version, status
         _, method, path = [*(arguments or ()), None, None, None][:3]
     return method == served.method and unquote(str(path).partition("?")[0]) == served.path
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

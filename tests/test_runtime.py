@@ -20,7 +20,7 @@ def run(*lines, **environment):
 
 
 def test_serving_before_configure_is_said_once_with_the_remedy():
-    done = run("from meshmw import _runtime as runtime", "a = runtime.current()", "assert runtime.current() is a")
+    done = run("from meshmw import _runtime", "a = _runtime.current()", "assert _runtime.current() is a")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(WARNING) == 1
     assert "CompositePropagator" in done.stderr
@@ -31,11 +31,11 @@ def test_serving_before_configure_is_said_once_with_the_remedy():
 def test_a_propagator_that_was_set_globally_is_a_configuration_too():
     done = run(
         "from opentelemetry import propagate",
-        "from meshmw import MeshPropagator, _runtime as runtime",
+        "from meshmw import MeshPropagator, _runtime",
         "ours = MeshPropagator(['b3'])",
         "propagate.set_global_textmap(ours)",
-        "assert runtime.current().propagator is ours",
-        "assert runtime.is_global(ours)",
+        "assert _runtime.current().propagator is ours",
+        "assert _runtime.is_global(ours)",
     )
     assert done.returncode == 0, done.stderr
     assert WARNING not in done.stderr
@@ -45,11 +45,11 @@ def test_a_global_propagator_that_is_no_composite_is_looked_at_without_harm():
     done = run(
         "from opentelemetry import propagate",
         "from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator as Theirs",
-        "from meshmw import MeshPropagator, _runtime as runtime",
+        "from meshmw import MeshPropagator, _runtime",
         "theirs = Theirs(); theirs._propagators = 7",
         "propagate.set_global_textmap(theirs)",
-        "assert not runtime.is_global(MeshPropagator())",
-        "runtime.current()",
+        "assert not _runtime.is_global(MeshPropagator())",
+        "_runtime.current()",
     )
     assert done.returncode == 0, done.stderr
     assert WARNING in done.stderr
@@ -61,12 +61,12 @@ def test_the_order_of_construction_does_not_matter(first):
     configure = "meshmw.configure(meshmw.Settings(exporter='none', propagators=('b3',)))"
     done = run(
         "import meshmw",
-        "from meshmw import _runtime as runtime, wsgi",
+        "from meshmw import _runtime, wsgi",
         *([adapter, configure] if first == "adapter" else [configure, adapter]),
         "environ = {'REQUEST_METHOD': 'GET', 'HTTP_B3': 'junk'}",
         "app(environ, None).close()",
         "assert 'HTTP_B3' not in environ",
-        "assert runtime.current().propagator.rejections.counts",
+        "assert _runtime.current().propagator.rejections.counts",
     )
     assert done.returncode == 0, done.stderr
     assert WARNING not in done.stderr

@@ -1,3 +1,5 @@
-"""What `configure()` assembles: resource, exporter, processor, provider, and the handle that ends them."""
+"""What `configure()` assembles: resource, exporters, processors, sampler, providers, and the handle that ends them.
 
-from __future__ import annotations
+`configure` alone sets OpenTelemetry's globals. The package may use OpenTelemetry's SDK, which nothing below it imports.
+No adapter imports it: adapters meet what it made through OpenTelemetry's API and through `_runtime`.
+"""

@@ -1,16 +1,24 @@
-"""How many spans wait, how many go at once, how often, and what is told of those that were lost."""
+"""The queue of spans between the application's threads and the exporter: how long it is, and what it has dropped.
+
+The application's threads put spans in. A thread of the SDK takes them out in batches. Where the queue is full the
+oldest span is dropped, and every dropped span is counted by reason.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 from weakref import WeakSet
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from meshmw._telemetry.collector import CollectorExporter
+from meshmw._notices import LOGGER, Throttle
+from meshmw._otel import queue_of, shut_down_within
+from meshmw._telemetry.collector import GuardedSpanExporter, muted
 from meshmw._telemetry.container import memory_headroom
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings, count_in
@@ -22,7 +30,7 @@ _DELAY: Final = "OTEL_BSP_SCHEDULE_DELAY"
 # 48 KB for each span that waits: a span of ours takes 5 to 10, and most of the room is the application's.
 _SPANS: Final = 1_024
 _PER_BYTES: Final = 50_000_000
-_LARGEST: Final = 65_536
+_LARGEST_QUEUE: Final = 65_536
 
 
 class Batching(NamedTuple):
@@ -39,6 +47,7 @@ class Batching(NamedTuple):
     delay: int
 
 
+# The first one holds the defaults of OpenTelemetry's specification.
 PROFILES: Final = {"moderate": Batching(2_048, 512, 5_000), "high": Batching(8_192, 2_048, 1_000)}
 
 
@@ -56,16 +65,16 @@ def batching_of(settings: Settings, headroom: Callable[[], int | None] = memory_
     batch, delay = count_in(_BATCH) or profile.batch, count_in(_DELAY) or profile.delay
     queue = settings.queue_size or profile.queue
     if queue == "auto":
-        queue = _fitting(headroom(), profile.queue, batch)
+        queue = _fitting_queue(headroom(), profile.queue, batch)
     if queue < batch:
         raise SettingsError([_too_small(queue, batch, settings)])
     return Batching(queue, batch, delay)
 
 
-def _fitting(room: int | None, without_limit: int, least: int) -> int:
-    if room is None:
+def _fitting_queue(headroom: int | None, without_limit: int, least: int) -> int:
+    if headroom is None:
         return max(without_limit, least)
-    return max(least, min(_LARGEST, room * _SPANS // _PER_BYTES))
+    return max(least, min(_LARGEST_QUEUE, headroom * _SPANS // _PER_BYTES))
 
 
 def _too_small(queue: int, batch: int, settings: Settings) -> str:
@@ -78,81 +87,91 @@ def _too_small(queue: int, batch: int, settings: Settings) -> str:
     )
 
 
-# What the span pipeline tells of itself: spans dropped, spans waiting, exports failed.
-#
-# The instruments belong to whichever meter provider the process has, also one that is set later, and cost nothing
-# without one. Read when somebody scrapes, so that what was lost before the first scrape is counted too.
+class PromptBatchSpanProcessor(BatchSpanProcessor):
+    """Batches spans in a bounded queue, counts and says what it drops, and ends in a bounded time.
 
+    Args:
+        exporter: Where the batches go.
+        warn_window: Seconds between two warnings that the queue is full.
+        batching: The queue's length and the batches' size.
 
-class CountingProcessor(Protocol):
-    """Is a span processor that keeps count of what becomes of its spans."""
+    Attributes:
+        collector: The exporter.
+        shutdown_seconds: How long `shutdown()` may take.
+        queue_capacity: The number of spans that may wait.
+    """
 
-    collector: CollectorExporter
+    def __init__(
+        self, exporter: GuardedSpanExporter, warn_window: float, batching: Batching = PROFILES["moderate"]
+    ) -> None:
+        super().__init__(exporter, batching.queue, batching.delay, batching.batch)
+        self.collector = exporter
+        self.shutdown_seconds = 5.0
+        self.queue_capacity = batching.queue
+        self._queue = queue_of(self)
+        self._dropped_full = Tally()
+        self._dropped_ended = Tally()
+        self._ended = False
+        self._throttle = Throttle(warn_window)
+        _PROCESSORS.add(self)
 
     @property
     def dropped_full(self) -> int:
         """Return the number of spans that were dropped because the queue was full."""
-        ...
+        return self._dropped_full.total
 
     @property
     def dropped_ended(self) -> int:
         """Return the number of spans that were dropped because the end came first."""
-        ...
+        return self._dropped_ended.total
 
     @property
     def queue_length(self) -> int:
         """Return the number of spans that wait."""
-        ...
+        return len(self._queue)
 
-    @property
-    def queue_capacity(self) -> int:
-        """Return the number of spans that may wait."""
-        ...
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue the span; where the queue is full the oldest one is dropped."""
+        if len(self._queue) < self.queue_capacity and not self._ended:
+            super().on_end(span)
+        # A span that is recorded and not sampled is for other processors, so it is no loss.
+        elif span.context is not None and span.context.trace_flags.sampled:
+            self._drop(span)
 
+    def _drop(self, span: ReadableSpan) -> None:
+        if self._ended:
+            self._dropped_ended.add(1)
+            return
+        self._dropped_full.add(1)
+        with muted(lambda record: False):
+            super().on_end(span)
+        if self._throttle.opens() is not None:
+            LOGGER.warning(
+                "the queue of %d spans is full and the oldest are dropped (%d so far); requests are unaffected: %s",
+                self.queue_capacity,
+                self.dropped_full,
+                self._remedy(),
+            )
 
-PROCESSORS: Final[WeakSet[CountingProcessor]] = WeakSet()
+    def _remedy(self) -> str:
+        if self.collector.failing:
+            return "the collector does not take them"
+        return "raise MESHMW_QUEUE_SIZE, set MESHMW_BATCH_PROFILE=high, or record less by MESHMW_SAMPLING_RATIO"
 
-_METER: Final = metrics.get_meter("meshmw")
-
-
-def _dropped(_: CallbackOptions) -> Iterable[Observation]:
-    """Observe every reason, also where nothing was dropped: an alert on a series that does not exist never fires."""
-    yield Observation(_sum(lambda each: each.dropped_full), {"reason": "queue_full"})
-    yield Observation(_sum(lambda each: each.collector.spans_lost), {"reason": "export_failed"})
-    yield Observation(_sum(lambda each: each.dropped_ended), {"reason": "shutdown"})
-
-
-def _observed(of: Callable[[CountingProcessor], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda _: [Observation(_sum(of))]
-
-
-def _sum(of: Callable[[CountingProcessor], int]) -> int:
-    return sum(map(of, list(PROCESSORS)))
-
-
-_METER.create_observable_counter(
-    "otel.bsp.dropped_spans", [_dropped], "{span}", "Spans that were dropped, by reason; requests are unaffected."
-)
-_METER.create_observable_counter(
-    "otel.bsp.export_failures",
-    [_observed(lambda each: each.collector.exports_failed)],
-    "{export}",
-    "Exports that failed.",
-)
-_METER.create_observable_gauge(
-    "otel.bsp.queue_length", [_observed(lambda each: each.queue_length)], "{span}", "Spans that wait for an export."
-)
-_METER.create_observable_gauge(
-    "otel.bsp.queue_capacity", [_observed(lambda each: each.queue_capacity)], "{span}", "Spans that may wait."
-)
-
-# A number that many threads add to, without a lock.
-#
-# A process that forks while somebody holds a lock would wait for it for ever; and so would a signal handler.
+    def shutdown(self) -> None:
+        """Export what is queued for at most `shutdown_seconds`, then cut off the export that is under way."""
+        self.collector.hurry()
+        self._ended = True
+        seconds = min(self.shutdown_seconds, 1.0) if self.collector.failing else self.shutdown_seconds
+        shut_down_within(self, int(seconds * 1000), super().shutdown)
+        self._dropped_ended.add(len(self._queue))
 
 
 class Tally:
-    """Counts: each thread in a place of its own, so that no two write into one."""
+    """Counts without a lock: each thread in a place of its own, so that no two write into one.
+
+    A process that forks while somebody holds a lock would wait for it for ever, and so would a signal handler.
+    """
 
     def __init__(self) -> None:
         self._by_thread: dict[int, int] = {}
@@ -166,3 +185,45 @@ class Tally:
     def total(self) -> int:
         """Return the sum of what all threads added, those that have ended included."""
         return sum(self._by_thread.copy().values())
+
+
+# What the queue tells of itself. The instruments belong to whichever meter provider the process has, also one that is
+# set later, and cost nothing without one. They are read when somebody scrapes, so that what was lost before the first
+# scrape is counted too.
+_PROCESSORS: Final[WeakSet[PromptBatchSpanProcessor]] = WeakSet()
+_METER: Final = metrics.get_meter("meshmw")
+
+
+def _sum(count: Callable[[PromptBatchSpanProcessor], int]) -> int:
+    return sum(map(count, list(_PROCESSORS)))
+
+
+def _observe(count: Callable[[PromptBatchSpanProcessor], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    return lambda _: [Observation(_sum(count))]
+
+
+def _observe_dropped(_: CallbackOptions) -> Iterable[Observation]:
+    # Every reason, also where nothing was dropped: an alert on a series that does not exist never fires.
+    yield Observation(_sum(lambda each: each.dropped_full), {"reason": "queue_full"})
+    yield Observation(_sum(lambda each: each.collector.spans_lost), {"reason": "export_failed"})
+    yield Observation(_sum(lambda each: each.dropped_ended), {"reason": "shutdown"})
+
+
+_METER.create_observable_counter(
+    "otel.bsp.dropped_spans",
+    [_observe_dropped],
+    "{span}",
+    "Spans that were dropped, by reason; requests are unaffected.",
+)
+_METER.create_observable_counter(
+    "otel.bsp.export_failures",
+    [_observe(lambda each: each.collector.exports_failed)],
+    "{export}",
+    "Exports that failed.",
+)
+_METER.create_observable_gauge(
+    "otel.bsp.queue_length", [_observe(lambda each: each.queue_length)], "{span}", "Spans that wait for an export."
+)
+_METER.create_observable_gauge(
+    "otel.bsp.queue_capacity", [_observe(lambda each: each.queue_capacity)], "{span}", "Spans that may wait."
+)

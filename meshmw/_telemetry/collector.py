@@ -1,4 +1,8 @@
-"""An exporter that a dead, slow or hostile collector cannot make noisy."""
+"""Exporters that a dead, slow or hostile collector cannot make noisy, and that no fork interrupts.
+
+Each exports through one of OpenTelemetry's. It says once that the collector does not take what is sent and once that it
+does again, keeps to itself what the other exporter logs meanwhile, and lets the process fork between two exports.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,31 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from meshmw._notices import escaped
+from meshmw._notices import LOGGER, Throttle, escaped
+from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, preferences_of
 
-# What the log says of a collector: once that it does not take what is sent, and once that it does again.
+T = TypeVar("T")
 
-
-log = logging.getLogger("meshmw")
+# How long a fork waits for an export that is under way.
+_WAIT_SECONDS: Final = 1.0
 
 
 class Reachability:
-    """Says that exports fail, and that they work again, each once.
+    """Exports by a call that may fail, and says that exports fail, and that they work again, each once.
 
     Args:
         endpoint: The collector's address, as it shall stand in the log.
@@ -42,19 +52,41 @@ class Reachability:
     def __init__(self, endpoint: str, warn_window: float) -> None:
         self.failing = False
         self._endpoint = endpoint
-        self._warn_window = warn_window
-        self._warned_at: float | None = None
-        self._said = False
+        self._throttle = Throttle(warn_window)
+        self._is_said = False
+        self._reason = ""
+        self._gate = ForkGate(lambda: self.failing)
+        _install_mute()
+
+    def _export(self, call: Callable[[], T]) -> T | None:
+        """Return what the call returns, or None where it raises."""
+        self._reason = ""
+        try:
+            with self._gate, muted(self._keep_reason):
+                return call()
+        except Exception as error:
+            self._reason = repr(error)
+            return None
+
+    def _end(self, call: Callable[[], object]) -> None:
+        try:
+            with muted(lambda record: False):
+                call()
+        except Exception:
+            LOGGER.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
+
+    def _keep_reason(self, record: logging.LogRecord) -> bool:
+        # The exporters log one line for each attempt that failed, in the thread that exports.
+        self._reason = self._reason or record.getMessage()
+        return False
 
     def _failed(self, reason: str) -> None:
         if self.failing:
             return
         self.failing = True
-        now = time.monotonic()
-        self._said = self._warned_at is None or now - self._warned_at >= self._warn_window
-        if self._said:
-            self._warned_at = now
-            log.warning(
+        self._is_said = self._throttle.opens() is not None
+        if self._is_said:
+            LOGGER.warning(
                 "%s do not reach %s and %s until it answers; requests are unaffected (%s)",
                 self.what,
                 self._endpoint,
@@ -63,32 +95,151 @@ class Reachability:
             )
 
     def _succeeded(self) -> None:
-        if self.failing and self._said:
-            log.info("%s reach %s again", self.what, self._endpoint)
+        if self.failing and self._is_said:
+            LOGGER.info("%s reach %s again", self.what, self._endpoint)
         self.failing = False
 
 
-# Silence for what OpenTelemetry's exporters log, in our own exporter's calls alone.
-#
-# The loggers are shared by every exporter of the process, also by those that the application made itself. So the filter
-# looks at the thread: it acts only between `muted()` and its end.
+class GuardedSpanExporter(Reachability, SpanExporter):
+    """Exports spans through another exporter, and turns whatever that raises into a failure.
+
+    Args:
+        exporter: The exporter that does the work.
+        endpoint: The collector's address, as it shall stand in the log.
+        warn_window: Seconds between two warnings.
+
+    Attributes:
+        failing: Whether the last export failed.
+        exports_failed: The exports that failed.
+        spans_lost: The spans that were in them.
+        exports_done: The exports that arrived.
+    """
+
+    what = "spans"
+    meanwhile = "are dropped"
+
+    def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
+        super().__init__(endpoint, warn_window)
+        self.exports_failed = 0
+        self.spans_lost = 0
+        self.exports_done = 0
+        self._exporter = exporter
+        self._left_out = Throttle(warn_window)
+        self._busy = False
+        self._attempts_failed = 0
+        self._hurried = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export, and say whether the spans arrived; never raises."""
+        self._busy, self._attempts_failed = True, 0
+        try:
+            result = self._export(lambda: self._exporter.export(spans))
+        finally:
+            self._busy = False
+        if result is SpanExportResult.SUCCESS:
+            self.exports_done += 1
+            self._succeeded()
+            return result
+        self.exports_failed += 1
+        self.spans_lost += len(spans)
+        self._failed(self._reason)
+        return SpanExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Say whether the last export arrived; nothing is held back here."""
+        return not self.failing
+
+    def hurry(self) -> None:
+        """Allow no more than one retry from now on: the process waits for this exporter to end."""
+        self._hurried = True
+        if self._busy:
+            self._give_up_if_hopeless(attempts=1)
+
+    def shutdown(self) -> None:
+        """Shut the exporter down; an export that is still on its way counts as failed."""
+        if self._busy:
+            self._failed(self._reason or "no answer in time")
+        self._end(self._exporter.shutdown)
+
+    def _keep_reason(self, record: logging.LogRecord) -> bool:
+        if record.name == ENCODER_LOGGER:
+            if self._left_out.opens() is not None:
+                LOGGER.warning("an attribute is left out of a span or resource (%s)", escaped(record.getMessage(), 200))
+            return False
+        self._attempts_failed += 1
+        super()._keep_reason(record)
+        if self._hurried:
+            self._give_up_if_hopeless(attempts=2)
+        return False
+
+    def _give_up_if_hopeless(self, attempts: int) -> None:
+        if self.failing or self._attempts_failed >= attempts:
+            self._end(self._exporter.shutdown)
 
 
-# Says of every attribute that it cannot encode so, with a traceback, and sends the span without it.
-ENCODER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
+class GuardedMetricExporter(Reachability, MetricExporter):
+    """Exports metrics through another exporter, and turns whatever that raises into a failure.
 
-_LOGGERS = (
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "opentelemetry.exporter.otlp.common.http",
-    ENCODER,
-    "opentelemetry.sdk._shared_internal",
-    "urllib3.connectionpool",
-)
+    Args:
+        exporter: The exporter that does the work.
+        endpoint: The collector's address, as it shall stand in the log.
+        warn_window: Seconds between two warnings.
+    """
+
+    what = "metrics"
+    meanwhile = "are missing there"
+
+    def __init__(self, exporter: MetricExporter, endpoint: str, warn_window: float) -> None:
+        Reachability.__init__(self, endpoint, warn_window)
+        # The reader asks for these: counters as a sum or as a difference, by the exporter's own variables.
+        MetricExporter.__init__(self, *preferences_of(exporter))
+        self._exporter = exporter
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any) -> MetricExportResult:
+        """Export, and say whether the metrics arrived; never raises."""
+        result = self._export(lambda: self._exporter.export(metrics_data, timeout_millis, **options))
+        if result is MetricExportResult.SUCCESS:
+            self._succeeded()
+            return result
+        self._failed(self._reason)
+        return MetricExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Say whether the last export arrived; nothing is held back here."""
+        return not self.failing
+
+    def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
+        """Shut the exporter down, which cuts off an export that is under way."""
+        self._end(lambda: self._exporter.shutdown(timeout_millis, **options))
+
+
+class CheckedMetricReader(PeriodicExportingMetricReader):
+    """Reads and sends all metrics every minute, or OTEL_METRIC_EXPORT_INTERVAL, and checks that a flush arrived.
+
+    Args:
+        exporter: Where the metrics go.
+        options: As the SDK's reader takes them.
+    """
+
+    def __init__(self, exporter: MetricExporter, **options: Any) -> None:
+        self._flushed = exporter.force_flush
+        super().__init__(exporter, **options)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Send all metrics.
+
+        Raises:
+            ConnectionError: They did not arrive; the meter provider looks at nothing else.
+        """
+        super().force_flush(timeout_millis)
+        if not self._flushed(timeout_millis):
+            raise ConnectionError("the metrics did not arrive")
+        return True
 
 
 class _Mute(logging.Filter):
+    """Asks the thread that logs: the loggers are shared with exporters that the application made itself."""
+
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.local()
@@ -98,7 +249,7 @@ class _Mute(logging.Filter):
         return passes is None or passes(record)
 
 
-_MUTE = _Mute()
+_MUTE: Final = _Mute()
 
 
 @contextmanager
@@ -112,23 +263,16 @@ def muted(passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
         _MUTE.thread.passes = before
 
 
-def install_mute() -> None:
-    """Put the filter on the exporters' loggers; a second call changes nothing."""
-    for name in _LOGGERS:
+def _install_mute() -> None:
+    for name in EXPORTER_LOGGERS:
         filters = logging.getLogger(name).filters
         # First, because the SDK's own filter hides repeated lines, by which we count failed attempts.
         if _MUTE not in filters:
             filters.insert(0, _MUTE)
 
 
-# Exports that are not under way while the process forks: a gRPC client that was interrupted so never works again.
-
-
-_WAIT_SECONDS: Final = 1.0
-
-
 class ForkGate:
-    """Is held while an export runs, and by whoever forks this process.
+    """Holds a fork back while an export runs: a gRPC client that was interrupted so never works again.
 
     Args:
         is_hopeless: Says that an export which is under way is not worth waiting for.
@@ -141,9 +285,9 @@ class ForkGate:
         if hasattr(os, "register_at_fork"):
             gate = weakref.ref(self)
             os.register_at_fork(
-                before=lambda: _tell(gate, ForkGate._close),
-                after_in_parent=lambda: _tell(gate, ForkGate._open),
-                after_in_child=lambda: _tell(gate, ForkGate._renew),
+                before=lambda: _call(gate, ForkGate._close),
+                after_in_parent=lambda: _call(gate, ForkGate._open),
+                after_in_child=lambda: _call(gate, ForkGate._renew),
             )
 
     def __enter__(self) -> None:
@@ -168,103 +312,8 @@ class ForkGate:
         self._lock = threading.RLock()
 
 
-def _tell(gate: weakref.ref[ForkGate], what: Callable[[ForkGate], None]) -> None:
+def _call(gate: weakref.ref[ForkGate], what: Callable[[ForkGate], None]) -> None:
+    # What a process does at a fork is registered for ever, and an exporter's gate is not kept alive by it.
     found = gate()
     if found is not None:
         what(found)
-
-
-class CollectorExporter(Reachability, SpanExporter):
-    """Exports through another exporter, never raises, and says once that it fails and once that it works again.
-
-    Args:
-        exporter: The exporter that does the work.
-        endpoint: The collector's address, as it shall stand in the log.
-        warn_window: Seconds between two warnings, so that a collector that comes and goes does not fill the log.
-
-    Attributes:
-        failing: Whether the last export failed.
-        exports_failed: The exports that failed.
-        spans_lost: The spans that were in them.
-        exports_done: The exports that arrived.
-    """
-
-    what = "spans"
-    meanwhile = "are dropped"
-
-    def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
-        super().__init__(endpoint, warn_window)
-        self.exports_failed = 0
-        self.spans_lost = 0
-        self.exports_done = 0
-        self._exporter = exporter
-        self._left_out_at: float | None = None
-        self._busy = False
-        self._reason = ""
-        self._attempts_failed = 0
-        self._hurried = False
-        self._gate = ForkGate(lambda: self.failing)
-        install_mute()
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export, and turn every exception into a failure."""
-        self._busy, self._reason, self._attempts_failed = True, "", 0
-        try:
-            with self._gate, muted(self._keep_reason):
-                result = self._exporter.export(spans)
-        except Exception as error:
-            result, self._reason = SpanExportResult.FAILURE, repr(error)
-        finally:
-            self._busy = False
-        if result is SpanExportResult.SUCCESS:
-            self.exports_done += 1
-            self._succeeded()
-        else:
-            self.exports_failed += 1
-            self.spans_lost += len(spans)
-            self._failed(self._reason)
-        return result
-
-    def shutdown(self) -> None:
-        """Shut the exporter down; an export that is still on its way counts as failed."""
-        if self._busy:
-            self._failed(self._reason or "no answer in time")
-        self._stop()
-
-    def hurry(self) -> None:
-        """Allow no more than one retry from now on: the process waits for this exporter to end."""
-        self._hurried = True
-        if self._busy:
-            self._give_up_if_hopeless(attempts=1)
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Say whether the last export arrived; nothing is held back here."""
-        return not self.failing
-
-    def _keep_reason(self, record: logging.LogRecord) -> bool:
-        if record.name == ENCODER:
-            self._say_left_out(record)
-            return False
-        # The exporters log one line for each attempt that failed, in the thread that exports.
-        self._reason = self._reason or record.getMessage()
-        self._attempts_failed += 1
-        if self._hurried:
-            self._give_up_if_hopeless(attempts=2)
-        return False
-
-    def _say_left_out(self, record: logging.LogRecord) -> None:
-        now = time.monotonic()
-        if self._left_out_at is None or now - self._left_out_at >= self._warn_window:
-            self._left_out_at = now
-            log.warning("an attribute is left out of a span or resource (%s)", escaped(record.getMessage(), 200))
-
-    def _give_up_if_hopeless(self, attempts: int) -> None:
-        if self.failing or self._attempts_failed >= attempts:
-            self._stop()
-
-    def _stop(self) -> None:
-        try:
-            with muted(lambda record: False):
-                self._exporter.shutdown()
-        except Exception:
-            log.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)

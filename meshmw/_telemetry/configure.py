@@ -1,10 +1,14 @@
-"""`configure()`: the one place that sets OpenTelemetry's globals."""
+"""`configure()`, the one place that sets OpenTelemetry's globals: propagator, tracer provider, meter provider.
+
+It makes everything first and sets it then, so that settings which cannot be used leave nothing behind. Where somebody
+has set a tracer provider, or OTEL_CONFIG_FILE makes one, it adds what it can to that and says which settings have no
+effect.
+"""
 
 from __future__ import annotations
 
 import atexit
 import dataclasses
-import logging
 import threading
 from typing import Final
 
@@ -12,20 +16,17 @@ from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
-from meshmw._notices import escaped
+from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._runtime import Runtime, install
 from meshmw._telemetry.export import shown_endpoint
 from meshmw._telemetry.handle import Telemetry, flush_at_process_end
-from meshmw._telemetry.provider import baggage_attributes, build_provider, is_asked_for, meter_provider_of
+from meshmw._telemetry.provider import baggage_attributes, build_meter_provider, build_provider, is_asked_for
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, as_text, first_of, hidden
 
-# A tracer provider that somebody else made: what can be added to it, and what settings have no effect on it.
-
-
-log = logging.getLogger("meshmw")
+_CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 
 # What a provider has settled once it is there.
 _FIXED: Final = (
@@ -44,65 +45,12 @@ _FIXED: Final = (
 )
 _WHY: Final = {
     "existing": "a tracer provider was there before configure()",
-    "file": "OTEL_CONFIG_FILE makes the tracer provider",
+    "file": f"{_CONFIG_FILE} makes the tracer provider",
 }
 _REMEDY: Final = {
     "existing": "call configure() first, or set the same on that provider",
     "file": "set the same in that file",
 }
-
-
-def join(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
-    """Add to another's provider what can be added, and say in one line which settings have no effect on it.
-
-    Args:
-        settings: The settings.
-        provider: The provider.
-        whose: `existing`, or `file` where OTEL_CONFIG_FILE made it.
-    """
-    lost = [] if _copies_baggage(settings, provider) else ["baggage_attributes"]
-    lost += [name for name in _FIXED if is_asked_for(settings, name)]
-    if lost:
-        log.warning("%s, so these settings have no effect: %s; %s", _WHY[whose], ", ".join(lost), _REMEDY[whose])
-
-
-def _copies_baggage(settings: Settings, provider: trace.TracerProvider) -> bool:
-    processor = baggage_attributes(settings)
-    add = getattr(provider, "add_span_processor", None)
-    if processor is not None and add is not None:
-        add(processor)
-    return processor is None or add is not None
-
-
-# The configuration file of OTEL_CONFIG_FILE, which OpenTelemetry's own package reads and applies.
-
-
-_VARIABLE = "OTEL_CONFIG_FILE"
-
-
-def apply_config_file() -> bool:
-    """Set the providers that the file declares, and say whether there is such a file to follow.
-
-    A program that `opentelemetry-instrument` started has followed it already.
-
-    Raises:
-        SettingsError: The file cannot be used, or the package that reads it is not installed.
-    """
-    path = first_of(_VARIABLE)
-    if not path or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return False
-    try:
-        from opentelemetry.configuration import configure_sdk, load_config_file
-    except ImportError as error:
-        fault = f"{_VARIABLE} is set and nothing reads it: run  pip install opentelemetry-configuration"
-        raise SettingsError([fault]) from error
-    try:
-        configure_sdk(load_config_file(path))
-    except Exception as error:
-        fault = f"{_VARIABLE} holds '{escaped(path)}', of which OpenTelemetry says {escaped(str(error), 200)}"
-        raise SettingsError([fault]) from error
-    return True
-
 
 _lock = threading.Lock()
 _configured: Telemetry | None = None
@@ -128,10 +76,21 @@ def configure(settings: Settings | None = None) -> Telemetry:
         if _configured is None:
             _configured = _configure(Settings() if settings is None else settings)
         elif _configured.ended:
-            log.warning("meshmw was shut down; OpenTelemetry sets a provider once in a process, so nothing is recorded")
+            LOGGER.warning(
+                "meshmw was shut down; OpenTelemetry sets a provider once in a process, so nothing is recorded"
+            )
         elif settings is not None and settings != _configured.settings:
-            log.warning("meshmw is configured already; the settings of the first call stay in force")
+            LOGGER.warning("meshmw is configured already; the settings of the first call stay in force")
         return _configured
+
+
+def propagator_from_environment() -> MeshPropagator:
+    """Return the propagator that the environment asks for; OTEL_PROPAGATORS=meshmw calls this.
+
+    Raises:
+        SettingsError: Some settings cannot be used.
+    """
+    return MeshPropagator.from_settings(Settings())
 
 
 def _configure(settings: Settings) -> Telemetry:
@@ -142,7 +101,7 @@ def _configure(settings: Settings) -> Telemetry:
     if settings.server_spans == "contrib":
         require_contrib()
     runtime = Runtime.from_settings(settings, propagator)
-    telemetry = _telemetry(settings, propagator)
+    telemetry = _set_providers(settings, propagator)
     propagate.set_global_textmap(propagator)
     install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))
     atexit.register(telemetry.shutdown)
@@ -163,31 +122,33 @@ def _import_propagate() -> None:
             import opentelemetry.propagate  # noqa: F401
 
 
-def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
+def _set_providers(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     found = trace.get_tracer_provider()
     whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
     meter_provider = None
     if not settings.sdk_disabled:
-        whose = "file" if apply_config_file() else whose
-        meter_provider = meter_provider_of(settings)
+        whose = "file" if _apply_config_file() else whose
+        meter_provider = build_meter_provider(settings)
     elif whose == "own":
         whose = "disabled"
     processor = None
     if whose == "own":
-        provider, processor = _provider(settings, meter_provider)
+        provider, processor = _build_provider(settings, meter_provider)
         trace.set_tracer_provider(provider)
     elif whose != "disabled":
-        join(settings, trace.get_tracer_provider(), whose)
+        _join(settings, trace.get_tracer_provider(), whose)
     if meter_provider is not None:
         metrics.set_meter_provider(meter_provider)
     found = trace.get_tracer_provider()
-    _say_ready(settings, found, whose)
+    _log_ready(settings, found, whose)
     # What a scrape shows can be scraped to the end.
     ours = meter_provider if settings.metrics == "otlp" else None
     return Telemetry(settings, propagator, found, owned=whose == "own", processor=processor, meter_provider=ours)
 
 
-def _provider(settings: Settings, meter_provider: MeterProvider | None) -> tuple[TracerProvider, SpanProcessor | None]:
+def _build_provider(
+    settings: Settings, meter_provider: MeterProvider | None
+) -> tuple[TracerProvider, SpanProcessor | None]:
     try:
         return build_provider(settings)
     except Exception:
@@ -196,11 +157,52 @@ def _provider(settings: Settings, meter_provider: MeterProvider | None) -> tuple
         raise
 
 
-def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
+def _apply_config_file() -> bool:
+    """Set the providers that OTEL_CONFIG_FILE declares, and say whether there is such a file to follow.
+
+    OpenTelemetry's own package reads and applies it. A program that `opentelemetry-instrument` started has followed it
+    already.
+
+    Raises:
+        SettingsError: The file cannot be used, or the package that reads it is not installed.
+    """
+    path = first_of(_CONFIG_FILE)
+    if not path or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return False
+    try:
+        from opentelemetry.configuration import configure_sdk, load_config_file
+    except ImportError as error:
+        fault = f"{_CONFIG_FILE} is set and nothing reads it: run  pip install opentelemetry-configuration"
+        raise SettingsError([fault]) from error
+    try:
+        configure_sdk(load_config_file(path))
+    except Exception as error:
+        fault = f"{_CONFIG_FILE} holds {quoted(path)}, of which OpenTelemetry says {escaped(str(error), 200)}"
+        raise SettingsError([fault]) from error
+    return True
+
+
+def _join(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
+    """Add to another's provider what can be added, and say in one line which settings have no effect on it."""
+    lost = [] if _copies_baggage(settings, provider) else ["baggage_attributes"]
+    lost += [name for name in _FIXED if is_asked_for(settings, name)]
+    if lost:
+        LOGGER.warning("%s, so these settings have no effect: %s; %s", _WHY[whose], ", ".join(lost), _REMEDY[whose])
+
+
+def _copies_baggage(settings: Settings, provider: trace.TracerProvider) -> bool:
+    processor = baggage_attributes(settings)
+    add = getattr(provider, "add_span_processor", None)
+    if processor is not None and add is not None:
+        add(processor)
+    return processor is None or add is not None
+
+
+def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
     resource = getattr(provider, "resource", None)
     service = resource.attributes.get("service.name") if resource else settings.service_name
     own = whose == "own"
-    log.info(
+    LOGGER.info(
         "meshmw ready: propagator=MeshPropagator formats=%s service=%s exporter=%s endpoint=%s provider=%s",
         as_text(settings.propagators) or "none",
         escaped(str(service or "unknown_service"), 255),
@@ -208,12 +210,3 @@ def _say_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
         (own and shown_endpoint(settings)) or "-",
         whose,
     )
-
-
-def propagator_from_environment() -> MeshPropagator:
-    """Return the propagator that the environment asks for; OTEL_PROPAGATORS=meshmw calls this.
-
-    Raises:
-        SettingsError: Some settings cannot be used.
-    """
-    return MeshPropagator.from_settings(Settings())

@@ -8,27 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-# Reading the small files in which a kernel or a kubelet tells a process where it runs.
-
-
-# Annotations end at 256 KiB; a mountinfo of a node with many volumes is longer than that.
-_LONGEST: Final = 1_048_576
-
-
-def text_of(path: Path) -> str:
-    """Return a file's text, at most 1 MiB of it, or an empty text where it cannot be read."""
-    try:
-        with open(path, "rb", opener=_at_once) as file:  # a Path's own takes no opener
-            return (file.read(_LONGEST) or b"").decode("utf-8", "replace")
-    except (OSError, ValueError):  # ValueError: a path that no file can have
-        return ""
-
-
-def _at_once(path: str, flags: int) -> int:
-    # A pipe in a file's place would be waited for, for ever; Windows has none.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 _UID = "[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}"
 # cgroupfs: /kubepods/burstable/pod<uid>/<id>; systemd: /kubepods-burstable-pod<uid, _ for ->.slice/<runtime>-<id>.scope
 _CGROUP_POD: Final = re.compile(rf"kubepods.*pod({_UID})")
@@ -39,6 +18,8 @@ _MOUNTED_CONTAINER: Final = re.compile(rf"/pods/{_UID}/containers/([a-z0-9][a-z0
 
 # cgroup v1 says "no limit" with the largest number of pages, and v2 with the word max.
 _UNLIMITED: Final = 1 << 60
+# Annotations end at 256 KiB; a mountinfo of a node with many volumes is longer than that.
+_LONGEST: Final = 1_048_576
 # No path of the kernel's is longer, no process is in more hierarchies, and no number has more digits.
 _LONGEST_LINE: Final = 4_096
 _MOST_GROUPS: Final = 64
@@ -67,13 +48,14 @@ def read_container(root: Path) -> Container:
     """
     cgroups = _cgroups(root)
     # man 5 proc: mount id, parent id, device, root of the mount within its filesystem, mount point, ...
-    mounted = [fields[3] for fields in map(str.split, text_of(root / "proc/self/mountinfo").splitlines()) if fields[4:]]
+    mounts = map(str.split, read_text(root / "proc/self/mountinfo").splitlines())
+    mounted = [fields[3] for fields in mounts if fields[4:]]
     pod = _first(_CGROUP_POD, cgroups) or _first(_MOUNTED_POD, mounted)
     return Container(pod.replace("_", "-"), _first(_CGROUP_CONTAINER, cgroups), _first(_MOUNTED_CONTAINER, mounted))
 
 
 def _cgroups(root: Path) -> list[str]:
-    lines = text_of(root / "proc/self/cgroup").splitlines()
+    lines = read_text(root / "proc/self/cgroup").splitlines()
     return [line for line in lines[:_MOST_GROUPS] if len(line) <= _LONGEST_LINE]
 
 
@@ -86,7 +68,7 @@ def memory_headroom(root: Path = Path("/")) -> int | None:
 
     What the kernel would give back, the inactive page cache, counts as free, as it does for the kubelet.
     """
-    found = [room for group in _memory_groups(root) if (room := _room(group)) is not None]
+    found = [free for group in _memory_groups(root) if (free := _headroom(group)) is not None]
     return max(0, min(found)) if found else None
 
 
@@ -101,14 +83,14 @@ def _memory_groups(root: Path) -> Iterator[Path]:
         yield from (mounted / each for each in (below, *below.parents))
 
 
-def _room(group: Path) -> int | None:
+def _headroom(group: Path) -> int | None:
     for limit_file, usage_file, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        limit = _number(text_of(group / limit_file))
+        limit = _number(read_text(group / limit_file))
         if limit is not None and limit < _UNLIMITED:
-            return limit - (_number(text_of(group / usage_file)) or 0) + _reclaimable(group, cache)
+            return limit - (_number(read_text(group / usage_file)) or 0) + _reclaimable(group, cache)
     return None
 
 
@@ -118,65 +100,19 @@ def _number(text: str) -> int | None:
 
 
 def _reclaimable(group: Path, name: str) -> int:
-    fields = (line.split() for line in text_of(group / "memory.stat").splitlines())
+    fields = (line.split() for line in read_text(group / "memory.stat").splitlines())
     return next((_number(each[1]) or 0 for each in fields if each[:1] == [name] and each[1:]), 0)
 
 
-# The files of a downward API volume: one plain value, or labels and annotations as `key="value"` lines.
+def read_text(path: Path) -> str:
+    """Return a file's text, at most 1 MiB of it, or an empty text where it cannot be read."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:  # a Path's own takes no opener
+            return (file.read(_LONGEST) or b"").decode("utf-8", "replace")
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return ""
 
 
-# The kubelet writes Go's `%v=%q`: an interpreted string literal, of printable characters and these escapes.
-_LINE: Final = re.compile(r'^([^=\n]+)="((?:[^"\\\n]|\\.)*)"$', re.MULTILINE)
-_ESCAPE: Final = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\(.)")
-# A DNS subdomain, which every name in Kubernetes is.
-_LONGEST_NAME: Final = 253
-_SIMPLE: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-
-
-class PodInfo(NamedTuple):
-    """Holds what a downward API volume says; what it does not say is empty.
-
-    Attributes:
-        name: The pod's name (`metadata.name`).
-        namespace: Its namespace.
-        uid: Its UID.
-        labels: Its labels.
-        annotations: Its annotations.
-    """
-
-    name: str
-    namespace: str
-    uid: str
-    labels: dict[str, str]
-    annotations: dict[str, str]
-
-
-def read_podinfo(directory: Path) -> PodInfo:
-    """Return what stands in the files `name`, `namespace`, `uid`, `labels` and `annotations` of a directory."""
-    name, namespace, uid = (_name(text_of(directory / file).strip()) for file in ("name", "namespace", "uid"))
-    return PodInfo(
-        name, namespace, uid, parse_map(text_of(directory / "labels")), parse_map(text_of(directory / "annotations"))
-    )
-
-
-def _name(text: str) -> str:
-    return text if text.isprintable() and len(text) <= _LONGEST_NAME else ""
-
-
-def parse_map(text: str) -> dict[str, str]:
-    """Return the keys and values of `key="value"` lines; a line that is none is left out."""
-    return {key: _unquoted(value) for key, value in _LINE.findall(text)}
-
-
-def _unquoted(text: str) -> str:
-    return _ESCAPE.sub(_character, text) if "\\" in text else text
-
-
-def _character(escape: re.Match[str]) -> str:
-    raw, short, long, simple = escape.groups()
-    if raw:
-        return bytes.fromhex(raw.replace("\\x", "")).decode("utf-8", "replace")
-    if simple:
-        return _SIMPLE.get(simple, simple)
-    code = int(short or long, 16)
-    return chr(code) if code < 0xD800 or 0xE000 <= code < 0x110000 else "\ufffd"
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe in a file's place would be waited for, for ever; Windows has none.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

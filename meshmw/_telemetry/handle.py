@@ -1,10 +1,13 @@
-"""The handle that `configure()` returns."""
+"""The handle that `configure()` returns, and what happens at the end of the process.
+
+Exit handlers flush and end by themselves. Some ends run none: a SIGTERM that nobody handles, and those of
+multiprocessing. There `flush_at_process_end` flushes.
+"""
 
 from __future__ import annotations
 
 import _thread
 import contextlib
-import logging
 import re
 import signal
 import sys
@@ -14,24 +17,26 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize, register_after_fork
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import TracerProvider
 
-from meshmw._telemetry.processors import PromptBatchSpanProcessor
+from meshmw._notices import LOGGER
+from meshmw._telemetry.batching import PromptBatchSpanProcessor
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from meshmw.propagator import MeshPropagator
     from meshmw.settings import Settings
 
-log = logging.getLogger("meshmw")
-
 # The rest of a pod's grace period, 30 seconds by default, belongs to the application.
 _BEFORE_END_SECONDS: Final = 2.0
+# What is flushed at a signal keeps that shorter time; this one is for a flush that cannot even begin.
+_SIGNAL_SECONDS: Final = 3.0
+# After the finalizers of the application, which may make spans: the lowest number is the last.
+_LAST: Final = -1000
+_STATUS: Final = Path("/proc/self/status")
 
 
 class Telemetry:
@@ -63,6 +68,7 @@ class Telemetry:
         self._meter_provider = meter_provider
         self._lock = threading.Lock()
         self._ended = False
+        # How many exports had arrived when a flush began that the collector let pass.
         self._unanswered: int | None = None
 
     @property
@@ -133,18 +139,20 @@ class Telemetry:
         return self._unanswered is not None and self._unanswered == self._exports_done()
 
     def _exports_done(self) -> int | None:
-        return getattr(getattr(self._processor, "span_exporter", None), "exports_done", None)
+        return getattr(self._exporter(), "exports_done", None)
 
     def _delivered(self) -> bool:
-        exporter = getattr(self._processor, "span_exporter", None)
-        return exporter is None or not exporter.failing
+        return not getattr(self._exporter(), "failing", False)
+
+    def _exporter(self) -> object:
+        return getattr(self._processor, "span_exporter", None)
 
 
 def _quietly(call: Callable[[], object]) -> bool:
     try:
         return call() is not False
     except Exception:
-        log.debug("telemetry did not end cleanly", exc_info=True)
+        LOGGER.debug("telemetry did not end cleanly", exc_info=True)
         return False
 
 
@@ -158,16 +166,6 @@ def _within(seconds: float, call: Callable[[], bool]) -> bool:
         return False
     thread.join(seconds)
     return outcome == [True]
-
-
-# The ends of a process that run no exit handlers: a SIGTERM that nobody handles, and those of multiprocessing.
-
-
-# What is flushed keeps an own, shorter time; this one is for a flush that cannot even begin.
-_SECONDS: Final = 3.0
-# After the finalizers of the application, which may make spans: the lowest number is the last.
-_LAST: Final = -1000
-_STATUS: Final = Path("/proc/self/status")
 
 
 def flush_at_process_end(flush: Callable[[], object]) -> None:
@@ -209,10 +207,8 @@ def _is_caught_outside_python() -> bool:
 
 
 def _call_aside(call: Callable[[], object]) -> None:
-    """Call in a thread, for a bounded time: what the signal has interrupted may hold any lock.
-
-    Not a `threading.Thread`, which takes a lock to start.
-    """
+    # In a thread, for a bounded time: what the signal has interrupted may hold any lock. Not in a `threading.Thread`,
+    # which takes a lock to start.
     done = _native("allocate_lock")()
     done.acquire()
 
@@ -225,10 +221,10 @@ def _call_aside(call: Callable[[], object]) -> None:
     # No thread starts while the interpreter ends; exit handlers have flushed by then, or are about to.
     with contextlib.suppress(RuntimeError):
         _native("start_new_thread")(run, ())
-        done.acquire(timeout=_SECONDS)
+        done.acquire(timeout=_SIGNAL_SECONDS)
 
 
 def _native(name: str) -> Any:
-    """Return what `_thread` calls so; gevent puts greenlets there, and its hub, where signals arrive, cannot wait."""
+    # gevent puts greenlets in `_thread`, and its hub, where signals arrive, cannot wait for one.
     monkey = sys.modules.get("gevent.monkey")
     return getattr(_thread, name) if monkey is None else monkey.get_original("_thread", name)

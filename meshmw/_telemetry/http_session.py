@@ -1,6 +1,6 @@
-"""An HTTP session that never holds an answer of unknown size in memory.
+"""The HTTP session of OTLP exporters, which never holds an answer of unknown size in memory.
 
-Imported only with the OTLP exporter for HTTP, which brings `requests`.
+A file of its own because its class derives from one of `requests`, which comes with the OTLP exporter for HTTP alone.
 """
 
 from __future__ import annotations
@@ -8,16 +8,33 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Final
 
 from requests import Response, Session
 from requests.adapters import HTTPAdapter
 
+from meshmw.settings import is_set
+
 # A collector answers with an empty message, or with a few words about what it refused.
-_LONGEST_ANSWER = 65_536
-_MOST_DIGITS = 5
+_LONGEST_ANSWER: Final = 65_536
+_MOST_DIGITS: Final = 5
 # Each part of an answer has the exporter's timeout to itself; all of them together have this.
-_LONGEST_SECONDS = 2.0
+_LONGEST_SECONDS: Final = 2.0
+
+# With one of these, the OTLP exporter makes its own HTTP session, which carries the user's credentials.
+_CREDENTIAL_PROVIDERS: Final = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}_CREDENTIAL_PROVIDER",
+)
+
+
+def session_for(signal: str) -> Session | None:
+    """Return a session for the exporter of a signal, or None where the exporter is to make its own.
+
+    Args:
+        signal: `TRACES` or `METRICS`, as variables name it.
+    """
+    return None if any(is_set(each.format(signal)) for each in _CREDENTIAL_PROVIDERS) else BoundedSession()
 
 
 class BoundedSession(Session):
@@ -40,7 +57,7 @@ class BoundedSession(Session):
         return response
 
     def _leave_connections_to_the_parent(self) -> None:
-        """Open connections of its own in a forked process: two that write into one lose each other's spans."""
+        # Two processes that write into one connection lose each other's spans.
         self._process = os.getpid()
         # Not closed: a lock in there may have been held when the process forked, and nobody would release it.
         self._inherited.append(self.adapters)
@@ -50,9 +67,9 @@ class BoundedSession(Session):
 
 
 def _read(response: Response) -> None:
-    """Read the answer, unless it comes in drops."""
     # Before 2.1, urllib3 can only wait for the whole.
     read = getattr(response.raw, "read1", response.raw.read)
+    # The exporter's timeout bounds each wait for a part, so an answer that comes in drops needs a bound of its own.
     until = time.monotonic() + _LONGEST_SECONDS
     while read(_LONGEST_ANSWER, decode_content=False) and time.monotonic() < until:
         pass

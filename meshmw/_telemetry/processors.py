@@ -1,201 +1,108 @@
-"""The span processor between the application's threads and the collector."""
+"""Span processors that cannot hurt a request: a guard around strangers', and baggage as attributes within bounds."""
 
 from __future__ import annotations
 
-import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from opentelemetry import baggage
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, SynchronousMultiSpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from meshmw._notices import escaped
+from meshmw._notices import LOGGER, Throttle, escaped
+from meshmw._otel import announce_ending
 from meshmw._policy.patterns import BaggageKeys
-from meshmw._telemetry.batching import PROCESSORS, Batching, Tally
-from meshmw._telemetry.collector import CollectorExporter, muted
-
-log = logging.getLogger("meshmw")
-
-
-class PromptBatchSpanProcessor(BatchSpanProcessor):
-    """Batches spans in a bounded queue, counts and says what it drops, and ends in a bounded time.
-
-    Args:
-        exporter: Where the batches go.
-        warn_window: Seconds between two warnings that the queue is full.
-        batching: The queue's length and the batches' size; OpenTelemetry's own defaults by default.
-    """
-
-    def __init__(self, exporter: CollectorExporter, warn_window: float, batching: Batching | None = None) -> None:
-        queue, batch, delay = batching or (None, None, None)
-        super().__init__(exporter, queue, delay, batch)
-        self.collector: CollectorExporter = exporter
-        self.shutdown_seconds = 5.0
-        self._dropped_full = Tally()
-        self._dropped_ended = Tally()
-        self._queue = self._batch_processor._queue
-        self._longest = self._queue.maxlen or 0
-        self._warn_window = warn_window
-        self._warned_at: float | None = None
-        PROCESSORS.add(self)
-
-    @property
-    def dropped_full(self) -> int:
-        """Return the number of spans that were dropped because the queue was full."""
-        return self._dropped_full.total
-
-    @property
-    def dropped_ended(self) -> int:
-        """Return the number of spans that were dropped because the end came first."""
-        return self._dropped_ended.total
-
-    @property
-    def queue_length(self) -> int:
-        """Return the number of spans that wait."""
-        return len(self._queue)
-
-    @property
-    def queue_capacity(self) -> int:
-        """Return the number of spans that may wait."""
-        return self._longest
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Queue the span; where the queue is full the oldest one is dropped."""
-        if len(self._queue) < self._longest and not self._batch_processor._shutdown:
-            super().on_end(span)
-        elif span.context is not None and span.context.trace_flags.sampled:
-            self._drop(span)
-
-    def _drop(self, span: ReadableSpan) -> None:
-        if self._batch_processor._shutdown:
-            self._dropped_ended.add(1)
-            return
-        self._dropped_full.add(1)
-        with muted(lambda record: False):
-            super().on_end(span)
-        now = time.monotonic()
-        if self._warned_at is None or now - self._warned_at >= self._warn_window:
-            self._warned_at = now
-            log.warning("%s", self._fullness())
-
-    def _fullness(self) -> str:
-        remedy = (
-            "the collector does not take them"
-            if self.collector.failing
-            else "raise MESHMW_QUEUE_SIZE, set MESHMW_BATCH_PROFILE=high, or record less by MESHMW_SAMPLING_RATIO"
-        )
-        return (
-            f"the queue of {self._longest} spans is full and the oldest are dropped ({self.dropped_full} so far); "
-            f"requests are unaffected: {remedy}"
-        )
-
-    def shutdown(self) -> None:
-        """Export what is queued for at most `shutdown_seconds`, then cut off the export that is under way."""
-        self.collector.hurry()
-        seconds = min(self.shutdown_seconds, 1.0) if self.collector.failing else self.shutdown_seconds
-        # The SDK's own shutdown() waits up to 30 s for a collector that does not answer, and offers no other way
-        # to say how long: https://github.com/open-telemetry/opentelemetry-python/issues/4568
-        self._batch_processor.shutdown(timeout_millis=int(seconds * 1000))
-        self._dropped_ended.add(len(self._queue))
-
-
-# Span processors of strangers that cannot fail a request.
-#
-# OpenTelemetry calls processors in the request's own thread, and passes on whatever they raise.
-
-
-class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
-    """Calls span processors in the order in which they were added, whatever any of them raises.
-
-    Args:
-        warn_window: Seconds between two warnings of the same kind of processor.
-    """
-
-    def __init__(self, warn_window: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the SDK's own
-        self._warn_window = warn_window
-        self._warned_at: dict[type, float] = {}
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Tell every processor that a span starts."""
-        for each in self._span_processors:
-            try:
-                each.on_start(span, parent_context=parent_context)
-            except Exception as error:
-                self._say(each, error)
-
-    def _on_ending(self, span: Span) -> None:
-        for each in self._span_processors:
-            try:
-                each._on_ending(span)
-            except Exception as error:
-                self._say(each, error)
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Tell every processor that a span has ended."""
-        for each in self._span_processors:
-            try:
-                each.on_end(span)
-            except Exception as error:
-                self._say(each, error)
-
-    def shutdown(self) -> None:
-        """End every processor."""
-        for each in self._span_processors:
-            self._guarded(each, each.shutdown)
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Let every processor export what it holds; say whether all of them did, within the time."""
-        deadline = time.monotonic() + timeout_millis / 1000
-        flushed = True
-        for each in self._span_processors:
-            left = int((deadline - time.monotonic()) * 1000)
-            flushed = left > 0 and self._guarded(each, lambda: each.force_flush(left)) and flushed  # noqa: B023
-        return flushed
-
-    def _guarded(self, processor: SpanProcessor, call: Callable[[], object]) -> bool:
-        try:
-            return call() is not False
-        except Exception as error:
-            self._say(processor, error)
-            return False
-
-    def _say(self, processor: SpanProcessor, error: Exception) -> None:
-        now = time.monotonic()
-        warned_at = self._warned_at.get(type(processor))
-        if warned_at is None or now - warned_at >= self._warn_window:
-            self._warned_at[type(processor)] = now
-            log.warning(
-                "the span processor %s raised; requests and other processors are unaffected",
-                type(processor).__qualname__,
-                exc_info=error,
-            )
-
-
-# Baggage as attributes of spans: only keys that were asked for, short values, and few of them.
-#
-# opentelemetry-processor-baggage bounds neither the values' length nor their number, and overwrites what a span says.
-
 
 OVERFLOW: Final = "_overflow"
 # A pattern may fit keys without end, which strangers choose.
 _MOST_KEYS: Final = 64
 
 
-class _Window(NamedTuple):
-    # The values of each key, and the keys that were warned of; the empty one stands for keys without end.
-    values: dict[str, set[str]]
-    warned: set[str]
+class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
+    """Calls span processors in the order in which they were added, whatever any of them raises.
+
+    OpenTelemetry's own calls them in the request's thread too, and passes on what they raise.
+
+    Args:
+        warn_window: Seconds between two warnings of the same kind of processor.
+        clock: A monotonic clock in seconds.
+    """
+
+    def __init__(self, warn_window: float, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the SDK's own
+        self._clock = clock
+        self._throttle = Throttle(warn_window, clock)
+        self._adding = threading.Lock()
+        self._guarded: tuple[SpanProcessor, ...] = ()
+
+    def add_span_processor(self, span_processor: SpanProcessor) -> None:
+        """Add a processor, behind those that are there."""
+        super().add_span_processor(span_processor)
+        with self._adding:
+            self._guarded = (*self._guarded, span_processor)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Tell every processor that a span starts."""
+        for each in self._guarded:
+            try:
+                each.on_start(span, parent_context=parent_context)
+            except Exception as error:
+                self._warn(each, error)
+
+    def _on_ending(self, span: Span) -> None:
+        for each in self._guarded:
+            try:
+                announce_ending(each, span)
+            except Exception as error:
+                self._warn(each, error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Tell every processor that a span has ended."""
+        for each in self._guarded:
+            try:
+                each.on_end(span)
+            except Exception as error:
+                self._warn(each, error)
+
+    def shutdown(self) -> None:
+        """End every processor."""
+        for each in self._guarded:
+            self._succeeds(each, each.shutdown)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Let every processor export what it holds; say whether all of them did, within the time."""
+        deadline = self._clock() + timeout_millis / 1000
+        flushed = True
+        for each in self._guarded:
+            left = int((deadline - self._clock()) * 1000)
+            flushed = left > 0 and self._succeeds(each, lambda: each.force_flush(left)) and flushed  # noqa: B023
+        return flushed
+
+    def _succeeds(self, processor: SpanProcessor, call: Callable[[], object]) -> bool:
+        try:
+            return call() is not False
+        except Exception as error:
+            self._warn(processor, error)
+            return False
+
+    def _warn(self, processor: SpanProcessor, error: Exception) -> None:
+        kind = type(processor)
+        if self._throttle.opens((kind.__module__, kind.__qualname__)) is not None:
+            LOGGER.warning(
+                "the span processor %s raised; requests and other processors are unaffected",
+                kind.__qualname__,
+                exc_info=error,
+            )
 
 
 class BaggageAttributes(SpanProcessor):
     """Sets the baggage members that were asked for as attributes of every span that starts.
 
-    An attribute that the span has already stays. A key with more than *distinct* values within a window is a user's or
-    a request's: its further values become `_overflow`, and one warning names the key.
+    opentelemetry-processor-baggage bounds neither the values' length nor their number, and overwrites what a span says.
+    Here an attribute that the span has already stays. A key with more than *distinct* values within a window is a
+    user's or a request's: its further values become `_overflow`, and one warning names the key.
 
     Args:
         keys: The keys, or patterns with `*` and `?`.
@@ -219,8 +126,10 @@ class BaggageAttributes(SpanProcessor):
         self._distinct = distinct
         self._window = window
         self._clock = clock
+        self._throttle = Throttle(window, clock)
         self._exact = frozenset(key for key in keys if not {"*", "?"} & set(key))
-        self._windows: dict[int, _Window] = {}
+        # The values of each key, by the window's number.
+        self._windows: dict[int, dict[str, set[str]]] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Set the attributes of a span that starts."""
@@ -235,50 +144,47 @@ class BaggageAttributes(SpanProcessor):
                     span.set_attribute(key, bounded)
 
     def _bounded(self, key: str, value: str) -> str | None:
-        window = self._current()
-        seen = window.values.get(key)
-        if seen is None:
+        values = self._values_by_key()
+        known = values.get(key)
+        if known is None:
             # What strangers call their keys leaves room for those that were asked for by name.
-            if key not in self._exact and len(window.values.keys() - self._exact) >= _MOST_KEYS:
-                self._say_keys(window)
+            if key not in self._exact and len(values.keys() - self._exact) >= _MOST_KEYS:
+                self._warn_of_keys()
                 return None
-            seen = window.values.setdefault(key, set())
-        if value in seen:
+            known = values.setdefault(key, set())
+        if value in known:
             return value
-        if len(seen) >= self._distinct:
-            self._say(window, key)
+        if len(known) >= self._distinct:
+            self._warn_of_values(key)
             return OVERFLOW
-        seen.add(value)
+        known.add(value)
         return value
 
-    def _current(self) -> _Window:
+    def _values_by_key(self) -> dict[str, set[str]]:
         # One dictionary call makes a window, so that of several threads at its beginning none empties another's.
         number = int(self._clock() // self._window)
         found = self._windows.get(number)
         if found is None:
-            found = self._windows.setdefault(number, _Window({}, set()))
+            found = self._windows.setdefault(number, {})
             for each in [each for each in self._windows.copy() if each < number]:
                 self._windows.pop(each, None)
         return found
 
-    def _say_keys(self, window: _Window) -> None:
-        if "" in window.warned:
-            return
-        window.warned.add("")
-        log.warning(
-            "the patterns of baggage_attributes fit more than %d keys within %g s; further ones become no attribute",
-            _MOST_KEYS,
-            self._window,
-        )
+    def _warn_of_keys(self) -> None:
+        if self._throttle.opens() is not None:
+            LOGGER.warning(
+                "the patterns of baggage_attributes fit more than %d keys within %g s; further ones become no "
+                "attribute",
+                _MOST_KEYS,
+                self._window,
+            )
 
-    def _say(self, window: _Window, key: str) -> None:
-        if key in window.warned:
-            return
-        window.warned.add(key)
-        log.warning(
-            "baggage key %s has more than %d values within %g s; as a span attribute, further ones become %s",
-            escaped(key),
-            self._distinct,
-            self._window,
-            OVERFLOW,
-        )
+    def _warn_of_values(self, key: str) -> None:
+        if self._throttle.opens(key) is not None:
+            LOGGER.warning(
+                "baggage key %s has more than %d values within %g s; as a span attribute, further ones become %s",
+                escaped(key),
+                self._distinct,
+                self._window,
+                OVERFLOW,
+            )

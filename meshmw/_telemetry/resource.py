@@ -1,84 +1,21 @@
-"""The resource: which service the spans come from."""
+"""The resource: which service the spans come from, and where in Kubernetes it runs, without a call to the API server.
+
+The settings' service wins over OTEL_RESOURCE_ATTRIBUTES, and that over what Kubernetes shows: variables, the files of a
+downward API volume, and what the kernel lets be seen of the container.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource, ResourceDetector
 from opentelemetry.util.types import AttributeValue
 
-from meshmw._telemetry.container import Container, PodInfo, read_container, read_podinfo, text_of
+from meshmw._telemetry.container import Container, read_container, read_text
 from meshmw.settings import Settings, first_of, is_true, resource_attributes
-
-# What a pod belongs to, and the service's attributes that follow from it.
-
-
-_ANNOTATION: Final = "resource.opentelemetry.io/"
-# The alphabet of generated names has no vowels, and no 0, 1 and 3 (k8s.io/apimachinery/pkg/util/rand).
-_SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
-_OF_DEPLOYMENT: Final = re.compile(rf"(.+)-(?=[0-9]*[a-z])({_SAFE}{{6,10}})-{_SAFE}{{5}}")
-_OF_CRON_JOB: Final = re.compile(r"(.+)-[0-9]{8,10}")
-
-# The order in which a name of what is around the process becomes the service's name.
-_NAMING: Final = ("deployment", "replicaset", "statefulset", "daemonset", "cronjob", "job", "pod", "container")
-
-
-def owners(pod: str, labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the `k8s.*.name` attributes of the workloads that a pod belongs to, as far as its name and labels tell.
-
-    Labels that controllers set are exact. Without them, only the name of a Deployment's pod tells enough.
-    """
-    if template := labels.get("pod-template-hash"):
-        replica_set = pod.rpartition("-")[0]
-        deployment = replica_set.removesuffix(f"-{template}")
-        return _named(replicaset=replica_set, deployment=deployment) if deployment != replica_set else {}
-    job = labels.get("batch.kubernetes.io/job-name") or labels.get("job-name")
-    if job:
-        cron = _OF_CRON_JOB.fullmatch(job)
-        return _named(job=job, cronjob=cron.group(1) if cron else "")
-    if "statefulset.kubernetes.io/pod-name" in labels:
-        return _named(statefulset=pod.rpartition("-")[0])
-    if "controller-revision-hash" in labels:
-        return _named(daemonset=pod.rpartition("-")[0])
-    found = _OF_DEPLOYMENT.fullmatch(pod)
-    return _named(deployment=found.group(1), replicaset=f"{found.group(1)}-{found.group(2)}") if found else {}
-
-
-def _named(**names: str) -> dict[str, str]:
-    return {f"k8s.{kind}.name": name for kind, name in names.items() if name}
-
-
-def service_attributes(
-    kubernetes: Mapping[str, str], labels: Mapping[str, str], annotations: Mapping[str, str]
-) -> dict[str, str]:
-    """Return `service.*`, and whatever else annotations ask for; an annotation wins over all that is derived.
-
-    Args:
-        kubernetes: The `k8s.*` attributes.
-        labels: The labels that may name the service; none where the user did not ask for that.
-        annotations: The pod's annotations, of which those below `resource.opentelemetry.io/` are attributes.
-    """
-    names = (kubernetes.get(f"k8s.{kind}.name", "") for kind in _NAMING)
-    app = "app.kubernetes.io/"
-    instance = [kubernetes.get(f"k8s.{kind}.name", "") for kind in ("namespace", "pod", "container")]
-    found = {
-        "service.name": next(filter(None, (labels.get(f"{app}instance"), labels.get(f"{app}name"), *names)), ""),
-        "service.namespace": instance[0],
-        "service.version": labels.get(f"{app}version", ""),
-        "service.instance.id": ".".join(instance) if all(instance) else "",
-    }
-    asked = {key.removeprefix(_ANNOTATION): text for key, text in annotations.items() if key.startswith(_ANNOTATION)}
-    return {key: text for key, text in (found | asked).items() if key and text}
-
-
-# Where in Kubernetes this process runs, without a call to the API server.
-#
-#  Outside Kubernetes it looks at one variable
-# and for three files, and finds nothing.
-
 
 # Under these names people hand in what the downward API knows; the last ones are those of OpenTelemetry's operator.
 _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -91,7 +28,8 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "k8s.container.name": ("K8S_CONTAINER_NAME",),
     "k8s.deployment.name": ("K8S_DEPLOYMENT_NAME",),
 }
-_OURS: Final = tuple(names[0] for names in _VARIABLES.values())
+# Nobody sets one of these outside Kubernetes, as they do `POD_NAME` or `NODE_NAME`.
+_CERTAIN_VARIABLES: Final = ("KUBERNETES_SERVICE_HOST", *(names[0] for names in _VARIABLES.values()))
 # Any of these is in a container because a kubelet put it there.
 _TOKEN: Final = "var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  # a directory
 _PODINFO: Final = "etc/podinfo"
@@ -99,11 +37,45 @@ _HOSTS: Final = "etc/hosts"
 # The kubelet's first line in a pod that has its own network; with the node's network the hostname is the node's.
 _MANAGED_HOSTS: Final = "# Kubernetes-managed hosts file."
 
+_ANNOTATION: Final = "resource.opentelemetry.io/"
+_APP_LABEL: Final = "app.kubernetes.io/"
+# The alphabet of generated names has no vowels, and no 0, 1 and 3 (k8s.io/apimachinery/pkg/util/rand).
+_SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
+_DEPLOYMENT_POD: Final = re.compile(rf"(.+)-(?=[0-9]*[a-z])({_SAFE}{{6,10}})-{_SAFE}{{5}}")
+_CRON_JOB_RUN: Final = re.compile(r"(.+)-[0-9]{8,10}")
+# The order in which a name of what is around the process becomes the service's name.
+_NAMING: Final = ("deployment", "replicaset", "statefulset", "daemonset", "cronjob", "job", "pod", "container")
+
+# The kubelet writes Go's `%v=%q`: an interpreted string literal, of printable characters and these escapes.
+_LINE: Final = re.compile(r'^([^=\n]+)="((?:[^"\\\n]|\\.)*)"$', re.MULTILINE)
+_ESCAPE: Final = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\(.)")
+_SIMPLE_ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+# A DNS subdomain, which every name in Kubernetes is.
+_LONGEST_NAME: Final = 253
+# The kubelet cuts a longer pod name off here.
+_LONGEST_HOSTNAME: Final = 63
+
+
+def build_resource(settings: Settings) -> Resource:
+    """Return what is known of the service, over what the SDK's own detectors find."""
+    return Resource.create(known_attributes(settings))
+
+
+def known_attributes(settings: Settings) -> dict[str, AttributeValue]:
+    """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes."""
+    service = {SERVICE_NAME: settings.service_name, SERVICE_VERSION: settings.service_version}
+    return {
+        **KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes,
+        **resource_attributes(),
+        **{name: value for name, value in service.items() if value is not None},
+    }
+
 
 class KubernetesResourceDetector(ResourceDetector):
     """Detects `k8s.*`, `container.id` and `service.*` from the downward API, mounts, cgroups and the hostname.
 
     Also registered as `meshmw_k8s` for OTEL_EXPERIMENTAL_RESOURCE_DETECTORS. A value that nothing tells is left out.
+    Outside Kubernetes it looks at a few variables and for three files, and finds nothing.
 
     Args:
         raise_on_error: As OpenTelemetry's detectors take it.
@@ -122,26 +94,23 @@ class KubernetesResourceDetector(ResourceDetector):
         return Resource(self._detected() if self._in_kubernetes() else {})
 
     def _in_kubernetes(self) -> bool:
-        if first_of("KUBERNETES_SERVICE_HOST", *_OURS):
+        if first_of(*_CERTAIN_VARIABLES):
             return True
         return (self._root / _PODINFO).is_dir() or (self._root / _TOKEN).is_dir() or self._hosts().startswith("# Kube")
-
-    def _hosts(self) -> str:
-        return text_of(self._root / _HOSTS)
 
     def _detected(self) -> dict[str, str]:
         values = {name: first_of(*variables) for name, variables in _VARIABLES.items()}
         # Bytes that are no text would keep the attribute from the collector, and be complained of at every export.
-        told = {name: text.encode("utf-8", "replace").decode() for name, text in values.items() if text}
+        given = {name: text.encode("utf-8", "replace").decode() for name, text in values.items() if text}
         podinfo, container = read_podinfo(self._root / _PODINFO), read_container(self._root)
-        found = {key: text for key, text in self._found(podinfo, container).items() if text} | told
-        found = owners(found.get("k8s.pod.name", ""), podinfo.labels) | found
+        found = {key: text for key, text in self._in_files(podinfo, container).items() if text} | given
+        found = workload_attributes(found.get("k8s.pod.name", ""), podinfo.labels) | found
         return found | service_attributes(found, podinfo.labels if self._labels else {}, podinfo.annotations)
 
-    def _found(self, podinfo: PodInfo, container: Container) -> dict[str, str]:
-        """Return what files tell; a downward API volume, made for the purpose, before what the kernel lets be seen."""
+    def _in_files(self, podinfo: PodInfo, container: Container) -> dict[str, str]:
+        # A downward API volume, made for the purpose, before what the kernel lets be seen.
         return {
-            "k8s.namespace.name": podinfo.namespace or text_of(self._root / _TOKEN / "namespace").strip(),
+            "k8s.namespace.name": podinfo.namespace or read_text(self._root / _TOKEN / "namespace").strip(),
             "k8s.pod.name": podinfo.name or self._hostname(),
             "k8s.pod.uid": podinfo.uid or container.pod_uid,
             "k8s.container.name": container.name,
@@ -149,22 +118,106 @@ class KubernetesResourceDetector(ResourceDetector):
         }
 
     def _hostname(self) -> str:
-        """Return the hostname where it is the pod's name: not the node's, and not cut off at 63 characters."""
-        name = text_of(self._root / "proc/sys/kernel/hostname").strip()
+        # The pod's name, where it is not the node's and not cut off.
+        name = read_text(self._root / "proc/sys/kernel/hostname").strip()
         managed = self._hosts().splitlines()[:1] == [_MANAGED_HOSTS]
-        return name if managed and len(name) < 63 else ""
+        return name if managed and len(name) < _LONGEST_HOSTNAME else ""
+
+    def _hosts(self) -> str:
+        return read_text(self._root / _HOSTS)
 
 
-def known_attributes(settings: Settings) -> dict[str, AttributeValue]:
-    """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes."""
-    service = {SERVICE_NAME: settings.service_name, SERVICE_VERSION: settings.service_version}
-    return {
-        **KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes,
-        **resource_attributes(),
-        **{name: value for name, value in service.items() if value is not None},
+def workload_attributes(pod: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the `k8s.*.name` attributes of the workloads that a pod belongs to, as far as its name and labels tell.
+
+    Labels that controllers set are exact. Without them, only the name of a Deployment's pod tells enough.
+    """
+    if template := labels.get("pod-template-hash"):
+        replica_set = pod.rpartition("-")[0]
+        deployment = replica_set.removesuffix(f"-{template}")
+        return _named(replicaset=replica_set, deployment=deployment) if deployment != replica_set else {}
+    job = labels.get("batch.kubernetes.io/job-name") or labels.get("job-name")
+    if job:
+        cron = _CRON_JOB_RUN.fullmatch(job)
+        return _named(job=job, cronjob=cron.group(1) if cron else "")
+    if "statefulset.kubernetes.io/pod-name" in labels:
+        return _named(statefulset=pod.rpartition("-")[0])
+    if "controller-revision-hash" in labels:
+        return _named(daemonset=pod.rpartition("-")[0])
+    found = _DEPLOYMENT_POD.fullmatch(pod)
+    return _named(deployment=found.group(1), replicaset=f"{found.group(1)}-{found.group(2)}") if found else {}
+
+
+def _named(**names: str) -> dict[str, str]:
+    return {f"k8s.{kind}.name": name for kind, name in names.items() if name}
+
+
+def service_attributes(
+    kubernetes: Mapping[str, str], labels: Mapping[str, str], annotations: Mapping[str, str]
+) -> dict[str, str]:
+    """Return `service.*`, and whatever else annotations ask for; an annotation wins over all that is derived.
+
+    Args:
+        kubernetes: The `k8s.*` attributes.
+        labels: The labels that may name the service; none where the user did not ask for that.
+        annotations: The pod's annotations, of which those below `resource.opentelemetry.io/` are attributes.
+    """
+    app = {name: labels.get(f"{_APP_LABEL}{name}", "") for name in ("instance", "name", "version")}
+    workloads = (kubernetes.get(f"k8s.{kind}.name", "") for kind in _NAMING)
+    instance = [kubernetes.get(f"k8s.{kind}.name", "") for kind in ("namespace", "pod", "container")]
+    found = {
+        "service.name": next(filter(None, (app["instance"], app["name"], *workloads)), ""),
+        "service.namespace": instance[0],
+        "service.version": app["version"],
+        "service.instance.id": ".".join(instance) if all(instance) else "",
     }
+    asked = {key.removeprefix(_ANNOTATION): text for key, text in annotations.items() if key.startswith(_ANNOTATION)}
+    return {key: text for key, text in (found | asked).items() if key and text}
 
 
-def build_resource(settings: Settings) -> Resource:
-    """Return what is known of the service, over what the SDK's own detectors find."""
-    return Resource.create(known_attributes(settings))
+class PodInfo(NamedTuple):
+    """Holds what a downward API volume says; what it does not say is empty.
+
+    Attributes:
+        name: The pod's name (`metadata.name`).
+        namespace: Its namespace.
+        uid: Its UID.
+        labels: Its labels.
+        annotations: Its annotations.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+def read_podinfo(directory: Path) -> PodInfo:
+    """Return what stands in the files `name`, `namespace`, `uid`, `labels` and `annotations` of a directory."""
+    name, namespace, uid = (_name(read_text(directory / file).strip()) for file in ("name", "namespace", "uid"))
+    labels, annotations = (parse_map(read_text(directory / file)) for file in ("labels", "annotations"))
+    return PodInfo(name, namespace, uid, labels, annotations)
+
+
+def _name(text: str) -> str:
+    return text if text.isprintable() and len(text) <= _LONGEST_NAME else ""
+
+
+def parse_map(text: str) -> dict[str, str]:
+    """Return the keys and values of `key="value"` lines; a line that is none is left out."""
+    return {key: _unquoted(value) for key, value in _LINE.findall(text)}
+
+
+def _unquoted(text: str) -> str:
+    return _ESCAPE.sub(_character, text) if "\\" in text else text
+
+
+def _character(escape: re.Match[str]) -> str:
+    raw, short, long, simple = escape.groups()
+    if raw:
+        return bytes.fromhex(raw.replace("\\x", "")).decode("utf-8", "replace")
+    if simple:
+        return _SIMPLE_ESCAPES.get(simple, simple)
+    code = int(short or long, 16)
+    return chr(code) if code < 0xD800 or 0xE000 <= code < 0x110000 else "\ufffd"

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from meshmw import MeshPropagator, Settings
-from meshmw._telemetry.processors import PromptBatchSpanProcessor
+from meshmw._telemetry.batching import PromptBatchSpanProcessor
 from meshmw._telemetry.provider import build_provider
 from meshmw.asgi import TraceContextMiddleware
 from meshmw.testing import OtlpReceiver

@@ -9,8 +9,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from meshmw._telemetry.collector import CollectorExporter
-from meshmw._telemetry.processors import PromptBatchSpanProcessor
+from meshmw._telemetry.batching import PromptBatchSpanProcessor
+from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.provider import build_provider
 from meshmw.settings import Settings
 from meshmw.testing import OtlpReceiver
@@ -55,7 +55,7 @@ def _info(caplog):
 
 @pytest.mark.parametrize("failure", [FAIL, None, ValueError("bad\nanswer"), TypeError()])
 def test_a_failure_is_said_once_and_never_raises(caplog, failure):
-    exporter = CollectorExporter(Scripted(failure, failure, failure), ENDPOINT, 60)
+    exporter = GuardedSpanExporter(Scripted(failure, failure, failure), ENDPOINT, 60)
     for _ in range(3):
         assert exporter.export([]) is not OK
     assert said(caplog) == [("WARNING", "meshmw")]
@@ -64,18 +64,18 @@ def test_a_failure_is_said_once_and_never_raises(caplog, failure):
 
 
 def test_the_warning_gives_the_reason_in_one_line(caplog):
-    CollectorExporter(Scripted(FAIL), "http://collector:4317", 60).export([])
+    GuardedSpanExporter(Scripted(FAIL), "http://collector:4317", 60).export([])
     assert caplog.messages[0] == (
         "spans do not reach http://collector:4317 and are dropped until it answers; requests are unaffected "
         "(Failed to export traces to the collector, attempt 1)"
     )
-    CollectorExporter(Scripted(ValueError("x\ny" * 500)), "http://collector:4317", 60).export([])
+    GuardedSpanExporter(Scripted(ValueError("x\ny" * 500)), "http://collector:4317", 60).export([])
     assert "\n" not in caplog.messages[1]
     assert len(caplog.messages[1]) < 500
 
 
 def test_recovery_is_said_once(caplog):
-    exporter = CollectorExporter(Scripted(FAIL, FAIL, OK, OK), ENDPOINT, 60)
+    exporter = GuardedSpanExporter(Scripted(FAIL, FAIL, OK, OK), ENDPOINT, 60)
     for _ in range(4):
         exporter.export([])
     assert said(caplog) == [("WARNING", "meshmw"), ("INFO", "meshmw")]
@@ -84,21 +84,21 @@ def test_recovery_is_said_once(caplog):
 
 @pytest.mark.parametrize(("window", "expected"), [(60, 2), (0, 6)])
 def test_a_collector_that_comes_and_goes_is_said_once_per_window(caplog, window, expected):
-    exporter = CollectorExporter(Scripted(*[FAIL, OK] * 3), ENDPOINT, window)
+    exporter = GuardedSpanExporter(Scripted(*[FAIL, OK] * 3), ENDPOINT, window)
     for _ in range(6):
         exporter.export([])
     assert len(caplog.messages) == expected
 
 
 def test_a_working_collector_is_never_heard_of(caplog):
-    exporter = CollectorExporter(Scripted(OK, OK), ENDPOINT, 60)
+    exporter = GuardedSpanExporter(Scripted(OK, OK), ENDPOINT, 60)
     assert exporter.export([]) is OK
     exporter.shutdown()
     assert caplog.messages == []
 
 
 def test_the_applications_own_exporter_still_logs(caplog):
-    CollectorExporter(Scripted(FAIL), ENDPOINT, 60).export([])
+    GuardedSpanExporter(Scripted(FAIL), ENDPOINT, 60).export([])
     SDK_LOG.error("of another exporter")
     assert "of another exporter" in caplog.messages
 
@@ -130,7 +130,7 @@ def in_a_thread(exporter):
 
 
 def test_an_export_under_way_at_the_end_counts_as_failed(caplog):
-    exporter = CollectorExporter(Waiting(0), "http://c:1", 60)
+    exporter = GuardedSpanExporter(Waiting(0), "http://c:1", 60)
     thread = in_a_thread(exporter)
     exporter.hurry()
     assert not exporter._exporter.ended.is_set()  # it may yet arrive
@@ -141,7 +141,7 @@ def test_an_export_under_way_at_the_end_counts_as_failed(caplog):
 
 
 def test_the_end_does_not_wait_for_an_export_that_failed_before(caplog):
-    exporter = CollectorExporter(Waiting(1), "http://c:1", 60)
+    exporter = GuardedSpanExporter(Waiting(1), "http://c:1", 60)
     thread = in_a_thread(exporter)
     exporter.hurry()
     thread.join(60)
@@ -161,7 +161,7 @@ class Retrying(Waiting):
 @pytest.mark.parametrize(("failed_before", "attempts"), [(False, 2), (True, 1)])
 def test_in_a_hurry_one_retry_is_allowed_and_none_where_the_collector_is_dead(failed_before, attempts):
     inner = Retrying(0)
-    exporter = CollectorExporter(inner, "http://c:1", 60)
+    exporter = GuardedSpanExporter(inner, "http://c:1", 60)
     exporter.failing = failed_before
     exporter.hurry()
     exporter.export([])
@@ -178,7 +178,7 @@ def tracer_of(exporter, **limits):
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_end_waits_no_longer_than_asked_and_at_most_a_second_for_a_dead_collector(failing, monkeypatch):
     waited = []
-    exporter = CollectorExporter(Scripted(), "http://c:1", 60)
+    exporter = GuardedSpanExporter(Scripted(), "http://c:1", 60)
     _, processor = tracer_of(exporter)
     end = processor._batch_processor.shutdown
 

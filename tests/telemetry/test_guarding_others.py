@@ -34,15 +34,13 @@ class Clock:
     def __init__(self):
         self.now = 1000.0
 
-    def monotonic(self):
+    def __call__(self):
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("meshmw._telemetry.processors.time", clock)
-    return clock
+def clock():
+    return Clock()
 
 
 CALLS = {
@@ -76,7 +74,7 @@ def test_each_is_flushed_within_what_those_before_it_left(clock):
             return True
 
     slow = [Slow(4), Slow(6), Slow(1)]
-    processors = GuardedSpanProcessors(60)
+    processors = GuardedSpanProcessors(60, clock)
     for each in slow:
         processors.add_span_processor(each)
     assert processors.force_flush(10_000) is False
@@ -84,7 +82,7 @@ def test_each_is_flushed_within_what_those_before_it_left(clock):
 
 
 def test_one_that_goes_on_raising_is_said_again_after_the_window(clock, caplog):
-    processors = GuardedSpanProcessors(60)
+    processors = GuardedSpanProcessors(60, clock)
     processors.add_span_processor(Raising())
     said = []
     for clock.now in (1000.0, 1059.9, 1060.0, 1119.9, 1120.0):

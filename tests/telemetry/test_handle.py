@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshmw._telemetry import handle
-from meshmw._telemetry.collector import CollectorExporter
+from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.handle import Telemetry
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
@@ -54,7 +54,7 @@ def test_a_flush_waits_no_longer_than_asked():
 
 
 def test_a_flush_says_that_the_collector_is_dead():
-    exporter = CollectorExporter(InMemorySpanExporter(), "http://c:1", 60)
+    exporter = GuardedSpanExporter(InMemorySpanExporter(), "http://c:1", 60)
     telemetry = telemetry_of(SimpleSpanProcessor(exporter))
     assert telemetry.force_flush()
     exporter.failing = True
@@ -96,7 +96,7 @@ def test_the_end_of_a_process_waits_once_for_a_collector_that_does_not_answer(mo
     monkeypatch.setattr(handle, "_BEFORE_END_SECONDS", 0.01)
     never, asked = threading.Event(), []
     processor = Processor(lambda: asked.append(None) or never.wait())
-    processor.span_exporter = exporter = CollectorExporter(InMemorySpanExporter(), "http://c:1", 60)
+    processor.span_exporter = exporter = GuardedSpanExporter(InMemorySpanExporter(), "http://c:1", 60)
     telemetry = telemetry_of(processor)
     telemetry.flush_before_end()
     telemetry.flush_before_end()

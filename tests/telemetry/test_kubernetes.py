@@ -9,9 +9,14 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.util._importlib_metadata import entry_points
 
-from meshmw._telemetry.container import parse_map
 from meshmw._telemetry.provider import build_provider
-from meshmw._telemetry.resource import KubernetesResourceDetector, build_resource, owners, service_attributes
+from meshmw._telemetry.resource import (
+    KubernetesResourceDetector,
+    build_resource,
+    parse_map,
+    service_attributes,
+    workload_attributes,
+)
 from meshmw.settings import Settings
 
 UID = "0c4fe2c4-8d1e-4f9a-9d3b-6a1f2b3c4d5e"
@@ -231,7 +236,7 @@ def test_quoting_rules_of_the_downward_api(line, expected):
     ],
 )
 def test_what_a_pod_belongs_to(pod_name, labels, expected):
-    assert owners(pod_name, labels) == {f"k8s.{kind}.name": name for kind, name in expected.items()}
+    assert workload_attributes(pod_name, labels) == {f"k8s.{kind}.name": name for kind, name in expected.items()}
 
 
 @pytest.mark.parametrize(

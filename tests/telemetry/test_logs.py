@@ -18,7 +18,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
-from meshmw._lifecycle import serving as logged
+from meshmw import logs
+from meshmw._lifecycle import serving
 from meshmw.logs import FORMAT, JsonFormatter, TraceContextFilter, add_trace_context, ids_of
 from meshmw.testing._processes import start_process, stop_processes
 
@@ -52,6 +53,10 @@ def ids(span_context):
         "span_id": f"{span_context.span_id:016x}",
         "trace_flags": f"{span_context.trace_flags:02x}",
     }
+
+
+def test_dir_shows_what_a_user_imports():
+    assert dir(logs) == sorted(logs.__all__)
 
 
 class TestFilter:
@@ -184,9 +189,9 @@ class TestWhichRequest:
 
     @pytest.fixture(autouse=True)
     def _noted(self):
-        token = logged._SERVED.set(logged.Served(self.SPAN, "GET", "/a b"))
+        token = serving._SERVED.set(serving.Served(self.SPAN, "GET", "/a b"))
         yield
-        logged._SERVED.reset(token)
+        serving._SERVED.reset(token)
 
     @pytest.mark.parametrize(
         ("name", "args"),
@@ -224,15 +229,15 @@ class TestWhichRequest:
 
     def test_a_request_is_noted_once_somebody_wants_to_know(self):
         TraceContextFilter()
-        assert logged.is_wanted
-        logged.note(SpanContext(3, 4, is_remote=False), "GET", "/n")
-        assert logged.noted().path == "/n"
+        assert serving.is_wanted
+        serving.note(SpanContext(3, 4, is_remote=False), "GET", "/n")
+        assert serving.noted().path == "/n"
 
     def test_an_exception_that_the_server_logs_is_the_served_ones(self):
         assert ids_of(self.record("uvicorn.error", None, exc_info=(ValueError, ValueError(), None)))
 
     def test_nothing_is_noted_where_nothing_was_served(self):
-        logged._SERVED.set(None)
+        serving._SERVED.set(None)
         assert ids_of(self.record("uvicorn.access", ("c", "GET", "/a%20b", "1.1", 200))) == {}
 
 

@@ -12,10 +12,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
-from meshmw._telemetry.batching import Batching, Tally
-from meshmw._telemetry.collector import CollectorExporter
-from meshmw._telemetry.processors import PromptBatchSpanProcessor
-from meshmw._telemetry.provider import meter_provider_of
+from meshmw._telemetry.batching import Batching, PromptBatchSpanProcessor, Tally
+from meshmw._telemetry.collector import GuardedSpanExporter
+from meshmw._telemetry.provider import build_meter_provider
 from meshmw.settings import Settings
 
 
@@ -42,7 +41,7 @@ def pipeline():
 
     def make(exporter, queue=8, batch=4):
         processor = PromptBatchSpanProcessor(
-            CollectorExporter(exporter, "http://c:1", 60), 60, Batching(queue, batch, 60_000)
+            GuardedSpanExporter(exporter, "http://c:1", 60), 60, Batching(queue, batch, 60_000)
         )
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(processor)
@@ -263,12 +262,12 @@ print(value("otel_bsp_queue_length"))
 )
 def test_another_metrics_exporter_is_not_left_out_without_a_word(settings, variable, warnings, monkeypatch, caplog):
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", variable)
-    assert meter_provider_of(Settings(**settings)) is None
+    assert build_meter_provider(Settings(**settings)) is None
     assert [message.partition(";")[0] for message in caplog.messages] == warnings
 
 
 def test_where_a_meter_provider_is_there_the_variable_was_for_that_one(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
     monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", NoOpMeterProvider)
-    assert meter_provider_of(Settings()) is None
+    assert build_meter_provider(Settings()) is None
     assert caplog.messages == []

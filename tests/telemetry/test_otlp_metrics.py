@@ -15,9 +15,9 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from opentelemetry.trace import NoOpTracerProvider
 
-from meshmw._telemetry.export import CalmMetricExporter, FrankMetricReader
+from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
 from meshmw._telemetry.handle import Telemetry
-from meshmw._telemetry.provider import meter_provider_of
+from meshmw._telemetry.provider import build_meter_provider
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
 
@@ -167,18 +167,18 @@ def test_a_variable_that_opentelemetry_refuses_is_a_fault_and_leaves_no_thread(m
     monkeypatch.setenv(name, value)
     before = set(threading.enumerate())
     with pytest.raises(ValueError, match="an OTEL_\\* variable, of which OpenTelemetry says"):
-        meter_provider_of(Settings(metrics="otlp", endpoint="127.0.0.1:9"))
+        build_meter_provider(Settings(metrics="otlp", endpoint="127.0.0.1:9"))
     assert {each for each in set(threading.enumerate()) - before if "Periodic" in each.name} == set()
 
 
 def test_what_opentelemetry_instrument_has_set_up_is_left_alone_without_a_word(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
     monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", NoOpMeterProvider)
-    assert meter_provider_of(Settings()) is None
+    assert build_meter_provider(Settings()) is None
     assert caplog.messages == []
-    assert meter_provider_of(Settings(metrics="otlp", service_name="a")) is None
+    assert build_meter_provider(Settings(metrics="otlp", service_name="a")) is None
     monkeypatch.delenv("OTEL_METRICS_EXPORTER")
-    assert meter_provider_of(Settings(metrics="otlp")) is None
+    assert build_meter_provider(Settings(metrics="otlp")) is None
     assert caplog.messages == ["a meter provider was there before configure(): metrics=otlp has no effect"]
 
 
@@ -270,7 +270,7 @@ class Scripted:
 def test_an_exporter_that_fails_is_said_once_and_once_that_it_works_again(caplog):
     caplog.set_level(logging.INFO)
     good, bad = MetricExportResult.SUCCESS, MetricExportResult.FAILURE
-    exporter = CalmMetricExporter(Scripted(good, bad, ValueError("odd"), good, good), "http://c:1", 60)
+    exporter = GuardedMetricExporter(Scripted(good, bad, ValueError("odd"), good, good), "http://c:1", 60)
     assert [exporter.export(MetricsData([])) for _ in range(5)] == [good, bad, bad, good, good]
     failed, again = caplog.messages
     assert failed == (
@@ -283,7 +283,7 @@ def test_an_exporter_that_fails_is_said_once_and_once_that_it_works_again(caplog
 
 def test_a_flush_that_does_not_arrive_is_no_flush():
     answers = Scripted(MetricExportResult.SUCCESS, MetricExportResult.FAILURE)
-    reader = FrankMetricReader(CalmMetricExporter(answers, "http://c:1", 60), export_interval_millis=float("inf"))
+    reader = CheckedMetricReader(GuardedMetricExporter(answers, "http://c:1", 60), export_interval_millis=float("inf"))
     reader._set_collect_callback(lambda *_, **__: [])
     assert reader.force_flush() is True
     with pytest.raises(ConnectionError):
@@ -324,6 +324,6 @@ def test_a_time_that_is_over_still_ends_metrics():
 
 
 def test_the_sdks_own_exit_handler_which_waits_for_half_a_minute_is_not_there():
-    provider = meter_provider_of(Settings(metrics="otlp", endpoint="127.0.0.1:9"))
+    provider = build_meter_provider(Settings(metrics="otlp", endpoint="127.0.0.1:9"))
     assert provider._atexit_handler is None
     provider.shutdown(timeout_millis=1)

@@ -66,7 +66,7 @@ def test_a_lock_that_the_signal_found_taken_costs_a_while_and_not_the_end():
     """`threading.Thread.start()` takes this lock, and so does a server that starts a thread for each request."""
     code = """
     from meshmw._telemetry import handle as process_end
-    process_end._SECONDS = 0.2
+    process_end._SIGNAL_SECONDS = 0.2
     def flush():
         threading.Thread(target=say, args="f").start()
     flush_at_process_end(flush)

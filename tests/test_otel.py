@@ -1,0 +1,281 @@
+"""What `meshmw._otel` assumes of OpenTelemetry: one test for each private name, with the real package.
+
+A release that breaks an assumption fails here, with a message that names it. Each function is also shown without the
+name, where it must fall back and hurt nobody.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+import time
+from importlib.metadata import version
+
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.sdk.metrics import Counter, MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ConsoleMetricExporter,
+    InMemoryMetricReader,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.metrics.view import SumAggregation
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace import TraceState as OTelTraceState
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from meshmw import _otel
+from meshmw._otel import W3CTraceState
+from meshmw.wire import TraceState
+from tests.programs import run_parts
+
+SPAN = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1)))
+
+
+def test_the_module_loads_no_sdk():
+    run_parts("import sys, meshmw._otel; assert 'opentelemetry.sdk' not in sys.modules")
+
+
+class TestContext:
+    def test_a_span_in_a_context_has_one_key(self):
+        context = Context({_otel.SPAN_KEY: SPAN})
+        assert trace.get_current_span(context) is SPAN, "a span is no longer under the key that a context shows"
+        assert trace.set_span_in_context(SPAN, Context()) == context
+
+    def test_baggage_in_a_context_has_one_key_and_is_a_mapping(self):
+        context = Context({_otel.BAGGAGE_KEY: {"a": "1"}})
+        assert baggage.get_all(context) == {"a": "1"}, "baggage is no longer under the key that a context shows"
+        assert baggage.set_baggage("a", "1", Context()) == context
+
+    def test_contribs_packages_look_for_this_key_before_they_do_anything(self):
+        utils = pytest.importorskip("opentelemetry.instrumentation.utils")
+        token = attach(Context({_otel.SUPPRESS_KEY: True}))
+        try:
+            assert not utils.is_instrumentation_enabled(), f"contrib no longer stands back for {_otel.SUPPRESS_KEY!r}"
+        finally:
+            detach(token)
+        assert utils.is_instrumentation_enabled()
+
+
+class TestTraceState:
+    """OpenTelemetry's `TraceState` keeps its members in `_dict`, and reads there."""
+
+    STATE = W3CTraceState(TraceState((("0tenant", "1"), ("b", "2"))))
+
+    def test_its_own_constructor_refuses_keys_of_level_2(self):
+        assert len(OTelTraceState([("0tenant", "1")])) == 0, "it takes them now: the subclass may go"
+
+    def test_its_inherited_methods_see_the_members(self):
+        message = "OpenTelemetry's TraceState no longer reads its members in `_dict`"
+        assert list(self.STATE.items()) == [("0tenant", "1"), ("b", "2")], message
+        assert (self.STATE["b"], self.STATE.get("c"), "b" in self.STATE, len(self.STATE)) == ("2", None, True, 2)
+
+    def test_its_own_constructor_fills_the_same_attribute(self):
+        assert dict(OTelTraceState([("a", "1")])._dict) == {"a": "1"}, "TraceState has no `_dict` any more"
+
+
+class TestLoggers:
+    # The exporter for HTTP retries in here as of 1.45.
+    NEW = "opentelemetry.exporter.otlp.common.http"
+
+    @pytest.mark.parametrize("name", _otel.EXPORTER_LOGGERS)
+    def test_each_is_the_logger_of_a_module_that_is_there(self, name):
+        if name == self.NEW and tuple(map(int, version("opentelemetry-sdk").split(".")[:2])) < (1, 45):
+            pytest.skip("this OpenTelemetry is older")
+        importlib.import_module(name)
+        assert isinstance(logging.root.manager.loggerDict.get(name), logging.Logger), f"nothing logs as {name} any more"
+
+    def test_an_attribute_that_cannot_be_encoded_is_said_by_the_encoders(self, caplog):
+        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+        provider = TracerProvider(shutdown_on_exit=False)
+        (span := provider.get_tracer("t").start_span("s", attributes={"odd": "half a pair: \ud800"})).end()
+        encode_spans([span])
+        assert {record.name for record in caplog.records} == {_otel.ENCODER_LOGGER}, "the encoder has another logger"
+
+
+class TestProxies:
+    """What is made before there is a provider stands for what comes later. Providers are set once in a process."""
+
+    def test_an_instrument_keeps_the_real_one_in_real_instrument(self):
+        run_parts(
+            """
+            from opentelemetry import metrics
+            from opentelemetry.sdk.metrics import MeterProvider
+            from meshmw._otel import liveness_of
+            counter = metrics.get_meter("t").create_counter("c")
+            assert not liveness_of(counter)(), "an instrument without a provider keeps no None in `_real_instrument`"
+            metrics.set_meter_provider(MeterProvider())
+            assert liveness_of(counter)(), "an instrument no longer keeps the real one in `_real_instrument`"
+            """
+        )
+
+    def test_an_instrument_of_a_provider_is_live_and_so_is_one_without_the_name(self):
+        assert _otel.liveness_of(MeterProvider(shutdown_on_exit=False).get_meter("t").create_counter("c"))()
+        assert _otel.liveness_of(object())()
+
+    def test_a_tracer_keeps_the_real_one_in_real_tracer(self):
+        run_parts(
+            """
+            from opentelemetry import trace
+            from opentelemetry.sdk.trace import Tracer, TracerProvider
+            from meshmw._otel import real_tracer
+            tracer = trace.get_tracer("t")
+            assert real_tracer(tracer) is tracer
+            trace.set_tracer_provider(TracerProvider())
+            tracer.start_span("s")
+            assert isinstance(real_tracer(tracer), Tracer), "a tracer no longer keeps the real one in `_real_tracer`"
+            """
+        )
+
+    def test_a_tracer_without_the_name_is_itself(self):
+        tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+        assert _otel.real_tracer(tracer) is tracer
+
+    def test_what_stands_for_a_meter_provider_is_known_by_its_class(self):
+        run_parts(
+            """
+            from opentelemetry import metrics
+            from opentelemetry.sdk.metrics import MeterProvider
+            from meshmw._otel import has_meter_provider
+            assert not has_meter_provider(), "what stands for a provider is no longer a `_ProxyMeterProvider`"
+            metrics.set_meter_provider(MeterProvider())
+            assert has_meter_provider()
+            """
+        )
+
+
+class TestPartsOfAPropagator:
+    def test_a_composite_keeps_them_in_propagators(self):
+        parts = [TraceContextTextMapPropagator(), TraceContextTextMapPropagator()]
+        message = "a CompositePropagator no longer keeps its parts in `_propagators`"
+        assert _otel.parts_of(CompositePropagator(parts)) == tuple(parts), message
+
+    @pytest.mark.parametrize("parts", [{}, {"_propagators": 7}, {"_propagators": "text"}])
+    def test_another_has_none_whatever_it_has_under_that_name(self, parts):
+        assert _otel.parts_of(type("Other", (), parts)()) == ()
+
+
+class Hanging(SpanExporter):
+    """Holds every export until it is shut down."""
+
+    def __init__(self):
+        self.under_way, self.ended = threading.Event(), threading.Event()
+
+    def export(self, spans):
+        self.under_way.set()
+        self.ended.wait(60)
+        return SpanExportResult.FAILURE
+
+    def shutdown(self):
+        self.ended.set()
+
+
+@pytest.fixture
+def provider():
+    provider = TracerProvider(shutdown_on_exit=False)
+    yield provider
+    provider.shutdown()
+
+
+class TestSpanProcessors:
+    def test_a_providers_exporters_are_found(self, provider):
+        batching, simple = InMemorySpanExporter(), InMemorySpanExporter()
+        bare = SpanProcessor()
+        for each in (BatchSpanProcessor(batching), SimpleSpanProcessor(simple), bare):
+            provider.add_span_processor(each)
+        message = "one of `_active_span_processor`, `_span_processors`, `_batch_processor`, `_exporter` is gone"
+        assert list(_otel.exporters_of(provider)) == [batching, simple, bare], message
+
+    def test_a_provider_without_these_names_has_none(self):
+        assert list(_otel.exporters_of(trace.NoOpTracerProvider())) == []
+
+    def test_the_sdk_announces_a_spans_end_by_on_ending(self, provider):
+        announced = []
+
+        class Processor(SpanProcessor):
+            def _on_ending(self, span):
+                announced.append(span.name)
+
+        provider.add_span_processor(Processor())
+        provider.get_tracer("t").start_span("s").end()
+        assert announced == ["s"], "the SDK no longer calls `_on_ending`"
+        _otel.announce_ending(Processor(), type("Span", (), {"name": "again"}))
+        assert announced == ["s", "again"]
+
+    def test_a_processor_without_on_ending_is_told_nothing(self):
+        _otel.announce_ending(object(), SPAN)
+
+    def test_what_waits_is_in_the_queue_of_the_batch_processor(self, provider):
+        processor = BatchSpanProcessor(InMemorySpanExporter(), schedule_delay_millis=600_000)
+        provider.add_span_processor(processor)
+        queue = _otel.queue_of(processor)
+        assert len(queue) == 0
+        provider.get_tracer("t").start_span("s").end()
+        assert len(queue) == 1, "spans no longer wait in `_batch_processor._queue`"
+
+    def test_a_processor_without_a_queue_seems_empty(self):
+        assert len(_otel.queue_of(SpanProcessor())) == 0
+
+    def test_a_batch_processor_ends_within_a_time(self, provider):
+        exporter = Hanging()
+        processor = BatchSpanProcessor(exporter, schedule_delay_millis=1)
+        provider.add_span_processor(processor)
+        provider.get_tracer("t").start_span("s").end()
+        assert exporter.under_way.wait(60)
+        began = time.monotonic()
+        _otel.shut_down_within(processor, 10, pytest.fail)
+        assert time.monotonic() - began < 20, "`_batch_processor.shutdown` no longer keeps to `timeout_millis`"
+        assert exporter.ended.is_set()
+
+    def test_one_without_that_name_is_ended_otherwise(self):
+        ended = []
+        _otel.shut_down_within(SpanProcessor(), 10, lambda: ended.append("otherwise"))
+        assert ended == ["otherwise"]
+
+
+class TestResource:
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+    def test_a_forked_process_keeps_what_is_known(self):
+        run_parts(
+            """
+            import os
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from meshmw._otel import keep_resource_in_forks
+            known = Resource({"service.instance.id": "chosen"})
+            provider = TracerProvider(resource=Resource.create().merge(known), shutdown_on_exit=False)
+            keep_resource_in_forks(provider, known)
+            child = os.fork()
+            if not child:
+                os._exit(provider.resource.attributes["service.instance.id"] != "chosen")
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert status == 0, "the SDK no longer renews a provider's resource by `_update_resource`"
+            """
+        )
+
+    def test_a_provider_without_the_name_stays_as_it_is(self):
+        provider = trace.NoOpTracerProvider()
+        _otel.keep_resource_in_forks(provider, None)
+        assert vars(provider) == {}
+
+
+class TestMetricExporters:
+    def test_what_an_exporter_prefers_is_where_readers_look(self):
+        temporality, aggregation = {Counter: AggregationTemporality.DELTA}, {Counter: SumAggregation()}
+        exporter = ConsoleMetricExporter(preferred_temporality=temporality, preferred_aggregation=aggregation)
+        message = "exporters have no `_preferred_temporality` or `_preferred_aggregation` any more"
+        assert _otel.preferences_of(exporter) == (temporality, aggregation), message
+
+    def test_an_exporter_without_these_names_leaves_it_to_the_sdk(self):
+        exporter = ConsoleMetricExporter(*_otel.preferences_of(object()))
+        reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
+        assert reader._instrument_class_temporality == InMemoryMetricReader()._instrument_class_temporality
