@@ -17,9 +17,8 @@ from meshmw._otel import has_meter_provider, keep_resource_in_forks
 from meshmw._telemetry.batching import PromptBatchSpanProcessor, batching_of
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.export import build_exporter, otlp_reader, shown_endpoint
-from meshmw._telemetry.processors import BaggageAttributes, GuardedSpanProcessors
 from meshmw._telemetry.resource import build_resource, known_attributes
-from meshmw._telemetry.sampling import RemoteParentSampler, RouteRule
+from meshmw._telemetry.span import BaggageAttributes, GuardedSpanProcessors, RemoteParentSampler, RouteRule
 from meshmw.errors import MeshmwError, MissingExtraError, SettingsError
 from meshmw.settings import Settings, first_of, hidden
 from meshmw.settings._schema import MetricsExporter

@@ -8,8 +8,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from meshmw import Settings
-from meshmw._telemetry.processors import BaggageAttributes
 from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.span import BaggageAttributes
 
 
 class Clock:

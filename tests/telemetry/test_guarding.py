@@ -10,9 +10,8 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
 from meshmw import Settings
-from meshmw._telemetry.processors import GuardedSpanProcessors
 from meshmw._telemetry.provider import build_provider
-from meshmw._telemetry.sampling import RemoteParentSampler
+from meshmw._telemetry.span import GuardedSpanProcessors, RemoteParentSampler
 from tests.telemetry.raising import Raising
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 
-from meshmw._telemetry.processors import GuardedSpanProcessors
+from meshmw._telemetry.span import GuardedSpanProcessors
 from tests.telemetry.raising import Raising
 
 

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 
 from meshmw import MeshPropagator, Settings
 from meshmw._telemetry.provider import build_provider
-from meshmw._telemetry.sampling import RemoteParentSampler
+from meshmw._telemetry.span import RemoteParentSampler
 from meshmw.asgi import TraceContextMiddleware
 
 IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
