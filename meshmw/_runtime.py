@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from opentelemetry import trace
 
@@ -13,6 +13,7 @@ from meshmw._notices import LOGGER
 from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
+from meshmw._version import __version__
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 ServerSpans = Literal["auto", "contrib", "off"]
 MessagingParent = Literal["parent", "link"]
+
+# The process's own tracer; a stand-in until somebody sets a tracer provider, and a link to that from then on.
+TRACER: Final = trace.get_tracer("meshmw", __version__)
+
+
+def tracer_of(provider: trace.TracerProvider | None) -> trace.Tracer:
+    """Return meshmw's tracer of a provider, or with None the process's own."""
+    return TRACER if provider is None else provider.get_tracer("meshmw", __version__)
 
 
 @dataclass(frozen=True, slots=True)
