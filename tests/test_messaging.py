@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 
-from meshmw import MeshPropagator, Settings
+from meshmw import MeshPropagator, Settings, kafka, rabbitmq
 from meshmw import _runtime as runtime
 from meshmw._context.current import Current
 from meshmw._lifecycle.clients import Delivery
@@ -158,3 +158,15 @@ def test_a_batch_of_leaked_context_has_none_of_it(make):
         batch = messaging.begin_batch([read(messaging, baggage="b=2")], "orders")
     assert not baggage.get_all(batch.context)
     batch.end()
+
+
+@pytest.mark.parametrize("ours", [kafka, rabbitmq])
+def test_an_option_that_is_misspelt_is_refused_where_it_is_given(ours):
+    for use in (ours.consumer_span, ours.consume, ours.instrument):
+        with pytest.raises(TypeError, match="propagater"):
+            use([], propagater=MeshPropagator())
+
+
+@pytest.mark.parametrize("ours", [kafka, rabbitmq])
+def test_dir_shows_what_a_user_imports(ours):
+    assert dir(ours) == sorted(ours.__all__)

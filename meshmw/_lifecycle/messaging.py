@@ -91,7 +91,7 @@ class Messaging:
         Raises:
             TypeError: An option is not known.
         """
-        if not (server or keep_existing or options):
+        if not (server or keep_existing or any(options.values())):
             return self
         return Messaging(self.system, server=server, keep_existing=keep_existing, **options)
 
@@ -99,11 +99,6 @@ class Messaging:
     def propagator(self) -> MeshPropagator:
         """Return what reads and writes the headers now."""
         return self._propagator or _runtime.current().propagator
-
-    @property
-    def wanted(self) -> frozenset[str]:
-        """Return the names, in lower case, of the headers that `read` looks at."""
-        return self.propagator.names_read
 
     def read(self, lines: Lines, operation_type: OperationType = "process") -> Extraction:
         """Return what a message's lines, by name in lower case, say, as far as the sender is trusted. Never raises.

@@ -84,7 +84,7 @@ def producer_span(
     partition: int | None = None,
     client_id: str | None = None,
     tracer_provider: trace.TracerProvider | None = None,
-) -> AbstractContextManager[trace.Span]:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one record is sent, with the headers that `inject()` returns within it.
 
     Args:
@@ -105,7 +105,7 @@ def consumer_span(
     consumer_group: str | None = None,
     client_id: str | None = None,
     **options: Unpack[Options],
-) -> AbstractContextManager[trace.Span]:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one record is processed: its trace and baggage are current there, and only there.
 
     What the block raises is recorded and goes on. Each record needs a block of its own.
@@ -131,7 +131,7 @@ def batch_span(
     client_id: str | None = None,
     propagator: MeshPropagator | None = None,
     tracer_provider: trace.TracerProvider | None = None,
-) -> AbstractContextManager[trace.Span]:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which several records are processed: a new trace that links to the trace of each.
 
     Where there are no records there is no span. Within it, `consumer_span(record)` continues the trace of one.
@@ -185,7 +185,7 @@ def write(
 ) -> list[tuple[str, Any]]:
     """Return headers to send: see `inject`; *null* stands for a header without a value."""
     pairs = sendable(headers, null)
-    new = messaging.write(context, header_lines(pairs, messaging.wanted))
+    new = messaging.write(context, header_lines(pairs, messaging.propagator.names_read))
     kept = [pair for pair in pairs if pair[0].lower() not in OWNED_HEADERS]
     return kept + [(name, text.encode("latin-1", "replace")) for name, text in new.items()]
 
@@ -193,7 +193,7 @@ def write(
 def read(messaging: Messaging, carrier: Any, operation_type: OperationType = "process") -> Extraction:
     """Return what a record's headers say; never raises for what the record is."""
     try:
-        lines = header_lines(carrier, messaging.wanted)
+        lines = header_lines(carrier, messaging.propagator.names_read)
     except Exception:
         lines = {}
         if operation_type == "process":

@@ -48,14 +48,16 @@ def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Opti
 class _Tracing(Instrumented):
     """Begins the operations of messages that are published or handed out."""
 
-    def _sending(self, exchange: str, routing_key: str, properties: Any, body: Any) -> AbstractContextManager[Span]:
+    def _sending(
+        self, exchange: str, routing_key: str, properties: Any, body: Any
+    ) -> AbstractContextManager[Span, None]:
         return OperationScope(partial(begin_send, self._messaging, exchange, routing_key, properties, body))
 
     def _carrying(self, properties: Any) -> Any:
         """Return a copy of properties or a message that carries what is current."""
         return write(self._messaging, properties, None)
 
-    def _processing(self, message: Message) -> AbstractContextManager[Span]:
+    def _processing(self, message: Message) -> AbstractContextManager[Span, None]:
         return OperationScope(partial(begin_process, self._messaging, message))
 
     def _got(self, message: Any, queue: str, operation: str) -> Any:

@@ -95,7 +95,7 @@ def producer_span(
     *,
     operation: str = "publish",
     tracer_provider: trace.TracerProvider | None = None,
-) -> AbstractContextManager[trace.Span]:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one message is published, with the headers that `inject()` returns within it.
 
     Args:
@@ -116,7 +116,7 @@ def consumer_span(
     queue: str | None = None,
     operation: str = "process",
     **options: Unpack[Options],
-) -> AbstractContextManager[trace.Span]:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one message is processed: its trace and baggage are current there, and only there.
 
     What the block raises is recorded and goes on. Each message needs a block of its own. The span of one that was
@@ -141,7 +141,7 @@ def batch_span(
     operation: str = "process",
     propagator: MeshPropagator | None = None,
     tracer_provider: trace.TracerProvider | None = None,
-) -> AbstractContextManager[trace.Span]:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which several messages are processed: a new trace that links to the trace of each.
 
     Where there are no messages there is no span. Within it, `consumer_span(message)` continues the trace of one.
@@ -192,7 +192,7 @@ def aconsume(
 def write(messaging: Messaging, headers: Any, context: Context | None) -> Any:
     """Return headers, properties or a message to send: see `inject`."""
     found = headers_of(headers)
-    new = messaging.write(context, header_lines(found, messaging.wanted))
+    new = messaging.write(context, header_lines(found, messaging.propagator.names_read))
     carrying = {key: value for key, value in found.items() if name_of(key) not in OWNED_HEADERS} | new
     if headers is None or isinstance(headers, Mapping):
         return carrying
@@ -205,7 +205,7 @@ def write(messaging: Messaging, headers: Any, context: Context | None) -> Any:
 
 def read(messaging: Messaging, carrier: object, operation_type: OperationType = "process") -> Extraction:
     """Return what a message's headers say; never raises for what the message is."""
-    return messaging.read(header_lines(headers_of(carrier), messaging.wanted), operation_type)
+    return messaging.read(header_lines(headers_of(carrier), messaging.propagator.names_read), operation_type)
 
 
 def begin_send(
