@@ -166,8 +166,8 @@ def consume(
         client_id: The consumer's.
         **options: As for `consumer_span`.
     """
-    fetch = iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
     messaging = KAFKA.with_options(server=server_of(consumer), **options)
+    fetch = iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
     return Deliveries(fetch, partial(begin_process, messaging, consumer_group=consumer_group, client_id=client_id))
 
 
@@ -175,8 +175,8 @@ def aconsume(
     consumer: Any, *, consumer_group: str | None = None, client_id: str | None = None, **options: Unpack[Options]
 ) -> AsyncIterator[Delivery[Any]]:
     """Return what `consume` does, over aiokafka's consumer, confluent-kafka's `AIOConsumer`, or any async iterable."""
-    fetch = aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
     messaging = KAFKA.with_options(server=server_of(consumer), **options)
+    fetch = aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
     return AsyncDeliveries(fetch, partial(begin_process, messaging, consumer_group=consumer_group, client_id=client_id))
 
 
