@@ -91,9 +91,9 @@ class Messaging:
         Raises:
             TypeError: An option is not known.
         """
-        if not (server or keep_existing or any(options.values())):
-            return self
-        return Messaging(self.system, server=server, keep_existing=keep_existing, **options)
+        if server or keep_existing or any(option is not None for option in options.values()):
+            return Messaging(self.system, server=server, keep_existing=keep_existing, **options)
+        return self
 
     @property
     def propagator(self) -> MeshPropagator:
