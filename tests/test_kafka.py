@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshmw import MeshPropagator, kafka
-from meshmw._lifecycle.conventions import messaging_span_name as span_name
+from meshmw._lifecycle.messaging import messaging_span_name
 from meshmw.kafka import instrument
-from meshmw.kafka._headers import flattened, headers_of, of_record
+from meshmw.kafka._headers import flattened, headers_of, record_attributes
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
@@ -169,26 +169,26 @@ def test_attributes_say_what_every_client_knows_and_no_payload():
     record = SimpleNamespace(
         topic="orders", partition=3, offset=9, value={"secret": 1}, key=b"k", serialized_value_size=12
     )
-    assert of_record(record)() == {
+    assert record_attributes(record) == {
         "messaging.destination.partition.id": "3",
         "messaging.message.body.size": 12,
         "messaging.kafka.offset": 9,
     }
     tombstone = SimpleNamespace(topic="orders", partition=0, offset=0, value=None, serialized_value_size=-1)
-    assert of_record(tombstone, consumer_group="g")() == {
+    assert record_attributes(tombstone, consumer_group="g") == {
         "messaging.destination.partition.id": "0",
         "messaging.consumer.group.name": "g",
         "messaging.kafka.offset": 0,
         "messaging.kafka.message.tombstone": True,
     }
-    assert span_name("poll", None) == "poll"
+    assert messaging_span_name("poll", None) == "poll"
 
 
 def test_what_a_deserializer_has_made_is_neither_called_nor_taken_for_a_tombstone():
     record = SimpleNamespace(topic="orders", partition=0, offset=0, value=pytest.fail, serialized_value_size=4)
-    assert of_record(record)()["messaging.message.body.size"] == 4
+    assert record_attributes(record)["messaging.message.body.size"] == 4
     record = SimpleNamespace(topic="orders", partition=0, offset=0, value=None, serialized_value_size=4)
-    assert "messaging.kafka.message.tombstone" not in of_record(record)()
+    assert "messaging.kafka.message.tombstone" not in record_attributes(record)
 
 
 def test_records_of_every_poll_are_flattened():

@@ -157,7 +157,7 @@ def test_the_getter_serves_every_propagator():
 
 
 @pytest.mark.parametrize(
-    ("parts", "name", "lasting"),
+    ("parts", "name", "span_name"),
     [
         (("shop", "red"), "shop:red", "shop:red"),
         (("shop", ""), "shop", "shop"),
@@ -173,9 +173,9 @@ def test_the_getter_serves_every_propagator():
         (("", "amq_0e1f"), "amq_0e1f", None),
     ],
 )
-def test_destinations_are_named_as_the_conventions_say(parts, name, lasting):
+def test_destinations_are_named_as_the_conventions_say(parts, name, span_name):
     found = destination(*parts)
-    assert (found.name, found.lasting) == (name, lasting)
+    assert (found.name, found.span_name) == (name, span_name)
 
 
 def test_a_name_that_was_made_up_names_no_span(provider, exporter):

@@ -1,4 +1,11 @@
-"""Objects that stand for a client's own: its whole interface, beside the methods that trace."""
+"""What an application holds in place of a client's own object: one that traces by itself, and an iterator of blocks.
+
+`instrument()` returns an `Instrumented`: the client's whole interface, beside the methods that trace.
+
+`consume()` returns `Deliveries`. A generator that made a span current around its `yield` would make it current for
+whoever consumes it, and could not detach it where the loop ends early. So nothing is current, and no span begun, until
+the loop's body says where: `with delivery as message:`.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +17,20 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 from meshmw._lifecycle.messaging import Messaging
 from meshmw._lifecycle.operation import Operation, OperationScope
 
-# By package and class, so that subclasses are found and nothing need be imported.
-Kinds: TypeAlias = Mapping[tuple[str, str], Callable[[Any, Messaging, bool], Any]]
+C = TypeVar("C")
+T = TypeVar("T")
+
+# What makes an instrumented object, by package and class, so that subclasses are found and nothing need be imported.
+Kinds: TypeAlias = Mapping[tuple[str, str], Callable[[Any, Messaging], Any]]
 
 
-def instrumented(client: object, kinds: Kinds, of: Messaging, *, keep_existing: bool, takes: str) -> Any:
-    """Return the object that stands for a client's own.
+def instrumented(client: C, kinds: Kinds, messaging: Messaging, *, takes: str) -> C:
+    """Return the object that stands for a client's own, with the client's type for type checkers.
 
     Args:
         client: The client's own object.
         kinds: What makes one, by the client's class.
-        of: Begins the operations.
-        keep_existing: Whether a valid creation context that the application has written on a message stays.
+        messaging: Begins the operations.
         takes: Which clients' objects those are, in words.
 
     Raises:
@@ -31,7 +40,8 @@ def instrumented(client: object, kinds: Kinds, of: Messaging, *, keep_existing: 
     make = next(filter(None, found), None)
     if make is None:
         raise TypeError(f"instrument() takes {takes}, not {type(client).__module__}.{type(client).__qualname__}")
-    return make(client, of, keep_existing)
+    made: C = make(client, messaging)
+    return made
 
 
 class Instrumented:
@@ -39,14 +49,12 @@ class Instrumented:
 
     Args:
         client: The client's own object.
-        of: Begins the operations.
-        keep_existing: Whether a valid creation context that the application has written on a message stays.
+        messaging: Begins the operations.
     """
 
-    def __init__(self, client: Any, of: Messaging, keep_existing: bool) -> None:
+    def __init__(self, client: Any, messaging: Messaging) -> None:
         self.__wrapped__ = client
-        self._of = of
-        self._keep_existing = keep_existing
+        self._messaging = messaging
 
     def __getattr__(self, name: str) -> Any:
         # What copies or unpickles asks before there is anything to stand for.
@@ -58,15 +66,15 @@ class Instrumented:
         return sorted({*super().__dir__(), *dir(self.__wrapped__)})
 
     def __repr__(self) -> str:
-        return f"<meshmw.{self._of.system}.instrument({self.__wrapped__!r})>"
+        return f"<meshmw.{self._messaging.system}.instrument({self.__wrapped__!r})>"
 
-    # Exchanges and queues are their names as text.
+    # aio-pika's exchanges and queues are their names as text.
     def __str__(self) -> str:
         return str(self.__wrapped__)
 
 
 class Block(Instrumented):
-    """Is a client's object that a `with` block closes."""
+    """Stands for an object that a `with` block closes."""
 
     def __enter__(self) -> Self:
         self.__wrapped__.__enter__()
@@ -77,7 +85,7 @@ class Block(Instrumented):
 
 
 class AsyncBlock(Instrumented):
-    """Is a client's object that an `async with` block closes."""
+    """Stands for an object that an `async with` block closes."""
 
     async def __aenter__(self) -> Self:
         await self.__wrapped__.__aenter__()
@@ -87,18 +95,8 @@ class AsyncBlock(Instrumented):
         return await self.__wrapped__.__aexit__(*raised)
 
 
-# Messages that an iterator hands out, each with the block in which to process it.
-#
-# A generator that made a span current around its `yield` would make it current for whoever consumes it, and could not
-# take it back where the loop ends early. So nothing is current, and no span begun, until the loop's body says where.
-
-
-T = TypeVar("T")
-Begin = Callable[[Any], Operation]
-
-
 class Delivery(Generic[T]):
-    """Is one message that an iterator handed out: `with delivery as message:` processes it, in a span of its own.
+    """Holds one message that an iterator handed out: `with delivery as message:` processes it, in a span of its own.
 
     There is no span before the block and none without it: what is handed out and not processed leaves nothing behind.
 
@@ -120,35 +118,35 @@ class Delivery(Generic[T]):
         self._scope.__exit__(kind, error, at)
 
 
-class Deliveries(Iterator[Delivery[Any]]):
-    """Asks for one message at a time.
+class Deliveries(Iterator[Delivery[T]]):
+    """Fetches one message at a time.
 
     Args:
         fetch: Returns the next message, or raises StopIteration.
         begin: Begins to process a message.
     """
 
-    def __init__(self, fetch: Callable[[], Any], begin: Begin) -> None:
+    def __init__(self, fetch: Callable[[], T], begin: Callable[[T], Operation]) -> None:
         self._fetch = fetch
         self._begin = begin
 
-    def __next__(self) -> Delivery[Any]:
+    def __next__(self) -> Delivery[T]:
         message = self._fetch()
         return Delivery(message, partial(self._begin, message))
 
 
-class AsyncDeliveries(AsyncIterator[Delivery[Any]]):
-    """Asks for one message at a time.
+class AsyncDeliveries(AsyncIterator[Delivery[T]]):
+    """Fetches one message at a time.
 
     Args:
         fetch: Returns the next message, or raises StopAsyncIteration.
         begin: Begins to process a message.
     """
 
-    def __init__(self, fetch: Callable[[], Awaitable[Any]], begin: Begin) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[T]], begin: Callable[[T], Operation]) -> None:
         self._fetch = fetch
         self._begin = begin
 
-    async def __anext__(self) -> Delivery[Any]:
+    async def __anext__(self) -> Delivery[T]:
         message = await self._fetch()
         return Delivery(message, partial(self._begin, message))

@@ -1,4 +1,4 @@
-"""Whose span serves a request, and what is believed of its headers: one decision, for HTTP and RPC alike.
+"""Whose span serves a request, and what is believed of its headers: one decision, for HTTP, RPC and messages.
 
 Law 3: a request belongs to its own headers. A server span's parent comes from them, or the span is one that the host
 framework opened for this very request; a span that leaked into this task or thread from something else is neither.
@@ -16,16 +16,17 @@ framework opened for this very request; a span that leaked into this task or thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind
 
 from meshmw._context.extraction import READ_KEY, Extraction
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.trust import Trust
-from meshmw._runtime import ServerSpans, is_global
+from meshmw._runtime import MessagingParent, ServerSpans, is_global
 from meshmw.propagator import MeshPropagator
 
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
@@ -145,3 +146,63 @@ def context_below(decision: Decision, around: Context) -> Context:
 def claimed(context: Context, span: Span) -> Context:
     """Return a context in which a span is current and claimed for one request."""
     return Context({**context, SPAN_KEY: span, CLAIM_KEY: span})
+
+
+# Of the messaging conventions' types those that this package has spans for.
+OperationType = Literal["send", "receive", "process"]
+
+# `receive` is over when the application gets the message: it calls the broker, as a client does.
+_KINDS: Final = {"send": SpanKind.PRODUCER, "receive": SpanKind.CLIENT, "process": SpanKind.CONSUMER}
+# On the link to what was current where a message was processed.
+_AMBIENT: Final = {"meshmw.link": "ambient"}
+
+
+class MessageDecision(NamedTuple):
+    """Says where the span of one or of several messages belongs.
+
+    Attributes:
+        parent: The span's parent; None where it begins a trace.
+        links: What it links to.
+        kind: Its kind.
+    """
+
+    parent: SpanContext | None
+    links: list[Link]
+    kind: SpanKind
+
+
+def decide_messages(
+    operation_type: OperationType,
+    named: Sequence[SpanContext],
+    ambient: SpanContext,
+    *,
+    parent: MessagingParent = "parent",
+    batch: bool = False,
+) -> MessageDecision:
+    """Return where the span of one or of several messages belongs.
+
+    | operation                        | `parent` | the span's parent | links                            |
+    |----------------------------------|----------|-------------------|----------------------------------|
+    | send                             | any      | what is current   |                                  |
+    | one message that names a parent  | `parent` | the one named     | what is current                  |
+    | one message that names a parent  | `link`   | none              | the one named, what is current   |
+    | one message that names none      | any      | none              | what is current                  |
+    | several messages                 | any      | none              | each one named, what is current  |
+
+    What is current where a message is processed belongs to another message as likely as not (law 3): it is linked to,
+    and never a parent.
+
+    Args:
+        operation_type: What is done with the messages.
+        named: The parent that each message's headers name, of those that name one.
+        ambient: The span that is current, if it is valid.
+        parent: Whether the span that processes one message is a child of what sent it, or a new trace with a link.
+        batch: Whether several messages are processed at once.
+    """
+    kind, around = _KINDS[operation_type], [Link(ambient, _AMBIENT)] if ambient.is_valid else []
+    if operation_type == "send":
+        return MessageDecision(ambient if ambient.is_valid else None, [], kind)
+    if named and parent == "parent" and not batch:
+        return MessageDecision(named[0], around, kind)
+    distinct = {(each.trace_id, each.span_id): each for each in named}
+    return MessageDecision(None, [*map(Link, distinct.values()), *around], kind)

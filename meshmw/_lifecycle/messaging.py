@@ -1,167 +1,147 @@
-"""Messages, sent and processed: their spans, their contexts and what their headers carry of these.
+"""Messages, whatever the broker: the spans that send and process them, and what their headers carry of these.
 
-A process span's parent, or its link, is what its message says: what is current where it begins belongs to another
-message as likely as not (law 3), and is linked to, never a parent.
+`meshmw.kafka` and `meshmw.rabbitmq` have one `Messaging` each. `decide_messages` says where a span belongs; here it
+begins, with the attributes of the messaging conventions (1.44, development). None holds a message's key or body, which
+are the application's data.
+
+A package for another broker has three rooms: `_headers` (what its clients hand out, as header lines and attributes),
+`_spans` (the public verbs) and `_clients` (objects that trace by themselves, made with `_lifecycle.clients`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias, TypedDict, Unpack
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind
 
 from meshmw import _runtime
 from meshmw._context.extraction import Extraction, Lines
-from meshmw._lifecycle.conventions import (
-    AttributeValue,
-    LazyAttributes,
-    OperationType,
-    messaging_attributes,
-    messaging_span_name,
-)
+from meshmw._lifecycle.conventions import Attributes, AttributeValue, LazyAttributes
+from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
 from meshmw._lifecycle.operation import Operation, record_refusals
 from meshmw._otel import SPAN_KEY
 from meshmw._runtime import MessagingParent, tracer_of
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
-# A message's headers, whatever the broker: which of them are ours to write, and how those that repeat are read.
-
-
 # Whatever a message's headers hold of these was written for another message.
 OWNED_HEADERS: Final = PROPAGATION_HEADERS | {SENT_HEADER}
 # Of all others only one line counts.
 _LISTS: Final = frozenset({"baggage", "tracestate"})
+_NOTHING: Final[Attributes] = {}
+
+# Returns attributes; not called where nobody looks at them.
+Describe: TypeAlias = Callable[[], Attributes]
 
 
-def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return message headers as lines: the last line of each name, and all lines of those that are lists by nature."""
-    lines: dict[str, list[str]] = {}
-    for name, line in pairs:
-        if name in _LISTS:
-            lines.setdefault(name, []).append(line)
-        else:
-            lines[name] = [line]
-    return lines
+class Options(TypedDict, total=False):
+    """Names what every function that processes messages takes; what is left out or None is as `configure()` has set it.
 
+    Attributes:
+        parent: Whether the span that processes one message is a child of the message's producer (`parent`), or begins a
+            new trace with a link to it (`link`); the setting `messaging_parent` by default.
+        propagator: Reads and writes the headers.
+        tracer_provider: Makes the spans; the global one by default.
+    """
 
-Specific = Callable[[], Mapping[str, AttributeValue]]
-
-_AMBIENT: Final = {"meshmw.link": "ambient"}
-_NOWHERE: Final[Mapping[str, AttributeValue]] = {}
-_KINDS: Final[Mapping[OperationType, SpanKind]] = {
-    "create": SpanKind.PRODUCER,
-    "send": SpanKind.PRODUCER,
-    "receive": SpanKind.CLIENT,
-    "process": SpanKind.CONSUMER,
-    "settle": SpanKind.CLIENT,
-}
+    parent: MessagingParent | None
+    propagator: MeshPropagator | None
+    tracer_provider: trace.TracerProvider | None
 
 
 class Messaging:
-    """Begins the operations of one messaging system; options that are None are the settings' own, per message.
+    """Begins the operations of one messaging system, and reads and writes the headers of its messages.
 
     Args:
         system: As the conventions name it: `kafka`, `rabbitmq`.
-        propagator: Reads and writes the headers.
-        tracer_provider: Makes the spans; the global one by default.
-        parent: Whether the span that processes one message is the `parent` message's child, or a new trace with a
-            `link` to it.
         server: What every span says of the broker's address.
+        keep_existing: Whether a valid parent that the application has written on a message stays there.
+        parent: As for `Options`, and so the others. What is None is looked up for each message.
+        propagator: Reads and writes the headers.
+        tracer_provider: Makes the spans.
     """
 
-    __slots__ = ("_parent", "_propagator", "_server", "_tracer", "system")
+    __slots__ = ("_keep_existing", "_parent", "_propagator", "_server", "_tracer", "system")
 
     def __init__(
         self,
         system: str,
         *,
+        server: Attributes = _NOTHING,
+        keep_existing: bool = False,
+        parent: MessagingParent | None = None,
         propagator: MeshPropagator | None = None,
         tracer_provider: trace.TracerProvider | None = None,
-        parent: MessagingParent | None = None,
-        server: Mapping[str, AttributeValue] = _NOWHERE,
     ) -> None:
         self.system = system
         self._server = server
+        self._keep_existing = keep_existing
+        self._parent = parent
         self._propagator = propagator
         self._tracer = tracer_of(tracer_provider)
-        self._parent = parent
 
     def with_options(
-        self,
-        propagator: MeshPropagator | None,
-        tracer_provider: trace.TracerProvider | None,
-        parent: MessagingParent | None = None,
-        server: Mapping[str, AttributeValue] = _NOWHERE,
+        self, *, server: Attributes = _NOTHING, keep_existing: bool = False, **options: Unpack[Options]
     ) -> Messaging:
-        """Return the same with options of its own, or this one where none is given."""
-        if propagator is None and tracer_provider is None and parent is None and not server:
-            return self
-        return Messaging(
-            self.system, propagator=propagator, tracer_provider=tracer_provider, parent=parent, server=server
-        )
+        """Return the same system with options of its own, or this one where none is given.
+
+        Raises:
+            TypeError: An option is not known.
+        """
+        if server or keep_existing or any(option is not None for option in options.values()):
+            return Messaging(self.system, server=server, keep_existing=keep_existing, **options)
+        return self
 
     @property
     def propagator(self) -> MeshPropagator:
         """Return what reads and writes the headers now."""
         return self._propagator or _runtime.current().propagator
 
-    @property
-    def wanted(self) -> frozenset[str]:
-        """Return the names, in lower case, of the headers that `read` looks at."""
-        return self.propagator.names_read
+    def read(self, lines: Lines, operation_type: OperationType = "process") -> Extraction:
+        """Return what a message's lines, by name in lower case, say, as far as the sender is trusted. Never raises.
 
-    def read(self, lines: Lines) -> Extraction:
-        """Return what a message's lines, by name in lower case, say, as far as it is believed. Never raises."""
+        What is refused of them counts once: when the message is processed, and not when it is only received.
+        """
         propagator = self.propagator
-        return propagator.read(lines).trusted(propagator.trust)
+        read = propagator.read if operation_type == "process" else propagator.check
+        return read(lines).trusted(propagator.trust)
 
-    def check(self, lines: Lines) -> Extraction:
-        """Do as `read` where the message is not processed yet: what is refused is counted once, when it is."""
-        propagator = self.propagator
-        return propagator.check(lines).trusted(propagator.trust)
-
-    def write(self, context: Context | None, present: Lines, *, keep: bool = False) -> dict[str, str]:
+    def write(self, context: Context | None, present: Lines) -> dict[str, str]:
         """Return the headers to write on a message, from whose own every one of `OWNED_HEADERS` is to be removed.
 
         Args:
             context: What to write; the current context by default.
             present: The lines, by name in lower case, that the application has put there.
-            keep: Whether a valid parent among *present* stays, with what came along with it.
         """
         propagator = self.propagator
         context = otel_context.get_current() if context is None else context
-        own = propagator.check(present).into({}) if keep else {}
+        kept = propagator.check(present).into({}) if self._keep_existing else {}
         # The request id and its like are the application's wherever it has written them.
         others = [(name, line) for name, found in present.items() if name not in OWNED_HEADERS for line in found]
-        headers, _ = propagator.outgoing(Context(own) if SPAN_KEY in own else context, others)
+        headers, _ = propagator.outgoing(Context(kept) if SPAN_KEY in kept else context, others)
         return headers
 
-    def begin_send(
-        self, destination: str | None, specific: Specific = dict, *, operation: str = "send", count: int | None = None
-    ) -> Operation:
-        """Begin to send a message, or *count* of them at once, as a child of what is current.
+    def begin_send(self, destination: str | None, describe: Describe = dict, *, operation: str = "send") -> Operation:
+        """Begin to send a message, as a child of what is current.
 
         The context to write on the message is the operation's own: `write(operation.context, ...)`.
 
         Args:
             destination: The topic or exchange.
-            specific: Returns further attributes; not called where nobody looks at them.
+            describe: Returns further attributes.
             operation: What the system calls it.
-            count: How many messages there are, where there may be several.
         """
-        around = otel_context.get_current()
-        return self._begin(around, operation, "send", destination, specific, (), count)
+        decision = decide_messages("send", (), _ambient())
+        return self._begin(decision, otel_context.get_current(), operation, "send", destination, describe)
 
     def begin_process(
         self,
         extraction: Extraction,
         destination: str | None,
-        specific: Specific = dict,
+        describe: Describe = dict,
         *,
         operation: str = "process",
         operation_type: OperationType = "process",
@@ -171,17 +151,17 @@ class Messaging:
         Args:
             extraction: What the message's headers say.
             destination: The topic or queue.
-            specific: Returns further attributes; not called where nobody looks at them.
+            describe: Returns further attributes.
             operation: What the system calls it.
             operation_type: `receive` for what is over when the application gets the message.
         """
-        parent, links = extraction.into({}), _ambient_links()
-        if (self._parent or _runtime.current().messaging_parent) == "link" and extraction.span_context is not None:
-            parent = Context({key: value for key, value in parent.items() if key != SPAN_KEY})
-            links = [Link(extraction.span_context), *links]
-        begun = self._begin(parent, operation, operation_type, destination, specific, links)
+        named = () if extraction.span_context is None else (extraction.span_context,)
+        word = self._parent or _runtime.current().messaging_parent
+        decision = decide_messages(operation_type, named, _ambient(), parent=word)
+        context = extraction.into({})
+        begun = self._begin(decision, context, operation, operation_type, destination, describe)
         if not begun.span.get_span_context().is_valid:
-            begun.context = extraction.into({})  # without an SDK the message's own trace goes on
+            begun.context = context  # without an SDK the message's own trace goes on
         record_refusals(begun.span, extraction)
         return begun
 
@@ -189,7 +169,7 @@ class Messaging:
         self,
         extractions: Sequence[Extraction],
         destination: str | None,
-        specific: Specific = dict,
+        describe: Describe = dict,
         *,
         operation: str = "process",
         operation_type: OperationType = "process",
@@ -202,16 +182,17 @@ class Messaging:
         Args:
             extractions: What the headers of each message say.
             destination: The topic or queue, if it is the same for all.
-            specific: Returns further attributes; not called where nobody looks at them.
+            describe: Returns further attributes.
             operation: What the system calls it.
             operation_type: `receive` for what is over when the application gets the messages.
             start_time: When it began, in nanoseconds since 1970; now by default.
         """
         named = [each.span_context for each in extractions if each.span_context is not None]
-        creators = {(each.trace_id, each.span_id): each for each in named}
-        links = [*map(Link, creators.values()), *_ambient_links()]
+        decision = decide_messages(operation_type, named, _ambient(), batch=True)
         count = len(extractions)
-        begun = self._begin(Context(), operation, operation_type, destination, specific, links, count, start_time)
+        begun = self._begin(
+            decision, Context(), operation, operation_type, destination, describe, count=count, start_time=start_time
+        )
         for extraction in extractions:
             record_refusals(begun.span, extraction)
         return begun
@@ -220,33 +201,92 @@ class Messaging:
         """Begin what is about no message at all: there is no span, and what is current stays so."""
         return Operation(trace.INVALID_SPAN, otel_context.get_current(), owned=False)
 
-    def begin_settle(self, destination: str | None, specific: Specific = dict, *, operation: str) -> Operation:
-        """Begin to settle messages, by `commit`, `ack`, `nack` or the like, as a child of what is current."""
-        return self._begin(otel_context.get_current(), operation, "settle", destination, specific, ())
-
     def _begin(
         self,
-        parent: Context,
+        decision: MessageDecision,
+        context: Context,
         operation: str,
         operation_type: OperationType,
         destination: str | None,
-        specific: Specific,
-        links: Sequence[Link],
+        describe: Describe,
+        *,
         count: int | None = None,
         start_time: int | None = None,
     ) -> Operation:
+        if decision.parent is None:
+            context = Context({key: value for key, value in context.items() if key != SPAN_KEY})
         attributes = LazyAttributes(
             lambda: {
-                **messaging_attributes(self.system, operation, operation_type, destination, batch=count),
+                **_operation_attributes(self.system, operation, operation_type, destination, count),
                 **self._server,
-                **specific(),
+                **describe(),
             }
         )
-        name, kind = messaging_span_name(operation, destination), _KINDS[operation_type]
-        span = self._tracer.start_span(name, parent, kind, attributes, links, start_time)
-        return Operation(span, Context({**parent, SPAN_KEY: span}), owned=True)
+        name = messaging_span_name(operation, destination)
+        span = self._tracer.start_span(name, context, decision.kind, attributes, decision.links, start_time)
+        return Operation(span, Context({**context, SPAN_KEY: span}), owned=True)
 
 
-def _ambient_links() -> list[Link]:
-    ambient = trace.get_current_span().get_span_context()
-    return [Link(ambient, _AMBIENT)] if ambient.is_valid else []
+def _ambient() -> trace.SpanContext:
+    return trace.get_current_span().get_span_context()
+
+
+def collect_lines(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return message headers as lines: the last line of each name, and all lines of those that are lists by nature."""
+    lines: dict[str, list[str]] = {}
+    for name, line in pairs:
+        if name in _LISTS:
+            lines.setdefault(name, []).append(line)
+        else:
+            lines[name] = [line]
+    return lines
+
+
+def messaging_span_name(operation: str, destination: str | None) -> str:
+    """Return `{operation} {destination}`, or the operation alone where the destination has no name."""
+    return f"{operation} {destination}" if destination else operation
+
+
+def _operation_attributes(
+    system: str, operation: str, operation_type: OperationType, destination: str | None, count: int | None
+) -> dict[str, AttributeValue]:
+    found: dict[str, AttributeValue] = {
+        "messaging.system": system,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation_type,
+    }
+    if destination:
+        found["messaging.destination.name"] = destination
+    if count is not None:
+        found["messaging.batch.message_count"] = count
+    return found
+
+
+def message_attributes(
+    *,
+    partition: str | int | None = None,
+    message_id: str | None = None,
+    conversation_id: str | None = None,
+    body_size: int | None = None,
+    client_id: str | None = None,
+    consumer_group: str | None = None,
+) -> dict[str, AttributeValue]:
+    """Return the attributes of one message that are the same in every system; what is None is left out.
+
+    Args:
+        partition: The partition's number or name.
+        message_id: What the application calls the message.
+        conversation_id: What joins it to others, such as a correlation id.
+        body_size: Bytes of the body.
+        client_id: The producer's or consumer's name.
+        consumer_group: The consumer's group.
+    """
+    found: dict[str, AttributeValue | None] = {
+        "messaging.destination.partition.id": None if partition is None else str(partition),
+        "messaging.message.id": message_id,
+        "messaging.message.conversation_id": conversation_id,
+        "messaging.message.body.size": body_size,
+        "messaging.client.id": client_id,
+        "messaging.consumer.group.name": consumer_group,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,17 +1,38 @@
-"""Kafka's headers in every shape that kafka-python, aiokafka and confluent-kafka take and hand out."""
+"""Kafka's records and headers, in every shape that kafka-python, aiokafka and confluent-kafka take and hand out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from opentelemetry.propagators.textmap import Getter, Setter
 
-from meshmw._lifecycle.conventions import AttributeValue, kafka_attributes, message_attributes
-from meshmw._lifecycle.messaging import joined
+from meshmw._lifecycle.conventions import Attributes
+from meshmw._lifecycle.messaging import collect_lines, message_attributes
 
-Pairs = list[tuple[str, bytes]]
+SentHeaders: TypeAlias = list[tuple[str, bytes]]
+
+
+class KafkaGetter(Getter[Any]):
+    """Reads a record or its headers for any OpenTelemetry propagator: `extract(record, getter=KafkaGetter())`."""
+
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
+        found = header_lines(carrier, (key.lower(),)).get(key.lower())
+        return None if found is None else [",".join(found)]
+
+    def keys(self, carrier: Any) -> list[str]:
+        """Return the names of all headers."""
+        return list(dict.fromkeys(name for name, _ in sendable(carrier)))
+
+
+class KafkaSetter(Setter[list[tuple[str, bytes]]]):
+    """Writes into a list of headers for any OpenTelemetry propagator: `inject(headers, setter=KafkaSetter())`."""
+
+    def set(self, carrier: SentHeaders, key: str, value: str) -> None:
+        """Write one header, in place of every one of that name in any case."""
+        carrier[:] = [pair for pair in carrier if pair[0].lower() != key.lower()]
+        carrier.append((key, value.encode("utf-8")))
 
 
 def headers_of(carrier: Any) -> Iterable[Any]:
@@ -41,7 +62,7 @@ def header_lines(carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
     Raises:
         Whatever *carrier* raises.
     """
-    return joined(_texts(carrier, wanted))
+    return collect_lines(_texts(carrier, wanted))
 
 
 def _texts(carrier: Any, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -56,7 +77,7 @@ def _texts(carrier: Any, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
         if isinstance(value, str):
             yield name, value
         elif isinstance(value, bytes | bytearray | memoryview):
-            # No byte fails to decode; what is no header's text is refused by the header's grammar.
+            # No byte fails to decode as latin-1; what is no header's text is refused by the header's grammar.
             yield name, str(value, "latin-1")
 
 
@@ -99,29 +120,35 @@ def _value(name: object, value: object, null: bytes | None) -> bytes | None:
     raise TypeError(f"the value of header {name!r} is bytes or text, not {type(value).__name__}")
 
 
-class KafkaGetter(Getter[Any]):
-    """Reads a record or its headers for any OpenTelemetry propagator: `extract(record, getter=KafkaGetter())`."""
-
-    def get(self, carrier: Any, key: str) -> list[str] | None:
-        """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
-        found = header_lines(carrier, (key.lower(),)).get(key.lower())
-        return None if found is None else [",".join(found)]
-
-    def keys(self, carrier: Any) -> list[str]:
-        """Return the names of all headers."""
-        return list(dict.fromkeys(name for name, _ in sendable(carrier)))
-
-
-class KafkaSetter(Setter[list[tuple[str, bytes]]]):
-    """Writes into a list of headers for any OpenTelemetry propagator: `inject(headers, setter=KafkaSetter())`."""
-
-    def set(self, carrier: Pairs, key: str, value: str) -> None:
-        """Write one header, in place of every one of that name in any case."""
-        carrier[:] = [pair for pair in carrier if pair[0].lower() != key.lower()]
-        carrier.append((key, value.encode("utf-8")))
+def record_attributes(record: Any, **more: Any) -> Attributes:
+    """Return what a span says of one record, and *more* of what `message_attributes` takes."""
+    value = field(record, "value")
+    size = _body_size(record, value)
+    found = dict(message_attributes(partition=field(record, "partition"), body_size=size, **more))
+    if (offset := field(record, "offset")) is not None:
+        found["messaging.kafka.offset"] = offset
+    if size is None and value is None:
+        found["messaging.kafka.message.tombstone"] = True
+    return found
 
 
-# What a Kafka record says of itself, whichever client handed it out.
+def batch_attributes(records: Sequence[Any], **more: Any) -> Attributes:
+    """Return what a span says of several records, and *more* of what `message_attributes` takes."""
+    return message_attributes(partition=common_field(records, "partition"), **more)
+
+
+def _body_size(record: Any, value: object) -> int | None:
+    """Return the bytes of the body as the broker has it; a deserializer may have made anything of it, or nothing."""
+    size = getattr(record, "serialized_value_size", None)
+    if isinstance(size, int) and size >= 0:
+        return size
+    return len(value) if isinstance(value, bytes) else None
+
+
+def topic_of(record: Any) -> str | None:
+    """Return the record's topic, or None where it has none."""
+    topic = field(record, "topic")
+    return topic if isinstance(topic, str) else None
 
 
 def field(record: Any, name: str) -> Any:
@@ -131,10 +158,10 @@ def field(record: Any, name: str) -> Any:
     return found() if callable(getattr(type(record), name, None)) and callable(found) else found
 
 
-def topic_of(record: Any) -> str | None:
-    """Return the record's topic, or None where it has none."""
-    topic = field(record, "topic")
-    return topic if isinstance(topic, str) else None
+def common_field(records: Sequence[Any], name: str) -> Any:
+    """Return a field that is the same in all records, else None."""
+    values = {field(record, name) for record in records}
+    return values.pop() if len(values) == 1 else None
 
 
 def flattened(records: Any) -> list[Any]:
@@ -144,36 +171,3 @@ def flattened(records: Any) -> list[Any]:
     if isinstance(records, Mapping):
         return [record for some in records.values() for record in some]
     return list(records) if isinstance(records, Iterable) and not hasattr(records, "topic") else [records]
-
-
-def common(records: Sequence[Any], name: str) -> Any:
-    """Return a field that is the same in all records, else None."""
-    values = {field(record, name) for record in records}
-    return values.pop() if len(values) == 1 else None
-
-
-def of_record(record: Any, **more: Any) -> Callable[[], Mapping[str, AttributeValue]]:
-    """Return what builds the attributes of one record, and *more* of a message's."""
-    return partial(_of_record, record, more)
-
-
-def of_records(records: Sequence[Any], **more: Any) -> Callable[[], Mapping[str, AttributeValue]]:
-    """Return what builds the attributes of several records, and *more* of a message's."""
-    return lambda: message_attributes(partition=common(records, "partition"), **more)
-
-
-def _of_record(record: Any, more: Mapping[str, Any]) -> Mapping[str, AttributeValue]:
-    value = field(record, "value")
-    size = _body_size(record, value)
-    return {
-        **message_attributes(partition=field(record, "partition"), body_size=size, **more),
-        **kafka_attributes(offset=field(record, "offset"), tombstone=size is None and value is None),
-    }
-
-
-def _body_size(record: Any, value: object) -> int | None:
-    """Return the bytes of the body as the broker has it; a deserializer may have made anything of it, or nothing."""
-    size = getattr(record, "serialized_value_size", None)
-    if isinstance(size, int) and size >= 0:
-        return size
-    return len(value) if isinstance(value, bytes) else None

@@ -1,67 +1,43 @@
-"""Kafka by hand: `inject`, `extract`, and the blocks in which records are sent or processed."""
+"""Kafka by hand: `inject` and `extract`, and the blocks and iterators in which records are sent and processed.
+
+Below them stand the steps that the instrumented clients take too: headers read and written, operations begun.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, Unpack
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 
 from meshmw._context.extraction import Extraction
-from meshmw._lifecycle.conventions import AttributeValue, broker_attributes, message_attributes
-from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging
+from meshmw._foreign import kafka_servers
+from meshmw._lifecycle.clients import AsyncDeliveries, Deliveries, Delivery
+from meshmw._lifecycle.conventions import Attributes, address_attributes
+from meshmw._lifecycle.decide import OperationType
+from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging, Options, message_attributes
 from meshmw._lifecycle.operation import Operation, OperationScope
-from meshmw._runtime import MessagingParent
-from meshmw.kafka._headers import Pairs, common, flattened, header_lines, of_record, of_records, sendable, topic_of
+from meshmw.kafka._headers import (
+    SentHeaders,
+    batch_attributes,
+    common_field,
+    flattened,
+    header_lines,
+    record_attributes,
+    sendable,
+    topic_of,
+)
 from meshmw.propagator import MeshPropagator
-
-# What is done with Kafka's records: headers written and read, operations begun.
-
 
 KAFKA: Final = Messaging("kafka")
 
-
-def written(
-    of: Messaging, headers: Any, context: Context | None, *, keep_existing: bool, null: bytes | None
-) -> list[tuple[str, Any]]:
-    """Return headers to send: see `inject`; *null* stands for a header without a value."""
-    pairs = sendable(headers, null)
-    new = of.write(context, header_lines(pairs, of.wanted), keep=keep_existing)
-    kept = [pair for pair in pairs if pair[0].lower() not in OWNED_HEADERS]
-    return kept + [(name, text.encode("latin-1", "replace")) for name, text in new.items()]
-
-
-def read(of: Messaging, carrier: Any) -> Extraction:
-    """Return what a record's headers say; never raises for what the record is."""
-    try:
-        lines = header_lines(carrier, of.wanted)
-    except Exception:
-        of.propagator.rejections.record("kafka", "no_headers", "- what was given has none; the message starts a trace")
-        lines = {}
-    return of.read(lines)
-
-
-def peek(of: Messaging, carrier: Any) -> Extraction:
-    """Do as `read` where the record is not processed yet: nothing is counted."""
-    try:
-        return of.check(header_lines(carrier, of.wanted))
-    except Exception:
-        return of.check({})
-
-
-def begin_process(of: Messaging, record: Any, operation: str = "process", **more: str | None) -> Operation:
-    """Begin to process one record."""
-    return of.begin_process(read(of, record), topic_of(record), of_record(record, **more), operation=operation)
-
-
-def begin_batch(of: Messaging, records: Sequence[Any], operation: str, **more: str | None) -> Operation:
-    """Begin to process several records; none of them is an operation without a span."""
-    if not records:
-        return of.begin_nothing()
-    extractions = [read(of, record) for record in records]
-    return of.begin_batch(extractions, common(records, "topic"), of_records(records, **more), operation=operation)
+# How long one poll of confluent-kafka waits before Ctrl-C is looked at.
+_POLL_SECONDS: Final = 1.0
+# librdkafka's `_PARTITION_EOF`: there are no more records for now.
+_END_OF_PARTITION: Final = -191
 
 
 def inject(
@@ -70,7 +46,7 @@ def inject(
     *,
     keep_existing: bool = False,
     propagator: MeshPropagator | None = None,
-) -> Pairs:
+) -> SentHeaders:
     """Return new headers that carry the trace, as the one shape that every client sends: a list of (str, bytes).
 
     Every propagation header among *headers*, in any case, is replaced; all others stay, in their order. A header
@@ -86,8 +62,7 @@ def inject(
     Raises:
         TypeError: What is no pair, a name that is no text, or a value that is neither bytes nor text.
     """
-    of = KAFKA.with_options(propagator, None)
-    return written(of, headers, context, keep_existing=keep_existing, null=b"")
+    return write(KAFKA.with_options(keep_existing=keep_existing, propagator=propagator), headers, context)
 
 
 def extract(record_or_headers: Any, *, propagator: MeshPropagator | None = None) -> Context:
@@ -99,7 +74,7 @@ def extract(record_or_headers: Any, *, propagator: MeshPropagator | None = None)
         record_or_headers: A record or message of any client, or its headers: pairs or a mapping, of str or bytes.
         propagator: Reads the headers; by default the one that `configure()` made.
     """
-    return read(KAFKA.with_options(propagator, None), record_or_headers).into({})
+    return read(KAFKA.with_options(propagator=propagator), record_or_headers).into({})
 
 
 def producer_span(
@@ -109,7 +84,7 @@ def producer_span(
     partition: int | None = None,
     client_id: str | None = None,
     tracer_provider: trace.TracerProvider | None = None,
-) -> OperationScope:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one record is sent, with the headers that `inject()` returns within it.
 
     Args:
@@ -119,12 +94,8 @@ def producer_span(
         client_id: The producer's.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = KAFKA.with_options(None, tracer_provider)
-    return OperationScope(
-        lambda: of.begin_send(
-            topic, lambda: message_attributes(partition=partition, client_id=client_id), operation=operation
-        )
-    )
+    messaging = KAFKA.with_options(tracer_provider=tracer_provider)
+    return OperationScope(partial(begin_send, messaging, topic, partition, operation, client_id=client_id))
 
 
 def consumer_span(
@@ -133,10 +104,8 @@ def consumer_span(
     operation: str = "process",
     consumer_group: str | None = None,
     client_id: str | None = None,
-    parent: MessagingParent | None = None,
-    propagator: MeshPropagator | None = None,
-    tracer_provider: trace.TracerProvider | None = None,
-) -> OperationScope:
+    **options: Unpack[Options],
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one record is processed: its trace and baggage are current there, and only there.
 
     What the block raises is recorded and goes on. Each record needs a block of its own.
@@ -146,14 +115,11 @@ def consumer_span(
         operation: What the application calls it.
         consumer_group: The consumer's group.
         client_id: The consumer's.
-        parent: Whether the span is a child of the record's producer, or a new trace with a `link` to it; the
-            setting `messaging_parent` by default.
-        propagator: Reads the headers; by default the one that `configure()` made.
-        tracer_provider: Makes the span; the global one by default.
+        **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
     """
-    of = KAFKA.with_options(propagator, tracer_provider, parent)
+    messaging = KAFKA.with_options(**options)
     return OperationScope(
-        lambda: begin_process(of, record, operation, consumer_group=consumer_group, client_id=client_id)
+        partial(begin_process, messaging, record, operation, consumer_group=consumer_group, client_id=client_id)
     )
 
 
@@ -165,7 +131,7 @@ def batch_span(
     client_id: str | None = None,
     propagator: MeshPropagator | None = None,
     tracer_provider: trace.TracerProvider | None = None,
-) -> OperationScope:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which several records are processed: a new trace that links to the trace of each.
 
     Where there are no records there is no span. Within it, `consumer_span(record)` continues the trace of one.
@@ -178,32 +144,143 @@ def batch_span(
         propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
-    of, flat = KAFKA.with_options(propagator, tracer_provider), flattened(records)
-    more = {"consumer_group": consumer_group, "client_id": client_id}
-    return OperationScope(lambda: begin_batch(of, flat, operation, **more))
+    messaging = KAFKA.with_options(propagator=propagator, tracer_provider=tracer_provider)
+    flat = flattened(records)
+    return OperationScope(
+        partial(begin_batch, messaging, flat, operation, consumer_group=consumer_group, client_id=client_id)
+    )
 
 
-# Where a client's broker is, as far as the client tells.
+def consume(
+    consumer: Any, *, consumer_group: str | None = None, client_id: str | None = None, **options: Unpack[Options]
+) -> Iterator[Delivery[Any]]:
+    """Return an iterator over a consumer's records: `for delivery in consume(consumer): with delivery as record: ...`.
+
+    Each record is processed in its `with` block, as by `consumer_span`. Nothing is prefetched, held back or current
+    outside the block, so the loop can be left at any time and another one begun.
+
+    Args:
+        consumer: kafka-python's; confluent-kafka's, which is polled until it is closed, and whose errors are raised
+            unless librdkafka retries; or any iterable of records.
+        consumer_group: The consumer's group.
+        client_id: The consumer's.
+        **options: As for `consumer_span`.
+    """
+    messaging = KAFKA.with_options(server=server_of(consumer), **options)
+    fetch = iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
+    return Deliveries(fetch, partial(begin_process, messaging, consumer_group=consumer_group, client_id=client_id))
 
 
-def server_of(client: Any) -> Mapping[str, AttributeValue]:
+def aconsume(
+    consumer: Any, *, consumer_group: str | None = None, client_id: str | None = None, **options: Unpack[Options]
+) -> AsyncIterator[Delivery[Any]]:
+    """Return what `consume` does, over aiokafka's consumer, confluent-kafka's `AIOConsumer`, or any async iterable."""
+    messaging = KAFKA.with_options(server=server_of(consumer), **options)
+    fetch = aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
+    return AsyncDeliveries(fetch, partial(begin_process, messaging, consumer_group=consumer_group, client_id=client_id))
+
+
+def write(
+    messaging: Messaging, headers: Any, context: Context | None, null: bytes | None = b""
+) -> list[tuple[str, Any]]:
+    """Return headers to send: see `inject`; *null* stands for a header without a value."""
+    pairs = sendable(headers, null)
+    new = messaging.write(context, header_lines(pairs, messaging.propagator.names_read))
+    kept = [pair for pair in pairs if pair[0].lower() not in OWNED_HEADERS]
+    return kept + [(name, text.encode("latin-1", "replace")) for name, text in new.items()]
+
+
+def read(messaging: Messaging, carrier: Any, operation_type: OperationType = "process") -> Extraction:
+    """Return what a record's headers say; never raises for what the record is."""
+    try:
+        lines = header_lines(carrier, messaging.propagator.names_read)
+    except Exception:
+        lines = {}
+        if operation_type == "process":
+            consequence = "- what was given has none; the message starts a trace"
+            messaging.propagator.rejections.record("kafka", "no_headers", consequence)
+    return messaging.read(lines, operation_type)
+
+
+def begin_send(
+    messaging: Messaging, topic: str, partition: int | None, operation: str = "send", **more: Any
+) -> Operation:
+    """Begin to send one record, and say *more* of what `message_attributes` takes."""
+    return messaging.begin_send(topic, partial(message_attributes, partition=partition, **more), operation=operation)
+
+
+def begin_process(
+    messaging: Messaging,
+    record: Any,
+    operation: str = "process",
+    operation_type: OperationType = "process",
+    **more: Any,
+) -> Operation:
+    """Begin to process one record, and say *more* of what `message_attributes` takes."""
+    return messaging.begin_process(
+        read(messaging, record, operation_type),
+        topic_of(record),
+        partial(record_attributes, record, **more),
+        operation=operation,
+        operation_type=operation_type,
+    )
+
+
+def begin_batch(
+    messaging: Messaging,
+    records: Sequence[Any],
+    operation: str,
+    operation_type: OperationType = "process",
+    start_time: int | None = None,
+    **more: Any,
+) -> Operation:
+    """Begin to process several records; none of them is an operation without a span."""
+    if not records:
+        return messaging.begin_nothing()
+    return messaging.begin_batch(
+        [read(messaging, record, operation_type) for record in records],
+        common_field(records, "topic"),
+        partial(batch_attributes, records, **more),
+        operation=operation,
+        operation_type=operation_type,
+        start_time=start_time,
+    )
+
+
+def server_of(client: Any) -> Attributes:
     """Return what spans say of the server that a producer or consumer was told of; never raises.
 
     Of several servers nobody knows here which one takes a record, so none is named.
     """
-    try:
-        servers = _bootstrap_servers(client)
-        if len(servers) != 1:
-            return {}
-        address = urlsplit(f"//{servers[0].strip()}")
-        return broker_attributes(address.hostname, address.port)
-    except Exception:
-        return {}
+    servers = kafka_servers(client)
+    return address_attributes("server", servers[0], "kafka") if len(servers) == 1 else {}
 
 
-def _bootstrap_servers(client: Any) -> list[str]:
-    # kafka-python's, and aiokafka's producer and consumer.
-    inner = getattr(client, "client", None) or getattr(client, "_client", None)
-    config = getattr(client, "config", None)
-    found = config["bootstrap_servers"] if isinstance(config, Mapping) else getattr(inner, "_bootstrap_servers", ())
-    return found.split(",") if isinstance(found, str) else list(found)
+def _poll(consumer: Any) -> Any:
+    while True:
+        message = consumer.poll(_POLL_SECONDS)
+        if _is_record(message):
+            return message
+
+
+async def _apoll(consumer: Any) -> Any:
+    while True:
+        message = await consumer.poll(_POLL_SECONDS)
+        if _is_record(message):
+            return message
+
+
+def _is_record(message: Any) -> bool:
+    """Say whether a poll of confluent-kafka returned a record: else nothing, or an error to wait out.
+
+    Raises:
+        KafkaException: An error that librdkafka does not get over by itself.
+    """
+    error = None if message is None else message.error()
+    if error is None:
+        return message is not None
+    if error.code() != _END_OF_PARTITION and not error.retriable():
+        from confluent_kafka import KafkaException
+
+        raise KafkaException(error)
+    return False

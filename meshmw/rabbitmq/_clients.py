@@ -1,138 +1,73 @@
-"""aio-pika's channels, exchanges and queues that trace what they publish and what they hand out."""
+"""`instrument()`, and the channels, exchanges and queues of two clients that trace what they publish and hand out."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, Self, TypeVar, Unpack
 
 from opentelemetry.trace import Span, StatusCode
 
-from meshmw._lifecycle.clients import AsyncBlock, Block, Instrumented
+from meshmw._lifecycle.clients import AsyncBlock, Block, Instrumented, Kinds, instrumented
+from meshmw._lifecycle.messaging import Options
+from meshmw._lifecycle.operation import OperationScope
 from meshmw.rabbitmq._headers import Message
-from meshmw.rabbitmq._spans import Tracing
+from meshmw.rabbitmq._spans import RABBITMQ, begin_process, begin_send, server_of, write
 
-
-class AioPikaExchange(Tracing):
-    """Is an exchange."""
-
-    async def publish(self, message: Any, routing_key: str, *args: Any, **kwargs: Any) -> Any:
-        """Publish a message that carries the trace; the span ends when the broker has answered.
-
-        A message that the broker returns, because no queue gets it, makes the span an error.
-        """
-        with self._sending(self.__wrapped__.name, routing_key, message, getattr(message, "body", None)) as span:
-            answer = await self.__wrapped__.publish(self._carrying(message), routing_key, *args, **kwargs)
-            _tell_return(span, answer)
-            return answer
-
-    async def bind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
-        """Bind the exchange to another one."""
-        return await self.__wrapped__.bind(_bare(exchange), *args, **kwargs)
-
-    async def unbind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
-        """Undo `bind`."""
-        return await self.__wrapped__.unbind(_bare(exchange), *args, **kwargs)
-
-
-class AioPikaQueue(Tracing):
-    """Is a queue."""
-
-    async def consume(self, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
-        """Consume, and call back for each message in a span that processes it."""
-
-        async def on_message(message: Any) -> Any:
-            with self._processing(Message.of(message, queue=self.__wrapped__.name)):
-                result = callback(message)
-                return await result if inspect.isawaitable(result) else result
-
-        return await self.__wrapped__.consume(on_message, *args, **kwargs)
-
-    async def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Return one message."""
-        return self._got(await self.__wrapped__.get(*args, **kwargs), self.__wrapped__.name, "get")
-
-    def iterator(self, **kwargs: Any) -> _Messages:
-        """Return the queue's own iterator, each message with a span that says that it was received."""
-        return _Messages(self, self.__wrapped__.iterator(**kwargs))
-
-    def __aiter__(self) -> _Messages:
-        return self.iterator()
-
-    async def bind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
-        """Bind the queue to an exchange."""
-        return await self.__wrapped__.bind(_bare(exchange), *args, **kwargs)
-
-    async def unbind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
-        """Undo `bind`."""
-        return await self.__wrapped__.unbind(_bare(exchange), *args, **kwargs)
-
-
-class AioPikaChannel(Tracing, AsyncBlock):
-    """Is a channel, whose exchanges and queues trace."""
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        yield from self.__wrapped__.__await__()
-        return self
-
-    @property
-    def default_exchange(self) -> AioPikaExchange:
-        """The exchange that routes by the name of the queue."""
-        return AioPikaExchange(self.__wrapped__.default_exchange, self._of, self._keep_existing)
-
-    async def declare_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:
-        """Return an exchange that is there afterwards."""
-        exchange = await self.__wrapped__.declare_exchange(*args, **kwargs)
-        return AioPikaExchange(exchange, self._of, self._keep_existing)
-
-    async def get_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:
-        """Return an exchange that is there."""
-        exchange = await self.__wrapped__.get_exchange(*args, **kwargs)
-        return AioPikaExchange(exchange, self._of, self._keep_existing)
-
-    async def declare_queue(self, *args: Any, **kwargs: Any) -> AioPikaQueue:
-        """Return a queue that is there afterwards."""
-        return AioPikaQueue(await self.__wrapped__.declare_queue(*args, **kwargs), self._of, self._keep_existing)
-
-    async def get_queue(self, *args: Any, **kwargs: Any) -> AioPikaQueue:
-        """Return a queue that is there."""
-        return AioPikaQueue(await self.__wrapped__.get_queue(*args, **kwargs), self._of, self._keep_existing)
-
-
-class _Messages(Tracing, AsyncBlock):
-    """Is a queue's iterator."""
-
-    def __init__(self, queue: AioPikaQueue, messages: Any) -> None:
-        super().__init__(messages, queue._of, queue._keep_existing)
-        self.name = queue.name
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        return self._got(await self.__wrapped__.__anext__(), self.name, "receive")
-
-
-def _bare(exchange: Any) -> Any:
-    """Return what the client's own methods take for an exchange: their object, or a name."""
-    return exchange.__wrapped__ if isinstance(exchange, Instrumented) else exchange
-
-
-def _tell_return(span: Span, answer: Any) -> None:
-    reason = getattr(getattr(answer, "delivery", None), "reply_text", None)
-    if isinstance(reason, str):
-        span.set_attribute("error.type", reason)
-        span.set_status(StatusCode.ERROR)
-
-
-# pika's channels that trace what they publish and what they hand out.
-
-
+C = TypeVar("C")
 OnMessage = Callable[[Any, Any, Any, Any], object]
 
 
-class PikaChannel(Tracing):
-    """Is the channel of a `SelectConnection` or another connection with callbacks."""
+def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Options]) -> C:
+    """Return a channel, exchange or queue that works as *client*, and traces what it publishes or hands out.
+
+    What is published carries the trace, and has a PRODUCER span. A callback runs in a span that processes its message.
+    What `basic_get`, `get` and iterators hand out has a `receive` span; the application's own work on it begins where
+    `consumer_span` or `consume` says, because no iterator can tell when that ends.
+
+    The result has every attribute of the client's object, and is no instance of its class: what asks for one gets
+    `__wrapped__`, the object itself. Nothing is changed for other channels.
+
+    Args:
+        client: pika's channel, of a blocking connection or of one with callbacks; or aio-pika's channel, whose
+            exchanges and queues trace then, or an exchange or a queue alone.
+        keep_existing: As for `inject`.
+        **options: As for `consumer_span`.
+
+    Raises:
+        TypeError: *client* is none of these.
+    """
+    messaging = RABBITMQ.with_options(server=server_of(client), keep_existing=keep_existing, **options)
+    return instrumented(
+        client, _KINDS, messaging, takes="a channel of pika, or a channel, exchange or queue of aio-pika"
+    )
+
+
+class _Tracing(Instrumented):
+    """Begins the operations of messages that are published or handed out."""
+
+    def _sending(
+        self, exchange: str, routing_key: str, properties: Any, body: Any
+    ) -> AbstractContextManager[Span, None]:
+        return OperationScope(partial(begin_send, self._messaging, exchange, routing_key, properties, body))
+
+    def _carrying(self, properties: Any) -> Any:
+        """Return a copy of properties or a message that carries what is current."""
+        return write(self._messaging, properties, None)
+
+    def _processing(self, message: Message) -> AbstractContextManager[Span, None]:
+        return OperationScope(partial(begin_process, self._messaging, message))
+
+    def _got(self, message: Any, queue: str, operation: str) -> Any:
+        """Make a `receive` span for a message that is handed out, if it is one, and return it."""
+        begin_process(self._messaging, Message.from_client(message, queue=queue), operation, "receive").end()
+        return message
+
+
+class PikaChannel(_Tracing):
+    """Stands for the channel of a `SelectConnection` or another connection with callbacks."""
 
     def basic_publish(
         self, exchange: str, routing_key: str, body: Any, properties: Any = None, mandatory: bool = False
@@ -158,15 +93,15 @@ class PikaChannel(Tracing):
 
     def _within_span(self, callback: OnMessage, queue: str) -> OnMessage:
         def on_message(_: Any, method: Any, properties: Any, body: Any) -> object:
-            with self._processing(Message.of(method, properties, body, queue)):
-                # What it publishes there is traced too.
+            with self._processing(Message.from_client(method, properties, body, queue)):
+                # With this channel, so that what the callback publishes is traced too.
                 return callback(self, method, properties, body)
 
         return on_message
 
 
 class PikaBlockingChannel(PikaChannel, Block):
-    """Is the channel of a `BlockingConnection`."""
+    """Stands for the channel of a `BlockingConnection`."""
 
     def basic_get(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         """Return one message."""
@@ -174,14 +109,14 @@ class PikaBlockingChannel(PikaChannel, Block):
 
     def consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         """Return the channel's own generator of messages, each with a span that says that it was received."""
-        return _ChannelMessages(self, self.__wrapped__.consume(queue, *args, **kwargs), queue)
+        return _PikaMessages(self, self.__wrapped__.consume(queue, *args, **kwargs), queue)
 
 
-class _ChannelMessages(Tracing):
-    """Is a blocking channel's generator of messages."""
+class _PikaMessages(_Tracing):
+    """Stands for a blocking channel's generator of messages."""
 
     def __init__(self, channel: PikaBlockingChannel, messages: Any, queue: str) -> None:
-        super().__init__(messages, channel._of, channel._keep_existing)
+        super().__init__(messages, channel._messaging)
         self._queue = queue
 
     def __iter__(self) -> Iterator[Any]:
@@ -191,8 +126,127 @@ class _ChannelMessages(Tracing):
         return self._got(next(self.__wrapped__), self._queue, "receive")
 
 
+class AioPikaChannel(_Tracing, AsyncBlock):
+    """Stands for aio-pika's channel; its exchanges and queues trace."""
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        yield from self.__wrapped__.__await__()
+        return self
+
+    @property
+    def default_exchange(self) -> AioPikaExchange:
+        """The exchange that routes by the name of the queue."""
+        return AioPikaExchange(self.__wrapped__.default_exchange, self._messaging)
+
+    async def declare_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:
+        """Return an exchange that is there afterwards."""
+        return AioPikaExchange(await self.__wrapped__.declare_exchange(*args, **kwargs), self._messaging)
+
+    async def get_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:
+        """Return an exchange that is there."""
+        return AioPikaExchange(await self.__wrapped__.get_exchange(*args, **kwargs), self._messaging)
+
+    async def declare_queue(self, *args: Any, **kwargs: Any) -> AioPikaQueue:
+        """Return a queue that is there afterwards."""
+        return AioPikaQueue(await self.__wrapped__.declare_queue(*args, **kwargs), self._messaging)
+
+    async def get_queue(self, *args: Any, **kwargs: Any) -> AioPikaQueue:
+        """Return a queue that is there."""
+        return AioPikaQueue(await self.__wrapped__.get_queue(*args, **kwargs), self._messaging)
+
+
+class AioPikaExchange(_Tracing):
+    """Stands for aio-pika's exchange."""
+
+    async def publish(self, message: Any, routing_key: str, *args: Any, **kwargs: Any) -> Any:
+        """Publish a message that carries the trace; the span ends when the broker has answered.
+
+        A message that the broker returns, because no queue gets it, makes the span an error.
+        """
+        with self._sending(self.__wrapped__.name, routing_key, message, getattr(message, "body", None)) as span:
+            answer = await self.__wrapped__.publish(self._carrying(message), routing_key, *args, **kwargs)
+            _record_return(span, answer)
+            return answer
+
+    async def bind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Bind the exchange to another one."""
+        return await self.__wrapped__.bind(_unwrapped(exchange), *args, **kwargs)
+
+    async def unbind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Undo `bind`."""
+        return await self.__wrapped__.unbind(_unwrapped(exchange), *args, **kwargs)
+
+
+class AioPikaQueue(_Tracing):
+    """Stands for aio-pika's queue."""
+
+    async def consume(self, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
+        """Consume, and call back for each message in a span that processes it."""
+
+        async def on_message(message: Any) -> Any:
+            with self._processing(Message.from_client(message, queue=self.__wrapped__.name)):
+                result = callback(message)
+                return await result if inspect.isawaitable(result) else result
+
+        return await self.__wrapped__.consume(on_message, *args, **kwargs)
+
+    async def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Return one message."""
+        return self._got(await self.__wrapped__.get(*args, **kwargs), self.__wrapped__.name, "get")
+
+    def iterator(self, **kwargs: Any) -> _AioPikaMessages:
+        """Return the queue's own iterator, each message with a span that says that it was received."""
+        return _AioPikaMessages(self, self.__wrapped__.iterator(**kwargs))
+
+    def __aiter__(self) -> _AioPikaMessages:
+        return self.iterator()
+
+    async def bind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Bind the queue to an exchange."""
+        return await self.__wrapped__.bind(_unwrapped(exchange), *args, **kwargs)
+
+    async def unbind(self, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        """Undo `bind`."""
+        return await self.__wrapped__.unbind(_unwrapped(exchange), *args, **kwargs)
+
+
+class _AioPikaMessages(_Tracing, AsyncBlock):
+    """Stands for a queue's iterator."""
+
+    def __init__(self, queue: AioPikaQueue, messages: Any) -> None:
+        super().__init__(messages, queue._messaging)
+        self.name = queue.name
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._got(await self.__wrapped__.__anext__(), self.name, "receive")
+
+
 def _new_properties() -> Any:
     # Who has a channel has pika.
     from pika import BasicProperties  # type: ignore[import-untyped]
 
     return BasicProperties()
+
+
+def _unwrapped(exchange: Any) -> Any:
+    """Return what the client's own methods take for an exchange: their object, or a name."""
+    return exchange.__wrapped__ if isinstance(exchange, Instrumented) else exchange
+
+
+def _record_return(span: Span, answer: Any) -> None:
+    reason = getattr(getattr(answer, "delivery", None), "reply_text", None)
+    if isinstance(reason, str):
+        span.set_attribute("error.type", reason)
+        span.set_status(StatusCode.ERROR)
+
+
+_KINDS: Final[Kinds] = {
+    ("pika", "BlockingChannel"): PikaBlockingChannel,
+    ("pika", "Channel"): PikaChannel,
+    ("aio_pika", "Channel"): AioPikaChannel,
+    ("aio_pika", "Exchange"): AioPikaExchange,
+    ("aio_pika", "Queue"): AioPikaQueue,
+}

@@ -1,4 +1,8 @@
-"""AMQP headers: a mapping whose keys know upper and lower case, and whose values have types of their own."""
+"""RabbitMQ's messages, and their headers: a mapping whose keys know case, and whose values have types of their own.
+
+The attributes are those of the RabbitMQ conventions (1.44, development), and under `meshmw.message` what these leave
+out: how often a message was delivered.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,30 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.propagators.textmap import Getter
 
-from meshmw._lifecycle.conventions import AttributeValue, message_attributes, rabbitmq_attributes
-from meshmw._lifecycle.messaging import joined
+from meshmw._lifecycle.conventions import AttributeValue
+from meshmw._lifecycle.messaging import collect_lines, message_attributes
+
+_DEFAULT_EXCHANGE: Final = "amq.default"
+# Names that brokers and aio-pika make up: no two are alike, so that they name no span.
+_MADE_UP: Final = ("amq.gen-", "amq.rabbitmq.reply-to", "amq_")
+# Reasons for which a message is dead-lettered only after somebody got it.
+_AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
+# Any sender can write these headers: what an exporter cannot encode would cost all spans that go with it.
+_MOST: Final = 1_000_000
+_LONGEST: Final = 255  # bytes of a name in AMQP
+
+
+class RabbitMQGetter(Getter[Any]):
+    """Reads a message, properties or headers for any OpenTelemetry propagator, which the default getter cannot."""
+
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
+        found = header_lines(headers_of(carrier), (key.lower(),)).get(key.lower())
+        return None if found is None else [",".join(found)]
+
+    def keys(self, carrier: Any) -> list[str]:
+        """Return the names of all headers."""
+        return [str(key) for key in headers_of(carrier)]
 
 
 def headers_of(carrier: object) -> Mapping[Any, Any]:
@@ -25,13 +51,6 @@ def headers_of(carrier: object) -> Mapping[Any, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def name_of(key: object) -> str:
-    """Return a header's name in lower case; pika sends keys that are bytes too. Whatever else it is has no name."""
-    if isinstance(key, bytes):
-        key = key.decode("latin-1")
-    return key.lower() if isinstance(key, str) else ""
-
-
 def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
     """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
 
@@ -40,7 +59,14 @@ def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[st
     found = [(key, name, value) for key, value in headers.items() if (name := name_of(key)) in wanted]
     # Of several spellings of one name, the one that everybody writes today decides.
     found.sort(key=lambda each: each[0] == each[1])
-    return joined((name, text) for _, name, value in found for text in _texts(value))
+    return collect_lines((name, text) for _, name, value in found for text in _texts(value))
+
+
+def name_of(key: object) -> str:
+    """Return a header's name in lower case; pika sends keys that are bytes too. Whatever else it is has no name."""
+    if isinstance(key, bytes):
+        key = key.decode("latin-1")
+    return key.lower() if isinstance(key, str) else ""
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -48,29 +74,8 @@ def _texts(value: object) -> Iterator[str]:
         if isinstance(each, str):
             yield each
         elif isinstance(each, bytes | bytearray):
-            # No byte fails to decode; what is no header's text is refused by the header's grammar.
+            # No byte fails to decode as latin-1; what is no header's text is refused by the header's grammar.
             yield each.decode("latin-1")
-
-
-class RabbitMQGetter(Getter[Any]):
-    """Reads a message, properties or headers for any OpenTelemetry propagator, which the default getter cannot."""
-
-    def get(self, carrier: Any, key: str) -> list[str] | None:
-        """Return a header's last value as text, or all of one that is a list, joined; None where there is none."""
-        found = header_lines(headers_of(carrier), (key.lower(),)).get(key.lower())
-        return None if found is None else [",".join(found)]
-
-    def keys(self, carrier: Any) -> list[str]:
-        """Return the names of all headers."""
-        return [str(key) for key in headers_of(carrier)]
-
-
-# RabbitMQ semantic conventions, 1.44 (development), and what these leave out: how often a message was delivered.
-
-
-DEFAULT_EXCHANGE = "amq.default"
-# Names that brokers and aio-pika make up: no two are alike, so that they name no span.
-_MADE_UP = ("amq.gen-", "amq.rabbitmq.reply-to", "amq_")
 
 
 class Destination(NamedTuple):
@@ -78,15 +83,15 @@ class Destination(NamedTuple):
 
     Attributes:
         name: All that is known: `{exchange}:{routing key}:{queue}`, without what is empty or said twice.
-        lasting: The same without names that were made up for one connection; None where nothing is left.
+        span_name: The same without names that were made up for one connection; None where nothing is left.
     """
 
     name: str
-    lasting: str | None
+    span_name: str | None
 
     def attributes(self) -> dict[str, AttributeValue]:
         """Return what a span says of a destination that does not name the span as it is."""
-        if self.name == self.lasting:
+        if self.name == self.span_name:
             return {}
         return {"messaging.destination.name": self.name, "messaging.destination.anonymous": True}
 
@@ -94,53 +99,17 @@ class Destination(NamedTuple):
 def destination(exchange: str, routing_key: str, queue: str = "") -> Destination:
     """Return the destination of a producer, or with *queue* of a consumer (`messaging.destination.name`)."""
     parts = [part for part in (exchange, routing_key, queue if queue != routing_key else "") if part]
-    lasting = [part for part in parts if not part.startswith(_MADE_UP)]
-    name = ":".join(parts) or DEFAULT_EXCHANGE
-    return Destination(name, ":".join(lasting) or (None if parts else name))
-
-
-def redelivery_attributes(
-    *,
-    delivery_count: int = 1,
-    redelivered: bool = False,
-    dead_letter_count: int = 0,
-    dead_letter_reason: str | None = None,
-    dead_letter_queue: str | None = None,
-) -> dict[str, AttributeValue]:
-    """Return what a span says of a message that was delivered before; the conventions have no names for it.
-
-    Args:
-        delivery_count: How often it was delivered at least, this time included.
-        redelivered: Whether the broker says that this queue has delivered it before.
-        dead_letter_count: How often it was dead-lettered, for whatever reason.
-        dead_letter_reason: Why it was the last time: `rejected`, `expired`, `maxlen`, `delivery_limit`.
-        dead_letter_queue: Which queue it was in then.
-    """
-    found: dict[str, AttributeValue | None] = {
-        "meshmw.message.redelivered": redelivered,
-        "meshmw.message.delivery_count": delivery_count if delivery_count > 1 else None,
-        "meshmw.message.dead_letter.count": dead_letter_count,
-        "meshmw.message.dead_letter.reason": dead_letter_reason,
-        "meshmw.message.dead_letter.queue": dead_letter_queue,
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-# What a RabbitMQ message says of itself, whichever client handed it out.
-
-
-# Reasons for which a message is dead-lettered only after somebody got it.
-_AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
-# Any sender can write these headers: what an exporter cannot encode would cost all spans that go with it.
-_MOST: Final = 1_000_000
-_LONGEST: Final = 255  # bytes of a name in AMQP
+    kept = [part for part in parts if not part.startswith(_MADE_UP)]
+    name = ":".join(parts) or _DEFAULT_EXCHANGE
+    return Destination(name, ":".join(kept) or (None if parts else name))
 
 
 class Message(NamedTuple):
-    """Is one message that was delivered.
+    """Holds one message that was delivered.
 
     Attributes:
-        method: What holds its delivery tag, exchange and routing key: pika's method, or aio-pika's message.
+        method: What holds its delivery tag, exchange and routing key: pika's method, or aio-pika's message. None where
+            nothing was delivered, as pika hands it out when its time is up.
         properties: What holds its headers, message id and correlation id.
         body: Its body.
         queue: The queue that it comes from, if anybody has said so.
@@ -152,7 +121,7 @@ class Message(NamedTuple):
     queue: str | None
 
     @classmethod
-    def of(cls, message: Any, properties: Any = None, body: Any = None, queue: str | None = None) -> Message:
+    def from_client(cls, message: Any, properties: Any = None, body: Any = None, queue: str | None = None) -> Message:
         """Return one that was given in any of the ways in which clients hand it out."""
         if isinstance(message, tuple):
             message, properties, body = (*message, None, None, None)[:3]
@@ -172,10 +141,11 @@ class Message(NamedTuple):
             **self.destination.attributes(),
             **rabbitmq_attributes(routing_key=_text(self.method, "routing_key"), delivery_tag=tag),
             **property_attributes(self.properties, self.body),
-            **self._redelivery(),
+            **self._redelivery_attributes(),
         }
 
-    def _redelivery(self) -> dict[str, AttributeValue]:
+    def _redelivery_attributes(self) -> dict[str, AttributeValue]:
+        """Return what a span says of earlier deliveries: at least how many, and why the last one was given up."""
         redelivered = getattr(self.method, "redelivered", False) is True
         headers = headers_of(self.properties)
         deaths = [each for each in _list(headers.get("x-death")) if isinstance(each, Mapping)]
@@ -183,13 +153,26 @@ class Message(NamedTuple):
         before = _count(headers.get("x-delivery-count")) or int(redelivered)
         before += sum(_count(each.get("count")) for each in deaths if _text_of(each.get("reason")) in _AFTER_DELIVERY)
         last = deaths[0] if deaths else {}
-        return redelivery_attributes(
-            delivery_count=before + 1,
-            redelivered=redelivered,
-            dead_letter_count=sum(_count(each.get("count")) for each in deaths),
-            dead_letter_reason=_text_of(last.get("reason"))[:_LONGEST],
-            dead_letter_queue=_text_of(last.get("queue"))[:_LONGEST],
-        )
+        found: dict[str, AttributeValue] = {
+            "meshmw.message.redelivered": redelivered,
+            "meshmw.message.delivery_count": before + 1 if before else 0,
+            "meshmw.message.dead_letter.count": sum(_count(each.get("count")) for each in deaths),
+            "meshmw.message.dead_letter.reason": _text_of(last.get("reason"))[:_LONGEST],
+            "meshmw.message.dead_letter.queue": _text_of(last.get("queue"))[:_LONGEST],
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def rabbitmq_attributes(
+    *, routing_key: str | None = None, delivery_tag: int | None = None
+) -> dict[str, AttributeValue]:
+    """Return what only RabbitMQ's messages have: a routing key, and the number by which they are settled."""
+    found: dict[str, AttributeValue] = {}
+    if routing_key:
+        found["messaging.rabbitmq.destination.routing_key"] = routing_key
+    if delivery_tag is not None:
+        found["messaging.rabbitmq.message.delivery_tag"] = delivery_tag
+    return found
 
 
 def property_attributes(properties: object, body: object) -> dict[str, AttributeValue]:

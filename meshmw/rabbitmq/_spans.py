@@ -1,93 +1,41 @@
-"""RabbitMQ by hand: `inject`, `extract`, and the blocks in which messages are published or processed."""
+"""RabbitMQ by hand: `inject` and `extract`, and the blocks and iterators in which messages are published and processed.
+
+Below them stand the steps that the instrumented clients take too: headers read and written, operations begun.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar, overload
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, TypeVar, Unpack, overload
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 
 from meshmw._context.extraction import Extraction
-from meshmw._lifecycle.clients import Instrumented
-from meshmw._lifecycle.conventions import AttributeValue, OperationType, broker_attributes, rabbitmq_attributes
-from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging
+from meshmw._foreign import amqp_address
+from meshmw._lifecycle.clients import AsyncDeliveries, Deliveries, Delivery
+from meshmw._lifecycle.conventions import Attributes, AttributeValue
+from meshmw._lifecycle.decide import OperationType
+from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging, Options
 from meshmw._lifecycle.operation import Operation, OperationScope
-from meshmw._runtime import MessagingParent
 from meshmw.propagator import MeshPropagator
-from meshmw.rabbitmq._headers import Message, destination, header_lines, headers_of, name_of, property_attributes
-
-# What is done with RabbitMQ's messages: headers written and read, operations begun.
-
-
-RABBITMQ: Final = Messaging("rabbitmq")
-
-
-def written(of: Messaging, headers: Any, context: Context | None, *, keep_existing: bool = False) -> Any:
-    """Return headers, properties or a message to send: see `inject`."""
-    found = headers_of(headers)
-    new = of.write(context, header_lines(found, of.wanted), keep=keep_existing)
-    carrying = {key: value for key, value in found.items() if name_of(key) not in OWNED_HEADERS} | new
-    if headers is None or isinstance(headers, Mapping):
-        return carrying
-    if not hasattr(headers, "headers"):
-        raise TypeError(f"headers are a mapping, properties or a message, not {type(headers).__name__}")
-    copied = copy.copy(headers)
-    copied.headers = carrying
-    return copied
-
-
-def read(of: Messaging, carrier: object) -> Extraction:
-    """Return what a message's headers say; never raises for what the message is."""
-    return of.read(header_lines(headers_of(carrier), of.wanted))
-
-
-def begin_send(
-    of: Messaging, exchange: str, routing_key: str, properties: Any = None, body: Any = None, operation: str = "publish"
-) -> Operation:
-    """Begin to publish one message."""
-    where = destination(exchange, routing_key)
-    return of.begin_send(
-        where.lasting,
-        lambda: {
-            **where.attributes(),
-            **rabbitmq_attributes(routing_key=routing_key),
-            **property_attributes(properties, body),
-        },
-        operation=operation,
-    )
-
-
-def begin_process(
-    of: Messaging, message: Message, operation: str = "process", operation_type: OperationType = "process"
-) -> Operation:
-    """Begin to process one message; none, which pika hands out when its time is up, is an operation without a span."""
-    if message.method is None:
-        return of.begin_nothing()
-    lines = header_lines(headers_of(message.properties), of.wanted)
-    return of.begin_process(
-        of.read(lines) if operation_type == "process" else of.check(lines),
-        message.destination.lasting,
-        message.attributes,
-        operation=operation,
-        operation_type=operation_type,
-    )
-
-
-def begin_batch(of: Messaging, messages: Sequence[Message], operation: str) -> Operation:
-    """Begin to process several messages; none of them is an operation without a span."""
-    messages = [message for message in messages if message.method is not None]
-    if not messages:
-        return of.begin_nothing()
-    places = {message.destination for message in messages}
-    where = places.pop() if len(places) == 1 else None
-    specific: Callable[[], Mapping[str, Any]] = where.attributes if where else dict
-    extractions = [read(of, message.properties) for message in messages]
-    return of.begin_batch(extractions, where.lasting if where else None, specific, operation=operation)
-
+from meshmw.rabbitmq._headers import (
+    Message,
+    destination,
+    header_lines,
+    headers_of,
+    name_of,
+    property_attributes,
+    rabbitmq_attributes,
+)
 
 P = TypeVar("P")
+T = TypeVar("T")
+
+RABBITMQ: Final = Messaging("rabbitmq")
 
 
 @overload
@@ -128,7 +76,7 @@ def inject(
     Raises:
         TypeError: *headers* is none of these.
     """
-    return written(RABBITMQ.with_options(propagator, None), headers, context, keep_existing=keep_existing)
+    return write(RABBITMQ.with_options(keep_existing=keep_existing, propagator=propagator), headers, context)
 
 
 def extract(message_or_headers: object, *, propagator: MeshPropagator | None = None) -> Context:
@@ -138,7 +86,7 @@ def extract(message_or_headers: object, *, propagator: MeshPropagator | None = N
         message_or_headers: aio-pika's message, pika's properties or tuple, a mapping of headers, or None.
         propagator: Reads the headers; by default the one that `configure()` made.
     """
-    return read(RABBITMQ.with_options(propagator, None), message_or_headers).into({})
+    return read(RABBITMQ.with_options(propagator=propagator), message_or_headers).into({})
 
 
 def producer_span(
@@ -147,7 +95,7 @@ def producer_span(
     *,
     operation: str = "publish",
     tracer_provider: trace.TracerProvider | None = None,
-) -> OperationScope:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one message is published, with the headers that `inject()` returns within it.
 
     Args:
@@ -156,8 +104,8 @@ def producer_span(
         operation: What the application calls it.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = RABBITMQ.with_options(None, tracer_provider)
-    return OperationScope(lambda: begin_send(of, exchange, routing_key, operation=operation))
+    messaging = RABBITMQ.with_options(tracer_provider=tracer_provider)
+    return OperationScope(partial(begin_send, messaging, exchange, routing_key, operation=operation))
 
 
 def consumer_span(
@@ -167,14 +115,12 @@ def consumer_span(
     *,
     queue: str | None = None,
     operation: str = "process",
-    parent: MessagingParent | None = None,
-    propagator: MeshPropagator | None = None,
-    tracer_provider: trace.TracerProvider | None = None,
-) -> OperationScope:
+    **options: Unpack[Options],
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which one message is processed: its trace and baggage are current there, and only there.
 
-    What the block raises is recorded and goes on. Each message needs a block of its own. One that was delivered before
-    says how often.
+    What the block raises is recorded and goes on. Each message needs a block of its own. The span of one that was
+    delivered before says how often.
 
     Args:
         message: aio-pika's message; pika's method, with what it hands out beside it; or its tuple of all three.
@@ -182,13 +128,10 @@ def consumer_span(
         body: pika's.
         queue: The queue that the message comes from, which clients do not tell: it is in the span's name.
         operation: What the application calls it.
-        parent: Whether the span is a child of the message's producer, or a new trace with a `link` to it; the
-            setting `messaging_parent` by default.
-        propagator: Reads the headers; by default the one that `configure()` made.
-        tracer_provider: Makes the span; the global one by default.
+        **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
     """
-    of = RABBITMQ.with_options(propagator, tracer_provider, parent)
-    return OperationScope(lambda: begin_process(of, Message.of(message, properties, body, queue), operation))
+    delivered = Message.from_client(message, properties, body, queue)
+    return OperationScope(partial(begin_process, RABBITMQ.with_options(**options), delivered, operation))
 
 
 def batch_span(
@@ -198,7 +141,7 @@ def batch_span(
     operation: str = "process",
     propagator: MeshPropagator | None = None,
     tracer_provider: trace.TracerProvider | None = None,
-) -> OperationScope:
+) -> AbstractContextManager[trace.Span, None]:
     """Return a block in which several messages are processed: a new trace that links to the trace of each.
 
     Where there are no messages there is no span. Within it, `consumer_span(message)` continues the trace of one.
@@ -210,47 +153,114 @@ def batch_span(
         propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
-    of = RABBITMQ.with_options(propagator, tracer_provider)
-    found = [Message.of(message, queue=queue) for message in messages]
-    return OperationScope(lambda: begin_batch(of, found, operation))
+    messaging = RABBITMQ.with_options(propagator=propagator, tracer_provider=tracer_provider)
+    delivered = [Message.from_client(message, queue=queue) for message in messages]
+    return OperationScope(partial(begin_batch, messaging, delivered, operation))
 
 
-# What a channel, an exchange or a queue does about each message.
+def consume(messages: Iterable[T], *, queue: str | None = None, **options: Unpack[Options]) -> Iterator[Delivery[T]]:
+    """Return an iterator over messages: `for delivery in consume(channel.consume("orders"), queue="orders"): ...`.
+
+    Each is processed in a block, `with delivery as (method, properties, body): ...`, as by `consumer_span`. Nothing is
+    prefetched, held back or current outside the block, so the loop can be left at any time. Where pika's
+    `inactivity_timeout` is up, what it hands out has a block without a span.
+
+    Args:
+        messages: What pika's `channel.consume()` returns, or any iterable of such tuples or of messages.
+        queue: The queue that they come from.
+        **options: As for `consumer_span`.
+    """
+    messaging = RABBITMQ.with_options(**options)
+    return Deliveries(
+        iter(messages).__next__, lambda message: begin_process(messaging, Message.from_client(message, queue=queue))
+    )
 
 
-class Tracing(Instrumented):
-    """Begins the operations of messages that are published or handed out."""
+def aconsume(
+    messages: AsyncIterable[T], *, queue: str | None = None, **options: Unpack[Options]
+) -> AsyncIterator[Delivery[T]]:
+    """Return what `consume` does, over what aio-pika's `queue.iterator()` opened, or over a queue.
 
-    def _sending(self, exchange: str, routing_key: str, properties: Any, body: Any) -> OperationScope:
-        return OperationScope(lambda: begin_send(self._of, exchange, routing_key, properties, body))
-
-    def _carrying(self, properties: Any) -> Any:
-        """Return a copy of properties or a message that carries what is current."""
-        return written(self._of, properties, None, keep_existing=self._keep_existing)
-
-    def _processing(self, message: Message) -> OperationScope:
-        return OperationScope(lambda: begin_process(self._of, message))
-
-    def _got(self, message: Any, queue: str, operation: str) -> Any:
-        """Make a `receive` span for a message that is handed out, if it is one, and return it."""
-        begin_process(self._of, Message.of(message, queue=queue), operation, "receive").end()
-        return message
+    A queue tells its own name.
+    """
+    messaging, queue = RABBITMQ.with_options(**options), queue or getattr(messages, "name", None)
+    return AsyncDeliveries(
+        aiter(messages).__anext__, lambda message: begin_process(messaging, Message.from_client(message, queue=queue))
+    )
 
 
-# Where a client's broker is, as far as the client tells.
+def write(messaging: Messaging, headers: Any, context: Context | None) -> Any:
+    """Return headers, properties or a message to send: see `inject`."""
+    found = headers_of(headers)
+    new = messaging.write(context, header_lines(found, messaging.propagator.names_read))
+    carrying = {key: value for key, value in found.items() if name_of(key) not in OWNED_HEADERS} | new
+    if headers is None or isinstance(headers, Mapping):
+        return carrying
+    if not hasattr(headers, "headers"):
+        raise TypeError(f"headers are a mapping, properties or a message, not {type(headers).__name__}")
+    copied = copy.copy(headers)
+    copied.headers = carrying
+    return copied
 
 
-def server_of(client: Any) -> Mapping[str, AttributeValue]:
+def read(messaging: Messaging, carrier: object, operation_type: OperationType = "process") -> Extraction:
+    """Return what a message's headers say; never raises for what the message is."""
+    return messaging.read(header_lines(headers_of(carrier), messaging.propagator.names_read), operation_type)
+
+
+def begin_send(
+    messaging: Messaging,
+    exchange: str,
+    routing_key: str,
+    properties: Any = None,
+    body: Any = None,
+    operation: str = "publish",
+) -> Operation:
+    """Begin to publish one message."""
+    place = destination(exchange, routing_key)
+
+    def describe() -> dict[str, AttributeValue]:
+        return {
+            **place.attributes(),
+            **rabbitmq_attributes(routing_key=routing_key),
+            **property_attributes(properties, body),
+        }
+
+    return messaging.begin_send(place.span_name, describe, operation=operation)
+
+
+def begin_process(
+    messaging: Messaging, message: Message, operation: str = "process", operation_type: OperationType = "process"
+) -> Operation:
+    """Begin to process one message; none, which pika hands out when its time is up, is an operation without a span."""
+    if message.method is None:
+        return messaging.begin_nothing()
+    return messaging.begin_process(
+        read(messaging, message.properties, operation_type),
+        message.destination.span_name,
+        message.attributes,
+        operation=operation,
+        operation_type=operation_type,
+    )
+
+
+def begin_batch(messaging: Messaging, messages: Sequence[Message], operation: str) -> Operation:
+    """Begin to process several messages; none of them is an operation without a span."""
+    messages = [message for message in messages if message.method is not None]
+    if not messages:
+        return messaging.begin_nothing()
+    places = {message.destination for message in messages}
+    place = places.pop() if len(places) == 1 else None
+    describe: Callable[[], Attributes] = place.attributes if place else dict
+    extractions = [read(messaging, message.properties) for message in messages]
+    return messaging.begin_batch(extractions, place.span_name if place else None, describe, operation=operation)
+
+
+def server_of(client: Any) -> Attributes:
     """Return what spans say of the server that a channel, an exchange or a queue is connected to; never raises."""
-    try:
-        connection = _connection_of(client) or _connection_of(client.channel)
-        # pika's blocking connection has one with callbacks in it; aio-pika's has a URL.
-        inner = getattr(connection, "_impl", connection)
-        told = getattr(inner, "params", None) or getattr(inner, "url", None)
-        return broker_attributes(getattr(told, "host", None), getattr(told, "port", None))
-    except Exception:
+    host, port = amqp_address(client)
+    if not isinstance(host, str) or not host:
         return {}
-
-
-def _connection_of(channel: Any) -> Any:
-    return getattr(channel, "connection", None) or getattr(channel, "_connection", None)
+    if isinstance(port, int) and 0 < port < 65_536:
+        return {"server.address": host, "server.port": port}
+    return {"server.address": host}

@@ -41,7 +41,7 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
 def run(make: Callable[..., Any]) -> Callable[..., Any]:
     """Runs a test's coroutine function with an open client, and closes that."""
 
-    def of(use: Callable[[Any], Awaitable[Any]], **options: Any) -> Any:
+    def run_with(use: Callable[[Any], Awaitable[Any]], **options: Any) -> Any:
         async def whole() -> Any:
             client = make(**options)
             await client.open()
@@ -52,7 +52,7 @@ def run(make: Callable[..., Any]) -> Callable[..., Any]:
 
         return asyncio.run(whole())
 
-    return of
+    return run_with
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import aio_pika
 import pytest
 
 from meshmw import MeshPropagator, kafka, rabbitmq
-from meshmw.kafka._spans import KAFKA as KAFKA_OPERATIONS
-from meshmw.kafka._spans import peek
+from meshmw.kafka._spans import KAFKA as KAFKA_MESSAGING
+from meshmw.kafka._spans import read
 from meshmw.kafka._spans import server_of as kafka_server_of
 from meshmw.rabbitmq._spans import server_of as rabbitmq_server_of
 from tests.contracts.messaging.kafka_clients import AiokafkaClient
@@ -162,6 +162,6 @@ def test_what_is_no_port_is_not_told(port):
 @pytest.mark.parametrize("record", [7, SimpleNamespace(headers=7)])
 def test_a_record_without_headers_is_received_and_nothing_counted_yet(record):
     propagator = MeshPropagator()
-    of = KAFKA_OPERATIONS.with_options(propagator, None)
-    assert peek(of, record).span_context is None
+    messaging = KAFKA_MESSAGING.with_options(propagator=propagator)
+    assert read(messaging, record, "receive").span_context is None
     assert propagator.rejections.counts == {}
