@@ -172,7 +172,7 @@ def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractConte
 
 
 class _OnlyHere:
-    """Is true in the thread or task that made it, and nowhere else.
+    """Counts as true in the thread or task that made it, and nowhere else.
 
     grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what
     they run is not to be suppressed.

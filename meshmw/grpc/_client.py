@@ -201,7 +201,7 @@ class OutboundCalls:
 
 
 class OutboundCall:
-    """Is a block in which grpcio makes one call and contrib stands back; what it raises ends the operation.
+    """Holds one call: a block in which grpcio makes it and contrib stands back; what the block raises ends it.
 
     Args:
         operation: The call's operation.
@@ -239,8 +239,8 @@ class OutboundCall:
         try:
             if hasattr(call, "add_callback"):
                 # A call that its owner drops is cancelled by that, so it must not be held here.
-                dropped = weakref.ref(call)
-                is_under_way = call.add_callback(lambda: end(dropped()))
+                reference = weakref.ref(call)
+                is_under_way = call.add_callback(lambda: end(reference()))
             else:
                 call.add_done_callback(end)
                 is_under_way = True

@@ -1,7 +1,7 @@
 """Metadata as a carrier: what inbound metadata say, what goes out and how much of it, and where it goes.
 
 `OutgoingMetadata` writes what a client sends. `header_lines` and `header_text` read what a server was sent, and
-`apply_rewrites` removes from it what a handler must not see. `parse_target` and `peer_address` read grpcio's two
+`rewrite_metadata` removes from it what a handler must not see. `parse_target` and `peer_address` read grpcio's two
 spellings of an address.
 """
 
@@ -60,7 +60,7 @@ def header_text(metadata: Metadata | None, name: str) -> str | None:
     return ",".join(lines) if lines else None
 
 
-def apply_rewrites(metadata: Any, rewrites: Mapping[str, str | None]) -> Any:
+def rewrite_metadata(metadata: Any, rewrites: Mapping[str, str | None]) -> Any:
     """Return inbound metadata with every line of the named headers replaced by one line, or by none."""
     if not rewrites or not metadata:
         return metadata
@@ -129,7 +129,7 @@ class OutgoingMetadata:
         if cut.baggage is not None:
             pairs.append(("baggage", cut.baggage.decode("latin-1")))
         if not cut.fits and any(key == "tracestate" for key, _ in pairs):
-            pairs = _without_state(pairs, cut.bytes_after, propagator)
+            pairs = _without_tracestate(pairs, cut.bytes_after, propagator)
         return pairs
 
     def _cut(self, pairs: Pairs, method: str) -> Cut | None:
@@ -138,7 +138,7 @@ class OutgoingMetadata:
         return self._budget.cut([(_bytes(key), _counted(key, value)) for key, value in pairs], more)
 
 
-def _without_state(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs:
+def _without_tracestate(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs:
     """Give up the tracestate too, where other metadata alone are too big; what the caller gave is the caller's."""
     consequence = (
         f"- it is not sent: without any baggage the metadata still have {size} bytes; a gRPC server may refuse the call"

@@ -34,7 +34,7 @@ from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import RequestView
 from meshmw.baggage import with_member, without_member
-from meshmw.grpc._metadata import apply_rewrites, header_lines, header_text, peer_address
+from meshmw.grpc._metadata import header_lines, header_text, peer_address, rewrite_metadata
 
 # Kubernetes asks for the health of each server every few seconds, and tools for what it serves.
 UNTOUCHED: Final = (
@@ -265,7 +265,7 @@ class TracedServicerContext:
 
     def invocation_metadata(self) -> Any:
         """Return the metadata that came with the call, without malformed trace headers."""
-        return apply_rewrites(self._context.invocation_metadata(), self._rewrites)
+        return rewrite_metadata(self._context.invocation_metadata(), self._rewrites)
 
     def set_code(self, code: Any) -> None:
         """Set the status code, and note it."""
