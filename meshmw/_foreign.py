@@ -8,6 +8,7 @@ OpenTelemetry calls private are in `_otel`.
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,3 +59,57 @@ def amqp_address(client: Any) -> tuple[object, object]:
 
 def _connection_of(channel: Any) -> Any:
     return getattr(channel, "connection", None) or getattr(channel, "_connection", None)
+
+
+def is_end_of_call(error: BaseException) -> bool:
+    """Say whether grpcio tells a handler by this exception that its call is over on the wire.
+
+    `ExecuteBatchError` comes of what an ended call was asked for, `_ServerStoppedError` of a server that stops. grpcio
+    exports neither, so they are known by name. Where a name is another, the exception counts as the handler's own.
+    """
+    return type(error).__name__ in ("ExecuteBatchError", "_ServerStoppedError")
+
+
+def copy_grpcio_marks(function: Any, handler_function: Any) -> None:
+    """Give *function*, in place of a handler's own, what grpcio looks for on that.
+
+    These are `experimental_non_blocking`, and `experimental_thread_pool` with the threads that are to serve the method.
+    A mark that has another name is lost: grpcio then serves the method as any other.
+    """
+    for name in ("experimental_non_blocking", "experimental_thread_pool"):
+        if hasattr(handler_function, name):
+            setattr(function, name, getattr(handler_function, name))
+
+
+def is_non_blocking(handler_function: Any) -> bool:
+    """Say whether a handler's function is marked for grpcio as one that returns at once, and sends from elsewhere.
+
+    Such a function takes a third argument, by which it sends each response. The mark is `experimental_non_blocking`.
+    """
+    return bool(getattr(handler_function, "experimental_non_blocking", False))
+
+
+def metadata_pair(metadata: Any, name: str, text: str) -> Any:
+    """Return a pair of the kind that grpcio's own inbound *metadata* hold, of which there is one at least.
+
+    The kind is a named tuple with `key` and `value`, which is not exported. Where it is another, a plain tuple is made.
+    """
+    kind = type(metadata[0])
+    return kind(name, text) if hasattr(kind, "_fields") else (name, text)
+
+
+def status_of_ended_call(call: Any) -> Any:
+    """Return the status code of a client's call that is over, or None where the call does not know it.
+
+    A call of `grpc.aio` has a coroutine for it, which does not wait once the call is over. One that waits all the same
+    is closed, and there is no code.
+    """
+    code = call.code()
+    if not inspect.iscoroutine(code):
+        return code
+    try:
+        code.send(None)
+    except StopIteration as done:
+        return done.value
+    code.close()
+    return None

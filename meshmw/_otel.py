@@ -6,7 +6,6 @@ that a new release which breaks an assumption names it. Names that other package
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -122,11 +121,6 @@ def exporters_of(provider: object) -> Iterator[object]:
     for processor in getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ()):
         batch = getattr(processor, "_batch_processor", processor)
         yield getattr(batch, "_exporter", None) or getattr(processor, "span_exporter", None) or processor
-
-
-def is_loaded(package: str) -> bool:
-    """Say whether a package of OpenTelemetry's was imported: what nobody imported has patched nothing."""
-    return package in sys.modules
 
 
 def keep_resource_in_forks(provider: Any, known: Resource) -> None:

@@ -11,8 +11,6 @@ from typing import Any, Final, ParamSpec, TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from meshmw._otel import SUPPRESS_KEY, is_loaded
-
 
 def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
     """Detach *context* at the end of the block that has attached it.
@@ -114,36 +112,3 @@ class StepVariables:
 
 # What runs a step: `run` of one of these two.
 Run = Callable[..., Any]
-
-# opentelemetry-instrumentation-grpc, where it is loaded: told to stand back inside our interceptors.
-
-
-_CONTRIB: Final = "opentelemetry.instrumentation.grpc"
-
-
-class _WhereItWasMade:
-    """Is true in the thread or task that made it, and nowhere else.
-
-    grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what
-    they run is not to be suppressed.
-    """
-
-    __slots__ = ("_here", "_whoami")
-
-    def __init__(self, whoami: Callable[[], object]) -> None:
-        self._whoami = whoami
-        self._here = whoami()
-
-    def __bool__(self) -> bool:
-        return self._whoami() == self._here
-
-
-def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-    """Return a block in which contrib's interceptors pass calls on untouched; nothing where contrib is not loaded.
-
-    Args:
-        whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
-    """
-    if not is_loaded(_CONTRIB):
-        return contextlib.nullcontext()
-    return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _WhereItWasMade(whoami)}))

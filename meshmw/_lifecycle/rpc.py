@@ -1,9 +1,14 @@
-"""Remote procedure calls, served and sent: their spans, their status, and whether contrib was there first."""
+"""Remote procedure calls, served and sent: their spans, their status, and how contrib stands beside us.
+
+The attributes follow the RPC semantic conventions, release candidate of 2026.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from opentelemetry import context as otel_context
@@ -11,16 +16,68 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from meshmw._lifecycle.conventions import Attributes, error_type, is_error, method_name
+from meshmw._context.current import Current
+from meshmw._lifecycle.conventions import Attributes, AttributeValue, error_type
 from meshmw._lifecycle.decide import Decision, claimed, context_below
 from meshmw._lifecycle.operation import Operation, record_refusals
-from meshmw._otel import SPAN_KEY
+from meshmw._otel import SPAN_KEY, SUPPRESS_KEY
 
+# The package, and the instrumentation scope of its spans.
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"
+# A server is to blame for these alone; of a client's span, everything but OK is an error (gRPC spans, span status).
+_SERVER_ERRORS: Final = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+
+
+def begin_server(
+    decision: Decision, around: Context, tracer: trace.Tracer, *, method: str, attributes: Attributes
+) -> RpcOperation:
+    """Begin to serve a call.
+
+    Args:
+        decision: Whose its span is, and what is believed of its metadata.
+        around: What is current.
+        tracer: Makes the span.
+        method: The path, such as `/package.Service/Method`.
+        attributes: Of the span, if one is made.
+    """
+    context = context_below(decision, around)
+    if decision.whose != "ours":
+        span = decision.host_span or trace.get_current_span(context)
+        if decision.whose == "host":
+            record_refusals(span, decision.extraction)
+        return RpcOperation(span, claimed(context, span), owned=False, server=True)
+    span = tracer.start_span(_method_name(method), context, decision.kind, attributes, decision.links)
+    record_refusals(span, decision.extraction, link=False)
+    return RpcOperation(span, claimed(context, span), server=True)
+
+
+def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> RpcOperation:
+    """Begin an outbound call as a child of what is current; a span that contrib opened for this call is adopted.
+
+    Args:
+        method: The path, such as `/package.Service/Method`.
+        attributes: Of the span, if one is made.
+        tracer: Makes the span.
+    """
+    parent = otel_context.get_current()
+    current = trace.get_current_span(parent)
+    if _is_of_contrib(current, method):
+        return RpcOperation(current, parent, owned=False, server=False)
+    span = tracer.start_span(_method_name(method), parent, SpanKind.CLIENT, attributes)
+    return RpcOperation(span, Context({**parent, SPAN_KEY: span}), server=False)
 
 
 class RpcOperation(Operation):
-    """Holds one call, from its first metadata to its status."""
+    """Holds one call, from its first metadata to its status.
+
+    Args:
+        span: The call's span.
+        context: What is current while user code runs.
+        owned: Whether the span is ours to add to and to end.
+        server: Whether the call is served here; whose fault a status is depends on that.
+    """
 
     __slots__ = ("_first", "_server")
 
@@ -48,50 +105,90 @@ class RpcOperation(Operation):
             # It asks the application's exception for its text, and that may raise.
             with contextlib.suppress(Exception):
                 self.span.record_exception(error)
+        failed: str | None = None
         if code is not None:
             self.span.set_attribute("rpc.status_code", code)
-            failed: str | None = code if is_error(code, server=self._server) else None
-        else:
-            failed = error_type(error) if isinstance(error, Exception) else None
+            failed = code if self._is_error(code) else None
+        elif isinstance(error, Exception):
+            failed = error_type(error)
         if failed is not None:
             self.span.set_attribute("error.type", failed)
             self.span.set_status(StatusCode.ERROR)
 
+    def _is_error(self, code: str) -> bool:
+        return code in _SERVER_ERRORS if self._server else code != "OK"
 
-def begin_server(
-    decision: Decision, around: Context, tracer: trace.Tracer, *, method: str, attributes: Attributes
-) -> RpcOperation:
-    """Begin to serve a call.
+
+def server_attributes(
+    method: str, peer: tuple[str, int | None] | None, user_agent: str | None
+) -> dict[str, AttributeValue]:
+    """Return the attributes of an RPC server span that are known when the call arrives.
 
     Args:
-        decision: Whose its span is, and what is believed of its metadata.
-        around: What is current.
-        tracer: Makes the span.
         method: The path, such as `/package.Service/Method`.
-        attributes: Of the span, if one is made.
+        peer: The address and port of whoever is at the other end of the connection; a Unix socket has no port.
+        user_agent: The client's own name.
     """
-    context = context_below(decision, around)
-    if decision.whose != "ours":
-        span = decision.host_span or trace.get_current_span(context)
-        if decision.whose == "host":
-            record_refusals(span, decision.extraction)
-        return RpcOperation(span, claimed(context, span), owned=False, server=True)
-    span = tracer.start_span(method_name(method), context, decision.kind, attributes, decision.links)
-    record_refusals(span, decision.extraction, link=False)
-    return RpcOperation(span, claimed(context, span), server=True)
+    found: dict[str, AttributeValue] = {"rpc.system.name": "grpc", "rpc.method": _method_name(method)}
+    if peer is not None:
+        found["network.peer.address"] = found["client.address"] = peer[0]
+        if peer[1] is not None:
+            found["network.peer.port"] = found["client.port"] = peer[1]
+    if user_agent:
+        found["user_agent.original"] = user_agent
+    return found
 
 
-def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> RpcOperation:
-    """Begin an outbound call as a child of what is current; a span that contrib opened for this call is adopted."""
-    parent = otel_context.get_current()
-    current = trace.get_current_span(parent)
-    if _is_contribs(current, method):
-        return RpcOperation(current, parent, owned=False, server=False)
-    span = tracer.start_span(method_name(method), parent, SpanKind.CLIENT, attributes)
-    return RpcOperation(span, Context({**parent, SPAN_KEY: span}), server=False)
+def client_attributes(method: str, address: str, port: int | None) -> dict[str, AttributeValue]:
+    """Return the attributes of an RPC client span that are known when the call begins.
+
+    Args:
+        method: The path, such as `/package.Service/Method`.
+        address: The host, address or socket path that the channel was made for.
+        port: The server's port, where the channel names one.
+    """
+    found: dict[str, AttributeValue] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": _method_name(method),
+        "server.address": address,
+    }
+    return found | {"server.port": port} if port is not None else found
 
 
-def _is_contribs(span: Span, method: str) -> bool:
+def _method_name(method: str) -> str:
+    """Return `rpc.method`, which is also the span's name: `package.Service/Method`, without the slash in front."""
+    return method.removeprefix("/")
+
+
+def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which contrib's interceptors pass calls on untouched; it does nothing where nobody loaded them.
+
+    Args:
+        whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
+    """
+    if _CONTRIB not in sys.modules:
+        return contextlib.nullcontext()
+    return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _OnlyHere(whoami)}))
+
+
+class _OnlyHere:
+    """Counts as true in the thread or task that made it, and nowhere else.
+
+    grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what
+    they run is not to be suppressed.
+    """
+
+    __slots__ = ("_here", "_whoami")
+
+    def __init__(self, whoami: Callable[[], object]) -> None:
+        self._whoami = whoami
+        self._here = whoami()
+
+    def __bool__(self) -> bool:
+        return self._whoami() == self._here
+
+
+def _is_of_contrib(span: Span, method: str) -> bool:
     scope = getattr(span, "instrumentation_scope", None)
     return (
         getattr(scope, "name", None) == _CONTRIB

@@ -1,19 +1,27 @@
-"""Metadata as a carrier: what inbound metadata say, what handlers get to see of them, what goes out and how much."""
+"""Metadata as a carrier: what inbound metadata say, what goes out and how much of it, and where it goes.
+
+`OutgoingMetadata` writes what a client sends. `header_lines` and `header_text` read what a server was sent, and
+`rewrite_metadata` removes from it what a handler must not see. `parse_target` and `peer_address` read grpcio's two
+spellings of an address.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry.context import Context
 
+from meshmw._foreign import metadata_pair
 from meshmw._policy.outbound import RESERVED_BYTES, Cut, HeaderBudget
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
 Pairs: TypeAlias = list[tuple[str, str | bytes]]
+# As grpcio hands them out and takes them: pairs of a name and of a text or, for `-bin`, bytes.
+Metadata: TypeAlias = Iterable[tuple[str, Any]]
 
 # grpcio refuses calls at random from 8 KiB of metadata on, and all of them from 16 KiB on (`grpc.max_metadata_size`).
 MAX_METADATA_BYTES: Final = 8_192
@@ -25,14 +33,14 @@ _HEADER_BUDGET_COUNTS: Final = 4
 _KEY: Final = re.compile(r"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
+# gRPC Name Resolution, "Name Syntax": what is before the colon of a target that is no plain host and port.
+_SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p"})
+_TARGET: Final = re.compile(r"(?:(?P<scheme>[a-z][a-z0-9+.-]*):)?(?://[^/]*/)?(?P<endpoint>.*)", re.DOTALL)
+_HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*):(?P<port>[0-9]{1,5})")
 
-@lru_cache(maxsize=64)
-def _wanted(passthrough: tuple[str, ...]) -> frozenset[str]:
-    return PROPAGATION_HEADERS | {SENT_HEADER, "user-agent", *passthrough}
 
-
-def header_lines(metadata: Iterable[tuple[str, Any]] | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:
-    """Return the lines of the wanted headers, in order; grpcio itself keeps only the last traceparent of several."""
+def header_lines(metadata: Metadata | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the lines of the headers that a server reads, by name; grpcio itself keeps only the last of several."""
     wanted = _wanted(passthrough)
     lines: dict[str, list[str]] = {}
     for key, value in metadata or ():
@@ -41,13 +49,23 @@ def header_lines(metadata: Iterable[tuple[str, Any]] | None, passthrough: tuple[
     return lines
 
 
-def rewritten(metadata: Any, rewrites: Mapping[str, str | None]) -> Any:
+@lru_cache(maxsize=64)
+def _wanted(passthrough: tuple[str, ...]) -> frozenset[str]:
+    return PROPAGATION_HEADERS | {SENT_HEADER, "user-agent", *passthrough}
+
+
+def header_text(metadata: Metadata | None, name: str) -> str | None:
+    """Return a header's text, several lines joined with commas (RFC 9110, 5.3), or None."""
+    lines = [value for key, value in metadata or () if key == name and isinstance(value, str)]
+    return ",".join(lines) if lines else None
+
+
+def rewrite_metadata(metadata: Any, rewrites: Mapping[str, str | None]) -> Any:
     """Return inbound metadata with every line of the named headers replaced by one line, or by none."""
     if not rewrites or not metadata:
         return metadata
-    pair = type(metadata[0])
-    kept = [each for each in metadata if each[0] not in rewrites]
-    return (*kept, *(pair(name, text) for name, text in rewrites.items() if text is not None))
+    kept = [pair for pair in metadata if pair[0] not in rewrites]
+    return (*kept, *(metadata_pair(metadata, name, text) for name, text in rewrites.items() if text is not None))
 
 
 class OutgoingMetadata:
@@ -67,7 +85,7 @@ class OutgoingMetadata:
 
     def replace(
         self,
-        metadata: Iterable[tuple[str, Any]] | None,
+        metadata: Metadata | None,
         context: Context,
         propagator: MeshPropagator,
         *,
@@ -111,7 +129,7 @@ class OutgoingMetadata:
         if cut.baggage is not None:
             pairs.append(("baggage", cut.baggage.decode("latin-1")))
         if not cut.fits and any(key == "tracestate" for key, _ in pairs):
-            pairs = _without_state(pairs, cut.bytes_after, propagator)
+            pairs = _without_tracestate(pairs, cut.bytes_after, propagator)
         return pairs
 
     def _cut(self, pairs: Pairs, method: str) -> Cut | None:
@@ -120,7 +138,7 @@ class OutgoingMetadata:
         return self._budget.cut([(_bytes(key), _counted(key, value)) for key, value in pairs], more)
 
 
-def _without_state(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs:
+def _without_tracestate(pairs: Pairs, size: int, propagator: MeshPropagator) -> Pairs:
     """Give up the tracestate too, where other metadata alone are too big; what the caller gave is the caller's."""
     consequence = (
         f"- it is not sent: without any baggage the metadata still have {size} bytes; a gRPC server may refuse the call"
@@ -149,33 +167,6 @@ def _counted(key: object, value: object) -> bytes:
     if isinstance(value, str) and key == "baggage":
         return value.encode("latin-1")
     return bytes(_length(key, value))
-
-
-# One connection carries many calls.
-@lru_cache(maxsize=256)
-def peer_address(peer: str) -> tuple[str, int | None] | None:
-    """Return address and port of what grpcio calls a peer: `ipv4:10.0.0.9:41000`, `ipv6:%5B::1%5D:41000`, `unix:`."""
-    scheme, _, rest = peer.partition(":")
-    if scheme not in ("ipv4", "ipv6"):
-        return (rest, None) if rest else None
-    address, _, port = rest.partition(",")[0].rpartition(":")
-    address = address.replace("%5B", "").replace("%5D", "").strip("[]")
-    return (address, int(port)) if address and port.isdecimal() else None
-
-
-def joined(metadata: Sequence[tuple[str, Any]] | None, name: str) -> str | None:
-    """Return a header's text, several lines joined with commas, or None."""
-    lines = [value for key, value in metadata or () if key == name and isinstance(value, str)]
-    return ",".join(lines) if lines else None
-
-
-# What a channel's target says of where calls go: `dns:///pricing:50051`, `ipv4:10.0.0.1:80`, `unix:/run/pricing`.
-
-
-# gRPC Name Resolution, "Name Syntax": what is before the colon of a target that is no plain host and port.
-_SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p"})
-_TARGET: Final = re.compile(r"(?:(?P<scheme>[a-z][a-z0-9+.-]*):)?(?://[^/]*/)?(?P<endpoint>.*)", re.DOTALL)
-_HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*):(?P<port>[0-9]{1,5})")
 
 
 class Target(NamedTuple):
@@ -209,3 +200,15 @@ def parse_target(target: str) -> Target:
     split = _HOST_PORT.fullmatch(first)
     host = (split["host"] if split else first).strip("[]")
     return Target(host, host, int(split["port"]) if split else None)
+
+
+# One connection carries many calls.
+@lru_cache(maxsize=256)
+def peer_address(peer: str) -> tuple[str, int | None] | None:
+    """Return address and port of what grpcio calls a peer: `ipv4:10.0.0.9:41000`, `ipv6:%5B::1%5D:41000`, `unix:`."""
+    scheme, _, rest = peer.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return (rest, None) if rest else None
+    address, _, port = rest.partition(",")[0].rpartition(":")
+    address = address.replace("%5B", "").replace("%5D", "").strip("[]")
+    return (address, int(port)) if address and port.isdecimal() else None

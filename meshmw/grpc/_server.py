@@ -1,4 +1,14 @@
-"""The interceptor for servers of `grpc.server`, with a thread for each call."""
+"""The interceptors for servers of `grpc.server` and of `grpc.aio.server`, and what they put in the place of handlers.
+
+grpcio asks an interceptor for the handler of each call. It gets one that looks like the application's own and holds
+another function. That function begins the call, runs the application's function and ends the call:
+
+| the application's function                   | in a thread   | in an event loop |
+|----------------------------------------------|---------------|------------------|
+| returns a response, or reads and writes      | `_returning`  | `_awaiting`      |
+| returns or yields an iterator of responses   | `_streaming`  | `_generating`    |
+| sends responses from wherever it likes       | `_sending`    |                  |
+"""
 
 from __future__ import annotations
 
@@ -6,28 +16,28 @@ import asyncio
 import contextlib
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
-from typing import Any, Unpack
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from functools import update_wrapper
+from typing import Any, Final, TypeVar, Unpack
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
-from meshmw._context.current import stand_contrib_down
+from meshmw._foreign import copy_grpcio_marks, is_non_blocking
+from meshmw._lifecycle.rpc import stand_contrib_down
 from meshmw._lifecycle.serving import ServerOptions
-from meshmw.grpc._handlers import (
-    Behavior,
-    Serve,
-    WrappedHandlers,
-    behavior_of,
-    in_place_of,
-    returning,
-    sending,
-    streaming,
-    with_behavior,
-)
-from meshmw.grpc._serving import UNTOUCHED, CallServing, ServedCall, TracedServicerContext
+from meshmw.grpc._serving import UNTOUCHED, CallServing, Served
 from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps
+
+Behavior = Callable[..., Any]
+B = TypeVar("B", bound=Behavior)
+# Begins to serve a call, given the servicer context.
+Serve = Callable[[Any], Served]
+# Returns what is called in place of a handler's function, which is told whether its responses are a stream.
+Wrap = Callable[[Behavior, bool], Behavior]
+
+# A generic handler may serve any method that callers name.
+_MAX_METHODS: Final = 1_024
 
 
 class MethodInterceptor:
@@ -40,11 +50,22 @@ class MethodInterceptor:
 
     def __init__(self, *, untouched: Sequence[str] = UNTOUCHED, **options: Unpack[ServerOptions]) -> None:
         self._serving = CallServing(untouched, **options)
-        self._handlers = WrappedHandlers()
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     def _contrib_down(self, whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
         """Return a block in which contrib's interceptors further in stand back, where the spans are ours to make."""
         return stand_contrib_down(whoami) if self._serving.makes_spans else contextlib.nullcontext()
+
+    def _wrap_once(self, method: str, handler: Any, wrap: Callable[[str], Wrap]) -> Any:
+        """Return the wrapped handler of a method, made anew only where the server finds another handler for it."""
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        if len(self._wrapped) >= _MAX_METHODS:
+            self._wrapped.clear()
+        wrapped = _with_behavior(handler, wrap(method))
+        self._wrapped[method] = handler, wrapped
+        return wrapped
 
 
 class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
@@ -76,31 +97,22 @@ class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor): 
             return continuation(handler_call_details)
         with self._contrib_down(threading.get_ident):
             handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        known = self._handlers.get(method, handler)
-        if known is not None:
-            return known
-        wrapped = with_behavior(handler, partial(_wrapped, partial(self._serve, method)))
-        return self._handlers.keep(method, handler, wrapped)
+        return None if handler is None else self._wrap_once(method, handler, self._in_threads)
 
-    def _serve(self, method: str, context: Any) -> ServedCall:
-        return self._serving.serve(method, context, lambda: not context.is_active())
+    def _in_threads(self, method: str) -> Wrap:
+        def serve(context: Any) -> Served:
+            return self._serving.serve(method, context, lambda: not context.is_active())
 
+        def wrap(behavior: Behavior, response_streaming: bool) -> Behavior:
+            if not response_streaming:
+                return _returning(serve, behavior)
+            return (_sending if is_non_blocking(behavior) else _streaming)(serve, behavior)
 
-def _wrapped(serve: Serve, behavior: Behavior, response_streaming: bool) -> Behavior:
-    if not response_streaming:
-        return returning(serve, behavior)
-    if getattr(behavior, "experimental_non_blocking", False):
-        return sending(serve, behavior)
-    return streaming(serve, behavior)
-
-
-# The interceptor for servers of `grpc.aio.server`, whatever style their handlers have.
+        return wrap
 
 
 class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Does as `TraceContextServerInterceptor` for a server of `grpc.aio`, with the same options.
+    """Continues the caller's trace in a server of `grpc.aio`, as `TraceContextServerInterceptor` and with its options.
 
     Handlers may be coroutines, asynchronous generators, coroutines that read and write, or plain functions and
     generators that grpcio runs in threads.
@@ -115,69 +127,148 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        known = self._handlers.get(method, handler)
-        if known is not None:
-            return known
-        if _is_asynchronous(behavior_of(handler)):
-            wrapped = with_behavior(handler, partial(_wrapped_aio, partial(self._serve, method, _never)))
-            return self._handlers.keep(method, handler, wrapped)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # a coroutine runs
-        return with_behavior(handler, partial(_in_thread, partial(self._serve, method, task.done), task))
+        if _is_asynchronous(_behavior(handler)):
+            return self._wrap_once(method, handler, self._in_loop)
+        # A thread learns from nothing but the call's own task that the call is over, so each call has its own handler.
+        return _with_behavior(handler, self._in_thread_of(method, asyncio.current_task()))
 
-    def _serve(self, method: str, is_over: Callable[[], bool], context: Any) -> ServedCall:
-        return self._serving.serve(method, context, is_over)
+    def _in_loop(self, method: str) -> Wrap:
+        def serve(context: Any) -> Served:
+            # The handler hears by CancelledError that its call is over.
+            return self._serving.serve(method, context, lambda: False)
+
+        return lambda behavior, _: (_generating if inspect.isasyncgenfunction(behavior) else _awaiting)(serve, behavior)
+
+    def _in_thread_of(self, method: str, task: asyncio.Task[Any] | None) -> Wrap:
+        assert task is not None  # noqa: S101  # a coroutine runs
+
+        def serve(context: Any) -> Served:
+            return self._serving.serve(method, context, task.done)
+
+        def serve_stream(context: Any) -> Served:
+            served = serve(context)
+            # A generator may be left waiting for ever when the call is over.
+            task.add_done_callback(lambda _: served.finish())
+            return served
+
+        def wrap(behavior: Behavior, response_streaming: bool) -> Behavior:
+            # grpcio takes lists here, and whatever else can be iterated.
+            return _streaming(serve_stream, behavior, iter) if response_streaming else _returning(serve, behavior)
+
+        return wrap
+
+
+def _kind(handler: Any) -> str:
+    requests, responses = handler.request_streaming, handler.response_streaming
+    return f"{'stream' if requests else 'unary'}_{'stream' if responses else 'unary'}"
+
+
+def _behavior(handler: Any) -> Behavior:
+    """Return the function that a handler holds."""
+    found: Behavior = getattr(handler, _kind(handler))
+    return found
+
+
+def _with_behavior(handler: Any, wrap: Wrap) -> Any:
+    """Return a handler that holds what *wrap* makes of the function of *handler*."""
+    make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
+    return make(
+        wrap(_behavior(handler), handler.response_streaming),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
 
 
 def _is_asynchronous(behavior: Behavior) -> bool:
-    """Say, as grpcio asks, whether a handler runs in the event loop; what is wrapped must look the same."""
+    """Say, as grpcio asks, whether a function runs in the event loop; what is wrapped must look the same."""
     return inspect.isasyncgenfunction(behavior) or inspect.iscoroutinefunction(behavior)
 
 
-def _wrapped_aio(serve: Serve, behavior: Behavior, _response_streaming: bool) -> Behavior:
-    return (_generating if inspect.isasyncgenfunction(behavior) else _awaiting)(serve, behavior)
+def _in_place_of(behavior: Behavior) -> Callable[[B], B]:
+    """Return a decorator that gives a function the name of *behavior*, and what grpcio looks for on it."""
+
+    def decorate(call: B) -> B:
+        update_wrapper(call, behavior, updated=())
+        copy_grpcio_marks(call, behavior)
+        return call
+
+    return decorate
 
 
-def _in_thread(serve: Serve, task: asyncio.Task[Any], behavior: Behavior, response_streaming: bool) -> Behavior:
-    if not response_streaming:
-        return returning(serve, behavior)
-    return streaming(partial(_serve_in_thread, serve, task), behavior, iter)
+def _returning(serve: Serve, behavior: Behavior) -> Behavior:
+    @_in_place_of(behavior)
+    def call(request: Any, context: Any) -> Any:
+        with serve(context) as served:
+            return served.run(behavior, request, served.context)
 
-
-def _never() -> bool:
-    """Say that a call is not over: its handler hears of it as CancelledError."""
-    return False
-
-
-def _serve_in_thread(serve: Serve, task: asyncio.Task[Any], context: Any) -> ServedCall:
-    """Begin to serve a call whose generator may be left waiting for ever when the call is over."""
-    served = serve(context)
-    task.add_done_callback(lambda _: served.finish())
-    return served
+    return call
 
 
 def _awaiting(serve: Serve, behavior: Behavior) -> Behavior:
-    @in_place_of(behavior)
+    @_in_place_of(behavior)
     async def call(request: Any, context: Any) -> Any:
-        if isinstance(context, TracedServicerContext):
-            return await behavior(request, context)
         with serve(context) as served:
             return await AwaitableSteps(served.run(behavior, request, served.context), served.run)
 
     return call
 
 
-def _generating(serve: Serve, behavior: Behavior) -> Behavior:
-    @in_place_of(behavior)
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        if isinstance(context, TracedServicerContext):
-            async for response in behavior(request, context):
-                yield response
-            return
+def _streaming(serve: Serve, behavior: Behavior, to_iterator: Callable[[Any], Any] | None = None) -> Behavior:
+    @_in_place_of(behavior)
+    def call(request: Any, context: Any) -> Any:
         served = serve(context)
-        steps: AsyncGeneratorSteps[Any, None] = AsyncGeneratorSteps(
-            served.run(behavior, request, served.context), served.run
-        )
+        try:
+            source = served.run(behavior, request, served.context)
+            return _Responses(served, source if to_iterator is None else served.run(to_iterator, source))
+        except BaseException as error:
+            served.finish(error)
+            raise
+
+    return call
+
+
+class _Responses(Iterator[Any]):
+    """Takes each response of a handler in the call's context, and ends the call with the last one.
+
+    Args:
+        served: The call.
+        source: What the handler returned.
+    """
+
+    __slots__ = ("_served", "_source")
+
+    def __init__(self, served: Served, source: Any) -> None:
+        self._served = served
+        self._source = source
+
+    def __next__(self) -> Any:
+        try:
+            return self._served.run(next, self._source)
+        except StopIteration:
+            self._served.finish()
+            raise
+        except BaseException as error:
+            self._served.finish(error)
+            raise
+
+    def close(self) -> None:
+        """Close the handler's generator in the call's context; grpcio drops it where the client has gone."""
+        try:
+            if isinstance(self._source, Generator | _Responses):
+                self._served.run(self._source.close)
+        finally:
+            self._served.finish()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _generating(serve: Serve, behavior: Behavior) -> Behavior:
+    @_in_place_of(behavior)
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        served = serve(context)
+        source = served.run(behavior, request, served.context)
+        steps: AsyncGeneratorSteps[Any, None] = AsyncGeneratorSteps(source, served.run)
         try:
             async for response in steps:
                 yield response
@@ -189,5 +280,26 @@ def _generating(serve: Serve, behavior: Behavior) -> Behavior:
                 served.finish(error)
             raise
         served.finish()
+
+    return call
+
+
+def _sending(serve: Serve, behavior: Behavior) -> Behavior:
+    @_in_place_of(behavior)
+    def call(request: Any, context: Any, send_response: Callable[[Any], Any]) -> None:
+        served = serve(context)
+
+        def send(response: Any) -> Any:
+            if response is None:
+                served.finish()
+            return send_response(response)
+
+        # It may never come to its end where the client has gone.
+        context.add_callback(served.finish)
+        try:
+            served.run(behavior, request, served.context, send)
+        except BaseException as error:
+            served.finish(error)
+            raise
 
     return call

@@ -17,6 +17,10 @@ from meshmw.grpc import message_scope
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
+def test_dir_shows_what_is_public_alone() -> None:
+    assert dir(meshmw.grpc) == meshmw.grpc.__all__
+
+
 def test_members_are_set_and_taken_away_for_the_block_alone() -> None:
     before = otel_context.get_current()
     with message_scope({"a": "1", "b": "2"}) as context:

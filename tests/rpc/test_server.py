@@ -11,9 +11,11 @@ import grpc
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import StatusCode
 
-from meshmw._lifecycle.conventions import rpc_server_attributes as server_attributes
+from meshmw._lifecycle.rpc import server_attributes
 from meshmw.grpc import message_scope
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -252,8 +254,9 @@ def test_a_stream_that_is_dropped_half_way_closes_the_handlers_generator_inside_
     assert last.baggage == {"tenant": "a"}
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("style", ["threads", "async"])
-def test_a_generator_that_waits_at_a_yield_in_a_scope_is_closed_before_the_span_ends(make_host, style):
+def test_a_generator_that_waits_at_a_yield_in_a_scope_is_closed_before_the_span_ends(make_host, style, twice):
     """More is sent than the client takes, so the handler stands at its `yield` when the client goes."""
     closed = futures.Future()
 
@@ -276,7 +279,7 @@ def test_a_generator_that_waits_at_a_yield_in_a_scope_is_closed_before_the_span_
         finally:
             close()
 
-    host = serving(make_host, threads if style == "threads" else tasks, style)
+    host = serving(make_host, threads if style == "threads" else tasks, style, twice=twice)
     with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
         call = channel.unary_stream("/lab.S/unary_stream")(b"{}", metadata=tuple(FROM_CALLER))
         next(call)
@@ -315,8 +318,9 @@ def test_a_method_that_is_not_there_is_answered_as_ever(host):
 # handlers of other shapes
 
 
-def serving(make_host, method, style="threads"):
+def serving(make_host, method, style="threads", twice=False):
     host = type(make_host("threads"))(style)
+    host.inside = host.interceptors({}) if twice else ()
     host.methods = lambda: {"unary_stream": method, "unary_unary": method}
     return make_host(style, host=host)
 
@@ -330,7 +334,7 @@ def test_a_handler_that_returns_an_iterator_has_the_call_in_its_own_part(make_ho
 
 @pytest.mark.parametrize("style", ["threads", "async"])
 def test_of_methods_without_end_each_is_served_by_its_handler_of_the_moment(make_host, style, monkeypatch):
-    monkeypatch.setattr("meshmw.grpc._handlers._MAX_METHODS", 2)
+    monkeypatch.setattr("meshmw.grpc._server._MAX_METHODS", 2)
     host = type(make_host("threads"))(style)
 
     class Anything(grpc.GenericRpcHandler):
@@ -519,6 +523,22 @@ def test_a_caller_that_is_not_trusted_gets_a_trace_of_its_own(new_host):
     assert [f"{link.context.span_id:016x}" for link in span.links] == [PARENT_ID]
     assert seen == [("POST", "/lab.S/unary_unary", "127.0.0.1", "1,2", None)]
     assert "traceparent" not in dict(host.metadata)
+
+
+def test_a_sampler_sees_the_parent_that_is_not_trusted_as_the_span_starts(make_host):
+    class Notes(Sampler):
+        def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, links=None, state=None):
+            given.extend(links)
+            return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, links, state)
+
+        def get_description(self):
+            return "Notes"
+
+    given = []
+    make_host("threads", trust="restart", tracer_provider=TracerProvider(Notes())).call(metadata=FROM_CALLER)
+    (link,) = given
+    assert f"{link.context.span_id:016x}" == PARENT_ID
+    assert dict(link.attributes) == {"meshmw.link": "rejected_parent"}
 
 
 def test_a_call_over_a_unix_socket_has_a_peer_without_a_port(make_host, tmp_path):
