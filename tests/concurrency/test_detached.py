@@ -16,8 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from meshmw._context.current import Current
-from meshmw.concurrency import ThreadPoolExecutor, bind, linked
-from meshmw.concurrency import _binding as detached
+from meshmw.concurrency import ThreadPoolExecutor, bind, detached, linked
 from meshmw.propagator import MeshPropagator
 from meshmw.testing._spans import from_sdk
 
