@@ -15,7 +15,7 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.carriers import rewrite_asgi
 from meshmw._context.current import detach
-from meshmw._context.read import BaggageLimit
+from meshmw._context.read_baggage import BaggageLimit
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request

@@ -11,7 +11,7 @@ from opentelemetry import trace
 
 from meshmw._context.carriers import rewrite_wsgi
 from meshmw._context.current import StepContext, detach
-from meshmw._context.read import BaggageLimit
+from meshmw._context.read_baggage import BaggageLimit
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request

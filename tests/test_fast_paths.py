@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw._context.read import BaggageReader, HeaderReader, PlainReader
+from meshmw._context.extraction import HeaderReader
+from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
 from meshmw._lifecycle import conventions as attributes
 from meshmw._lifecycle import http_conventions as http
@@ -187,11 +188,19 @@ def test_each_turn_of_the_one_pass_is_taken_with_care_too(beside):
         assert_is_read_the_same({"traceparent": [TRACEPARENT]} | beside, formats, max_bytes, deny)
 
 
-def one_pass(otherwise):
-    baggage_reader = BaggageReader(BaggageKeys(), 64, 20_000)
-    return PlainReader(
-        baggage=baggage_reader, passthrough=["x-request-id"], rejections=Rejections(), otherwise=otherwise
-    )
+class OnePass(HeaderReader):
+    """Hands on what is not read in one pass."""
+
+    def __init__(self, otherwise):
+        super().__init__(
+            trace=TraceReader(
+                formats=["tracecontext"], traceparent_policy="strict", duplicates="restart", prefer="w3c"
+            ),
+            baggage=BaggageReader(BaggageKeys(), 64, 20_000),
+            passthrough=["x-request-id"],
+            rejections=Rejections(),
+        )
+        self.read_with_care = otherwise
 
 
 def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
@@ -204,7 +213,7 @@ def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
 @pytest.mark.parametrize(("name", "most", "size"), [("tracestate", 2048, 200), ("baggage", 8192, 8192)])
 def test_what_is_too_long_to_be_remembered_is_left_to_the_reader_that_takes_its_time(name, most, size):
     handed_on = []
-    reader = one_pass(otherwise=handed_on.append)
+    reader = OnePass(otherwise=handed_on.append)
     members = ",".join(f"k{number}={'v' * size}" for number in range(12))
     short, long = ({"traceparent": [TRACEPARENT], name: [members[:length]]} for length in (most, most + 1))
     assert reader.read(short) is not None

@@ -1,4 +1,8 @@
-"""How each protocol carries headers: one pass over what the server hands out."""
+"""Header lines out of what carries them, by name in lower case, and back into it.
+
+Servers hand out headers in the shape of their protocol: `HeaderNames` takes the wanted ones out in one pass.
+OpenTelemetry's propagators are given a carrier with a getter, or a mapping: that is what `header_lines` reads.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,11 @@ from opentelemetry.propagators.textmap import Getter, default_getter
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
 AsgiHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
+Lines: TypeAlias = Mapping[str, Sequence[str]]
 
-DESCRIBING_HEADERS: Final = frozenset({"host", "user-agent"})
+_DESCRIBING_HEADERS: Final = frozenset({"host", "user-agent"})
+_UNDECODABLE: Final = ["\ufffd"]
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]++")
 
 
 class HeaderNames:
@@ -23,9 +30,9 @@ class HeaderNames:
     """
 
     def __init__(self, passthrough: Collection[str] = ()) -> None:
-        names = PROPAGATION_HEADERS | DESCRIBING_HEADERS | {SENT_HEADER, *passthrough}
+        names = PROPAGATION_HEADERS | _DESCRIBING_HEADERS | {SENT_HEADER, *passthrough}
         self._asgi = {name.encode("ascii"): name for name in names}
-        self._wsgi = {"HTTP_" + name.upper().replace("-", "_"): name for name in names}
+        self._wsgi = {_wsgi_key(name): name for name in names}
 
     def from_asgi(self, headers: AsgiHeaders) -> dict[str, list[str]]:
         """Return the wanted header lines of an ASGI scope, in order, decoded as latin-1."""
@@ -57,25 +64,22 @@ def rewrite_asgi(headers: AsgiHeaders, rewrites: Mapping[str, str | None]) -> li
 def rewrite_wsgi(environ: MutableMapping[str, Any], rewrites: Mapping[str, str | None]) -> None:
     """Replace or remove the named headers in a WSGI environ."""
     for name, text in rewrites.items():
-        key = "HTTP_" + name.upper().replace("-", "_")
         if text is None:
-            environ.pop(key, None)
+            environ.pop(_wsgi_key(name), None)
         else:
-            environ[key] = text
-
-
-# What carriers hold: header lines by name in lower case, through OpenTelemetry's getters or from plain mappings.
-
-
-_UNDECODABLE: Final = ["\ufffd"]
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+            environ[_wsgi_key(name)] = text
 
 
 def header_lines(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
-    """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
+    """Return the lines of the wanted headers; no byte in the carrier makes it raise.
+
+    Args:
+        carrier: What a getter reads, or a mapping, however that spells its names.
+        getter: Reads the carrier. The default one knows one spelling of each name alone, so mappings are read without.
+        wanted: Names in lower case.
+    """
     if getter is not default_getter or not (type(carrier) is dict or isinstance(carrier, Mapping)):
         return _lines_by(getter, carrier, wanted)
-    # However a mapping spells them: the default getter knows one spelling of each alone.
     lines: dict[str, list[str]] = {}
     for key, value in carrier.items():
         if key in wanted and type(value) is str and key not in lines:
@@ -96,6 +100,11 @@ def texts(value: object) -> list[str]:
     return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
 
 
+def one_line(lines: Sequence[str]) -> str:
+    """Return a header's lines as the one that they stand for (RFC 9110, section 5.3)."""
+    return lines[0] if len(lines) == 1 else ",".join(lines)
+
+
 def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
     """Say whether two readers saw one header: hosts join lines, and decode odd bytes in their own way."""
     if before == now:
@@ -103,6 +112,10 @@ def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
     if before == _UNDECODABLE:
         return now is not None
     return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
+
+
+def _wsgi_key(name: str) -> str:
+    return "HTTP_" + name.upper().replace("-", "_")
 
 
 def _lines_by(getter: Getter[Any], carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:

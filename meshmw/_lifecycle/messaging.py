@@ -15,7 +15,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind
 
 from meshmw import _runtime
-from meshmw._context.extraction import Extraction, Lines
+from meshmw._context.carriers import Lines
+from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.conventions import (
     AttributeValue,
     LazyAttributes,

@@ -17,7 +17,8 @@ import grpc  # type: ignore[import-untyped]
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from meshmw._context.extraction import Extraction, Lines
+from meshmw._context.carriers import Lines
+from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.conventions import LazyAttributes, rpc_server_attributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_server
 from meshmw._lifecycle.serving import ServerOptions
