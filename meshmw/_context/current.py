@@ -1,4 +1,8 @@
-"""How a block takes back the context that it has attached, wherever it ends."""
+"""How a block or a step of a stream makes a context current, and takes it back wherever it ends.
+
+A block attaches and detaches in one frame. `Current` is such a block; an adapter that cannot use one calls `detach`. A
+stream has no frame of its own: `StepContext` or `StepVariables` makes its context current while one step runs.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,13 @@ from opentelemetry.context import Context
 
 from meshmw._otel import SUPPRESS_KEY, is_loaded
 
+P = ParamSpec("P")
+R = TypeVar("R")
+# Runs one step of a stream: `run` of a StepContext or of StepVariables.
+Run = Callable[..., Any]
 
-def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
-    """Detach *context* at the end of the block that has attached it.
-
-    Args:
-        token: What `attach` returned.
-        context: What was attached.
-        kind: The class of the exception with which the block ends, if there is one.
-    """
-    if kind is not GeneratorExit:
-        otel_context.detach(token)
-    elif otel_context.get_current() is context:
-        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run: in a task
-        # that the block itself has started the very same context is current, and `detach` would log an error.
-        with contextlib.suppress(ValueError):
-            token.var.reset(token)
+_INSIDE: Final[contextvars.ContextVar[object]] = contextvars.ContextVar("meshmw-inside", default=None)
+_CONTRIB: Final = "opentelemetry.instrumentation.grpc"
 
 
 class Current:
@@ -50,13 +45,21 @@ class Current:
         detach(self._token, self._context, kind)
 
 
-# What is current while one step of a stream runs: a context of OpenTelemetry's, or a copy of all context variables.
+def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
+    """Detach *context* at the end of the block that has attached it.
 
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_INSIDE: Final[contextvars.ContextVar[object]] = contextvars.ContextVar("meshmw-inside", default=None)
+    Args:
+        token: What `attach` returned.
+        context: What was attached.
+        kind: The class of the exception with which the block ends, if there is one.
+    """
+    if kind is not GeneratorExit:
+        otel_context.detach(token)
+    elif otel_context.get_current() is context:
+        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run: in a task
+        # that the block itself has started the very same context is current, and `detach` would log an error.
+        with contextlib.suppress(ValueError):
+            token.var.reset(token)
 
 
 class StepContext:
@@ -112,17 +115,19 @@ class StepVariables:
             self._entered = False
 
 
-# What runs a step: `run` of one of these two.
-Run = Callable[..., Any]
+def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which contrib's gRPC interceptors pass calls on untouched; nothing where contrib is not loaded.
 
-# opentelemetry-instrumentation-grpc, where it is loaded: told to stand back inside our interceptors.
-
-
-_CONTRIB: Final = "opentelemetry.instrumentation.grpc"
+    Args:
+        whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
+    """
+    if not is_loaded(_CONTRIB):
+        return contextlib.nullcontext()
+    return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _WhereItWasMade(whoami)}))
 
 
 class _WhereItWasMade:
-    """Is true in the thread or task that made it, and nowhere else.
+    """Counts as true in the thread or task that made it, and nowhere else.
 
     grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what
     they run is not to be suppressed.
@@ -136,14 +141,3 @@ class _WhereItWasMade:
 
     def __bool__(self) -> bool:
         return self._whoami() == self._here
-
-
-def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-    """Return a block in which contrib's interceptors pass calls on untouched; nothing where contrib is not loaded.
-
-    Args:
-        whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
-    """
-    if not is_loaded(_CONTRIB):
-        return contextlib.nullcontext()
-    return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _WhereItWasMade(whoami)}))
