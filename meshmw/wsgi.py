@@ -19,7 +19,7 @@ from meshmw._lifecycle.serving import ServerOptions
 from meshmw._policy.trust import RequestView, Trust, TrustCallable
 from meshmw._runtime import Runtime, ServerSpans
 from meshmw.propagator import MeshPropagator
-from meshmw.streams import kept
+from meshmw.streams import closed_on_drop
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
 # The body of a WSGI response: each step of it in the request's context, and the span's end with its last byte.
@@ -93,7 +93,7 @@ class _Body:
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)
         # What a generator has made current would be taken back to the request's context, in the server's thread.
-        self._kept = kept(steps, self._run)
+        self._kept = closed_on_drop(steps, self._run)
         return steps.__next__
 
 
