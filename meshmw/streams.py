@@ -166,7 +166,7 @@ class AsyncSteps(AsyncIterator[Y]):
         return AwaitableSteps(self._begin(ask, *args), self._run)
 
     def _begin(self, ask: Callable[..., Awaitable[Y]], *args: Any) -> Awaitable[Y]:
-        """Ask for the first step; from then on the event loop closes a source that is dropped, or left at the loop's end.
+        """Ask for the first step; from then on the loop closes a source that is dropped, or left when the loop ends.
 
         The loop closes it in a task that has context variables of its own, where what the source has attached cannot be
         detached. So the loop's hooks get objects instead, which close the source in the context of its steps.

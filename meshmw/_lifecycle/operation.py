@@ -25,6 +25,11 @@ def tracer() -> trace.Tracer:
     return real_tracer(TRACER)
 
 
+def tracer_of(provider: trace.TracerProvider | None) -> trace.Tracer:
+    """Return meshmw's tracer of a provider; None means the process's own."""
+    return tracer() if provider is None else provider.get_tracer("meshmw", __version__)
+
+
 class Operation:
     """Is one unit of work at a boundary.
 

@@ -134,6 +134,11 @@ def configure(settings: Settings | None = None) -> Telemetry:
         return _configured
 
 
+def configured() -> Telemetry | None:
+    """Return what the first `configure()` of this process returned, or None before it."""
+    return _configured
+
+
 def _configure(settings: Settings) -> Telemetry:
     _import_propagate()
     from opentelemetry import propagate
