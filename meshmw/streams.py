@@ -200,7 +200,7 @@ class _Dropped:
         await AwaitableSteps(self._source.aclose(), self._run)
 
     def __getattr__(self, name: str) -> Any:
-        # A loop may tell the generator's name.
+        # A loop may log the generator's name.
         return getattr(self._source, name)
 
 

@@ -86,12 +86,12 @@ def header_lines(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> 
             lines[key] = [value]
             continue
         name: str = key if key in wanted else key.lower() if isinstance(key, str) else ""
-        if name in wanted and (found := texts(value)):
+        if name in wanted and (found := as_lines(value)):
             lines[name] = lines[name] + found if name in lines else found
     return lines
 
 
-def texts(value: object) -> list[str]:
+def as_lines(value: object) -> list[str]:
     """Return the lines that a mapping holds for one header."""
     if type(value) is str:
         return [value]

@@ -132,7 +132,7 @@ class HeaderReader:
         return self.read_with_care(lines) if plain is None else plain
 
     def read_with_care(self, lines: Lines) -> Extraction:
-        """Return what `read` returns, without a look for the short way."""
+        """Return what `read` does, of a plain request too without the one pass."""
         reading = Reading(lines, self._rejections)
         parent, b3 = self._trace.read(reading)
         baggage = self._read_baggage(reading)
@@ -142,7 +142,7 @@ class HeaderReader:
         return Extraction(parent, baggage, b3, passthrough, reading.rewrites, reading.refused, reading.rejected)
 
     def _read_plain(self, lines: Lines) -> Extraction | None:
-        """Return what the lines of a plain request say, or None for any other, of which nothing was counted then."""
+        """Return what the lines of a plain request say. Of any other request return None, and count nothing."""
         found = lines.get("traceparent")
         match = VERSION_00.fullmatch(found[0]) if found and len(found) == 1 else None
         if match is None:

@@ -223,7 +223,7 @@ def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
     sent = reading.line(SENT_HEADER)
     if sent is not None:
         return sent.partition("-")[0] == traceparent_span
-    # Without our client's word, only a proxy directly below the sender can be told: it names the sender's span.
+    # Without our client's word, only a proxy directly below the sender can be recognized: it names the sender's span.
     fields = (reading.line("b3") or "").split("-", 4)
     above = fields[3] if len(fields) == 4 else reading.line("x-b3-parentspanid")
     return above == traceparent_span

@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Setter, default_setter
 from opentelemetry.trace import Span, SpanContext, TraceState
 
-from meshmw._context.carriers import Lines, texts
+from meshmw._context.carriers import Lines, as_lines
 from meshmw._context.extraction import B3_KEY, PASSTHROUGH_KEY, HeaderReader
 from meshmw._notices import Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
@@ -173,10 +173,12 @@ class OutgoingHeaders:
             headers = self._writer.write(context)
             headers.update(passthrough(context))
         else:
-            present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+            names = [key for key in carrier if isinstance(key, str)]
+            present = [(name, line) for name in names for line in as_lines(carrier[name])]
             headers, stale = self.replace(context, present, host)
-            for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
-                del carrier[key]
+            for name in names:
+                if name.lower() in stale:
+                    del carrier[name]
         if type(carrier) is dict and setter is default_setter:
             carrier.update(headers)
             return
