@@ -11,10 +11,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-Client = TypeVar("Client", bound=type[Any])
+ClientClass = TypeVar("ClientClass", bound=type[Any])
 
 
-def wraps_transports(wrapper: type[Any]) -> Callable[[Client], Client]:
+def wraps_transports(wrapper: type[Any]) -> Callable[[ClientClass], ClientClass]:
     """Return a decorator for a subclass of an httpx client, by which each transport of the client is used in *wrapper*.
 
     httpx has no public hook for that. It asks its `_transport_for_url` for the transport of each request: the client's
@@ -25,7 +25,7 @@ def wraps_transports(wrapper: type[Any]) -> Callable[[Client], Client]:
     def wrapped(transport: Any) -> Any:
         return transport if transport is None or isinstance(transport, wrapper) else wrapper(transport)
 
-    def decorate(client: Client) -> Client:
+    def decorate(client: ClientClass) -> ClientClass:
         if hasattr(client, "_transport_for_url"):
             _wrap_when_asked(client, wrapped)
         else:

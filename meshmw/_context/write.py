@@ -95,7 +95,7 @@ class HeaderWriter:
                 headers.update(b3.to_multi())
 
     def _write_baggage(self, members: dict[str, object], headers: dict[str, str]) -> None:
-        permitted = members if self._keys.are_all else self._keys.permitted(members)
+        permitted = self._keys.permitted(members)
         text, reasons = format_baggage(permitted, max_members=self._max_members, max_bytes=self._max_bytes)
         for reason in reasons:
             self._rejections.record("baggage", reason, "- the members concerned are not sent, the others are")
@@ -173,12 +173,13 @@ class OutgoingHeaders:
             headers = self._writer.write(context)
             headers.update(passthrough(context))
         else:
-            names = [key for key in carrier if isinstance(key, str)]
-            present = [(name, line) for name in names for line in as_lines(carrier[name])]
+            named = [(name, value) for name, value in carrier.items() if isinstance(name, str)]
+            present = [(name, line) for name, value in named for line in as_lines(value)]
             headers, stale = self.replace(context, present, host)
-            for name in names:
+            for name, _ in named:
                 if name.lower() in stale:
-                    del carrier[name]
+                    # A mapping that ignores case, or has several values of one name, may have removed it with another.
+                    carrier.pop(name, None)
         if type(carrier) is dict and setter is default_setter:
             carrier.update(headers)
             return
