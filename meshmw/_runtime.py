@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from meshmw._context.carriers import HeaderNames
 from meshmw._notices import LOGGER
-from meshmw._otel import parts_of, real_tracer
+from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
 from meshmw._version import __version__
@@ -30,6 +30,11 @@ MessagingParent = Literal["parent", "link"]
 
 # The process's own tracer; a stand-in until somebody sets a tracer provider, and a link to that from then on.
 TRACER: Final = trace.get_tracer("meshmw", __version__)
+
+
+def _own_tracer() -> trace.Tracer:
+    # Anew: what stands for it until there is a provider goes on to do so, with a call more for each span.
+    return trace.get_tracer("meshmw", __version__)
 
 
 def tracer_of(provider: trace.TracerProvider | None) -> trace.Tracer:
@@ -60,7 +65,7 @@ class Runtime:
     trusted_peers: tuple[str, ...] = ()
     server_spans: ServerSpans = "auto"
     messaging_parent: MessagingParent = "parent"
-    tracer: trace.Tracer = field(default_factory=lambda: real_tracer(TRACER))
+    tracer: trace.Tracer = field(default_factory=lambda: _own_tracer())
     header_names: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +94,7 @@ _fallback: Runtime | None = None
 def install(runtime: Runtime) -> None:
     """Make a runtime the one that adapters use from now on."""
     global _installed
-    _installed = dataclasses.replace(runtime, tracer=real_tracer(runtime.tracer))
+    _installed = dataclasses.replace(runtime, tracer=_own_tracer())
 
 
 def installed() -> Runtime | None:

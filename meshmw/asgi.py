@@ -19,7 +19,7 @@ from opentelemetry.trace import Span
 
 from meshmw import _runtime
 from meshmw._context.current import detach
-from meshmw._context.read import BaggageLimit
+from meshmw._context.read_baggage import BaggageLimit
 from meshmw._frameworks import listen_for_exceptions, route_of
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request

@@ -1,7 +1,7 @@
 """Baggage for the application: read it, and set members with their properties.
 
-OpenTelemetry's own `opentelemetry.baggage` functions work on the same members; what they lack is properties. Nothing
-here is named `set` or `members`: a context is a value, and `with_member` returns another one. Baggage goes to other
+OpenTelemetry's own `opentelemetry.baggage` functions work on the same members; what they lack is properties. A context
+never changes: `with_member` returns another one, and `using` makes one current for a block. Baggage goes to other
 services in clear text, so it is no place for a secret.
 """
 
@@ -13,9 +13,11 @@ from opentelemetry import baggage as otel_baggage
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from meshmw._context.current import detach
+from meshmw._context.current import Current
 from meshmw.wire import BaggageValue, format_member, parse_member
 from meshmw.wire.baggage import is_raw_of
+
+__all__ = ["get", "get_all", "properties", "using", "with_member", "without_member", "without_members"]
 
 
 def get(key: str, context: Context | None = None) -> str | None:
@@ -68,7 +70,7 @@ class using:  # noqa: N801
     """Sets members for the length of a block: `with using(tenant="a"):`. None takes a member away.
 
     Calls from within the block send them; what runs before, after or beside it does not see them. The block must not
-    contain a `yield`. One object serves one block.
+    contain a `yield`. Make a new object for each block.
 
     Args:
         members: Values by key, for keys that are no Python names.
@@ -88,9 +90,13 @@ class using:  # noqa: N801
         context = otel_context.get_current()
         for key, value in self._members.items():
             context = without_member(key, context) if value is None else with_member(key, value, context=context)
-        self._context = context
-        self._token = otel_context.attach(context)
+        self._current = Current(context)
+        self._current.__enter__()
         return context
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        detach(self._token, self._context, kind)
+        self._current.__exit__(kind)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+__all__ = ["EnvoyError", "InvalidHeaderError", "MeshError", "MeshmwError", "MissingExtraError", "SettingsError"]
+
 
 class MeshmwError(Exception):
-    """Is the ancestor of every exception that meshmw raises on purpose."""
+    """Stands above every exception that meshmw raises on purpose: catch it to catch them all."""
 
 
 class InvalidHeaderError(MeshmwError, ValueError):
@@ -73,3 +75,7 @@ class EnvoyError(MeshmwError, RuntimeError):
 
 class MeshError(MeshmwError, ValueError):
     """Says in one line why services cannot be made a test mesh, or which of them did not start, in its own words."""
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

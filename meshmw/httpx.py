@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import httpx
 
+from meshmw._foreign import wraps_transports
 from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
 
 __all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport"]
@@ -38,28 +39,27 @@ class TraceContextTransport(SyncTransport, httpx.BaseTransport):
 
 
 class AsyncTraceContextTransport(AsyncTransport, httpx.AsyncBaseTransport):
-    """Does as `TraceContextTransport` for an async client, around a transport such as `httpx.AsyncHTTPTransport()`."""
+    """Sends the requests of an async client, around a transport such as `httpx.AsyncHTTPTransport()`.
+
+    In all else it is `TraceContextTransport`.
+    """
 
     request_class = httpx.Request
     stream_class = _AsyncBody
 
 
+@wraps_transports(TraceContextTransport)
 class Client(httpx.Client):
-    """Is `httpx.Client`, with every argument it takes, whose requests carry the current trace.
+    """Takes what `httpx.Client` takes and does what it does, with the current trace on every request.
 
-    The own transport, proxies and mounts of the client are wrapped as they are used.
+    The client's own transport, its proxies and its mounts are each used in a `TraceContextTransport`.
     """
 
-    def _transport_for_url(self, url: httpx.URL) -> httpx.BaseTransport:
-        transport = super()._transport_for_url(url)
-        return transport if isinstance(transport, TraceContextTransport) else TraceContextTransport(transport)
 
-
+@wraps_transports(AsyncTraceContextTransport)
 class AsyncClient(httpx.AsyncClient):
-    """Is `httpx.AsyncClient`, with every argument it takes, whose requests carry the current trace."""
+    """Takes what `httpx.AsyncClient` takes and does what it does, with the current trace on every request."""
 
-    def _transport_for_url(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
-        transport = super()._transport_for_url(url)
-        if isinstance(transport, AsyncTraceContextTransport):
-            return transport
-        return AsyncTraceContextTransport(transport)
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,6 +6,7 @@ existing client.
 
 from __future__ import annotations
 
+from meshmw._foreign import wraps_transports
 from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
 from meshmw.errors import MissingExtraError
 
@@ -42,28 +43,27 @@ class TraceContextTransport(SyncTransport, httpx2.BaseTransport):
 
 
 class AsyncTraceContextTransport(AsyncTransport, httpx2.AsyncBaseTransport):
-    """Does as `TraceContextTransport` for an async client, around a transport such as `httpx2.AsyncHTTPTransport()`."""
+    """Sends the requests of an async client, around a transport such as `httpx2.AsyncHTTPTransport()`.
+
+    In all else it is `TraceContextTransport`.
+    """
 
     request_class = httpx2.Request
     stream_class = _AsyncBody
 
 
+@wraps_transports(TraceContextTransport)
 class Client(httpx2.Client):
-    """Is `httpx2.Client`, with every argument it takes, whose requests carry the current trace.
+    """Takes what `httpx2.Client` takes and does what it does, with the current trace on every request.
 
-    The own transport, proxies and mounts of the client are wrapped as they are used.
+    The client's own transport, its proxies and its mounts are each used in a `TraceContextTransport`.
     """
 
-    def _transport_for_url(self, url: httpx2.URL) -> httpx2.BaseTransport:
-        transport = super()._transport_for_url(url)
-        return transport if isinstance(transport, TraceContextTransport) else TraceContextTransport(transport)
 
-
+@wraps_transports(AsyncTraceContextTransport)
 class AsyncClient(httpx2.AsyncClient):
-    """Is `httpx2.AsyncClient`, with every argument it takes, whose requests carry the current trace."""
+    """Takes what `httpx2.AsyncClient` takes and does what it does, with the current trace on every request."""
 
-    def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
-        transport = super()._transport_for_url(url)
-        if isinstance(transport, AsyncTraceContextTransport):
-            return transport
-        return AsyncTraceContextTransport(transport)
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -17,10 +17,10 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from meshmw._context.carriers import are_same, header_lines
-from meshmw._context.extraction import READ_KEY, Extraction, Lines
-from meshmw._context.read import BaggageReader, HeaderReader
-from meshmw._context.read_trace import Duplicates, Prefer, TraceParentPolicy, TraceReader
+from meshmw._context.carriers import Lines, are_same, header_lines
+from meshmw._context.extraction import READ_KEY, Extraction, HeaderReader
+from meshmw._context.read_baggage import BaggageReader
+from meshmw._context.read_trace import Duplicates, Prefer, TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
 from meshmw._notices import Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
@@ -28,6 +28,7 @@ from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, Outbou
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.trust import Trust
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
+from meshmw.wire.traceparent import TraceParentPolicy
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings

@@ -1,8 +1,8 @@
 """Generators and other iterators that run each of their steps in a context of their own, and leave none behind.
 
 Between two steps a generator shares its thread or task with whoever consumes it. What it attaches around a `yield` is
-current for the consumer too, and its `detach` fails where the last step runs somewhere else. Here nothing is attached
-but while a step runs.
+current for the consumer too, and its `detach` fails where the last step runs somewhere else. Here a context is attached
+only while a step runs. `stream` chooses among the classes below, which other boundaries use too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar, overload
 from opentelemetry.context import Context
 
 from meshmw._context.current import Run, StepContext, StepVariables
+
+__all__ = ["stream"]
 
 Y = TypeVar("Y")
 S = TypeVar("S")
@@ -66,14 +68,14 @@ def stream(source: Any, context: Context | None = None) -> Any:
 
 
 class Steps(IteratorType[Y]):
-    """Is an iterator that makes each step of *source* through *run*; `close()` closes the source where it can be."""
+    """Iterates over *source*, each step through *run*; `close()` closes the source where it can be."""
 
     def __init__(self, source: Iterable[Y], run: Run) -> None:
         self._source: Any = source
         self._run = run
         steps = run(iter, source)
         self._next = steps.__next__
-        self._kept = kept(steps, run)
+        self._closing = closed_on_drop(steps, run)
 
     def __next__(self) -> Y:
         return self._run(self._next)  # type: ignore[no-any-return]
@@ -83,11 +85,11 @@ class Steps(IteratorType[Y]):
         close = getattr(self._source, "close", None)
         if close is not None:
             self._run(close)
-        self._kept = None
+        self._closing = None
 
 
-def kept(steps: object, run: Run) -> object:
-    """Return what closes *steps* through *run* as soon as it is dropped, where *steps* is a generator.
+def closed_on_drop(steps: object, run: Run) -> object:
+    """Return an object to hold on to: when it is dropped, *steps* is closed through *run*, where it is a generator.
 
     An object's `__iter__` may be a generator function, and nobody but who iterates knows of that generator.
     """
@@ -95,7 +97,7 @@ def kept(steps: object, run: Run) -> object:
 
 
 class GeneratorSteps(Generator[Y, S, R], Generic[Y, S, R]):
-    """Is a generator that makes each step of *source* through *run*; dropped half-way, it closes the source."""
+    """Runs the generator *source*, each step through *run*; dropped half-way, it closes the source."""
 
     __slots__ = ("__weakref__", "_run", "_source")
 
@@ -125,7 +127,7 @@ class GeneratorSteps(Generator[Y, S, R], Generic[Y, S, R]):
 
 
 class AwaitableSteps(Awaitable[R]):
-    """Is an awaitable that makes each step of another one through *run*."""
+    """Awaits *source*, each step through *run*."""
 
     __slots__ = ("_run", "_source")
 
@@ -140,7 +142,7 @@ class AwaitableSteps(Awaitable[R]):
 
 
 class AsyncSteps(AsyncIterator[Y]):
-    """Is an asynchronous iterator that makes each step of *source* through *run*; `aclose()` closes the source."""
+    """Iterates over the asynchronous *source*, each step through *run*; `aclose()` closes the source."""
 
     def __init__(self, source: AsyncIterable[Y], run: Run) -> None:
         self._source: Any = source
@@ -164,10 +166,10 @@ class AsyncSteps(AsyncIterator[Y]):
         return AwaitableSteps(self._begin(ask, *args), self._run)
 
     def _begin(self, ask: Callable[..., Awaitable[Y]], *args: Any) -> Awaitable[Y]:
-        """Ask for the first step; from then on the event loop closes the source that is dropped, or left at its end.
+        """Ask for the first step; from then on the loop closes a source that is dropped, or left when the loop ends.
 
-        The loop's task for that has context variables of its own, where what the source has attached cannot be taken
-        back. So the loop is told of objects that close the source in its own.
+        The loop closes it in a task that has context variables of its own, where what the source has attached cannot be
+        detached. So the loop's hooks get objects instead, which close the source in the context of its steps.
         """
         hooks = sys.get_asyncgen_hooks()
         firstiter, finalizer = hooks
@@ -198,12 +200,12 @@ class _Dropped:
         await AwaitableSteps(self._source.aclose(), self._run)
 
     def __getattr__(self, name: str) -> Any:
-        # A loop may tell the generator's name.
+        # A loop may log the generator's name.
         return getattr(self._source, name)
 
 
 class AsyncGeneratorSteps(AsyncSteps[Y], AsyncGenerator[Y, S], Generic[Y, S]):
-    """Is an asynchronous generator that makes each step of *source* through *run*."""
+    """Runs the asynchronous generator *source*, each step through *run*."""
 
     async def asend(self, value: S, /) -> Y:
         """Go on, with *value* as what the `yield` returns."""
@@ -212,3 +214,7 @@ class AsyncGeneratorSteps(AsyncSteps[Y], AsyncGenerator[Y, S], Generic[Y, S]):
     async def athrow(self, *error: Any) -> Y:
         """Go on by raising an exception where the source stands."""
         return await self._step(self._source.athrow, *error)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,13 +13,13 @@ from opentelemetry import context as otel_context
 
 from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import StepContext, detach
-from meshmw._context.read import BaggageLimit
+from meshmw._context.read_baggage import BaggageLimit
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import protocol_version, server_attributes
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.trust import RequestView
-from meshmw.streams import kept
+from meshmw.streams import closed_on_drop
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
 __all__ = ["BaggageSizeFilter", "TraceContextMiddleware"]
@@ -305,7 +305,7 @@ class _Body:
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)
         # What a generator has made current would be detached into the request's context, in the server's thread.
-        self._kept = kept(steps, self._run)
+        self._kept = closed_on_drop(steps, self._run)
         return steps.__next__
 
 

@@ -12,8 +12,7 @@ from opentelemetry.context import Context
 
 from meshmw._context.current import Current
 from meshmw.baggage import using
-from meshmw.concurrency import _binding as detached
-from meshmw.concurrency import linked
+from meshmw.concurrency import detached, linked
 
 
 @pytest.mark.parametrize(

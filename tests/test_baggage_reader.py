@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw._context.read import BaggageReader
+from meshmw._context.read_baggage import BaggageReader
 from meshmw._policy.patterns import BaggageKeys
 from meshmw.wire import parse_baggage
 

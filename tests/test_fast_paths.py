@@ -14,10 +14,10 @@ from opentelemetry import baggage, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
-from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw._context.read import BaggageReader, HeaderReader, PlainReader
+from meshmw._context.extraction import HeaderReader
+from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
 from meshmw._lifecycle import conventions as attributes
 from meshmw._lifecycle import http_conventions as http
@@ -27,18 +27,12 @@ from meshmw._lifecycle.http_conventions import server_attributes
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._runtime import Runtime
-from meshmw.wire import format_traceparent, parse_baggage
+from meshmw.wire import parse_baggage
 from meshmw.wire.baggage import is_raw_of
 
 MEMBERS = st.lists(
     st.sampled_from(["a=1", "b=2;p=3", "a=%20", "c", "=x", " d = 4 ", "", "k=" + "v" * 3000]), max_size=9
 )
-IDS = st.integers(1, (1 << 64) - 1)
-
-
-@given(trace_id=st.integers(1, (1 << 128) - 1), parent_id=IDS, flags=st.integers(0, 255))
-def test_a_traceparent_is_written_in_lower_case_and_in_full(trace_id, parent_id, flags):
-    assert format_traceparent(trace_id, parent_id, flags) == f"00-{trace_id:032x}-{parent_id:016x}-{flags & 3:02x}"
 
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -51,18 +45,6 @@ def test_a_tracestate_that_is_too_long_to_be_remembered_is_read_all_the_same():
     read = MeshPropagator().read({"traceparent": [TRACEPARENT], "tracestate": [FULL_STATE]})
     assert len(FULL_STATE) > REPEATED_STATE
     assert (read.span_context.trace_state.to_header(), read.refused) == (FULL_STATE, ())
-
-
-@given(trace_id=st.integers(1, (1 << 128) - 1), parent_id=IDS, flags=st.sampled_from(["00", "01", "02", "03"]))
-def test_the_span_context_of_a_plain_request_is_the_one_that_its_constructor_makes(trace_id, parent_id, flags):
-    traceparent = f"00-{trace_id:032x}-{parent_id:016x}-{flags}"
-    read = MeshPropagator().read({"traceparent": [traceparent], "tracestate": ["a=1"]}).span_context
-    made = SpanContext(
-        trace_id, parent_id, is_remote=True, trace_flags=TraceFlags(int(flags)), trace_state=read.trace_state
-    )
-    assert (type(read), read, repr(read)) == (SpanContext, made, repr(made))
-    assert [type(each) for each in read] == [type(each) for each in made]
-    assert (read.is_valid, read.is_remote, read.trace_state.to_header()) == (True, True, "a=1")
 
 
 def lines(*of):
@@ -188,11 +170,19 @@ def test_each_turn_of_the_one_pass_is_taken_with_care_too(beside):
         assert_is_read_the_same({"traceparent": [TRACEPARENT]} | beside, formats, max_bytes, deny)
 
 
-def one_pass(otherwise):
-    baggage_reader = BaggageReader(BaggageKeys(), 64, 20_000)
-    return PlainReader(
-        baggage=baggage_reader, passthrough=["x-request-id"], rejections=Rejections(), otherwise=otherwise
-    )
+class OnePass(HeaderReader):
+    """Hands on what is not read in one pass."""
+
+    def __init__(self, otherwise):
+        super().__init__(
+            trace=TraceReader(
+                formats=["tracecontext"], traceparent_policy="strict", duplicates="restart", prefer="w3c"
+            ),
+            baggage=BaggageReader(BaggageKeys(), 64, 20_000),
+            passthrough=["x-request-id"],
+            rejections=Rejections(),
+        )
+        self.read_with_care = otherwise
 
 
 def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
@@ -205,7 +195,7 @@ def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
 @pytest.mark.parametrize(("name", "most", "size"), [("tracestate", 2048, 200), ("baggage", 8192, 8192)])
 def test_what_is_too_long_to_be_remembered_is_left_to_the_reader_that_takes_its_time(name, most, size):
     handed_on = []
-    reader = one_pass(otherwise=handed_on.append)
+    reader = OnePass(otherwise=handed_on.append)
     members = ",".join(f"k{number}={'v' * size}" for number in range(12))
     short, long = ({"traceparent": [TRACEPARENT], name: [members[:length]]} for length in (most, most + 1))
     assert reader.read(short) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, MutableMapping
 
 import httpx
 import pytest
@@ -159,6 +160,38 @@ class TestWhatTheCallerWrote:
         context = baggage.set_baggage(7, "x", baggage.set_baggage("a", "1"))  # type: ignore[arg-type]
         MeshPropagator().inject(headers, context)
         assert headers == {"baggage": "a=1"}
+
+
+class SeveralValues(MutableMapping[str, str]):
+    """Keeps several values of one name, as the headers of many clients do; to delete a name removes them all."""
+
+    def __init__(self, *pairs: tuple[str, str]) -> None:
+        self.pairs = list(pairs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name, _ in self.pairs])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, name: str) -> str:
+        values = [value for found, value in self.pairs if found.lower() == name.lower()]
+        if not values:
+            raise KeyError(name)
+        return values[0]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.pairs.append((name, value))
+
+    def __delitem__(self, name: str) -> None:
+        self.pairs = [pair for pair in self.pairs if pair[0].lower() != name.lower()]
+
+
+def test_a_mapping_with_several_values_of_a_name_gets_each_header_once() -> None:
+    carrier = SeveralValues(("Baggage", "a=1"), ("x-other", "1"), ("baggage", "b=2"))
+    propagator = MeshPropagator()
+    propagator.inject(carrier, propagator.extract(INBOUND))
+    assert carrier.pairs == [("x-other", "1"), *INBOUND.items()]
 
 
 class TestPassthrough:

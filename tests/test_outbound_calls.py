@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, SpanContext, TraceFlags
 
+from meshmw import __version__, wsgi
 from meshmw import _transports as transports
-from meshmw import wsgi
 from meshmw._otel import SPAN_KEY
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
 
@@ -123,6 +123,28 @@ def test_what_our_client_says_of_another_call_is_not_sent_where_there_is_no_trac
 
 def test_a_protocol_version_that_is_no_ascii_does_not_keep_the_answer_back():
     assert send(answers=Answers(http_version=b"HTTP/\xff"))
+
+
+class Scopes(SpanProcessor):
+    """Keeps the scope of each span that ends."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_end(self, span):
+        self.found.append((span.instrumentation_scope.name, span.instrumentation_scope.version))
+
+
+@pytest.mark.parametrize("kind", [TraceContextTransport, AsyncTraceContextTransport])
+def test_the_scope_of_a_span_is_this_package_in_its_version(kind):
+    scopes, provider = Scopes(), TracerProvider()
+    provider.add_span_processor(scopes)
+    transport = kind(Answers(), tracer_provider=provider)
+    if kind is TraceContextTransport:
+        transport.handle_request(httpx.Request("GET", URL))
+    else:
+        asyncio.run(transport.handle_async_request(httpx.Request("GET", URL)))
+    assert scopes.found == [("meshmw", __version__)]
 
 
 class Unreachable(Exception):

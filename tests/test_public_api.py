@@ -112,3 +112,29 @@ def test_importing_the_package_alone_loads_no_sdk():
         check=False,
     )
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meshmw.baggage",
+        "meshmw.concurrency",
+        "meshmw.errors",
+        "meshmw.frames",
+        "meshmw.httpx",
+        "meshmw.httpx2",
+        "meshmw.streams",
+        "meshmw.wire",
+        "meshmw.wire.b3",
+        "meshmw.wire.baggage",
+        "meshmw.wire.headers",
+        "meshmw.wire.traceparent",
+        "meshmw.wire.tracestate",
+    ],
+)
+def test_dir_of_a_module_shows_what_it_offers_and_each_says_what_it_does(name):
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)
+    for each in module.__all__:
+        offered = getattr(module, each)
+        assert inspect.getdoc(offered) or not (inspect.isclass(offered) or inspect.isroutine(offered)), each

@@ -1,6 +1,6 @@
 """From header lines to a context, and back.
 
- It must not know a framework, a protocol or a
+This package knows OpenTelemetry's contexts and the formats of `wire`. It must not know a framework, a protocol or a
 span's life.
 """
 

@@ -1,16 +1,24 @@
-"""How each protocol carries headers: one pass over what the server hands out."""
+"""Header lines out of what carries them, by name in lower case, and back into it.
+
+Servers hand out headers in the shape of their protocol: `HeaderNames` takes the wanted ones out in one pass.
+OpenTelemetry's propagators are given a carrier with a getter, or a mapping: that is what `header_lines` reads.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from opentelemetry.propagators.textmap import Getter, default_getter
 
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
-DESCRIBING_HEADERS: Final = frozenset({"host", "user-agent"})
+Lines: TypeAlias = Mapping[str, Sequence[str]]
+
+_DESCRIBING_HEADERS: Final = frozenset({"host", "user-agent"})
+_UNDECODABLE: Final = ["\ufffd"]
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]++")
 
 
 class HeaderNames:
@@ -25,43 +33,44 @@ class HeaderNames:
     """
 
     def __init__(self, passthrough: Collection[str] = ()) -> None:
-        names = PROPAGATION_HEADERS | DESCRIBING_HEADERS | {SENT_HEADER, *passthrough}
+        names = PROPAGATION_HEADERS | _DESCRIBING_HEADERS | {SENT_HEADER, *passthrough}
         self.asgi: Final = {name.encode("ascii"): name for name in names}
         self.wsgi: Final = {wsgi_key(name): name for name in names}
 
 
-def wsgi_key(name: str) -> str:
-    """Return the key of a header in a WSGI environ (PEP 3333)."""
-    return "HTTP_" + name.upper().replace("-", "_")
-
-
-_UNDECODABLE: Final = ["\ufffd"]
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
-
-
 def header_lines(carrier: Any, getter: Getter[Any], wanted: Collection[str]) -> dict[str, list[str]]:
-    """Return the lines of the wanted headers; no byte in the carrier makes it raise."""
+    """Return the lines of the wanted headers; no byte in the carrier makes it raise.
+
+    Args:
+        carrier: What a getter reads, or a mapping, however that spells its names.
+        getter: Reads the carrier. The default one knows one spelling of each name alone, so mappings are read without.
+        wanted: Names in lower case.
+    """
     if getter is not default_getter or not (type(carrier) is dict or isinstance(carrier, Mapping)):
         return _lines_by(getter, carrier, wanted)
-    # However a mapping spells them: the default getter knows one spelling of each alone.
     lines: dict[str, list[str]] = {}
     for key, value in carrier.items():
         if key in wanted and type(value) is str and key not in lines:
             lines[key] = [value]
             continue
         name: str = key if key in wanted else key.lower() if isinstance(key, str) else ""
-        if name in wanted and (found := texts(value)):
+        if name in wanted and (found := as_lines(value)):
             lines[name] = lines[name] + found if name in lines else found
     return lines
 
 
-def texts(value: object) -> list[str]:
+def as_lines(value: object) -> list[str]:
     """Return the lines that a mapping holds for one header."""
     if type(value) is str:
         return [value]
     if value is None:
         return []
     return [_text(each) for each in value] if isinstance(value, list | tuple) else [_text(value)]
+
+
+def one_line(lines: Sequence[str]) -> str:
+    """Return a header's lines as the one that they stand for (RFC 9110, section 5.3)."""
+    return lines[0] if len(lines) == 1 else ",".join(lines)
 
 
 def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
@@ -71,6 +80,10 @@ def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
     if before == _UNDECODABLE:
         return now is not None
     return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
+
+
+def wsgi_key(name: str) -> str:
+    return "HTTP_" + name.upper().replace("-", "_")
 
 
 def _lines_by(getter: Getter[Any], carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:

@@ -1,4 +1,8 @@
-"""How a block takes back the context that it has attached, wherever it ends."""
+"""How a block or a step of a stream makes a context current, and takes it back wherever it ends.
+
+A block attaches and detaches in one frame. `Current` is such a block; an adapter that cannot use one calls `detach`. A
+stream has no frame of its own: `StepContext` or `StepVariables` makes its context current while one step runs.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,12 @@ from typing import Any, Final, ParamSpec, TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+P = ParamSpec("P")
+R = TypeVar("R")
+# Runs one step of a stream: `run` of a StepContext or of StepVariables.
+Run = Callable[..., Any]
 
-def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
-    """Detach *context* at the end of the block that has attached it.
-
-    Args:
-        token: What `attach` returned.
-        context: What was attached.
-        kind: The class of the exception with which the block ends, if there is one.
-    """
-    if kind is not GeneratorExit:
-        otel_context.detach(token)
-    elif otel_context.get_current() is context:
-        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run: in a task
-        # that the block itself has started the very same context is current, and `detach` would log an error.
-        with contextlib.suppress(ValueError):
-            token.var.reset(token)
+_INSIDE: Final[contextvars.ContextVar[object]] = contextvars.ContextVar("meshmw-inside", default=None)
 
 
 class Current:
@@ -48,13 +42,21 @@ class Current:
         detach(self._token, self._context, kind)
 
 
-# What is current while one step of a stream runs: a context of OpenTelemetry's, or a copy of all context variables.
+def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
+    """Detach *context* at the end of the block that has attached it.
 
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_INSIDE: Final[contextvars.ContextVar[object]] = contextvars.ContextVar("meshmw-inside", default=None)
+    Args:
+        token: What `attach` returned.
+        context: What was attached.
+        kind: The class of the exception with which the block ends, if there is one.
+    """
+    if kind is not GeneratorExit:
+        otel_context.detach(token)
+    elif otel_context.get_current() is context:
+        # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run: in a task
+        # that the block itself has started the very same context is current, and `detach` would log an error.
+        with contextlib.suppress(ValueError):
+            token.var.reset(token)
 
 
 class StepContext:
@@ -108,7 +110,3 @@ class StepVariables:
             return self._variables.run(step, *args, **kwargs)
         finally:
             self._entered = False
-
-
-# What runs a step: `run` of one of these two.
-Run = Callable[..., Any]

@@ -1,17 +1,27 @@
-"""What one request's headers say, after validation, and how that enters an OpenTelemetry context."""
+"""What one request's headers say, after validation, and how that enters an OpenTelemetry context.
+
+`HeaderReader.read` makes an `Extraction` of header lines, and `Extraction.into` a context of that. Nearly every request
+is plain: it has one valid traceparent, and a tracestate and baggage that are good as they came. A plain request is read
+in one pass. Any other is read with care, which counts, warns and lists what is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Final, Literal, NamedTuple
 
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace import NonRecordingSpan, SpanContext
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from meshmw._context.carriers import Lines, one_line
+from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, BaggageReader
+from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, Reading, TraceReader, repeated_trace_state
 from meshmw._notices import Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
+from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, BaggageValue
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
+from meshmw.wire.traceparent import FLAG_SAMPLED, KNOWN_FLAGS, VERSION_00
 
 B3_KEY: Final = create_key("meshmw-b3")
 PASSTHROUGH_KEY: Final = create_key("meshmw-passthrough")
@@ -19,18 +29,29 @@ PASSTHROUGH_KEY: Final = create_key("meshmw-passthrough")
 READ_KEY: Final = create_key("meshmw-read")
 _OF_ONE_REQUEST: Final = frozenset({SPAN_KEY, BAGGAGE_KEY, B3_KEY, PASSTHROUGH_KEY, READ_KEY})
 
+PASSTHROUGH_MAX_CHARACTERS: Final = 1024
+# One object for each two digits that flags can be; W3C Trace Context clears all other bits (section 3.2.2.5.3).
+TRACE_FLAGS: Final = {f"{bits:02x}": TraceFlags(bits & KNOWN_FLAGS) for bits in range(256)}
+# Shared, as remembered members are: nobody changes what baggage says.
+_NO_MEMBERS: Final[Mapping[str, BaggageValue]] = {}
+_TRACE: Final[tuple[str, ...]] = ("traceparent",)
+_TRACE_AND_BAGGAGE: Final = (*_TRACE, "baggage")
+_STRIPPED: Final = (
+    "- tracestate or baggage came without it, as if a proxy had stripped it; the request starts a new trace"
+)
+
 
 class Extraction(NamedTuple):
-    """Says what one request's headers say, after validation.
+    """Holds what one request's headers say, after validation.
 
     Attributes:
         span_context: The remote parent, or None where no header gave a valid one.
         baggage: Decoded values by key; each keeps its raw text. Shared by requests that say the same.
-        b3: The B3 context that was believed, for what trace flags cannot say (deferred, debug).
+        b3: The B3 context that decided, for what trace flags cannot say (deferred, debug).
         passthrough: Headers that outbound calls carry on as they are.
         rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
-        refused: Pairs of header and reason, for the span to tell.
-        rejected: A parent that was named but is not believed, for the span to link to.
+        refused: Pairs of header and reason, for the span to record.
+        rejected: A parent that was named but is not trusted, for the span to link to.
     """
 
     span_context: SpanContext | None
@@ -68,64 +89,115 @@ class Extraction(NamedTuple):
 
     def entries(self) -> dict[str, object]:
         """Return what a context holds of this extraction, by key."""
-        span_context, baggage, b3, passthrough, _, _, _ = self
-        entries: dict[str, object] = {} if span_context is None else {SPAN_KEY: NonRecordingSpan(span_context)}
-        if baggage:
-            entries[BAGGAGE_KEY] = baggage
-        if b3 is not None:
-            entries[B3_KEY] = b3
-        if passthrough:
-            entries[PASSTHROUGH_KEY] = passthrough
+        entries: dict[str, object] = {}
+        if self.span_context is not None:
+            entries[SPAN_KEY] = NonRecordingSpan(self.span_context)
+        if self.baggage:
+            entries[BAGGAGE_KEY] = self.baggage
+        if self.b3 is not None:
+            entries[B3_KEY] = self.b3
+        if self.passthrough:
+            entries[PASSTHROUGH_KEY] = self.passthrough
         return entries
 
 
-# What is found out while the headers of one request are read.
+class HeaderReader:
+    """Turns the header lines of one request into an `Extraction`. Nothing in the lines can make it raise.
 
-
-Lines = Mapping[str, Sequence[str]]
-
-
-def one_line(lines: Sequence[str]) -> str:
-    """Return a header's lines as the one that they stand for (RFC 9110, 5.3)."""
-    return lines[0] if len(lines) == 1 else ",".join(lines)
-
-
-class Reading:
-    """Collects, for one request, what was refused and why, and what must change in the headers.
-
-    Attributes:
-        lines: The header lines, by name in lower case.
-        refused: Pairs of header and reason, in the order in which they were met.
-        rejected: The parent that a refused header named, where it still parses: for a link.
-        rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
-        accept: Counts a header that is believed.
+    Args:
+        trace: Reads the parent.
+        baggage: Reads baggage; None where it is not read.
+        passthrough: Names, in lower case, of headers to carry on.
+        rejections: Counts and warns.
     """
 
-    __slots__ = ("_rejections", "accept", "lines", "refused", "rejected", "rewrites")
-
-    def __init__(self, lines: Lines, rejections: Rejections) -> None:
-        self.lines = lines
-        self.refused: tuple[tuple[str, str], ...] = ()
-        self.rejected: SpanContext | None = None
-        self.rewrites: dict[str, str | None] = {}
-        self._rejections = rejections
-        self.accept = rejections.accepted
-
-    def line(self, name: str) -> str | None:
-        """Return a header's text, several lines joined (RFC 9110, 5.3), so that no grammar of one value takes two."""
-        found = self.lines.get(name)
-        return one_line(found) if found else None
-
-    def refuse(
-        self, header: str, reason: str, consequence: str, text: str | None = None, *, remove: Iterable[str] = ()
+    def __init__(
+        self,
+        *,
+        trace: TraceReader,
+        baggage: BaggageReader | None,
+        passthrough: Collection[str],
+        rejections: Rejections,
     ) -> None:
-        """Count and say a refusal, note it for the span, and mark headers for removal."""
-        self._rejections.record(header, reason, consequence, text)
-        self.refused += ((header, reason),)
-        for name in remove:
-            self.rewrites[name] = None
+        self._trace = trace
+        self._baggage = baggage
+        self._passthrough = tuple(passthrough)
+        self._rejections = rejections
+        # B3 beside a traceparent is always a decision.
+        self._reads_plain = trace.reads_w3c and not trace.reads_b3
 
-    def note(self, header: str, reason: str, consequence: str) -> None:
-        """Count and say what is odd about a header that is believed all the same, and note it for the span."""
-        self._rejections.record(header, reason, consequence, outcome="noted")
-        self.refused += ((header, reason),)
+    def read(self, lines: Lines) -> Extraction:
+        """Return what the lines say; refused headers are counted, warned of and listed."""
+        plain = self._read_plain(lines) if self._reads_plain else None
+        return self.read_with_care(lines) if plain is None else plain
+
+    def read_with_care(self, lines: Lines) -> Extraction:
+        """Return what `read` does, of a plain request too without the one pass."""
+        reading = Reading(lines, self._rejections)
+        parent, b3 = self._trace.read(reading)
+        baggage = self._read_baggage(reading)
+        if parent is None and self._is_stripped(lines, baggage):
+            reading.refuse("traceparent", "missing", _STRIPPED)
+        passthrough = _carried(lines, self._passthrough)
+        return Extraction(parent, baggage, b3, passthrough, reading.rewrites, reading.refused, reading.rejected)
+
+    def _read_plain(self, lines: Lines) -> Extraction | None:
+        """Return what the lines of a plain request say. Of any other request return None, and count nothing."""
+        found = lines.get("traceparent")
+        match = VERSION_00.fullmatch(found[0]) if found and len(found) == 1 else None
+        if match is None:
+            return None
+        trace_id, parent_id, digits = match.groups()
+        flags, state, members, accepted = TRACE_FLAGS[digits], NO_STATE, _NO_MEMBERS, _TRACE
+        if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
+            return None
+        if "tracestate" in lines:
+            found = lines["tracestate"]
+            # Nearly every header is one line: here and below that is not worth a call.
+            text = found[0] if len(found) == 1 else one_line(found)
+            if len(text) > REPEATED_STATE:
+                return None
+            try:
+                state = repeated_trace_state(text)
+            except InvalidHeaderError:
+                return None
+        if "baggage" in lines and self._baggage is not None:
+            found = lines["baggage"]
+            text = found[0] if len(found) == 1 else one_line(found)
+            if len(text) > REPEATED_BAGGAGE:
+                return None
+            members, _, must_change = self._baggage.repeated(text)
+            if must_change:
+                return None
+            accepted = _TRACE_AND_BAGGAGE
+        self._rejections.accepted(accepted)
+        span_context = SpanContext(int(trace_id, 16), int(parent_id, 16), True, flags, state)
+        return Extraction(span_context, members, None, _carried(lines, self._passthrough), {}, (), None)
+
+    def _read_baggage(self, reading: Reading) -> Mapping[str, BaggageValue]:
+        if self._baggage is None or "baggage" not in reading.lines:
+            return _NO_MEMBERS
+        read = self._baggage.read(reading.lines["baggage"])
+        if read.must_change:
+            reading.rewrites["baggage"] = read.rewrite
+        for reason in read.reasons:
+            reading.refuse("baggage", reason, MEMBERS_DROPPED)
+        if not read.reasons:
+            reading.accept(("baggage",))
+        return read.members
+
+    def _is_stripped(self, lines: Lines, baggage: Mapping[str, BaggageValue]) -> bool:
+        beside = baggage or any(lines.get("tracestate", ()))
+        return bool(beside) and self._trace.reads_w3c and "traceparent" not in lines
+
+
+def _carried(lines: Lines, names: Collection[str]) -> dict[str, str]:
+    """Return the headers of some names that outbound requests may carry on as they came."""
+    found = {}
+    for name in names:
+        if name in lines:
+            values = lines[name]
+            text = values[0] if len(values) == 1 else one_line(values)
+            if 0 < len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
+                found[name] = text
+    return found

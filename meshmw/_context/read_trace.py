@@ -1,80 +1,84 @@
-"""Inbound: which parent a request's traceparent, tracestate and B3 headers name, and which of them is believed."""
+"""Inbound: which parent a request's traceparent, tracestate and B3 headers name, and which of them decides.
+
+A traceparent and B3 may both be there, and may disagree; several traceparents may be there too. `TraceReader` chooses,
+and refuses the others with a reason. What it refuses or notes on the way, it collects in a `Reading`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final, Literal
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from meshmw._context.extraction import Reading, one_line
+from meshmw._context.carriers import Lines, one_line
+from meshmw._notices import Rejections
 from meshmw._otel import W3CTraceState
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
-from meshmw.wire.traceparent import FLAG_SAMPLED, format_traceparent
+from meshmw.wire.traceparent import FLAG_SAMPLED, TraceParentPolicy, format_traceparent
 
-# OpenTelemetry span contexts made of wire values, and a TraceState that follows the W3C's Level 2 grammar.
+Duplicates = Literal["restart", "same-trace"]
+Prefer = Literal["w3c", "b3", "auto"]
+# Version, trace-id, parent-id and trace-flags.
+_Fields = tuple[int, int, int, int]
 
-
-# One object per flag byte that can occur: bits above 0x03 are zeroed by the format.
-FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
-
+NO_STATE: Final = W3CTraceState(TraceState())
 # "Vendors SHOULD propagate at least 512 characters of a combined header."       Section 3.3, "tracestate Limits"
 # What is longer than four times that is rare, and may be a stranger's: of such, few are remembered.
 REPEATED_STATE: Final = 2048
 _CACHE_ENTRIES: Final = 256
 _LONG_CACHE_ENTRIES: Final = 16
 
-
-NO_STATE: Final = W3CTraceState(TraceState())
-
-
-def trace_state(line: str) -> W3CTraceState:
-    """Return what a tracestate says, all its lines as one.
-
-    Raises:
-        InvalidHeaderError: It does not follow the grammar.
-    """
-    return repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
-
-
-@lru_cache(maxsize=_CACHE_ENTRIES)
-def repeated_trace_state(line: str) -> W3CTraceState:
-    """Do as `trace_state` with one of at most `REPEATED_STATE`; peers repeat the same one on every request.
-
-    A fault is remembered for none.
-    """
-    return W3CTraceState(TraceState.parse(line))
-
-
-# The format's own limit of characters bounds an entry.
-_long_trace_state: Final = lru_cache(maxsize=_LONG_CACHE_ENTRIES)(repeated_trace_state.__wrapped__)
-
-
-def from_b3(b3: B3Context) -> SpanContext | None:
-    """Return the remote span context that B3 headers name, or None where they hold only a decision.
-
-    A deferred decision leaves the sampled flag clear: trace flags cannot say "not decided".
-    """
-    if b3.trace_id is None or b3.span_id is None:
-        return None
-    return SpanContext(b3.trace_id, b3.span_id, True, FLAGS[1 if b3.sampled else 0], NO_STATE)
-
-
-TraceParentPolicy = Literal["strict", "w3c"]
-Duplicates = Literal["restart", "same-trace"]
-Prefer = Literal["w3c", "b3", "auto"]
-# Version, trace-id, parent-id and trace-flags.
-Fields = tuple[int, int, int, int]
-
-FRESH_ROOT: Final = "- the request starts a new trace"
+_FRESH_ROOT: Final = "- the request starts a new trace"
 _FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
-_MAX_DUPLICATES: Final = 8
-_KIND_CHARACTERS: Final = 256
 _SENT_SAMPLED: Final = re.compile(r"[0-9a-f]{16}-0[13]")
+_MAX_DUPLICATES: Final = 8
+_LENIENT_CHARACTERS: Final = 256
+
+
+class Reading:
+    """Collects, while one request is read, what was refused and why, and what must change in the headers.
+
+    Attributes:
+        lines: The header lines, by name in lower case.
+        refused: Pairs of header and reason, in the order in which they were met.
+        rejected: The parent that a refused header named, where it still parses: for a link.
+        rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
+        accept: Counts a header that is taken.
+    """
+
+    __slots__ = ("_rejections", "accept", "lines", "refused", "rejected", "rewrites")
+
+    def __init__(self, lines: Lines, rejections: Rejections) -> None:
+        self.lines = lines
+        self.refused: tuple[tuple[str, str], ...] = ()
+        self.rejected: SpanContext | None = None
+        self.rewrites: dict[str, str | None] = {}
+        self._rejections = rejections
+        self.accept = rejections.accepted
+
+    def line(self, name: str) -> str | None:
+        """Return a header's text, several lines joined, so that no grammar of one value takes two."""
+        found = self.lines.get(name)
+        return one_line(found) if found else None
+
+    def refuse(
+        self, header: str, reason: str, consequence: str, text: str | None = None, *, remove: Iterable[str] = ()
+    ) -> None:
+        """Count and log a refusal, note it for the span, and mark headers for removal."""
+        self._rejections.record(header, reason, consequence, text)
+        self.refused += ((header, reason),)
+        for name in remove:
+            self.rewrites[name] = None
+
+    def note(self, header: str, reason: str, consequence: str) -> None:
+        """Count and log what is odd about a header that is taken all the same, and note it for the span."""
+        self._rejections.record(header, reason, consequence, outcome="noted")
+        self.refused += ((header, reason),)
 
 
 class TraceReader:
@@ -103,7 +107,7 @@ class TraceReader:
         self._prefer = prefer
 
     def read(self, reading: Reading) -> tuple[SpanContext | None, B3Context | None]:
-        """Return the believed parent, and the B3 context where that says more than the parent can."""
+        """Return the parent that was chosen, and the B3 context where that says more than the parent can."""
         parent = self._read_w3c(reading) if self.reads_w3c else None
         if not self.reads_b3 or (b3 := _read_b3(reading)) is None:
             return parent, None
@@ -113,7 +117,7 @@ class TraceReader:
         self, parent: SpanContext | None, b3: B3Context, reading: Reading
     ) -> tuple[SpanContext | None, B3Context | None]:
         """Let one format decide (law 7); of B3 that agrees with traceparent only the debug flag is news."""
-        other = from_b3(b3)
+        other = _span_context_of(b3)
         if parent is None:
             return other, b3
         if other is None or (other.trace_id, other.span_id) == (parent.trace_id, parent.span_id):
@@ -136,17 +140,17 @@ class TraceReader:
             is_one = len(found) == 1 and "," not in found[0]
             parent = read_traceparent(found[0], self._policy) if is_one else self._read_copies(found, reading)
         except InvalidHeaderError as fault:
-            reading.refuse("traceparent", fault.reason, FRESH_ROOT, found[0], remove=TRACE_HEADERS)
-            reading.rejected = _still_parses(found[0])
+            reading.refuse("traceparent", fault.reason, _FRESH_ROOT, found[0], remove=TRACE_HEADERS)
+            reading.rejected = _read_leniently(found[0])
             return None
         reading.accept(("traceparent",))
         _, trace_id, parent_id, flags = parent
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             _note_flip(reading)
         state = _read_trace_state(reading) if "tracestate" in lines else NO_STATE
-        return SpanContext(trace_id, parent_id, True, FLAGS[flags], state)
+        return SpanContext(trace_id, parent_id, True, TraceFlags(flags), state)
 
-    def _read_copies(self, found: Sequence[str], reading: Reading) -> Fields:
+    def _read_copies(self, found: Sequence[str], reading: Reading) -> _Fields:
         copies = [text for line in found for text in line.split(",", _MAX_DUPLICATES)]
         if self._duplicates == "restart" or len(copies) > _MAX_DUPLICATES:
             raise InvalidHeaderError("traceparent", "duplicate")
@@ -158,7 +162,7 @@ class TraceReader:
         reading.rewrites["traceparent"] = format_traceparent(trace_id, parent_id, flags)
         return version, trace_id, parent_id, flags
 
-    def _read_copy(self, text: str) -> Fields:
+    def _read_copy(self, text: str) -> _Fields:
         try:
             return read_traceparent(text, self._policy)
         except InvalidHeaderError:
@@ -168,7 +172,8 @@ class TraceReader:
 def _read_trace_state(reading: Reading) -> W3CTraceState:
     found = reading.lines["tracestate"]
     try:
-        return trace_state(one_line(found))
+        line = one_line(found)
+        return repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
     except InvalidHeaderError as fault:
         consequence = "- dropped whole; traceparent is kept"
         reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])
@@ -200,6 +205,16 @@ def _read_b3(reading: Reading) -> B3Context | None:
     return b3
 
 
+def _span_context_of(b3: B3Context) -> SpanContext | None:
+    """Return the remote span context that B3 headers name, or None where they hold only a decision.
+
+    A deferred decision leaves the sampled flag clear: trace flags cannot say "not decided".
+    """
+    if b3.trace_id is None or b3.span_id is None:
+        return None
+    return SpanContext(b3.trace_id, b3.span_id, True, TraceFlags(FLAG_SAMPLED if b3.sampled else 0), NO_STATE)
+
+
 def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
     """Say whether a proxy has written B3 after our client, or another, wrote both, and has left traceparent alone."""
     if b3.trace_id != parent.trace_id:
@@ -208,7 +223,7 @@ def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
     sent = reading.line(SENT_HEADER)
     if sent is not None:
         return sent.partition("-")[0] == traceparent_span
-    # Without our client's word, only a proxy directly below the sender can be told: it names the sender's span.
+    # Without our client's word, only a proxy directly below the sender can be recognized: it names the sender's span.
     fields = (reading.line("b3") or "").split("-", 4)
     above = fields[3] if len(fields) == 4 else reading.line("x-b3-parentspanid")
     return above == traceparent_span
@@ -221,10 +236,24 @@ def _with_state(b3: SpanContext, parent: SpanContext) -> SpanContext:
     return SpanContext(b3.trace_id, b3.span_id, True, b3.trace_flags, parent.trace_state)
 
 
-def _still_parses(text: str) -> SpanContext | None:
+def _read_leniently(text: str) -> SpanContext | None:
     """Return what a refused traceparent names, read as kindly as possible: it is for a link alone."""
     try:
-        _, trace_id, parent_id, flags = read_traceparent(text[:_KIND_CHARACTERS].partition(",")[0].lower(), "w3c")
+        _, trace_id, parent_id, flags = read_traceparent(text[:_LENIENT_CHARACTERS].partition(",")[0].lower(), "w3c")
     except InvalidHeaderError:
         return None
-    return SpanContext(trace_id, parent_id, True, FLAGS[flags], NO_STATE)
+    return SpanContext(trace_id, parent_id, True, TraceFlags(flags), NO_STATE)
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def repeated_trace_state(line: str) -> W3CTraceState:
+    """Return what a tracestate of at most `REPEATED_STATE` characters says; peers repeat the same one.
+
+    Raises:
+        InvalidHeaderError: It does not follow the grammar. That is not remembered.
+    """
+    return W3CTraceState(TraceState.parse(line))
+
+
+# The format's own limit of characters bounds an entry.
+_long_trace_state: Final = lru_cache(maxsize=_LONG_CACHE_ENTRIES)(repeated_trace_state.__wrapped__)

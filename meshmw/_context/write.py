@@ -1,4 +1,8 @@
-"""Outbound: the headers of one call, what must not stay beside them, and what its host is not to get."""
+"""Outbound: the headers of one call, what must not stay beside them, and what its host is not to get.
+
+`HeaderWriter` writes what a context holds. `OutgoingHeaders` puts that on a call in place of every trace header that is
+there, and leaves to `OutboundScope` what a host gets of it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Setter, default_setter
 from opentelemetry.trace import Span, SpanContext, TraceState
 
-from meshmw._context.carriers import texts
-from meshmw._context.extraction import B3_KEY, PASSTHROUGH_KEY, Lines
-from meshmw._context.read import HeaderReader
+from meshmw._context.carriers import Lines, as_lines
+from meshmw._context.extraction import B3_KEY, PASSTHROUGH_KEY, HeaderReader
 from meshmw._notices import Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
 from meshmw._policy.outbound import OutboundScope, Pairs
@@ -21,12 +24,9 @@ from meshmw.wire import B3Context, format_baggage, format_traceparent
 from meshmw.wire import TraceState as WireTraceState
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
 
-# Outbound: which headers a context sends, each once, and which stale ones must not travel beside them.
-
-
 _TRACE_FORMATS: Final = TRACE_HEADERS | B3_HEADERS
 _STALE_WITH_TRACE: Final = _TRACE_FORMATS | {SENT_HEADER}
-# By whether baggage and whether a trace is sent.
+# The names that must not stay on a carrier, by whether baggage and whether a trace is written to it.
 _STALE: Final = {
     (False, False): frozenset[str](),
     (True, False): frozenset({"baggage"}),
@@ -80,26 +80,12 @@ class HeaderWriter:
             self._write_baggage(members, headers)
         return headers
 
-    def passthrough(self, context: Context) -> dict[str, str]:
-        """Return the headers that came in with the request and go out as they were."""
-        carried = context.get(PASSTHROUGH_KEY)
-        return carried if isinstance(carried, dict) else {}
-
-    def stale(self, headers: dict[str, str]) -> frozenset[str]:
-        """Return the names, in lower case, that must not stay on a carrier which gets *headers*.
-
-        A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
-        """
-        return _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
-
     def _write_trace(self, parent: SpanContext, context: Context, headers: dict[str, str]) -> None:
-        # To ask for each of its properties takes as long as to write the header.
-        trace_id, span_id, _, trace_flags, state, is_valid = parent
-        if not is_valid:
+        if not parent.is_valid:
             return
         if "tracecontext" in self._formats:
-            headers["traceparent"] = format_traceparent(trace_id, span_id, trace_flags)
-            if text := _state_text(state):
+            headers["traceparent"] = format_traceparent(parent.trace_id, parent.span_id, parent.trace_flags)
+            if text := _state_text(parent.trace_state):
                 headers["tracestate"] = text
         if self._writes_b3:
             b3 = _outgoing_b3(parent, context.get(B3_KEY))
@@ -109,35 +95,12 @@ class HeaderWriter:
                 headers.update(b3.to_multi())
 
     def _write_baggage(self, members: dict[str, object], headers: dict[str, str]) -> None:
-        permitted = members if self._keys.are_all else self._keys.permitted(members)
+        permitted = self._keys.permitted(members)
         text, reasons = format_baggage(permitted, max_members=self._max_members, max_bytes=self._max_bytes)
         for reason in reasons:
             self._rejections.record("baggage", reason, "- the members concerned are not sent, the others are")
         if text:
             headers["baggage"] = text
-
-
-def _state_text(state: TraceState) -> str:
-    """Return a tracestate's text; one that a foreign sampler made is sent only where it follows the grammar."""
-    if isinstance(state, W3CTraceState):
-        return state.to_header()
-    if not state:
-        return ""
-    try:
-        return str(WireTraceState.parse(state.to_header()))
-    except InvalidHeaderError:
-        return ""
-
-
-def _outgoing_b3(parent: SpanContext, received: object) -> B3Context:
-    """Return the B3 form of *parent*, with what only B3 can say where the trace came in as B3."""
-    sampled: bool | None = parent.trace_flags.sampled
-    debug = False
-    if isinstance(received, B3Context) and received.trace_id == parent.trace_id:
-        debug = received.debug
-        if parent.is_remote and received.sampled is None:
-            sampled = None
-    return B3Context(parent.trace_id, parent.span_id, True if debug else sampled, debug)
 
 
 class OutgoingHeaders:
@@ -171,8 +134,9 @@ class OutgoingHeaders:
     ) -> tuple[dict[str, str], frozenset[str]]:
         """Return the headers to write, and the names in lower case of those to remove first."""
         headers = self._writer.write(context)
-        stale = self._writer.stale(headers)
-        carried = self._writer.passthrough(context)
+        # A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
+        stale = _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
+        carried = passthrough(context)
         kept: dict[str, list[str]] = {}
         for name, value in present:
             if name.lower() not in stale:
@@ -207,12 +171,15 @@ class OutgoingHeaders:
         if not carrier and host is None:
             # Nothing is there that could be stale, and nothing is withheld.
             headers = self._writer.write(context)
-            headers.update(self._writer.passthrough(context))
+            headers.update(passthrough(context))
         else:
-            present = [(key, text) for key, value in carrier.items() if isinstance(key, str) for text in texts(value)]
+            named = [(name, value) for name, value in carrier.items() if isinstance(name, str)]
+            present = [(name, line) for name, value in named for line in as_lines(value)]
             headers, stale = self.replace(context, present, host)
-            for key in [key for key in carrier if isinstance(key, str) and key.lower() in stale]:
-                del carrier[key]
+            for name, _ in named:
+                if name.lower() in stale:
+                    # A mapping that ignores case, or has several values of one name, may have removed it with another.
+                    carrier.pop(name, None)
         if type(carrier) is dict and setter is default_setter:
             carrier.update(headers)
             return
@@ -227,3 +194,32 @@ class OutgoingHeaders:
                 consequence = "- it was written by hand on an outbound call, and is not sent"
                 self._rejections.record(header, reason, consequence)
         return checked.rewrites
+
+
+def passthrough(context: Context) -> dict[str, str]:
+    """Return the headers that came in with the request and go out as they were."""
+    carried = context.get(PASSTHROUGH_KEY)
+    return carried if isinstance(carried, dict) else {}
+
+
+def _state_text(state: TraceState) -> str:
+    """Return a tracestate's text; one that a foreign sampler made is sent only where it follows the grammar."""
+    if isinstance(state, W3CTraceState):
+        return state.to_header()
+    if not state:
+        return ""
+    try:
+        return str(WireTraceState.parse(state.to_header()))
+    except InvalidHeaderError:
+        return ""
+
+
+def _outgoing_b3(parent: SpanContext, received: object) -> B3Context:
+    """Return the B3 form of *parent*, with what only B3 can say where the trace came in as B3."""
+    sampled: bool | None = parent.trace_flags.sampled
+    debug = False
+    if isinstance(received, B3Context) and received.trace_id == parent.trace_id:
+        debug = received.debug
+        if parent.is_remote and received.sampled is None:
+            sampled = None
+    return B3Context(parent.trace_id, parent.span_id, True if debug else sampled, debug)

@@ -11,8 +11,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NoOpTracer, ProxyTracer, Span, SpanKind, StatusCode
 
-from meshmw._context.carriers import are_same
-from meshmw._context.extraction import Extraction, Lines
+from meshmw._context.carriers import Lines, are_same
+from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
 from meshmw._lifecycle.decide import CLAIM_KEY, Decision, claimed, context_below
 from meshmw._lifecycle.http_conventions import (

@@ -18,7 +18,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from meshmw import _runtime
-from meshmw._context.extraction import Extraction, Lines
+from meshmw._context.carriers import Lines
+from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.conventions import Attributes, AttributeValue, LazyAttributes
 from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
 from meshmw._lifecycle.operation import Operation, record_refusals

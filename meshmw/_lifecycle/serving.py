@@ -16,7 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, TracerProvider
 
 from meshmw import _runtime
-from meshmw._context.extraction import Lines
+from meshmw._context.carriers import Lines
 from meshmw._lifecycle.decide import Decision, Notice, decide
 from meshmw._lifecycle.http import HttpOperation, Request, begin_nested, begin_server
 from meshmw._policy.patterns import PathPatterns

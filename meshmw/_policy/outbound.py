@@ -1,4 +1,9 @@
-"""Outbound: which hosts get what, and how much of it, checked for every single hop."""
+"""Outbound: which hosts get what, and how much of it, checked for every single hop.
+
+`OutboundScope` is asked for each call. `Destinations` tells it where trace headers and baggage may go, and
+`HeaderBudget` how much baggage the proxies on the way accept. `passable` says which inbound headers may go out again as
+they came.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +13,31 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
-from meshmw._notices import LOGGER, Rejections, quoted
+from meshmw._notices import LOGGER, Rejections, Throttle, quoted
 from meshmw._policy.patterns import Networks, parse_address
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
-# Which hosts may be sent something: names, suffixes, patterns, networks, and the word `mesh`.
+Pair: TypeAlias = tuple[bytes, bytes]
+Pairs: TypeAlias = list[Pair]
 
+# Of a traceparent: parent-id and trace-flags.
+_SPAN_AND_FLAGS: Final = slice(36, 55)
 
 # A service talks to few hosts, and a crawler must not fill the memory with the others.
 _CACHED_HOSTS: Final = 1024
 # RFC 1035, section 2.3.4, and a trailing dot; an address with brackets and a zone is shorter.
 _MAX_CHARACTERS: Final = 254
-
 # Not str.lower(): that makes a `k` of U+212A, and so one name of two that differ in DNS.
 _LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 # Letters beyond ASCII may stand in a name: a client may not have encoded them yet.
 _CHARACTER: Final = r"""[^\x00-\x20\x7f-\xa0\ud800-\udfff"#%&'()*+,./:;<=>?@\[\\\]^`{|}]"""
-_NAME: Final = re.compile(rf"{_CHARACTER}+(?:\.{_CHARACTER}+)*")
-_PATTERN: Final = re.compile(rf"(?:{_CHARACTER}|[.*?])+")
+_NAME: Final = re.compile(rf"{_CHARACTER}++(?:\.{_CHARACTER}++)*+")
+_GLOB: Final = re.compile(rf"(?:{_CHARACTER}|[.*?])++")
 # `10.0.*` would also be the name 10.0.attacker.example.
-_ADDRESS_LIKE: Final = re.compile(r"(?=.*[0-9])[0-9.*?]+")
-# Resolvers read `134744072`, `0x8.8.8.8` and `8.8.2056` as addresses, so no such text is a name.    WHATWG URL, 3.5
-_ENDS_IN_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)", re.DOTALL)
+_ADDRESS_LIKE: Final = re.compile(r"(?=[^0-9]*+[0-9])[0-9.*?]++")
+# Resolvers read `134744072`, `0x8.8.8.8` and `8.8.2056` as addresses, so no text whose last label is a number is a
+# name.                                                                                          WHATWG URL, 3.5
+_NUMBER: Final = re.compile(r"[0-9]++|0x[0-9a-f]*+")
 
 _MESH_SUFFIXES: Final = (".local", ".internal", ".svc", ".localhost")
 _MESH_NETWORKS: Final = Networks(
@@ -45,6 +53,97 @@ _MESH_NETWORKS: Final = Networks(
         "fc00::/7",
     ]
 )
+
+# Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
+MAX_BYTES: Final = 61_440
+MAX_HEADERS: Final = 100
+# What proxies add before the last of them counts: an Envoy edge 5 headers of 181 bytes together, a tracer a few more.
+# The room beyond is for meshes that also add the client's certificate and metadata of the peer.
+RESERVED_BYTES: Final = 2_048
+RESERVED_HEADERS: Final = 10
+# Envoy counts what is on the wire of HTTP/1.1: each line with its `: ` and CRLF, the request line, the empty line.
+_PER_HEADER: Final = 4
+_EMPTY_LINE: Final = 2
+_REQUEST_LINE: Final = len("  HTTP/1.1\r\n")
+
+# RFC 9110, section 5.6.2: the characters of a header's name, in lower case.
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]++")
+# The propagator writes these, once each.
+_WRITTEN: Final = PROPAGATION_HEADERS | {SENT_HEADER}
+# These belong to one connection or one message.
+_OF_ONE_HOP: Final = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade"}
+    | {"keep-alive", "proxy-connection"}
+)
+# A client takes credentials off a redirect to another host; passed through, they would come back at every hop.
+_CREDENTIALS: Final = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-forwarded-client-cert"}
+)
+_NEVER: Final = _WRITTEN | _OF_ONE_HOP | _CREDENTIALS
+
+
+class OutboundScope:
+    """Withholds trace headers and baggage from hosts that are not to get them, and cuts what proxies would refuse.
+
+    Args:
+        propagate_to: Patterns of hosts that get trace headers, as `Destinations` takes them.
+        baggage_to: Patterns of hosts that get baggage.
+        budget: What the proxies on the way accept.
+        rejections: Counts and warns.
+    """
+
+    def __init__(
+        self, *, propagate_to: Sequence[str], baggage_to: Sequence[str], budget: HeaderBudget, rejections: Rejections
+    ) -> None:
+        self._propagate_to = Destinations(propagate_to)
+        self._baggage_to = Destinations(baggage_to)
+        self._budget = budget
+        self._rejections = rejections
+        self._withheld = Throttle()
+
+    def narrow(
+        self, host: str, headers: dict[str, str], carried: dict[str, str], stale: frozenset[str]
+    ) -> tuple[dict[str, str], frozenset[str]]:
+        """Return what of the headers goes to a host, and the names of those that must not stay on the request.
+
+        Args:
+            host: The request's host, without its port.
+            headers: The propagation headers that would be written; they may be changed.
+            carried: The headers to pass on; they go where baggage goes, and the request id where trace headers go.
+            stale: The names of headers to remove first.
+        """
+        if not self._propagate_to.matches(host):
+            return {}, _WRITTEN
+        if SENT_HEADER not in stale:
+            stale |= {SENT_HEADER}
+        if self._baggage_to.matches(host):
+            headers.update(carried)
+            # Only there: to strangers our own header says nothing.
+            if "traceparent" in headers:
+                headers[SENT_HEADER] = headers["traceparent"][_SPAN_AND_FLAGS]
+            return headers, stale
+        if "x-request-id" in carried:
+            headers["x-request-id"] = carried["x-request-id"]
+        if headers.pop("baggage", None) is not None and self._withheld.opens(host) is not None:
+            LOGGER.warning(
+                "baggage is not sent to %s, which is not in the mesh; MESHMW_BAGGAGE_TO names the hosts that get it",
+                quoted(host),
+            )
+        return headers, stale | {"baggage"}
+
+    def fit(self, headers: Pairs, method: str, target: bytes) -> Pairs:
+        """Return the headers with as much baggage as the proxies on the way accept; the last members go first."""
+        cut = self._budget.cut(headers, request_line_bytes(method, target))
+        if cut is None:
+            return headers
+        consequence = (
+            f"- {cut.dropped_members} members are not sent: the request had {cut.bytes_before} bytes and "
+            f"{cut.headers_before} headers, now {cut.bytes_after} and {cut.headers_after}"
+        )
+        if not cut.fits:
+            consequence += "; other headers alone are too big, a proxy may answer 431"
+        self._rejections.record("baggage", "header_budget", consequence)
+        return cut.apply(headers)
 
 
 class Destinations:
@@ -71,10 +170,12 @@ class Destinations:
         self._everything = "*" in wanted
         self._mesh = "mesh" in wanted
         rest = [pattern for pattern in wanted if pattern not in ("*", "mesh")]
-        cidrs = [pattern for pattern in rest if _is_network(pattern)]
-        self._networks = Networks(cidrs)
-        expressions = [_expression(pattern) for pattern in rest if pattern not in cidrs]
-        self._names = re.compile("|".join(expressions)) if expressions else None
+        self._networks = Networks([pattern for pattern in rest if _is_network(pattern)])
+        names = [_checked_name(pattern) for pattern in rest if not _is_network(pattern)]
+        globs = [name for name in names if _is_glob(name)]
+        self._globs = re.compile("|".join(map(translate, globs))) if globs else None
+        self._names = frozenset(names)
+        self._domains = tuple(name for name in names if name.startswith(".") and name not in globs)
         self._decide = lru_cache(_CACHED_HOSTS)(self._is_meant)
 
     def matches(self, host: str) -> bool:
@@ -86,15 +187,21 @@ class Destinations:
         address = parse_address(name)
         if address is not None:
             return address in self._networks or (self._mesh and address in _MESH_NETWORKS)
-        if not _NAME.fullmatch(name) or _ENDS_IN_NUMBER.fullmatch(name):
+        if not _is_name(name):
             return False
         if self._mesh and _is_mesh_name(name):
             return True
-        return self._names is not None and self._names.fullmatch(name) is not None
+        if name in self._names or f".{name}".endswith(self._domains):
+            return True
+        return self._globs is not None and self._globs.match(name) is not None
 
 
 def _normal(text: str) -> str:
     return text.translate(_LOWER).removesuffix(".")
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and _NUMBER.fullmatch(text.rpartition(".")[2]) is None
 
 
 def _is_mesh_name(name: str) -> bool:
@@ -106,40 +213,17 @@ def _is_network(pattern: str) -> bool:
     return "/" in pattern or parse_address(pattern) is not None
 
 
-def _expression(pattern: str) -> str:
-    if "*" in pattern or "?" in pattern:
-        if not _PATTERN.fullmatch(pattern) or _ADDRESS_LIKE.fullmatch(pattern):
+def _is_glob(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+def _checked_name(pattern: str) -> str:
+    if _is_glob(pattern):
+        if not _GLOB.fullmatch(pattern) or _ADDRESS_LIKE.fullmatch(pattern):
             raise ValueError(f"{pattern!r} is no pattern of host names; addresses are written as in 10.0.0.0/8")
-        return translate(pattern)
-    name = pattern.removeprefix(".")
-    if not _NAME.fullmatch(name) or _ENDS_IN_NUMBER.fullmatch(name):
+    elif not _is_name(pattern.removeprefix(".")):
         raise ValueError(f"{pattern!r} is no host name")
-    return rf"(?:.*\.)?{re.escape(name)}" if pattern != name else re.escape(name)
-
-
-# Keeps a request below what the proxies on its way accept: baggage gives way before a proxy answers 431.
-
-
-Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
-
-# Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
-MAX_BYTES: Final = 61_440
-MAX_HEADERS: Final = 100
-
-# What proxies add before the last of them counts: an Envoy edge 5 headers of 181 bytes together, a tracer a few more.
-# The room beyond is for meshes that also add the client's certificate and metadata of the peer.
-RESERVED_BYTES: Final = 2_048
-RESERVED_HEADERS: Final = 10
-
-# Envoy counts what is on the wire of HTTP/1.1: each line with its `: ` and CRLF, the request line, the empty line.
-_PER_HEADER: Final = 4
-_EMPTY_LINE: Final = 2
-_REQUEST_LINE: Final = len("  HTTP/1.1\r\n")
-
-
-def request_line_bytes(method: str, target: bytes) -> int:
-    """Return how many bytes the first line of an HTTP/1.1 request takes: method, target, version and CRLF."""
-    return len(method) + len(target) + _REQUEST_LINE
+    return pattern
 
 
 class Cut(NamedTuple):
@@ -163,7 +247,7 @@ class Cut(NamedTuple):
     headers_after: int
     fits: bool
 
-    def apply(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    def apply(self, headers: Iterable[Pair]) -> Pairs:
         """Return the headers with this baggage, in one line at the end, in place of theirs."""
         kept = [pair for pair in headers if pair[0].lower() != b"baggage"]
         return kept if self.baggage is None else [*kept, (b"baggage", self.baggage)]
@@ -188,7 +272,7 @@ class HeaderBudget:
         if self._bytes <= 0 or self._headers <= 0:
             raise ValueError(f"a header budget must be over {RESERVED_BYTES} bytes and {RESERVED_HEADERS} headers")
 
-    def cut(self, headers: Headers, request_line: int = 0) -> Cut | None:
+    def cut(self, headers: Sequence[Pair], request_line: int = 0) -> Cut | None:
         """Return what to send instead of the request's baggage, or None where the request may go as it is.
 
         Args:
@@ -220,109 +304,13 @@ class HeaderBudget:
         return b",".join(kept) if kept else None, len(members) - len(kept)
 
 
-Pairs = list[tuple[bytes, bytes]]
-
-# A crawler meets hosts without end; what is said of the first of them is enough.
-_HOSTS_NAMED: Final = 256
-# Of a traceparent: parent-id and trace-flags.
-_SPAN_AND_FLAGS: Final = slice(36, 55)
-
-
-class OutboundScope:
-    """Withholds trace headers and baggage from hosts that are not to get them, and cuts what proxies would refuse.
-
-    Args:
-        propagate_to: Patterns of hosts that get trace headers, as `Destinations` takes them.
-        baggage_to: Patterns of hosts that get baggage.
-        budget: What the proxies on the way accept.
-        rejections: Counts and warns.
-    """
-
-    def __init__(
-        self, *, propagate_to: Sequence[str], baggage_to: Sequence[str], budget: HeaderBudget, rejections: Rejections
-    ) -> None:
-        self._propagate_to = Destinations(propagate_to)
-        self._baggage_to = Destinations(baggage_to)
-        self._budget = budget
-        self._rejections = rejections
-        self._named: set[str] = set()
-
-    def narrow(
-        self, host: str, headers: dict[str, str], carried: dict[str, str], stale: frozenset[str]
-    ) -> tuple[dict[str, str], frozenset[str]]:
-        """Return what of the headers goes to a host, and the names of those that must not stay on the request.
-
-        Args:
-            host: The request's host, without its port.
-            headers: The propagation headers that would be written; they may be changed.
-            carried: The headers to pass on; they go where baggage goes, and the request id where trace headers go.
-            stale: The names of headers to remove first.
-        """
-        if not self._propagate_to.matches(host):
-            return {}, PROPAGATION_HEADERS | {SENT_HEADER}
-        if SENT_HEADER not in stale:
-            stale |= {SENT_HEADER}
-        if self._baggage_to.matches(host):
-            headers.update(carried)
-            # Only there: to strangers our own header says nothing.
-            if "traceparent" in headers:
-                headers[SENT_HEADER] = headers["traceparent"][_SPAN_AND_FLAGS]
-            return headers, stale
-        if "x-request-id" in carried:
-            headers["x-request-id"] = carried["x-request-id"]
-        if headers.pop("baggage", None) is not None:
-            self._say_withheld(host)
-        return headers, stale | {"baggage"}
-
-    def fit(self, headers: Pairs, method: str, target: bytes) -> Pairs:
-        """Return the headers with as much baggage as the proxies on the way accept; the last members go first."""
-        cut = self._budget.cut(headers, request_line_bytes(method, target))
-        if cut is None:
-            return headers
-        consequence = (
-            f"- {cut.dropped_members} members are not sent: the request had {cut.bytes_before} bytes and "
-            f"{cut.headers_before} headers, now {cut.bytes_after} and {cut.headers_after}"
-        )
-        if not cut.fits:
-            consequence += "; other headers alone are too big, a proxy may answer 431"
-        self._rejections.record("baggage", "header_budget", consequence)
-        return cut.apply(headers)
-
-    def _say_withheld(self, host: str) -> None:
-        if host in self._named or len(self._named) >= _HOSTS_NAMED:
-            return
-        self._named.add(host)
-        LOGGER.warning(
-            "baggage is not sent to %s, which is not in the mesh; MESHMW_BAGGAGE_TO names the hosts that get it",
-            quoted(host),
-        )
-
-
-# Which inbound headers may go out again as they came.
-
-
-# RFC 9110 section 5.6.2: the characters of a header's name.
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
-
-# The propagator writes these, once each.
-_WRITTEN: Final = frozenset(
-    {"traceparent", "tracestate", "baggage", "b3", "x-meshmw-sent"}
-    | {"x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"}
-)
-# These belong to one connection or one message.
-_OF_ONE_HOP: Final = frozenset(
-    {"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade"}
-    | {"keep-alive", "proxy-connection"}
-)
-# A client takes credentials off a redirect to another host; passed through, they would come back at every hop.
-_CREDENTIALS: Final = frozenset(
-    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-forwarded-client-cert"}
-)
-_NEVER: Final = _WRITTEN | _OF_ONE_HOP | _CREDENTIALS
+def request_line_bytes(method: str, target: bytes) -> int:
+    """Return how many bytes the first line of an HTTP/1.1 request takes: method, target, version and CRLF."""
+    return len(method) + len(target) + _REQUEST_LINE
 
 
 def passable(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names in lower case.
+    """Return the names of headers to pass through, in lower case.
 
     Raises:
         ValueError: One is no header's name, a header that the propagator writes, one of a single hop, or a credential.

@@ -1,4 +1,4 @@
-"""Path patterns, for requests that are left out."""
+"""Patterns that settings are made of: request paths, baggage keys, IP addresses and networks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from fnmatch import translate
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, TypeAlias, TypeVar
+
+Value = TypeVar("Value")
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+
+# A key is a token (RFC 9110, section 5.6.2), which may hold a `*`; to that comes `?`.
+_KEY_PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]++")
+# `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`, in brackets and with the name of an interface.
+_MAX_ADDRESS_CHARACTERS: Final = 80
 
 
 class PathPatterns:
@@ -26,27 +35,12 @@ class PathPatterns:
         for pattern in patterns:
             if not pattern.startswith(("/", "*")):
                 raise ValueError(f"{pattern!r} is no pattern of paths: they begin with /")
-        self._regex = re.compile("|".join(_expression(each) for each in patterns)) if patterns else None
+        self._regex = re.compile("|".join(map(_path_expression, patterns))) if patterns else None
         self.are_none = not patterns
 
     def match(self, path: str) -> bool:
         """Say whether a path is meant by one of the patterns."""
         return self._regex is not None and self._regex.match(path) is not None
-
-
-def _expression(pattern: str) -> str:
-    if any(character in pattern for character in "*?["):
-        return translate(pattern)
-    return rf"{re.escape(pattern.rstrip('/'))}(?:/.*)?\Z"
-
-
-# Which baggage keys may cross a boundary.
-
-
-# A key is a token (RFC 9110, section 5.6.2), which may hold a `*`; to that comes `?`.
-_PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]+")
-
-Value = TypeVar("Value")
 
 
 class BaggageKeys:
@@ -66,8 +60,8 @@ class BaggageKeys:
     """
 
     def __init__(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
-        self._allow = _compiled(allow)
-        self._deny = _compiled(deny)
+        self._allow = _key_expression(allow)
+        self._deny = _key_expression(deny)
         self.are_all = self._allow is None and self._deny is None
 
     def permits(self, key: str) -> bool:
@@ -81,21 +75,21 @@ class BaggageKeys:
         return members if self.are_all else {key: value for key, value in members.items() if self.permits(key)}
 
 
-def _compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
-    for pattern in patterns:
-        if not _PATTERN.fullmatch(pattern):
-            raise ValueError(f"{pattern!r} is no pattern of baggage keys")
-    return re.compile("|".join(translate(pattern) for pattern in patterns)) if patterns else None
+class Networks:
+    """Holds IPv4 and IPv6 networks, and says whether an address is in one of them.
 
+    Args:
+        cidrs: Such as `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
 
-# IP addresses and networks as hosts, peers and settings spell them.
+    Raises:
+        ValueError: One of them is no network; it is named.
+    """
 
+    def __init__(self, cidrs: Sequence[str] = ()) -> None:
+        self._networks = tuple(parse_network(cidr) for cidr in cidrs)
 
-Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
-
-# `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`, in brackets and with the name of an interface.
-_MAX_CHARACTERS = 80
+    def __contains__(self, address: Address) -> bool:
+        return any(address in network for network in self._networks)
 
 
 def parse_address(text: str) -> Address | None:
@@ -103,7 +97,7 @@ def parse_address(text: str) -> Address | None:
 
     An IPv4-mapped IPv6 address is returned as the IPv4 address that it stands for.
     """
-    if len(text) > _MAX_CHARACTERS:
+    if len(text) > _MAX_ADDRESS_CHARACTERS:
         return None
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
@@ -138,18 +132,14 @@ def parse_network(text: str) -> Network:
     return network
 
 
-class Networks:
-    """Is a set of IPv4 and IPv6 networks.
+def _path_expression(pattern: str) -> str:
+    if any(character in pattern for character in "*?["):
+        return translate(pattern)
+    return rf"{re.escape(pattern.rstrip('/'))}(?:/.*+)?\Z"
 
-    Args:
-        cidrs: Such as `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
 
-    Raises:
-        ValueError: One of them is no network; it is named.
-    """
-
-    def __init__(self, cidrs: Sequence[str] = ()) -> None:
-        self._networks = tuple(parse_network(cidr) for cidr in cidrs)
-
-    def __contains__(self, address: Address) -> bool:
-        return any(address in network for network in self._networks)
+def _key_expression(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    for pattern in patterns:
+        if not _KEY_PATTERN.fullmatch(pattern):
+            raise ValueError(f"{pattern!r} is no pattern of baggage keys")
+    return re.compile("|".join(translate(pattern) for pattern in patterns)) if patterns else None

@@ -1,6 +1,7 @@
-"""How far an inbound request's trace and baggage are believed.
+"""How far an inbound request's trace and baggage are trusted.
 
-Decides, and nothing more: what `continue`, `restart` and `ignore` do is the business of the boundary.
+`TrustPolicy` decides between `continue`, `restart` and `ignore`. A callable of the application's may decide instead: it
+gets a `RequestView`. What the three words mean is the business of the boundary.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import Networks, parse_address
 
-# One inbound request as a trust decision sees it, built of what is there and read only when asked.
+Trust: TypeAlias = Literal["continue", "restart", "ignore"]
 
+_WORDS: Final[dict[str, Trust]] = {word: word for word in get_args(Trust)}
 
 # Envoy quotes a whole certificate chain where it is told to, which takes some thousand characters.
 _MAX_CHARACTERS: Final = 16_384
 # XFCC = element *( "," element ); element = pair *( ";" pair ); a value with `,` `;` or `=` is quoted, `"` is `\"`
 _PAIR: Final = re.compile(r'[ \t]*+([A-Za-z]++)=("(?:[^"\\]|\\.)*+"|[^",;]*+)[ \t]*+([,;]|\Z)', re.DOTALL)
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 # SPIFFE-ID, section 2: no empty segment, and neither `.` nor `..`; 2,048 bytes at most
-_SPIFFE_ID: Final = re.compile(r"(?=.{10,2048}\Z)spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*")
+_SPIFFE_ID: Final = re.compile(r"(?=.{10,2048}\Z)spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]++)*+")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,42 +87,7 @@ class RequestView:
         return None if header is None else spiffe_id(header)
 
 
-def spiffe_id(xfcc: str) -> str | None:
-    """Return the SPIFFE ID in the last element of an `x-forwarded-client-cert` header.
-
-    It is None where there is no well-formed one, or more than one, or where the header is malformed or longer than
-    16,384 characters.
-    """
-    if len(xfcc) > _MAX_CHARACTERS:
-        return None
-    found: list[str] = []
-    position, separator = 0, ","
-    while separator:
-        match = _PAIR.match(xfcc, position)
-        if match is None:
-            return None
-        key, value, next_separator = match.groups()
-        if separator == ",":
-            found = []
-        if key.lower() == "uri":
-            found.append(_unquoted(value))
-        position, separator = match.end(), next_separator
-    return _only_spiffe_id(found)
-
-
-def _only_spiffe_id(uris: list[str]) -> str | None:
-    ids = [uri for uri in uris if uri[:9].lower() == "spiffe://"]
-    return ids[0] if len(ids) == 1 and _SPIFFE_ID.fullmatch(ids[0]) else None
-
-
-def _unquoted(value: str) -> str:
-    return re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL) if value.startswith('"') else value
-
-
-Trust: TypeAlias = Literal["continue", "restart", "ignore"]
 TrustCallable: TypeAlias = Callable[[RequestView], Trust]
-
-_WORDS: Final[dict[str, Trust]] = {word: word for word in get_args(Trust)}
 
 
 class TrustPolicy:
@@ -164,15 +132,47 @@ class TrustPolicy:
 
     def _ask(self, decide: TrustCallable, request: RequestView) -> Trust:
         try:
-            answer: object = decide(request)
+            found: object = decide(request)
         except Exception as error:
             reason, said = "trust_raised", f"the trust callable raised {type(error).__name__}"
         else:
-            if isinstance(answer, str) and answer in _WORDS:
-                return _WORDS[answer]
+            if isinstance(found, str) and found in _WORDS:
+                return _WORDS[found]
             reason, said = "trust_answer", f"the trust callable returned none of {', '.join(_WORDS)}"
         self._rejections.record("context", reason, f"- {said}; the request starts a new trace")
         return "restart"
+
+
+def spiffe_id(xfcc: str) -> str | None:
+    """Return the SPIFFE ID in the last element of an `x-forwarded-client-cert` header.
+
+    It is None where there is no well-formed one, or more than one, or where the header is malformed or longer than
+    16,384 characters.
+    """
+    if len(xfcc) > _MAX_CHARACTERS:
+        return None
+    found: list[str] = []
+    position, separator = 0, ","
+    while separator:
+        match = _PAIR.match(xfcc, position)
+        if match is None:
+            return None
+        key, value, next_separator = match.groups()
+        if separator == ",":
+            found = []
+        if key.lower() == "uri":
+            found.append(_unquoted(value))
+        position, separator = match.end(), next_separator
+    return _only_spiffe_id(found)
+
+
+def _only_spiffe_id(uris: list[str]) -> str | None:
+    ids = [uri for uri in uris if uri[:9].lower() == "spiffe://"]
+    return ids[0] if len(ids) == 1 and _SPIFFE_ID.fullmatch(ids[0]) else None
+
+
+def _unquoted(value: str) -> str:
+    return _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
 
 
 def _word(trust: str) -> Trust:

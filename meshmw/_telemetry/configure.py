@@ -93,6 +93,11 @@ def propagator_from_environment() -> MeshPropagator:
     return MeshPropagator.from_settings(Settings())
 
 
+def configured() -> Telemetry | None:
+    """Return what the first `configure()` of this process returned, or None before it."""
+    return _configured
+
+
 def _configure(settings: Settings) -> Telemetry:
     _import_propagate()
     from opentelemetry import propagate

@@ -77,6 +77,11 @@ class Telemetry:
         return self._ended
 
     @property
+    def owned(self) -> bool:
+        """Say whether `configure()` made the tracer provider."""
+        return self._owned
+
+    @property
     def exports(self) -> bool:
         """Say whether it exports by itself, rather than a provider that was there before, or nobody."""
         return (self._owned and self._processor is not None) or self._meter_provider is not None

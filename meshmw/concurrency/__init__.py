@@ -1,5 +1,9 @@
-"""Work that leaves the frame which asked for it, and stays in its trace: threads, processes, callbacks; and work that
-shall leave the trace.
+"""Work that leaves the frame which asked for it: threads, processes, callbacks, queues.
+
+`bind`, the executors, `Thread`, `run_in_executor` and `to_thread` keep such work in the trace of whoever asked for it.
+`detached` and `linked` take it out of that trace: it outlives the request, or nobody waits for it.
+
+This package knows context variables, operations and how this process was configured. It knows no framework.
 """
 
 from __future__ import annotations
@@ -19,3 +23,7 @@ __all__ = [
     "run_in_executor",
     "to_thread",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

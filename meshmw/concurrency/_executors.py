@@ -1,32 +1,57 @@
-"""Threads whose work sees the context variables of whoever asked for it."""
+"""Threads, and processes, whose work sees the context of whoever asked for it.
+
+A thread gets a copy of all context variables. A process shares no memory with this one: it gets the span, the baggage
+and the headers to pass on, as headers. Nothing of the context is pickled but strings.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import json
-import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.util import Finalize
 from typing import Any, Final, ParamSpec, TypeVar
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 
 from meshmw import _runtime
 from meshmw._context.current import Current, StepVariables
-from meshmw._telemetry import configure as bootstrap
-from meshmw.concurrency._binding import Carried, bind
+from meshmw._context.extraction import PASSTHROUGH_KEY
+from meshmw._context.write import passthrough
+from meshmw._notices import LOGGER
+from meshmw._telemetry.configure import configure, configured
+from meshmw.concurrency._binding import bind
+from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings
 from meshmw.streams import GeneratorSteps
+from meshmw.wire.headers import PROPAGATION_HEADERS
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# After the finalizers of the application, which may make spans: the lowest number is the last.
+_LAST: Final = -1000
+
+# No proxy is on the way, and the service has decided at its door what it trusts: everything goes, whatever the
+# settings say about other services. The numbers are the largest that the settings can let in.
+_FORMATS: Final = ("tracecontext", "baggage", "b3")
+_MAX_MEMBERS: Final = 1024
+_MAX_BYTES: Final = 61_440
+
+# Interpreters of Python 3.14 share no objects either, though their executor is one of threads.
+_PICKLING: Final = tuple(
+    getattr(concurrent.futures, name)
+    for name in ("ProcessPoolExecutor", "InterpreterPoolExecutor")
+    if hasattr(concurrent.futures, name)
+)
+
 
 class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
-    """Is the standard library's executor, with one copy of all context variables for each task.
+    """Runs each task of the standard library's executor in a copy of all context variables of whoever submits it.
 
     It takes the same arguments, and serves as an event loop's default executor too.
     """
@@ -42,8 +67,49 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
 
 
+class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
+    """Runs each task of the standard library's executor with the span and the baggage of whoever submits it.
+
+    It takes the same arguments. Each worker is configured as this process is, before *initializer* runs, and exports
+    its spans before it ends. Where `configure()` found a tracer provider of the application's own, *initializer* has
+    to set one in the worker too, or its spans go nowhere.
+
+    Args:
+        max_workers: As for the standard executor.
+        mp_context: As for the standard executor; every start method will do.
+        initializer: Is called when a worker starts, in an empty context.
+        initargs: Arguments of *initializer*.
+        options: As for the standard executor, such as `max_tasks_per_child`.
+
+    Raises:
+        TypeError: *initializer* cannot be called.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        **options: Any,
+    ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        worker = (_OwnSettings(), initializer, initargs)
+        super().__init__(max_workers, mp_context, _begin_worker, worker, **options)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        """Schedule a call in the caller's span and baggage, as the standard executor does without."""
+        return super().submit(Carried(fn), *args, **kwargs)
+
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+        """Call *fn* for each item, in the caller's span and baggage also where items are asked for later."""
+        run = StepVariables(contextvars.copy_context()).run
+        return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
+
+
 class Thread(threading.Thread):
-    """Is the standard library's thread, run in a copy of the context variables of whoever starts it.
+    """Runs the standard library's thread in a copy of the context variables of whoever starts it.
 
     A subclass with a `run()` of its own is run in the copy too. Who gives a `context`, as of Python 3.14, has chosen
     another.
@@ -90,92 +156,6 @@ class Thread(threading.Thread):
         self._was_started = True
 
 
-# Processes whose work belongs to the trace of whoever asked for it. Nothing of the context is pickled but strings.
-
-
-log = logging.getLogger("meshmw")
-
-# After the finalizers of the application, which may make spans: the lowest number is the last.
-_LAST: Final = -1000
-
-
-class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
-    """Is the standard library's executor, with the span and the baggage of the caller current in each task.
-
-    It takes the same arguments. Each worker is configured as this process is, before *initializer* runs, and exports
-    its spans before it ends. Where `configure()` found a tracer provider of the application's own, *initializer* has
-    to set one in the worker too, or its spans go nowhere.
-
-    Args:
-        max_workers: As for the standard executor.
-        mp_context: As for the standard executor; every start method will do.
-        initializer: Is called when a worker starts, in an empty context.
-        initargs: Arguments of *initializer*.
-        options: As for the standard executor, such as `max_tasks_per_child`.
-
-    Raises:
-        TypeError: *initializer* cannot be called.
-    """
-
-    def __init__(
-        self,
-        max_workers: int | None = None,
-        mp_context: Any = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        **options: Any,
-    ) -> None:
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
-        worker = (_OwnSettings(), initializer, initargs)
-        super().__init__(max_workers, mp_context, _begin_worker, worker, **options)
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
-        """Schedule a call in the caller's span and baggage, as the standard executor does without."""
-        return super().submit(Carried(fn), *args, **kwargs)
-
-    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
-        """Call *fn* for each item, in the caller's span and baggage also where items are asked for later."""
-        run = StepVariables(contextvars.copy_context()).run
-        return GeneratorSteps(super().map(fn, *iterables, **options), run)  # type: ignore[arg-type]
-
-
-class _OwnSettings:
-    """Turns, on its way to a new process, into the text of the settings that are in force at that time.
-
-    An executor may be made before `configure()` is called. A forked process has the settings in its memory.
-    """
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        telemetry = bootstrap._configured
-        if telemetry is None:
-            return str, ("",)
-        return str, (json.dumps({"owned": telemetry._owned, "settings": telemetry.settings.model_dump(mode="json")}),)
-
-
-def _begin_worker(own: object, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    parent = json.loads(own) if isinstance(own, str) and own else None
-    if parent and parent["owned"]:
-        _configure(parent["settings"])
-    Finalize(None, _runtime.flush, exitpriority=_LAST)
-    if initializer is not None:
-        # A forked worker begins in the context of the request that happened to start it.
-        with Current(Context()):
-            initializer(*initargs)
-    if parent and not parent["owned"]:
-        _configure({**parent["settings"], "exporter": "none"})
-
-
-def _configure(settings: dict[str, Any]) -> None:
-    try:
-        bootstrap.configure(Settings(**settings))
-    except Exception:
-        log.warning("a worker process exports no spans: it cannot be configured as its parent was", exc_info=True)
-
-
-# Event loops that hand work to executors.
-
-
 def run_in_executor(
     executor: concurrent.futures.Executor | None, fn: Callable[..., T], *args: Any
 ) -> asyncio.Future[T]:
@@ -200,9 +180,72 @@ def _carrying(executor: concurrent.futures.Executor | None, fn: Callable[..., T]
     return bind(fn)
 
 
-# Interpreters of Python 3.14 share no objects either, though their executor is one of threads.
-_PICKLING = tuple(
-    getattr(concurrent.futures, name)
-    for name in ("ProcessPoolExecutor", "InterpreterPoolExecutor")
-    if hasattr(concurrent.futures, name)
-)
+class Carried:
+    """Holds a function and the headers of the context in which to call it; pickles where the function does.
+
+    Args:
+        fn: What to call, in another process.
+    """
+
+    __slots__ = ("_fn", "_headers")
+
+    def __init__(self, fn: Any) -> None:
+        self._fn = fn
+        self._headers = to_headers(get_current())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function in that context."""
+        with Current(from_headers(self._headers)):
+            return self._fn(*args, **kwargs)
+
+
+def to_headers(context: Context) -> dict[str, str]:
+    """Return the span, the baggage and the headers to pass on that *context* holds; nothing else of it."""
+    return {**passthrough(context), **_propagator(*_FORMATS).write(context)}
+
+
+def from_headers(headers: Mapping[str, str]) -> Context:
+    """Return a context with what *headers* hold, and nothing else."""
+    # Baggage alone is no sign of a proxy that strips headers here.
+    propagator = _propagator(*_FORMATS) if "traceparent" in headers else _propagator("baggage")
+    read = propagator.read({name: [text] for name, text in headers.items() if name in PROPAGATION_HEADERS})
+    passed_on = {name: text for name, text in headers.items() if name not in PROPAGATION_HEADERS}
+    return Context({**read.entries(), **({PASSTHROUGH_KEY: passed_on} if passed_on else {})})
+
+
+@functools.cache
+def _propagator(*formats: str) -> MeshPropagator:
+    return MeshPropagator(formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough=())
+
+
+class _OwnSettings:
+    """Turns, on its way to a new process, into the text of the settings that are in force at that time.
+
+    An executor may be made before `configure()` is called. A forked process has the settings in its memory.
+    """
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        telemetry = configured()
+        if telemetry is None:
+            return str, ("",)
+        return str, (json.dumps({"owned": telemetry.owned, "settings": telemetry.settings.model_dump(mode="json")}),)
+
+
+def _begin_worker(own: object, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    parent = json.loads(own) if isinstance(own, str) and own else None
+    if parent and parent["owned"]:
+        _configure(parent["settings"])
+    Finalize(None, _runtime.flush, exitpriority=_LAST)
+    if initializer is not None:
+        # A forked worker begins in the context of the request that happened to start it.
+        with Current(Context()):
+            initializer(*initargs)
+    if parent and not parent["owned"]:
+        _configure({**parent["settings"], "exporter": "none"})
+
+
+def _configure(settings: dict[str, Any]) -> None:
+    try:
+        configure(Settings(**settings))
+    except Exception:
+        LOGGER.warning("a worker process exports no spans: it cannot be configured as its parent was", exc_info=True)

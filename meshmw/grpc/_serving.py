@@ -25,8 +25,8 @@ import grpc  # type: ignore[import-untyped]
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from meshmw._context.carriers import Lines
 from meshmw._context.current import Current
-from meshmw._context.extraction import Lines
 from meshmw._foreign import is_end_of_call
 from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_server, server_attributes

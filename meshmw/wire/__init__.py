@@ -1,8 +1,8 @@
 """The formats: what trace headers say, and nothing of what is done about it.
 
 A function here takes a header's value, and returns an immutable one or raises `InvalidHeaderError` with a reason from
-`REASONS`. It uses the standard library alone, and does bounded work on any text. Nothing here knows OpenTelemetry, a
-framework, a setting or a log.
+`REASONS`. It uses the standard library alone, and does bounded work on any text. This package knows no OpenTelemetry,
+no framework, no setting and no log.
 """
 
 from __future__ import annotations
@@ -36,3 +36,7 @@ REASONS: Final = {
     "baggage": baggage.REASONS,
     "b3": b3.REASONS,
 }
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

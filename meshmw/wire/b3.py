@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
 
+__all__ = ["REASONS", "B3Context", "read_b3"]
+
 REASONS: Final = {
     "empty": "there is nothing but spaces, or nothing that says anything",
     "control": "a control character or one outside ASCII",
@@ -26,13 +28,13 @@ REASONS: Final = {
 
 # TraceId = 32 or 16 lower-hex characters, SpanId = 16 lower-hex characters              Sections "TraceId", "SpanId"
 _IDS: Final = {
-    "trace": re.compile(f"(?!0+$)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})"),
-    "span": re.compile(f"(?!0+$){HEXDIGLC}{{16}}"),
+    "trace": re.compile(rf"(?!0++\Z)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})"),
+    "span": re.compile(f"(?!0{{16}}){HEXDIGLC}{{16}}"),
 }
 # b3={TraceId}-{SpanId}-{SamplingState}-{ParentSpanId}                                   Section "Single Header"
 # The last two fields may be missing, and a decision that comes with no ids is its state alone.
 _SINGLE = re.compile(
-    f"(?!0+-)({HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}})({HEXDIGLC}{{16}})(?:-([01d])(?:-{HEXDIGLC}{{16}})?)?|([01d])"
+    f"(?!0++-)({HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}})({HEXDIGLC}{{16}})(?:-([01d])(?:-{HEXDIGLC}{{16}})?)?|([01d])"
 )
 _SINGLE_MAX_CHARS: Final = 68
 
@@ -60,7 +62,7 @@ class B3Context(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> B3Context:
-        """Reads the header `b3`.
+        """Read the header `b3`.
 
         Raises:
             InvalidHeaderError: With one of `REASONS`.
@@ -79,10 +81,10 @@ class B3Context(NamedTuple):
     def parse_multi(
         cls, *, trace_id: str | None, span_id: str | None, sampled: str | None, flags: str | None
     ) -> B3Context:
-        """Reads the headers `x-b3-traceid`, `x-b3-spanid`, `x-b3-sampled` and `x-b3-flags`.
+        """Read the headers `x-b3-traceid`, `x-b3-spanid`, `x-b3-sampled` and `x-b3-flags`.
 
         Args:
-            trace_id: As all of them, a header's value, or `None` where there is no such header. Blank means the same.
+            trace_id: The header's value, or `None` where there is no such header. Here and below, blank means the same.
             span_id: 16 hexadecimal digits.
             sampled: `1`, `0`, or `true`, `false` from older senders.
             flags: `1` for debug; other numbers mean nothing here.
@@ -101,7 +103,7 @@ class B3Context(NamedTuple):
         return cls(None, None, decision, debug)
 
     def to_multi(self) -> dict[str, str]:
-        """Returns the `x-b3-*` headers, names in lower case, trace ids always in 32 digits."""
+        """Return the `x-b3-*` headers, names in lower case, trace ids always in 32 digits."""
         headers: dict[str, str] = {}
         if self.trace_id is not None and self.span_id is not None:
             headers |= {"x-b3-traceid": f"{self.trace_id:032x}", "x-b3-spanid": f"{self.span_id:016x}"}
@@ -127,7 +129,14 @@ def read_b3(
     sampled: str | None = None,
     flags: str | None = None,
 ) -> B3Context | None:
-    """Reads whichever B3 headers a request has: `b3` first, then `x-b3-*`, an invalid form never hiding a valid one.
+    """Read whichever B3 headers a request has: `b3` first, then `x-b3-*`. An invalid form never hides a valid one.
+
+    Args:
+        single: The value of `b3`, or `None` where there is no such header.
+        trace_id: The value of `x-b3-traceid`; this and the other arguments are those of `B3Context.parse_multi`.
+        span_id: The value of `x-b3-spanid`.
+        sampled: The value of `x-b3-sampled`.
+        flags: The value of `x-b3-flags`.
 
     Returns:
         `None` where there are no B3 headers at all.
@@ -197,3 +206,7 @@ def _fault_of_single(text: str) -> tuple[str, int]:
     at += 2
     other = NOT_HEXDIGLC.search(fields[3])
     return ("hex", at + other.start()) if other else ("length", at + len(fields[3]))
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

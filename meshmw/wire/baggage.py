@@ -1,4 +1,8 @@
-"""The `baggage` header of W3C Baggage as a list: all its lines together, within limits, in both directions."""
+"""The `baggage` header of W3C Baggage: all its lines as one list, within limits, in both directions.
+
+What arrives is passed on as it arrived, byte for byte, as long as nobody gives the key another value: a `BaggageValue`
+is the decoded text for the application, and carries the raw text, properties and all, for the next header.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,16 @@ from urllib.parse import quote, unquote
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import OWS
 
-# One member of the `baggage` header of W3C Baggage: its key, its value and its properties.
-#
-# What arrives is passed on as it arrived, byte for byte, as long as nobody gives the key another value: `BaggageValue`
-# is the decoded text for the application, and carries the raw text, properties and all, for the next header.
-
+__all__ = [
+    "MAX_BYTES",
+    "MAX_MEMBERS",
+    "REASONS",
+    "BaggageValue",
+    "format_baggage",
+    "format_member",
+    "parse_baggage",
+    "parse_member",
+]
 
 REASONS: Final = {
     "member": "a member without `=`",
@@ -25,6 +34,11 @@ REASONS: Final = {
     "too_many_members": "members beyond the limit",
     "too_many_bytes": "members beyond the limit in bytes",
 }
+
+# What every platform must be able to pass on, counted over all header lines together.    Section "Limits"
+# The grammar's `0*179` would allow 180 members; the stated limit is the one that receivers keep to.
+MAX_MEMBERS: Final = 64
+MAX_BYTES: Final = 8192
 
 # key           = token ; as defined in RFC 7230, Section 3.2.6                          Section "Definition"
 # value         = *baggage-octet
@@ -46,13 +60,18 @@ _VALUE_ALONE = re.compile(_VALUE)
 _READABLE: Final = "!#$&'()*/:<=>?@[]^`{|}"
 _NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
 
+# How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
+_WINDOW: Final = 4
+# One after the other: of thousands of members, the limit lets only the first be looked at. What is empty is skipped.
+_PART: Final = re.compile(r"[^ \t,][^,]*+")
+
 # The same members pass through a service with every request.
 _CACHED_MEMBERS: Final = 1024
 _CACHED_CHARACTERS: Final = 256
 
 
 class BaggageValue(str):
-    """Is a value that arrived from outside, decoded, with the raw text to pass on.
+    """Holds a value that arrived from outside, decoded, with the raw text to pass on.
 
     Attributes:
         raw: The members of this key as they arrived, `key=value;properties`, joined with commas if there are several.
@@ -63,8 +82,8 @@ class BaggageValue(str):
     raw: str
 
     def __new__(cls, value: str, raw: str) -> BaggageValue:
-        """Joins a decoded value to its raw text."""
-        self = str.__new__(cls, value)
+        """Join a decoded value to its raw text."""
+        self = super().__new__(cls, value)
         self.raw = raw
         return self
 
@@ -73,81 +92,14 @@ class BaggageValue(str):
 
     @property
     def properties(self) -> str:
-        """Returns the raw text of the properties, such as `a;b=1`, or an empty text."""
+        """Return the raw text of the properties, such as `a;b=1`, or an empty text."""
         return self.raw.rpartition(",")[2].partition(";")[2].strip(OWS)
-
-
-def parse_member(text: str) -> tuple[str, BaggageValue]:
-    """Reads one list-member into its key, never decoded, and its value (section "Definition").
-
-    Raises:
-        InvalidHeaderError: With the reason `member`, `key`, `value` or `property`.
-    """
-    text = text.strip(OWS)
-    match = MEMBER.fullmatch(text)
-    if match is None:
-        raise InvalidHeaderError("baggage", *fault_of_member(text))
-    return match[1], BaggageValue(decode(match[2]), text)
-
-
-def format_member(key: str, value: str) -> str:
-    """Writes one list-member, its value percent-encoded where that is necessary (section "value").
-
-    Raises:
-        InvalidHeaderError: With the reason `key`.
-    """
-    if not _KEY_ALONE.fullmatch(key):
-        raise InvalidHeaderError("baggage", "key")
-    if not _NEEDS_NO_ENCODING.fullmatch(value):
-        value = quote(value, safe=_READABLE, errors="replace")
-    return f"{key}={value}"
-
-
-def is_raw_of(key: str, raw: str) -> bool:
-    """Says whether a raw text is one or more well-formed members of this key, and so may be written as it is."""
-    return _is_repeated_raw_of(key, raw) if len(raw) <= _CACHED_CHARACTERS else _is_raw_of(key, raw)
-
-
-def _is_raw_of(key: str, raw: str) -> bool:
-    matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
-    return all(match is not None and match[1] == key for match in matches)
-
-
-_is_repeated_raw_of: Final = lru_cache(maxsize=_CACHED_MEMBERS)(_is_raw_of)
-
-
-def decode(value: str) -> str:
-    """Decodes a value's percent-encoding; bytes that are not UTF-8 become U+FFFD, `+` stays."""
-    return unquote(value, errors="replace") if "%" in value else value
-
-
-def fault_of_member(text: str) -> tuple[str, int]:
-    """Works out why a text is not a list-member: a reason and its offset."""
-    key, equals, rest = text.partition("=")
-    if not equals:
-        return "member", len(text)
-    if not _KEY_ALONE.fullmatch(key.rstrip(OWS)):
-        return "key", 0
-    value = rest.partition(";")[0]
-    if not _VALUE_ALONE.fullmatch(value.strip(OWS)):
-        return "value", len(key) + 1
-    return "property", len(key) + 1 + len(value)
-
-
-# What every platform must be able to pass on, counted over all header lines together.    Section "Limits"
-# The grammar's `0*179` would allow 180 members; the stated limit is the one that receivers keep to.
-MAX_MEMBERS: Final = 64
-MAX_BYTES: Final = 8192
-# How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
-_WINDOW: Final = 4
-# One after the other: of thousands of members, the limit lets only the first be looked at. What is empty is skipped.
-_PART: Final = re.compile(r"[^ \t,][^,]*+")
 
 
 def parse_baggage(
     lines: str | Sequence[str], *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
 ) -> tuple[dict[str, BaggageValue], tuple[str, ...]]:
-    """Reads all header lines of one request as one list, and leaves out only what is bad or too much.
+    """Read all header lines of one request as one list, and leave out only what is bad or too much.
 
     Of members with one key, the mapping has the last one's value, and its `raw` has them all.
 
@@ -167,7 +119,7 @@ def parse_baggage(
         raw = part[0].rstrip(OWS)
         match = MEMBER.fullmatch(raw)
         if match is None:
-            dropped[fault_of_member(raw)[0]] = None
+            dropped[_fault(raw)[0]] = None
             continue
         count += 1
         size += len(raw) + 1
@@ -175,9 +127,7 @@ def parse_baggage(
             dropped["too_many_members" if count > max_members else "too_many_bytes"] = None
             break
         key, value = match.groups()
-        if "%" in value:
-            value = decode(value)
-        kept[key] = BaggageValue(value, f"{kept[key].raw},{raw}" if key in kept else raw)
+        kept[key] = BaggageValue(_decode(value), f"{kept[key].raw},{raw}" if key in kept else raw)
     else:
         if was_cut:
             dropped["too_many_bytes"] = None
@@ -187,7 +137,7 @@ def parse_baggage(
 def format_baggage(
     items: Mapping[str, object], *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
 ) -> tuple[str, tuple[str, ...]]:
-    """Writes the header, what arrived as it arrived and the rest encoded, and leaves out what is unusable or too much.
+    """Write the header: what arrived as it arrived, the rest encoded, without what is unusable or too much.
 
     A member that does not fit is left out and later ones are still tried, so that one huge value costs only itself.
 
@@ -221,6 +171,45 @@ def format_baggage(
     return ",".join(kept), tuple(dropped)
 
 
+def parse_member(text: str) -> tuple[str, BaggageValue]:
+    """Read one list-member into its key, which is never decoded, and its value (section "Definition").
+
+    Raises:
+        InvalidHeaderError: With the reason `member`, `key`, `value` or `property`.
+    """
+    text = text.strip(OWS)
+    match = MEMBER.fullmatch(text)
+    if match is None:
+        raise InvalidHeaderError("baggage", *_fault(text))
+    return match[1], BaggageValue(_decode(match[2]), text)
+
+
+def format_member(key: str, value: str) -> str:
+    """Write one list-member, its value percent-encoded where that is necessary (section "value").
+
+    Raises:
+        InvalidHeaderError: With the reason `key`.
+    """
+    if not _KEY_ALONE.fullmatch(key):
+        raise InvalidHeaderError("baggage", "key")
+    if not _NEEDS_NO_ENCODING.fullmatch(value):
+        value = quote(value, safe=_READABLE, errors="replace")
+    return f"{key}={value}"
+
+
+def is_raw_of(key: str, raw: str) -> bool:
+    """Say whether a raw text is one or more well-formed members of this key, and so may be written as it is."""
+    return _is_repeated_raw_of(key, raw) if len(raw) <= _CACHED_CHARACTERS else _is_raw_of(key, raw)
+
+
+def _is_raw_of(key: str, raw: str) -> bool:
+    matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
+    return all(match is not None and match[1] == key for match in matches)
+
+
+_is_repeated_raw_of: Final = lru_cache(maxsize=_CACHED_MEMBERS)(_is_raw_of)
+
+
 def _outgoing(key: object, value: object, max_bytes: int) -> str:
     if not isinstance(key, str):
         raise InvalidHeaderError("baggage", "key")
@@ -243,3 +232,24 @@ def _window(lines: Sequence[str], room: int) -> tuple[str, bool]:
             # The last member may have been cut short.
             return ",".join(taken).rpartition(",")[0], True
     return ",".join(taken), False
+
+
+def _decode(value: str) -> str:
+    """Decode percent-encoding; bytes that are not UTF-8 become U+FFFD, `+` stays (section "value")."""
+    return unquote(value, errors="replace") if "%" in value else value
+
+
+def _fault(member: str) -> tuple[str, int]:
+    key, equals, rest = member.partition("=")
+    if not equals:
+        return "member", len(member)
+    if not _KEY_ALONE.fullmatch(key.rstrip(OWS)):
+        return "key", 0
+    value = rest.partition(";")[0]
+    if not _VALUE_ALONE.fullmatch(value.strip(OWS)):
+        return "value", len(key) + 1
+    return "property", len(key) + 1 + len(value)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

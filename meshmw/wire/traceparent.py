@@ -8,6 +8,17 @@ from typing import Final, Literal, NamedTuple
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
 
+__all__ = [
+    "FLAG_RANDOM",
+    "FLAG_SAMPLED",
+    "KNOWN_FLAGS",
+    "REASONS",
+    "TraceParent",
+    "TraceParentPolicy",
+    "format_traceparent",
+    "read_traceparent",
+]
+
 FLAG_SAMPLED: Final = 0x01
 FLAG_RANDOM: Final = 0x02
 # Of all other flags: "Vendors MUST set those to zero."                               Section 3.2.2.5.3
@@ -35,17 +46,15 @@ REASONS: Final = {
 _FIELDS = f"-(?!0{{32}})({HEXDIGLC}{{32}})-(?!0{{16}})({HEXDIGLC}{{16}})-({HEXDIGLC}{{2}})"
 
 # value = version "-" version-format                                                           Section 3.2.2
-# Version 00 is these four fields and nothing after them.
-_match_version_00: Final = re.compile(f"00{_FIELDS}").fullmatch
+# Version 00 is these four fields and nothing after them. The groups are the last three.
+VERSION_00: Final = re.compile(f"00{_FIELDS}")
 
 # Of a higher version, the first four fields are read as those of version 00. "Vendors MUST check that the 2 characters
 # [of the flags] are either at the end of the string or followed by a dash."                 Section 3.2.4
 # A comma is left out of what may follow: WSGI servers join two lines with one, and the second line would hide there.
-_LATER_VERSION = re.compile(rf"(?!00|ff)({HEXDIGLC}{{2}}){_FIELDS}(?:-[\x20-\x2b\x2d-\x7e]*)?")
+_LATER_VERSION = re.compile(rf"(?!00|ff)({HEXDIGLC}{{2}}){_FIELDS}(?:-[\x20-\x2b\x2d-\x7e]*+)?")
 
 _ANY_IDS = re.compile(f"{HEXDIGLC}{{2}}-{HEXDIGLC}{{32}}-{HEXDIGLC}{{16}}-{HEXDIGLC}{{2}}")
-# Every two digits that flags can be, so that reading them is one look.
-_KNOWN_FLAGS_OF: Final = {f"{bits:02x}": bits & KNOWN_FLAGS for bits in range(256)}
 _LENGTH: Final = 55
 # A later version may say more than version 00; to find a fault beyond this is not worth a stranger's 60 KB.
 _LOOKED_AT: Final = 512
@@ -53,7 +62,7 @@ _SEPARATORS: Final = frozenset({2, 35, 52})
 _TRACE_ID: Final = slice(3, 35)
 _PARENT_ID: Final = slice(36, 52)
 
-Policy = Literal["strict", "w3c"]
+TraceParentPolicy = Literal["strict", "w3c"]
 
 
 class TraceParent(NamedTuple):
@@ -72,8 +81,8 @@ class TraceParent(NamedTuple):
     trace_flags: int
 
     @classmethod
-    def parse(cls, text: str, policy: Policy = "strict") -> TraceParent:
-        """Reads one header line (Trace Context Level 2, sections 3.2.2 and 3.2.4).
+    def parse(cls, text: str, policy: TraceParentPolicy = "strict") -> TraceParent:
+        """Read one header line (Trace Context Level 2, sections 3.2.2 and 3.2.4).
 
         Args:
             text: The header's value. Spaces and tabs at its ends are ignored.
@@ -86,48 +95,42 @@ class TraceParent(NamedTuple):
 
     @property
     def sampled(self) -> bool:
-        """Says whether the caller may have recorded its span."""
+        """Say whether the caller may have recorded its span."""
         return bool(self.trace_flags & FLAG_SAMPLED)
 
     @property
     def random(self) -> bool:
-        """Says whether the trace-id's right-most 7 bytes are random (Level 2, section 3.2.2.5.2)."""
+        """Say whether the trace-id's right-most 7 bytes are random (Level 2, section 3.2.2.5.2)."""
         return bool(self.trace_flags & FLAG_RANDOM)
 
     def __str__(self) -> str:
         return format_traceparent(self.trace_id, self.parent_id, self.trace_flags)
 
 
-def match_version_00(text: str) -> tuple[int, int, int] | None:
-    """Reads trace-id, parent-id and trace-flags where a text is a header of version 00 and nothing else."""
-    if match := _match_version_00(text):
-        trace_id, parent_id, flags = match.groups()
-        return int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
-    return None
-
-
-def read_traceparent(text: str, policy: Policy = "strict") -> tuple[int, int, int, int]:
-    """Reads one header line as `TraceParent.parse` does, for readers that need no more than the four numbers.
+def read_traceparent(text: str, policy: TraceParentPolicy = "strict") -> tuple[int, int, int, int]:
+    """Read one header line as `TraceParent.parse` does, into version, trace-id, parent-id and known trace-flags.
 
     Raises:
         InvalidHeaderError: With one of `REASONS`.
     """
     text = text.strip(OWS)
-    if found := match_version_00(text):
-        return 0, *found
+    if match := VERSION_00.fullmatch(text):
+        return _numbers("00", *match.groups())
     if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
-        version, trace_id, parent_id, flags = match.groups()
-        return int(version, 16), int(trace_id, 16), int(parent_id, 16), _KNOWN_FLAGS_OF[flags]
+        return _numbers(*match.groups())
     raise InvalidHeaderError("traceparent", *_fault(text, policy))
 
 
 def format_traceparent(trace_id: int, parent_id: int, trace_flags: int) -> str:
-    """Writes the header of version 00; flags that it does not know are cleared."""
-    # In half of the time that an f-string takes.
-    return "00-%032x-%016x-%02x" % (trace_id, parent_id, trace_flags & KNOWN_FLAGS)  # noqa: UP031
+    """Write the header of version 00; flags that it does not know are cleared."""
+    return f"00-{trace_id:032x}-{parent_id:016x}-{trace_flags & KNOWN_FLAGS:02x}"
 
 
-def _fault(text: str, policy: Policy) -> tuple[str, int]:
+def _numbers(version: str, trace_id: str, parent_id: str, flags: str) -> tuple[int, int, int, int]:
+    return int(version, 16), int(trace_id, 16), int(parent_id, 16), int(flags, 16) & KNOWN_FLAGS
+
+
+def _fault(text: str, policy: TraceParentPolicy) -> tuple[str, int]:
     if not text:
         return "empty", 0
     if (comma := text.find(",")) >= 0:
@@ -136,7 +139,7 @@ def _fault(text: str, policy: Policy) -> tuple[str, int]:
     if control := NOT_PRINTABLE_ASCII.search(text):
         return "control", control.start()
     lower = text.lower()
-    if _match_version_00(lower) or (policy == "w3c" and _LATER_VERSION.fullmatch(lower)):
+    if VERSION_00.fullmatch(lower) or (policy == "w3c" and _LATER_VERSION.fullmatch(lower)):
         return "case", next(at for at, char in enumerate(text) if char.isupper())
     if not _ANY_IDS.match(text):
         return _fault_of_shape(text)
@@ -163,3 +166,7 @@ def _fault_of_meaning(text: str) -> tuple[str, int]:
     if len(text) > _LENGTH and (text.startswith("00") or text[_LENGTH] != "-"):
         return "trailing", _LENGTH
     return "version", 0
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

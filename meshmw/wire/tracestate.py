@@ -10,6 +10,8 @@ from typing import Final
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import OWS
 
+__all__ = ["MAX_CHARS", "MAX_MEMBERS", "REASONS", "Member", "TraceState"]
+
 # list = list-member 0*31( OWS "," OWS list-member )                                 Section 3.3.1.2
 MAX_MEMBERS: Final = 32
 # 32 members of 256 + "=" + 256 characters. Twice that leaves the other half to commas, spaces and empty members.
@@ -37,7 +39,7 @@ _VALUE = rf"[\x20{_NBLK_CHR}]{{0,255}}[{_NBLK_CHR}]"
 _MEMBER = re.compile(f"({_KEY})=({_VALUE})")
 _KEY_ALONE = re.compile(_KEY)
 _VALUE_ALONE = re.compile(_VALUE)
-# To skip what is empty, one after the other, would take a stranger's 30,000 commas and spaces milliseconds.
+# All that is empty at once: one after the other, a stranger's 30,000 commas and spaces would take milliseconds.
 _EMPTY = re.compile(r"[ \t,]*+")
 
 Member = tuple[str, str]
@@ -62,7 +64,7 @@ class TraceState:
 
     @classmethod
     def parse(cls, lines: str | Sequence[str]) -> TraceState:
-        """Reads all header lines of one request as one list (section 3.3.1).
+        """Read all header lines of one request as one list (section 3.3.1).
 
         Members that are empty are skipped, and of members with one key the first is kept.
 
@@ -72,14 +74,14 @@ class TraceState:
         Raises:
             InvalidHeaderError: With one of `REASONS`. One bad member spoils the list, as the W3C test suite asks.
         """
-        return cls._of(_read(lines if isinstance(lines, str) else ",".join(lines)))
+        return cls._matched(_read(lines if isinstance(lines, str) else ",".join(lines)))
 
     def get(self, key: str) -> str | None:
-        """Returns the value at a key, or `None`."""
+        """Return the value at a key, or `None`."""
         return next((value for name, value in self.members if name == key), None)
 
     def insert(self, key: str, value: str) -> TraceState:
-        """Returns a list with this member at the left, the old one gone, and the right-most one dropped beyond 32.
+        """Return a list with this member at the left, the old one gone, and the right-most one dropped beyond 32.
 
         Raises:
             InvalidHeaderError: With the reason `key` or `value`.
@@ -88,17 +90,18 @@ class TraceState:
             raise InvalidHeaderError("tracestate", "key")
         if not _VALUE_ALONE.fullmatch(value):
             raise InvalidHeaderError("tracestate", "value")
-        return self._of(((key, value), *self.delete(key).members)[:MAX_MEMBERS])
+        return self._matched(((key, value), *self.delete(key).members)[:MAX_MEMBERS])
 
     def delete(self, key: str) -> TraceState:
-        """Returns a list without this key."""
-        return self._of(tuple(member for member in self.members if member[0] != key))
+        """Return a list without this key."""
+        return self._matched(tuple(member for member in self.members if member[0] != key))
 
     def __str__(self) -> str:
         return ",".join([f"{key}={value}" for key, value in self.members])
 
     @classmethod
-    def _of(cls, members: tuple[Member, ...]) -> TraceState:
+    def _matched(cls, members: tuple[Member, ...]) -> TraceState:
+        # The constructor would match every member a second time, in as much time again.
         state = object.__new__(cls)
         object.__setattr__(state, "members", members)
         return state
@@ -117,7 +120,7 @@ def _read(text: str) -> tuple[Member, ...]:
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:
-    """Yields where each part starts that is not empty, and the part."""
+    """Yield where each part starts that is not empty, and the part."""
     end = 0
     # The pattern matches everywhere, if only nothing.
     while (at := _EMPTY.match(text, end).end()) < len(text):  # type: ignore[union-attr]
@@ -136,3 +139,7 @@ def _fault(part: str, at: int) -> tuple[str, int]:
     if not _VALUE_ALONE.fullmatch(value):
         return "value", at + len(key) + 1
     return "too_many_members", at
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -20,9 +20,15 @@ from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, SpanK
 
 from meshmw import _runtime as runtime
 from meshmw._context.current import detach as detach
-from meshmw._context.extraction import PASSTHROUGH_KEY
-from meshmw._context.read import _TRACE, _TRACE_AND_BAGGAGE, PASSTHROUGH_MAX_CHARACTERS, REPEATED_BAGGAGE, PlainReader
-from meshmw._context.read_trace import FLAGS, NO_STATE, REPEATED_STATE, repeated_trace_state
+from meshmw._context.extraction import (
+    _TRACE,
+    _TRACE_AND_BAGGAGE,
+    PASSTHROUGH_KEY,
+    PASSTHROUGH_MAX_CHARACTERS,
+    TRACE_FLAGS,
+)
+from meshmw._context.read_baggage import REPEATED_BAGGAGE
+from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, repeated_trace_state
 from meshmw._frameworks import route_of
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle import serving as logged
@@ -36,7 +42,7 @@ from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import _last_extract
 from meshmw.wire.headers import SENT_HEADER
-from meshmw.wire.traceparent import _KNOWN_FLAGS_OF, FLAG_SAMPLED, _match_version_00
+from meshmw.wire.traceparent import FLAG_SAMPLED, VERSION_00
 from tests.benchmarks.traffic import provider
 
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
@@ -73,8 +79,8 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
     effective = runtime.current()
     propagator, wanted = effective.propagator, effective.header_names.asgi
     accepted = propagator.rejections.accepted
-    reader = getattr(propagator._reader.read, "__self__", None)
-    if not isinstance(reader, PlainReader) or reader._baggage is None or propagator.passthrough != ("x-request-id",):
+    reader = propagator._reader
+    if not reader._reads_plain or reader._baggage is None or propagator.passthrough != ("x-request-id",):
         raise NotPlain
     baggage_of = reader._baggage.repeated
 
@@ -98,11 +104,11 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             raise NotPlain
         if _last_extract.get() is not None:
             _last_extract.set(None)
-        match = _match_version_00(lines["traceparent"][0]) if "traceparent" in lines else None
+        match = VERSION_00.fullmatch(lines["traceparent"][0]) if "traceparent" in lines else None
         if match is None:
             raise NotPlain
         trace_id, parent_id, digits = match.groups()
-        flags = _KNOWN_FLAGS_OF[digits]
+        flags = TRACE_FLAGS[digits]
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             raise NotPlain
         state, trusted = NO_STATE, _TRACE
@@ -114,7 +120,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 state = repeated_trace_state(text)
             except InvalidHeaderError:
                 raise NotPlain from None
-        remote = (int(trace_id, 16), int(parent_id, 16), True, FLAGS[flags], state, True)
+        remote = (int(trace_id, 16), int(parent_id, 16), True, flags, state, True)
         entries: dict[str, Any] = {SPAN_KEY: NonRecordingSpan(_tuple_of(SpanContext, remote))}
         if "baggage" in lines:
             text = lines["baggage"][0]

@@ -15,9 +15,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
+from meshmw import __version__
 from meshmw._context.current import Current
-from meshmw.concurrency import ThreadPoolExecutor, bind, linked
-from meshmw.concurrency import _binding as detached
+from meshmw._lifecycle import operation
+from meshmw.concurrency import ThreadPoolExecutor, bind, detached, linked
 from meshmw.propagator import MeshPropagator
 from meshmw.testing._spans import from_sdk
 
@@ -71,6 +72,10 @@ class TestDetached:
                 assert nothing is None
                 assert nothing_of_the_request()
             assert otel_context.get_current() is before
+
+    def test_the_context_keeps_all_but_what_belongs_to_a_request(self):
+        with request(), detached():
+            assert otel_context.get_current() == {KEY: "other"}
 
     def test_as_a_decorator_it_is_a_block_for_each_call(self):
         @detached()
@@ -232,3 +237,12 @@ class TestLinked:
     def test_the_global_provider_is_the_default(self):
         with linked("work") as span:
             assert not span.is_recording()
+
+    def test_the_scope_of_its_span_is_this_package_in_its_version(self, exporter, monkeypatch):
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        monkeypatch.setattr(operation, "TRACER", operation.tracer_of(provider))
+        with linked("work"):
+            pass
+        (span,) = exporter.get_finished_spans()
+        assert (span.instrumentation_scope.name, span.instrumentation_scope.version) == ("meshmw", __version__)

@@ -21,7 +21,7 @@ from meshmw._context.current import Current
 from meshmw._telemetry import configure as bootstrap
 from meshmw.concurrency import ProcessPoolExecutor
 from meshmw.concurrency import _executors as processes
-from meshmw.concurrency._binding import Carried, from_headers, to_headers
+from meshmw.concurrency._executors import Carried, from_headers, to_headers
 from meshmw.propagator import MeshPropagator
 
 pytestmark = pytest.mark.usefixtures("strict_context")
@@ -150,11 +150,6 @@ class TestHeaders:
         assert baggage.get_all(from_headers({"baggage": "a=1"})) == {"a": "1"}
         assert caplog.text == ""
 
-    def test_a_base_keeps_all_but_what_belongs_to_a_request(self):
-        key = create_key("other")
-        base = MeshPropagator().extract(HEADERS, Context({key: 1}))
-        assert from_headers({}, base) == {key: 1}
-
     def test_nothing_is_pickled_but_strings_and_the_function(self):
         with Current(MeshPropagator().extract(HEADERS, Context({create_key("other"): lambda: None}))):
             carried = Carried(describe)
@@ -207,12 +202,12 @@ class TestWorker:
     @pytest.fixture
     def happened(self, monkeypatch):
         happened = []
-        monkeypatch.setattr(bootstrap, "configure", lambda settings: happened.append(("configure", settings)))
+        monkeypatch.setattr(processes, "configure", lambda settings: happened.append(("configure", settings)))
         monkeypatch.setattr(processes, "Finalize", lambda obj, call, exitpriority: happened.append(("finalize", call)))
         return happened
 
     def telemetry(self, monkeypatch, settings, *, owned):
-        telemetry = type("Telemetry", (), {"settings": settings, "_owned": owned})
+        telemetry = type("Telemetry", (), {"settings": settings, "owned": owned})
         monkeypatch.setattr(bootstrap, "_configured", telemetry)
 
     def started(self):
@@ -258,7 +253,7 @@ class TestWorker:
             raise meshmw.MissingExtraError("the exporter", "otlp")
 
         self.telemetry(monkeypatch, meshmw.Settings(), owned=True)
-        monkeypatch.setattr(bootstrap, "configure", refuse)
+        monkeypatch.setattr(processes, "configure", refuse)
         processes._begin_worker(self.started(), lambda: happened.append("initializer"), ())
         assert happened[-1] == "initializer"
         assert "a worker process exports no spans" in caplog.text

@@ -23,8 +23,7 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from meshmw import MeshPropagator
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, linked
-from meshmw.concurrency import _binding as detached
+from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, detached, linked
 from tests.matrix.served import (
     Connection,
     Ids,

@@ -15,8 +15,7 @@ from opentelemetry import context as otel_context
 
 from meshmw import frames
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, linked, to_thread
-from meshmw.concurrency import _binding as detached
+from meshmw.concurrency import Thread, ThreadPoolExecutor, bind, detached, linked, to_thread
 from meshmw.streams import stream
 from tests.soak.watch import Watch, span
 

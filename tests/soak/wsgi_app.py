@@ -10,8 +10,7 @@ from typing import Any
 from flask import Flask, Response, request, send_file, stream_with_context
 
 import meshmw.flask
-from meshmw.concurrency import ThreadPoolExecutor, linked
-from meshmw.concurrency import _binding as detached
+from meshmw.concurrency import ThreadPoolExecutor, detached, linked
 from tests.soak.watch import Watch, span
 
 watch = Watch()

@@ -1,0 +1,98 @@
+"""Inbound: what the baggage of one request says within limits, and whether its header may stay as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from meshmw._context.carriers import one_line
+from meshmw._notices import Rejections
+from meshmw._policy.patterns import BaggageKeys
+from meshmw.wire import BaggageValue, parse_baggage
+
+# Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
+REPEATED_BAGGAGE: Final = 8192
+_CACHE_ENTRIES: Final = 256
+_LIMITS: Final = frozenset({"too_many_members", "too_many_bytes"})
+MEMBERS_DROPPED: Final = "- the members concerned are dropped, the others kept"
+
+
+class ReadBaggage(NamedTuple):
+    """Holds what baggage says, and what is to be done about its header.
+
+    Attributes:
+        members: What is let in.
+        reasons: Why others were left out.
+        must_change: Whether the header must not stay as it came; so it is wherever there are reasons.
+    """
+
+    members: Mapping[str, BaggageValue]
+    reasons: tuple[str, ...]
+    must_change: bool
+
+    @property
+    def rewrite(self) -> str | None:
+        """Return the line to put in the header's place, or None where nothing of it is left."""
+        return ",".join(value.raw for value in self.members.values()) or None
+
+
+class BaggageReader:
+    """Reads baggage within limits, and remembers what it has read.
+
+    Args:
+        keys: Which keys are let in.
+        max_members: Members kept, all lines together.
+        max_bytes: Bytes kept, all lines together, commas included.
+
+    Attributes:
+        repeated: Reads one line of at most `REPEATED_BAGGAGE` characters as `read` does.
+    """
+
+    def __init__(self, keys: BaggageKeys, max_members: int, max_bytes: int) -> None:
+        self._keys = keys
+        self._max_members = max_members
+        self._max_bytes = max_bytes
+        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
+
+    def read(self, lines: Sequence[str]) -> ReadBaggage:
+        """Return what all lines say together; nobody may change it."""
+        text = one_line(lines)
+        if len(text) <= REPEATED_BAGGAGE:
+            return self.repeated(text)
+        # Where a limit is reached in the beginning, nothing beyond it is looked at, so nothing else need be known.
+        read = self.repeated(text[:REPEATED_BAGGAGE].rpartition(",")[0])
+        return self._read(text) if _LIMITS.isdisjoint(read.reasons) else read
+
+    def _read(self, text: str) -> ReadBaggage:
+        read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)
+        members = self._keys.permitted(read)
+        # Blanks and commas are refused by no rule, and count for the next proxy all the same.
+        must_change = bool(reasons) or len(members) < len(read) or len(text) > self._max_bytes
+        return ReadBaggage(members, reasons, must_change)
+
+
+class BaggageLimit:
+    """Cuts baggage to limits for a service that does nothing else with it, and warns of what it drops.
+
+    Args:
+        max_members: Members kept, all lines together.
+        max_bytes: Bytes kept, all lines together, commas included.
+        warn_window: Seconds between two warnings of the same reason.
+
+    Raises:
+        ValueError: A limit is less than 0.
+    """
+
+    def __init__(self, max_members: int, max_bytes: int, warn_window: float) -> None:
+        if max_members < 0 or max_bytes < 0:
+            raise ValueError("limits of baggage are 0 or more")
+        self._reader = BaggageReader(BaggageKeys(), max_members, max_bytes)
+        self._rejections = Rejections(warn_window)
+
+    def rewrites(self, lines: Sequence[str]) -> dict[str, str | None]:
+        """Return what to put in the place of the header, None to remove it; nothing where it may stay."""
+        read = self._reader.read(lines)
+        for reason in read.reasons:
+            self._rejections.record("baggage", reason, MEMBERS_DROPPED)
+        return {"baggage": read.rewrite} if read.must_change else {}
