@@ -15,8 +15,8 @@ from opentelemetry import trace
 
 from meshmw import _runtime
 from meshmw._lifecycle import http_conventions as semconv
-from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, begin_client
+from meshmw._lifecycle.operation import AttributeValue
 from meshmw.propagator import MeshPropagator
 
 

@@ -21,10 +21,9 @@ from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read_baggage import BaggageLimit
 from meshmw._frameworks import listen_for_exceptions, route_of
-from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, server_attributes
-from meshmw._lifecycle.operation import record_refusals
+from meshmw._lifecycle.operation import AttributeValue, record_refusals
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import LOGGER
 from meshmw._policy.trust import RequestView

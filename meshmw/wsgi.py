@@ -14,9 +14,9 @@ from opentelemetry import context as otel_context
 from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import protocol_version, server_attributes
+from meshmw._lifecycle.operation import AttributeValue
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.trust import RequestView
 from meshmw.streams import closed_on_drop

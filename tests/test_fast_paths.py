@@ -19,7 +19,7 @@ from meshmw import MeshPropagator, asgi, wsgi
 from meshmw._context.extraction import HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
-from meshmw._lifecycle import conventions as attributes
+from meshmw._lifecycle import http_conventions, operation
 from meshmw._lifecycle import http_conventions as http
 from meshmw._lifecycle.decide import decide
 from meshmw._lifecycle.http import HttpOperation, begin_server
@@ -245,7 +245,7 @@ def test_attributes_are_the_same_the_second_time_and_the_callers_own(method, aut
     assert found.get("user_agent.original", "") == (user_agent or "")
     assert found["url.path"] == path
     assert found["http.request.method"] == (method if method == "GET" else "_OTHER")
-    assert attributes.address_attributes("server", authority, scheme).items() <= found.items()
+    assert http_conventions.address_attributes("server", authority, scheme).items() <= found.items()
 
 
 @pytest.mark.parametrize("long", ["method", "scheme", "authority", "protocol_version", "user_agent"])
@@ -274,7 +274,7 @@ def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
         client_port=1,
         user_agent="x",
     )
-    lazy = attributes.LazyAttributes(lambda: built)
+    lazy = operation.LazyAttributes(lambda: built)
     assert dict(lazy.items()) == {key: lazy[key] for key in lazy} == built
     assert len(lazy) == len(built)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from meshmw._lifecycle.conventions import LazyAttributes
+from meshmw._lifecycle.operation import LazyAttributes
 
 
 def test_attributes_can_be_copied_as_the_sdk_does_up_to_1_40():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw._lifecycle import conventions as attributes
+from meshmw._lifecycle import http_conventions, operation
 from meshmw._lifecycle import http_conventions as semconv
 
 
@@ -46,12 +46,12 @@ def test_versions_are_named_as_the_conventions_name_them(given_version, expected
     ],
 )
 def test_an_authority_is_said_if_it_is_one(authority, scheme, expected):
-    assert attributes.address_attributes("server", authority, scheme) == expected
+    assert http_conventions.address_attributes("server", authority, scheme) == expected
 
 
 @given(st.text())
 def test_no_authority_can_raise(authority):
-    attributes.address_attributes("server", authority, "http")
+    http_conventions.address_attributes("server", authority, "http")
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_an_error_is_named_by_its_class():
     class OutOfStock(Exception):
         pass
 
-    assert attributes.error_type(LookupError()) == "LookupError"
-    assert attributes.error_type(OutOfStock()).endswith("OutOfStock")
-    assert attributes.error_type(OutOfStock()).startswith(f"{__name__}.")
+    assert operation.error_type(LookupError()) == "LookupError"
+    assert operation.error_type(OutOfStock()).endswith("OutOfStock")
+    assert operation.error_type(OutOfStock()).startswith(f"{__name__}.")
 
 
 def test_lazy_attributes_are_computed_once_and_only_if_somebody_looks():
@@ -96,7 +96,7 @@ def test_lazy_attributes_are_computed_once_and_only_if_somebody_looks():
         computed.append(1)
         return {"a": 1}
 
-    lazy = attributes.LazyAttributes(build)
+    lazy = operation.LazyAttributes(build)
     assert computed == []
     assert (dict(lazy), len(lazy), lazy["a"], "b" in lazy) == ({"a": 1}, 1, 1, False)
     assert computed == [1]

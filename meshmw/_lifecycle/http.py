@@ -13,7 +13,6 @@ from opentelemetry.trace import NoOpTracer, ProxyTracer, Span, SpanKind, StatusC
 
 from meshmw._context.carriers import Lines, are_same
 from meshmw._context.extraction import Extraction
-from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
 from meshmw._lifecycle.decide import CLAIM_KEY, Decision, claimed, context_below
 from meshmw._lifecycle.http_conventions import (
     CLIENT,
@@ -23,7 +22,7 @@ from meshmw._lifecycle.http_conventions import (
     Measurement,
     span_name,
 )
-from meshmw._lifecycle.operation import Operation, record_refusals
+from meshmw._lifecycle.operation import AttributeValue, LazyAttributes, Operation, record_refusals
 from meshmw._otel import SPAN_KEY, real_tracer
 from meshmw._policy.trust import RequestView
 from meshmw.wire.traceparent import FLAG_SAMPLED

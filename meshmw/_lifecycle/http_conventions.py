@@ -6,17 +6,19 @@ import re
 import time
 from functools import lru_cache
 from typing import Final
+from urllib.parse import urlsplit
 
 from opentelemetry import metrics
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
-from meshmw._lifecycle.conventions import DEFAULT_PORTS, Attributes, AttributeValue, address_attributes, error_type
+from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
 from meshmw._notices import LOGGER, Throttle
 from meshmw._otel import liveness_of
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
+# How many root paths may stand in routes, which are labels of metrics.
 _MOST_ROOTS: Final = 64
 _roots: Final[set[str]] = set()
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
@@ -217,3 +219,29 @@ def _host(attributes: Attributes) -> dict[str, AttributeValue]:
             return {"server.address": "_OTHER"}
         _hosts.add(host)
     return {"server.address": address} | ({} if port is None else {"server.port": port})
+
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:
+    """Return `{prefix}.address` and `{prefix}.port` of a `host[:port]`, or nothing where it is malformed.
+
+    A port that is not given is the scheme's own.
+    """
+    address, port = _host_and_port(authority) if authority else (None, None)
+    if not address:
+        return {}
+    port = port or DEFAULT_PORTS.get(scheme)
+    return {f"{prefix}.address": address, f"{prefix}.port": port} if port else {f"{prefix}.address": address}
+
+
+def _host_and_port(authority: str) -> tuple[str | None, int | None]:
+    try:
+        url = urlsplit(f"//{authority}")
+        address, port = url.hostname, url.port
+    except ValueError:
+        return None, None
+    if url.path or url.query or url.fragment or url.username is not None:
+        return None, None
+    return address, port

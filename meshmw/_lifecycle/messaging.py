@@ -20,9 +20,8 @@ from opentelemetry.context import Context
 from meshmw import _runtime
 from meshmw._context.carriers import Lines
 from meshmw._context.extraction import Extraction
-from meshmw._lifecycle.conventions import Attributes, AttributeValue, LazyAttributes
 from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
-from meshmw._lifecycle.operation import Operation, record_refusals
+from meshmw._lifecycle.operation import Attributes, AttributeValue, LazyAttributes, Operation, record_refusals
 from meshmw._otel import SPAN_KEY
 from meshmw._runtime import MessagingParent, tracer_of
 from meshmw.propagator import MeshPropagator

@@ -11,7 +11,7 @@ Every adapter goes through these steps:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from types import TracebackType
 from typing import cast
 
@@ -20,7 +20,6 @@ from opentelemetry.trace import Span, StatusCode
 
 from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
-from meshmw._lifecycle.conventions import error_type
 from meshmw._lifecycle.decide import REJECTED
 
 
@@ -123,3 +122,51 @@ def record_refusals(span: Span, extraction: Extraction, *, link: bool = True) ->
             span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
         if link and extraction.rejected is not None:
             span.add_link(extraction.rejected, REJECTED)
+
+
+AttributeValue = str | int
+
+
+Attributes = Mapping[str, AttributeValue]
+
+
+class LazyAttributes(Mapping[str, AttributeValue]):
+    """Computes attributes when somebody first looks at them, so that an unsampled span costs none.
+
+    Args:
+        build: Returns the attributes; called at most once.
+    """
+
+    __slots__ = ("_build", "_built")
+
+    def __init__(self, build: Callable[[], dict[str, AttributeValue]]) -> None:
+        self._build = build
+        self._built: dict[str, AttributeValue] | None = None
+
+    def _attributes(self) -> dict[str, AttributeValue]:
+        if self._built is None:
+            self._built = self._build()
+        return self._built
+
+    def __getitem__(self, key: str) -> AttributeValue:
+        return self._attributes()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._attributes())
+
+    def __len__(self) -> int:
+        return len(self._attributes())
+
+    def items(self) -> ItemsView[str, AttributeValue]:
+        """Return all at once: the SDK copies them, and `Mapping` would look each one up."""
+        return self._attributes().items()
+
+    def copy(self) -> dict[str, AttributeValue]:
+        """Return all in a dictionary; older SDKs ask for this of whatever attributes a sampler has returned."""
+        return dict(self._attributes())
+
+
+def error_type(error: BaseException) -> str:
+    """Return the fully qualified name of an exception's class, without `builtins`."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

@@ -17,9 +17,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from meshmw._context.current import Current
-from meshmw._lifecycle.conventions import Attributes, AttributeValue, error_type
 from meshmw._lifecycle.decide import Decision, claimed, context_below
-from meshmw._lifecycle.operation import Operation, record_refusals
+from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, error_type, record_refusals
 from meshmw._otel import SPAN_KEY, SUPPRESS_KEY
 
 # The package, and the instrumentation scope of its spans.

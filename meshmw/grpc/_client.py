@@ -20,7 +20,7 @@ from opentelemetry.trace import TracerProvider
 
 from meshmw import _runtime
 from meshmw._foreign import status_of_ended_call
-from meshmw._lifecycle.conventions import Attributes
+from meshmw._lifecycle.operation import Attributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_client, client_attributes, stand_contrib_down
 from meshmw._runtime import tracer_of
 from meshmw.grpc._metadata import MAX_METADATA_BYTES, OutgoingMetadata, Pairs, parse_target

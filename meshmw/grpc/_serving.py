@@ -28,7 +28,7 @@ from opentelemetry.context import Context
 from meshmw._context.carriers import Lines
 from meshmw._context.current import Current
 from meshmw._foreign import is_end_of_call
-from meshmw._lifecycle.conventions import AttributeValue, LazyAttributes
+from meshmw._lifecycle.operation import AttributeValue, LazyAttributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_server, server_attributes
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.patterns import PathPatterns

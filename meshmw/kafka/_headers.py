@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from opentelemetry.propagators.textmap import Getter, Setter
 
-from meshmw._lifecycle.conventions import Attributes
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
+from meshmw._lifecycle.operation import Attributes
 
 SentHeaders: TypeAlias = list[tuple[str, bytes]]
 

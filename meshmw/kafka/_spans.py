@@ -16,10 +16,10 @@ from opentelemetry.context import Context
 from meshmw._context.extraction import Extraction
 from meshmw._foreign import kafka_servers
 from meshmw._lifecycle.clients import AsyncDeliveries, Deliveries, Delivery
-from meshmw._lifecycle.conventions import Attributes, address_attributes
 from meshmw._lifecycle.decide import OperationType
+from meshmw._lifecycle.http_conventions import address_attributes
 from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging, Options, message_attributes
-from meshmw._lifecycle.operation import Operation, OperationScope
+from meshmw._lifecycle.operation import Attributes, Operation, OperationScope
 from meshmw.kafka._headers import (
     SentHeaders,
     batch_attributes,

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.propagators.textmap import Getter
 
-from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
+from meshmw._lifecycle.operation import AttributeValue
 
 _DEFAULT_EXCHANGE: Final = "amq.default"
 # Names that brokers and aio-pika make up: no two are alike, so that they name no span.

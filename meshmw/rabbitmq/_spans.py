@@ -17,10 +17,9 @@ from opentelemetry.context import Context
 from meshmw._context.extraction import Extraction
 from meshmw._foreign import amqp_address
 from meshmw._lifecycle.clients import AsyncDeliveries, Deliveries, Delivery
-from meshmw._lifecycle.conventions import Attributes, AttributeValue
 from meshmw._lifecycle.decide import OperationType
 from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging, Options
-from meshmw._lifecycle.operation import Operation, OperationScope
+from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, OperationScope
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq._headers import (
     Message,

@@ -17,9 +17,9 @@ from meshmw import _runtime as runtime
 from meshmw._context.current import detach as detach
 from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._lifecycle import http_conventions as semconv
-from meshmw._lifecycle.conventions import LazyAttributes, error_type
 from meshmw._lifecycle.http import HttpOperation
 from meshmw._lifecycle.http_conventions import CLIENT_IS_MEASURED
+from meshmw._lifecycle.operation import LazyAttributes, error_type
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
 from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, RESERVED_BYTES, RESERVED_HEADERS
 from meshmw._transports import _attributes

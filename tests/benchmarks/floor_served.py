@@ -32,10 +32,10 @@ from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, repeated_trace_
 from meshmw._frameworks import route_of
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle import serving as logged
-from meshmw._lifecycle.conventions import error_type
 from meshmw._lifecycle.decide import CLAIM_KEY
 from meshmw._lifecycle.http import _REQUEST_KEY
 from meshmw._lifecycle.http_conventions import SERVER_IS_MEASURED
+from meshmw._lifecycle.operation import error_type
 from meshmw._notices import LOGGER
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
 from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest

@@ -25,7 +25,7 @@ PARTS: Final = {
     "meshmw: header lines out of the scope": ("meshmw.asgi:_header_lines",),
     "meshmw: the span's attributes": (
         "meshmw._lifecycle.http_conventions",
-        "meshmw._lifecycle.conventions",
+        "meshmw._lifecycle.operation:LazyAttributes",
         "meshmw.asgi:_AsgiRequest.attributes",
     ),
     "meshmw: who begins, the operation, its end": ("meshmw._lifecycle", "meshmw._runtime", "meshmw._context.current"),
