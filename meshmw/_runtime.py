@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 
@@ -13,14 +13,13 @@ from meshmw._notices import LOGGER
 from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
+from meshmw._policy.words import MessagingParent as MessagingParent
+from meshmw._policy.words import ServerSpans as ServerSpans
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
-
-ServerSpans = Literal["auto", "contrib", "off"]
-MessagingParent = Literal["parent", "link"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,20 +20,19 @@ from opentelemetry.propagators.textmap import (
 from meshmw._context.carriers import are_same, header_lines
 from meshmw._context.extraction import READ_KEY, Extraction, Lines
 from meshmw._context.read import BaggageReader, HeaderReader
-from meshmw._context.read_trace import Duplicates, Prefer, TraceParentPolicy, TraceReader
+from meshmw._context.read_trace import TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
 from meshmw._notices import Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, OutboundScope, Pairs, passable
 from meshmw._policy.patterns import BaggageKeys
-from meshmw._policy.trust import Trust
+from meshmw._policy.words import Duplicates, Format, Prefer, TraceparentPolicy, Trust, one_of
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
 
-FORMATS: Final = ("tracecontext", "baggage", "b3", "b3multi")
-DEFAULT_FORMATS: Final = ("tracecontext", "baggage")
+DEFAULT_FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage")
 
 
 class MeshPropagator(TextMapPropagator):
@@ -61,14 +60,14 @@ class MeshPropagator(TextMapPropagator):
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A format is not known, or a trace header is to be passed through.
+        ValueError: A word is none of the named ones, a pattern is none, or a trace header is to be passed through.
     """
 
     def __init__(
         self,
-        formats: Collection[str] = DEFAULT_FORMATS,
+        formats: Collection[Format] = DEFAULT_FORMATS,
         *,
-        traceparent_policy: TraceParentPolicy = "strict",
+        traceparent_policy: TraceparentPolicy = "strict",
         duplicates: Duplicates = "restart",
         prefer: Prefer = "w3c",
         trust: Trust = "continue",
@@ -81,15 +80,18 @@ class MeshPropagator(TextMapPropagator):
         passthrough: Collection[str] = ("x-request-id",),
         warn_window: float = 60.0,
     ) -> None:
-        self.formats = _known(formats)
+        self.formats: tuple[Format, ...] = tuple(one_of(Format, each, "formats") for each in formats)
         self.passthrough = passable(passthrough)
-        self.trust: Trust = trust
+        self.trust: Trust = one_of(Trust, trust, "trust")
         self.rejections = Rejections(warn_window)
         limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
         keys = baggage_keys or BaggageKeys()
         baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
         trace_reader = TraceReader(
-            formats=self.formats, traceparent_policy=traceparent_policy, duplicates=duplicates, prefer=prefer
+            formats=self.formats,
+            traceparent_policy=one_of(TraceparentPolicy, traceparent_policy, "traceparent_policy"),
+            duplicates=one_of(Duplicates, duplicates, "duplicates"),
+            prefer=one_of(Prefer, prefer, "prefer"),
         )
 
         def reader(rejections: Rejections) -> HeaderReader:
@@ -270,10 +272,3 @@ class MeshPropagator(TextMapPropagator):
 _last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction, Extraction] | None] = ContextVar(
     "meshmw-extract", default=None
 )
-
-
-def _known(formats: Collection[str]) -> tuple[str, ...]:
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
-    return tuple(formats)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from meshmw._notices import Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
+from meshmw._policy.words import Trust
 from meshmw.wire import B3Context, BaggageValue
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
@@ -46,7 +47,7 @@ class Extraction(NamedTuple):
         """Say whether any header of this request said anything, and so tells it from other requests."""
         return bool(self.span_context or self.refused or self.baggage or self.passthrough)
 
-    def trusted(self, trust: Literal["continue", "restart", "ignore"]) -> Extraction:
+    def trusted(self, trust: Trust) -> Extraction:
         """Return what remains where the sender is trusted so far: all, a link to its span, or nothing of it."""
         if trust == "continue":
             return self

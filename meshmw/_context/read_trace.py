@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw._context.extraction import Reading, one_line
 from meshmw._otel import W3CTraceState
+from meshmw._policy.words import Duplicates, Format, Prefer, TraceparentPolicy
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
@@ -64,9 +65,6 @@ def from_b3(b3: B3Context) -> SpanContext | None:
     return SpanContext(b3.trace_id, b3.span_id, True, FLAGS[1 if b3.sampled else 0], NO_STATE)
 
 
-TraceParentPolicy = Literal["strict", "w3c"]
-Duplicates = Literal["restart", "same-trace"]
-Prefer = Literal["w3c", "b3", "auto"]
 # Version, trace-id, parent-id and trace-flags.
 Fields = tuple[int, int, int, int]
 
@@ -91,14 +89,14 @@ class TraceReader:
     def __init__(
         self,
         *,
-        formats: Collection[str],
-        traceparent_policy: TraceParentPolicy,
+        formats: Collection[Format],
+        traceparent_policy: TraceparentPolicy,
         duplicates: Duplicates,
         prefer: Prefer,
     ) -> None:
         self.reads_w3c = "tracecontext" in formats
         self.reads_b3 = "b3" in formats or "b3multi" in formats
-        self._policy: TraceParentPolicy = traceparent_policy
+        self._policy: TraceparentPolicy = traceparent_policy
         self._duplicates = duplicates
         self._prefer = prefer
 

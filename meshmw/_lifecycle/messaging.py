@@ -25,7 +25,7 @@ from meshmw._lifecycle.conventions import (
 )
 from meshmw._lifecycle.operation import TRACER, Operation, record_refusals
 from meshmw._otel import SPAN_KEY
-from meshmw._runtime import MessagingParent
+from meshmw._policy.words import MessagingParent, one_of
 from meshmw._version import __version__
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
@@ -90,7 +90,7 @@ class Messaging:
         self._server = server
         self._propagator = propagator
         self._tracer = TRACER if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
-        self._parent = parent
+        self._parent = None if parent is None else one_of(MessagingParent, parent, "parent")
 
     def with_options(
         self,

@@ -18,6 +18,7 @@ from meshmw import _runtime
 from meshmw._lifecycle.http import HttpOperation, Request, begin_nested, begin_server
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import Trust, TrustCallable, TrustPolicy
+from meshmw._policy.words import one_of
 from meshmw._runtime import Runtime, ServerSpans
 from meshmw._version import __version__
 from meshmw.propagator import MeshPropagator
@@ -90,7 +91,7 @@ class ServerOptions:
         self._protocol = protocol
         self._exclude = None if exclude is None else PathPatterns(exclude)
         self._propagator = propagator
-        self._spans = server_spans
+        self._spans = None if server_spans is None else one_of(ServerSpans, server_spans, "server_spans")
         self._trust = trust
         self._tracer = None if tracer_provider is None else tracer_provider.get_tracer("meshmw", __version__)
         if trust is not None:

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 
 from meshmw._notices import escaped, quoted
+from meshmw._policy.words import MetricsExporter
 from meshmw._telemetry.batching import batching_of
 from meshmw._telemetry.collector import CollectorExporter
 from meshmw._telemetry.export import build_exporter, otlp_reader, shown_endpoint
@@ -23,7 +24,6 @@ from meshmw._telemetry.resource import build_resource, known_attributes
 from meshmw._telemetry.sampling import RemoteParentSampler, RouteRule
 from meshmw.errors import MeshmwError, MissingExtraError, SettingsError
 from meshmw.settings import Settings, first_of, hidden
-from meshmw.settings._schema import MetricsExporter
 
 # Ids for traces that begin here.
 

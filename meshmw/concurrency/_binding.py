@@ -18,6 +18,7 @@ from opentelemetry.util.types import AttributeValue
 from meshmw._context.current import Current, StepVariables
 from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._lifecycle.operation import Operation
+from meshmw._policy.words import Format
 from meshmw.propagator import MeshPropagator
 from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps, GeneratorSteps
 from meshmw.wire.headers import PROPAGATION_HEADERS
@@ -77,13 +78,13 @@ def is_kind(kind: Callable[[object], bool], fn: Callable[..., Any]) -> bool:
 
 # No proxy is on the way, and the service has decided at its door what it believes: everything goes, whatever the
 # settings say about other services. The numbers are the largest that the settings can let in.
-_FORMATS: Final = ("tracecontext", "baggage", "b3")
+_FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage", "b3")
 _MAX_MEMBERS: Final = 1024
 _MAX_BYTES: Final = 61_440
 
 
 @functools.cache
-def _carrier(*formats: str) -> MeshPropagator:
+def _carrier(*formats: Format) -> MeshPropagator:
     return MeshPropagator(formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough=())
 
 

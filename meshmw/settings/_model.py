@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource
 
 from meshmw._notices import LOGGER, escaped, quoted
+from meshmw._policy.words import hint, listed
 from meshmw.errors import SettingsError
-from meshmw.settings._schema import Fields
+from meshmw.settings._schema import ANY_CASE, Fields, is_none
 from meshmw.settings._standard import VARIABLES, Standard, StandardSource
 
 if TYPE_CHECKING:
@@ -53,15 +53,20 @@ def as_text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most like this one, or an empty text."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
-
-
 def takes(field: FieldInfo) -> str:
-    """Return the words that say which values a field takes."""
+    """Say which values a field takes."""
     extra = field.json_schema_extra
-    return str(extra["takes"]) if isinstance(extra, dict) and "takes" in extra else str(field.annotation)
+    if isinstance(extra, dict) and "takes" in extra:
+        return str(extra["takes"])
+    words = words_of(field.annotation)
+    return listed(words) if words else str(field.annotation)
+
+
+def words_of(annotation: object) -> tuple[str, ...]:
+    """Return the words that a value, or each item of a list, must be one of; none where it is something else."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(word for each in get_args(annotation) for word in words_of(each))
 
 
 def faults_of(
@@ -91,17 +96,14 @@ def _fault(name: str, errors: list[ErrorDetails], field: FieldInfo, arguments: M
     # A field of two types has two errors for one value.
     held = list(dict.fromkeys(quoted(error["input"]) for error in errors))
     more = f" and {len(held) - 3} more" if len(held) > 3 else ""
-    return f"{where} holds {', '.join(held[:3])}{more}; it takes {takes(field)}"
+    hints = (hint(str(error["input"]), words_of(field.annotation)) for error in errors)
+    return f"{where} holds {', '.join(held[:3])}{more}; it takes {takes(field)}{next(filter(None, hints), '')}"
 
 
 def _unknown(name: str, errors: list[ErrorDetails], fields: Iterable[str]) -> str:
     if errors[0]["type"] == "extra_forbidden":
-        return f"argument {escaped(name)} is no setting{_hint(nearest(name, fields))}"
+        return f"argument {escaped(name)} is no setting{hint(name, fields)}"
     return errors[0]["msg"]
-
-
-def _hint(name: str) -> str:
-    return f" (did you mean {name}?)" if name else ""
 
 
 def warn_unknown_variables(names: Iterable[str], fields: Iterable[str], prefix: str) -> None:
@@ -110,8 +112,7 @@ def warn_unknown_variables(names: Iterable[str], fields: Iterable[str], prefix: 
     for name in names:
         rest = name.upper().removeprefix(prefix.upper())
         if rest != name.upper() and rest not in known:
-            meant = nearest(rest, known)
-            LOGGER.warning("%s is no setting and is ignored%s", escaped(name), _hint(meant and f"{prefix}{meant}"))
+            LOGGER.warning("%s is no setting and is ignored%s", escaped(name), hint(rest, known, prefix))
 
 
 class Settings(Fields):
@@ -188,3 +189,9 @@ class _FilledVariables(EnvSettingsSource):
     # The specification calls an empty variable unset; templates also leave blanks and lone commas behind.
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name: value for name, value in super()._load_env_vars().items() if value and value.strip(" \t,")}
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        """Return a variable's value with its words in lower case."""
+        if isinstance(value, str) and (ANY_CASE in field.metadata or (NoDecode in field.metadata and is_none(value))):
+            value = value.strip().lower()
+        return super().prepare_field_value(field_name, field, value, value_is_complex)

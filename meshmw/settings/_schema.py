@@ -10,6 +10,19 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from meshmw._policy.outbound import Destinations, passable
 from meshmw._policy.patterns import BaggageKeys, Networks
+from meshmw._policy.words import (
+    BatchProfile,
+    Duplicates,
+    Exporter,
+    Format,
+    MessagingParent,
+    MetricsExporter,
+    Prefer,
+    SamplingOwner,
+    ServerSpans,
+    TraceparentPolicy,
+    Trust,
+)
 
 # The types of the settings: how a text becomes a value, and which values are refused.
 #
@@ -17,20 +30,35 @@ from meshmw._policy.patterns import BaggageKeys, Networks
 # here.
 
 
-def words(value: object) -> object:
-    """Split a comma-separated text, trimmed and without duplicates; the one word `none` is the empty list."""
+def split(value: object) -> object:
+    """Return a list's items without duplicates, a comma-separated text's too; the one word `none` is the empty list.
+
+    Raises:
+        ValueError: The word is spelt `None`, or the like.
+    """
     if isinstance(value, str):
-        items = [item.strip() for item in value.split(",")]
-        kept = tuple(dict.fromkeys(item for item in items if item))
-        return () if [item.lower() for item in kept] == ["none"] else kept
+        items = items_of(value)
+        if is_none(value) and items != ["none"]:
+            raise ValueError("not none")
+        value = [] if items == ["none"] else items
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return tuple(dict.fromkeys(item.strip() for item in value))
+        return tuple(dict.fromkeys(value))
     return value
+
+
+def items_of(text: str) -> list[str]:
+    """Return the items of a comma-separated text, trimmed."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def is_none(text: str) -> bool:
+    """Say whether a comma-separated text is the one word `none`, in any case."""
+    return [item.lower() for item in items_of(text)] == ["none"]
 
 
 def _lower(value: object) -> object:
     if isinstance(value, str):
-        return value.strip().lower()
+        return value.lower()
     if isinstance(value, (list, tuple)):
         return tuple(item.lower() if isinstance(item, str) else item for item in value)
     return value
@@ -97,36 +125,27 @@ def _key_pattern(text: str) -> str:
 
 
 LONGEST_TEXT: Final = 255
+# Marks settings whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
+# An argument is exact.
+ANY_CASE: Final = object()
 
 Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=LONGEST_TEXT)]
-Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
-Formats: TypeAlias = Annotated[tuple[Format, ...], NoDecode, BeforeValidator(words), BeforeValidator(_lower)]
-Policy: TypeAlias = Annotated[Literal["strict", "w3c"], BeforeValidator(_lower)]
-Duplicates: TypeAlias = Annotated[Literal["restart", "same-trace"], BeforeValidator(_lower)]
-Prefer: TypeAlias = Annotated[Literal["w3c", "b3", "auto"], BeforeValidator(_lower)]
-Trust: TypeAlias = Annotated[Literal["continue", "restart", "ignore"], BeforeValidator(_lower)]
-SamplingOwner: TypeAlias = Annotated[Literal["parent", "service"], BeforeValidator(_lower)]
-ServerSpans: TypeAlias = Annotated[Literal["auto", "contrib", "off"], BeforeValidator(_lower)]
-MessagingParent: TypeAlias = Annotated[Literal["parent", "link"], BeforeValidator(_lower)]
+Formats: TypeAlias = Annotated[tuple[Format, ...], ANY_CASE, NoDecode, BeforeValidator(split)]
 Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
-Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(words)]
+Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(split)]
 Cidr: TypeAlias = Annotated[str, AfterValidator(_cidr)]
-Cidrs: TypeAlias = Annotated[tuple[Cidr, ...], NoDecode, BeforeValidator(words)]
+Cidrs: TypeAlias = Annotated[tuple[Cidr, ...], NoDecode, BeforeValidator(split)]
 KeyPattern: TypeAlias = Annotated[str, AfterValidator(_key_pattern)]
-KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(words)]
+KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(split)]
 Path: TypeAlias = Annotated[str, AfterValidator(_path_pattern)]
-Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)]
+Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)]
 HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
 HeaderNames: TypeAlias = Annotated[
-    tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(words), BeforeValidator(_lower)
+    tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(split), BeforeValidator(_lower)
 ]
-Exporter: TypeAlias = Annotated[Literal["otlp", "otlp-http", "console", "none"], BeforeValidator(_lower)]
-MetricsExporter: TypeAlias = Literal["prometheus", "otlp", "none"]
-Metrics: TypeAlias = Annotated[MetricsExporter, BeforeValidator(_lower)]
-BatchProfile: TypeAlias = Annotated[Literal["moderate", "high"], BeforeValidator(_lower)]
-QueueSize: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"], BeforeValidator(_lower)]
+QueueSize: TypeAlias = Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"]
 SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]
-SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(words)]
+SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(split)]
 Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
 Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -163,40 +182,34 @@ class Fields(BaseSettings):
         description="The header formats that are read and written; W3C trace context decides wherever it is listed.",
         json_schema_extra={"takes": "a list of tracecontext, baggage, b3, b3multi; or none"},
     )
-    traceparent_policy: Policy = Field(
+    traceparent_policy: Annotated[TraceparentPolicy, ANY_CASE] = Field(
         default="strict",
         description="Whether only version 00 of traceparent is read (strict), or later versions too (w3c).",
-        json_schema_extra={"takes": "strict or w3c"},
     )
-    duplicates: Duplicates = Field(
+    duplicates: Annotated[Duplicates, ANY_CASE] = Field(
         default="restart",
         description="What several traceparent lines do: begin a new trace, or keep the trace id that all have.",
-        json_schema_extra={"takes": "restart or same-trace"},
     )
-    prefer: Prefer = Field(
+    prefer: Annotated[Prefer, ANY_CASE] = Field(
         default="w3c",
         description="Which format decides where a valid traceparent and valid B3 headers disagree.",
-        json_schema_extra={"takes": "w3c, b3 or auto"},
     )
-    trust: Trust = Field(
+    trust: Annotated[Trust, ANY_CASE] = Field(
         default="continue",
         description="Whether a caller's trace and baggage are used, a new trace is linked to it, or both are ignored.",
-        json_schema_extra={"takes": "continue, restart or ignore"},
     )
     trusted_peers: Cidrs = Field(
         default=(),
         description="The only peers whose traces are continued; for others trust=continue means restart.",
         json_schema_extra={"takes": "a list of addresses and CIDRs"},
     )
-    sampling_owner: SamplingOwner = Field(
+    sampling_owner: Annotated[SamplingOwner, ANY_CASE] = Field(
         default="parent",
         description="Whether the caller's flag decides what is recorded, or this service, by the trace id.",
-        json_schema_extra={"takes": "parent or service"},
     )
-    server_spans: ServerSpans = Field(
+    server_spans: Annotated[ServerSpans, ANY_CASE] = Field(
         default="auto",
         description="Who makes SERVER spans: meshmw where the host makes none, contrib's middleware, or nobody.",
-        json_schema_extra={"takes": "auto, contrib or off"},
     )
     exclude: Paths = Field(
         default=(),
@@ -257,15 +270,13 @@ class Fields(BaseSettings):
         description="The request headers that every proxy accepts; baggage is cut to stay 10 below.",
         json_schema_extra={"takes": "a number from 20 to 10000"},
     )
-    messaging_parent: MessagingParent = Field(
+    messaging_parent: Annotated[MessagingParent, ANY_CASE] = Field(
         default="parent",
         description="Whether processing one message is a child of what sent it, or a new trace that links to that.",
-        json_schema_extra={"takes": "parent or link"},
     )
-    exporter: Exporter = Field(
+    exporter: Annotated[Exporter, ANY_CASE] = Field(
         default="otlp",
         description="Where spans go: OTLP over gRPC (otlp), OTLP over HTTP (otlp-http), standard output, or nowhere.",
-        json_schema_extra={"takes": "otlp, otlp-http, console or none"},
     )
     endpoint: Endpoint | None = Field(
         default=None,
@@ -287,20 +298,18 @@ class Fields(BaseSettings):
         description="Whether traces that begin here say that their id is random (flags 03), which older peers refuse.",
         json_schema_extra={"takes": "true or false"},
     )
-    batch_profile: BatchProfile = Field(
+    batch_profile: Annotated[BatchProfile, ANY_CASE] = Field(
         default="moderate",
         description="How spans are batched: 512 every 5 seconds, or (high, from 10,000 a second) 2,048 every second.",
-        json_schema_extra={"takes": "moderate or high"},
     )
-    queue_size: QueueSize | None = Field(
+    queue_size: Annotated[QueueSize | None, ANY_CASE] = Field(
         default=None,
         description="The spans that may wait: the profile's 2,048 or 8,192, a number, or by the container's memory.",
         json_schema_extra={"takes": "a number from 1 to 1048576, or auto"},
     )
-    metrics: Metrics = Field(
+    metrics: Annotated[MetricsExporter, ANY_CASE] = Field(
         default="none",
         description="Where metrics go: to scrapes of prometheus_client, to a collector over OTLP, or nowhere by us.",
-        json_schema_extra={"takes": "prometheus, otlp or none"},
     )
     warn_window: Seconds = Field(
         default=60.0,

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw._notices import LOGGER, quoted
-from meshmw.settings._schema import LONGEST_TEXT, Format, MetricsExporter, endpoint_url, printable
+from meshmw._policy.words import FORMATS, MetricsExporter
+from meshmw.settings._schema import LONGEST_TEXT, endpoint_url, printable
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
@@ -31,7 +32,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 }
 
 _FORMATS: Mapping[str, tuple[str, ...]] = {
-    **{name: (name,) for name in get_args(Format)},
+    **{name: (name,) for name in FORMATS},
     # The name under which the package registers its own propagator.
     "meshmw": ("tracecontext", "baggage"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
@@ -54,6 +54,7 @@ _TRACE_ID: Final = slice(3, 35)
 _PARENT_ID: Final = slice(36, 52)
 
 Policy = Literal["strict", "w3c"]
+_POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 
 
 class TraceParent(NamedTuple):
@@ -81,6 +82,7 @@ class TraceParent(NamedTuple):
 
         Raises:
             InvalidHeaderError: With one of `REASONS`.
+            ValueError: The policy is none of the two.
         """
         return cls(*read_traceparent(text, policy))
 
@@ -111,7 +113,10 @@ def read_traceparent(text: str, policy: Policy = "strict") -> tuple[int, int, in
 
     Raises:
         InvalidHeaderError: With one of `REASONS`.
+        ValueError: The policy is none of the two.
     """
+    if policy not in _POLICIES:
+        raise ValueError(f"policy takes {' or '.join(_POLICIES)}, not {policy!r}")
     text = text.strip(OWS)
     if found := match_version_00(text):
         return 0, *found
