@@ -13,6 +13,7 @@ from meshmw._notices import LOGGER
 from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
+from meshmw._policy.words import DEFAULT_MESSAGING_PARENT, DEFAULT_SERVER_SPANS
 from meshmw._policy.words import MessagingParent as MessagingParent
 from meshmw._policy.words import ServerSpans as ServerSpans
 from meshmw.errors import SettingsError
@@ -42,8 +43,8 @@ class Runtime:
     flush: Callable[[], object] | None = None
     trust: TrustPolicy = field(default_factory=TrustPolicy)
     trusted_peers: tuple[str, ...] = ()
-    server_spans: ServerSpans = "auto"
-    messaging_parent: MessagingParent = "parent"
+    server_spans: ServerSpans = DEFAULT_SERVER_SPANS
+    messaging_parent: MessagingParent = DEFAULT_MESSAGING_PARENT
     headers: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:

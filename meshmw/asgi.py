@@ -21,7 +21,7 @@ from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request
 from meshmw._lifecycle.operation import record_refusals
 from meshmw._lifecycle.serving import ServerOptions
-from meshmw._notices import LOGGER
+from meshmw._notices import DEFAULT_WARN_WINDOW, LOGGER
 from meshmw._policy.trust import RequestView, Trust, TrustCallable
 from meshmw._runtime import Runtime, ServerSpans
 from meshmw.errors import MissingExtraError
@@ -372,7 +372,12 @@ class BaggageSizeFilter:
     """
 
     def __init__(
-        self, app: AsgiApp, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+        self,
+        app: AsgiApp,
+        *,
+        max_members: int = MAX_MEMBERS,
+        max_bytes: int = MAX_BYTES,
+        warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
         self.app = app
         self._limit = BaggageLimit(max_members, max_bytes, warn_window)

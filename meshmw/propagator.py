@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.context import get_current as get_current_context
@@ -22,17 +22,36 @@ from meshmw._context.extraction import READ_KEY, Extraction, Lines
 from meshmw._context.read import BaggageReader, HeaderReader
 from meshmw._context.read_trace import TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
-from meshmw._notices import Rejections, SilentRejections
+from meshmw._notices import DEFAULT_WARN_WINDOW, Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
-from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, OutboundScope, Pairs, passable
+from meshmw._policy.outbound import (
+    DEFAULT_BAGGAGE_TO,
+    DEFAULT_PASSTHROUGH_HEADERS,
+    DEFAULT_PROPAGATE_TO,
+    HeaderBudget,
+    OutboundScope,
+    Pairs,
+    passable,
+)
 from meshmw._policy.patterns import BaggageKeys
-from meshmw._policy.words import Duplicates, Format, Prefer, TraceparentPolicy, Trust, one_of
+from meshmw._policy.words import (
+    DEFAULT_DUPLICATES,
+    DEFAULT_PREFER,
+    DEFAULT_PROPAGATORS,
+    DEFAULT_TRACEPARENT_POLICY,
+    DEFAULT_TRUST,
+    Duplicates,
+    Format,
+    Prefer,
+    TraceparentPolicy,
+    Trust,
+    one_of,
+)
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
-
-DEFAULT_FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage")
 
 
 class MeshPropagator(TextMapPropagator):
@@ -65,20 +84,20 @@ class MeshPropagator(TextMapPropagator):
 
     def __init__(
         self,
-        formats: Collection[Format] = DEFAULT_FORMATS,
+        formats: Collection[Format] = DEFAULT_PROPAGATORS,
         *,
-        traceparent_policy: TraceparentPolicy = "strict",
-        duplicates: Duplicates = "restart",
-        prefer: Prefer = "w3c",
-        trust: Trust = "continue",
-        baggage_max_members: int = 64,
-        baggage_max_bytes: int = 8192,
+        traceparent_policy: TraceparentPolicy = DEFAULT_TRACEPARENT_POLICY,
+        duplicates: Duplicates = DEFAULT_DUPLICATES,
+        prefer: Prefer = DEFAULT_PREFER,
+        trust: Trust = DEFAULT_TRUST,
+        baggage_max_members: int = MAX_MEMBERS,
+        baggage_max_bytes: int = MAX_BYTES,
         baggage_keys: BaggageKeys | None = None,
-        propagate_to: Sequence[str] = ("*",),
-        baggage_to: Sequence[str] = ("mesh",),
+        propagate_to: Sequence[str] = DEFAULT_PROPAGATE_TO,
+        baggage_to: Sequence[str] = DEFAULT_BAGGAGE_TO,
         header_budget: HeaderBudget | None = None,
-        passthrough: Collection[str] = ("x-request-id",),
-        warn_window: float = 60.0,
+        passthrough: Collection[str] = DEFAULT_PASSTHROUGH_HEADERS,
+        warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
         self.formats: tuple[Format, ...] = tuple(one_of(Format, each, "formats") for each in formats)
         self.passthrough = passable(passthrough)
@@ -107,7 +126,7 @@ class MeshPropagator(TextMapPropagator):
         self._scope = OutboundScope(
             propagate_to=propagate_to,
             baggage_to=baggage_to,
-            budget=header_budget or HeaderBudget(MAX_BYTES, MAX_HEADERS),
+            budget=header_budget or HeaderBudget(),
             rejections=self.rejections,
         )
         self._checker = reader(SilentRejections())

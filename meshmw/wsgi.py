@@ -16,6 +16,7 @@ from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import HttpOperation, Request
 from meshmw._lifecycle.serving import ServerOptions
+from meshmw._notices import DEFAULT_WARN_WINDOW
 from meshmw._policy.trust import RequestView, Trust, TrustCallable
 from meshmw._runtime import Runtime, ServerSpans
 from meshmw.propagator import MeshPropagator
@@ -285,7 +286,12 @@ class BaggageSizeFilter:
     """
 
     def __init__(
-        self, app: WsgiApp, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+        self,
+        app: WsgiApp,
+        *,
+        max_members: int = MAX_MEMBERS,
+        max_bytes: int = MAX_BYTES,
+        warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
         self.app = app
         self._limit = BaggageLimit(max_members, max_bytes, warn_window)

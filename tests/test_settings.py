@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import pytest
 from pydantic import Field
 
+from meshmw import MeshPropagator, asgi, wire, wsgi
+from meshmw._notices import Rejections
+from meshmw._policy.outbound import HeaderBudget
+from meshmw._policy.patterns import PathPatterns
+from meshmw._policy.trust import TrustPolicy
+from meshmw._runtime import Runtime
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings, hidden, is_set
 from meshmw.settings._standard import StandardSource
@@ -453,3 +460,51 @@ class TestPipeline:
         assert faults_of(queue_size=size) == (
             f"argument queue_size holds '{size}'; it takes a number from 1 to 1048576, or auto",
         )
+
+
+# What takes a value that a setting stands for: its arguments by the setting's name.
+TAKERS = {
+    MeshPropagator: {
+        "formats": "propagators",
+        "traceparent_policy": "traceparent_policy",
+        "duplicates": "duplicates",
+        "prefer": "prefer",
+        "trust": "trust",
+        "baggage_max_members": "baggage_max_members",
+        "baggage_max_bytes": "baggage_max_bytes",
+        "propagate_to": "propagate_to",
+        "baggage_to": "baggage_to",
+        "passthrough": "passthrough_headers",
+        "warn_window": "warn_window",
+    },
+    HeaderBudget: {"max_bytes": "header_budget_bytes", "max_headers": "header_budget_count"},
+    TrustPolicy: {"trust": "trust", "trusted_peers": "trusted_peers"},
+    PathPatterns: {"patterns": "exclude"},
+    Rejections: {"window": "warn_window"},
+    Runtime: {
+        "server_spans": "server_spans",
+        "messaging_parent": "messaging_parent",
+        "trusted_peers": "trusted_peers",
+    },
+    asgi.BaggageSizeFilter: {
+        "max_members": "baggage_max_members",
+        "max_bytes": "baggage_max_bytes",
+        "warn_window": "warn_window",
+    },
+    wsgi.BaggageSizeFilter: {
+        "max_members": "baggage_max_members",
+        "max_bytes": "baggage_max_bytes",
+        "warn_window": "warn_window",
+    },
+    wire.parse_baggage: {"max_members": "baggage_max_members", "max_bytes": "baggage_max_bytes"},
+    wire.format_baggage: {"max_members": "baggage_max_members", "max_bytes": "baggage_max_bytes"},
+    wire.read_traceparent: {"policy": "traceparent_policy"},
+    wire.TraceParent.parse: {"policy": "traceparent_policy"},
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS, ids=lambda taker: taker.__qualname__)
+def test_whoever_is_told_nothing_does_what_the_settings_do_by_default(taker):
+    parameters = inspect.signature(taker).parameters
+    defaults = {argument: parameters[argument].default for argument in TAKERS[taker]}
+    assert defaults == {argument: Settings.model_fields[name].default for argument, name in TAKERS[taker].items()}

@@ -228,6 +228,10 @@ _HOSTS_NAMED: Final = 256
 _SPAN_AND_FLAGS: Final = slice(36, 55)
 
 
+DEFAULT_PROPAGATE_TO: Final = ("*",)
+DEFAULT_BAGGAGE_TO: Final = ("mesh",)
+
+
 class OutboundScope:
     """Withholds trace headers and baggage from hosts that are not to get them, and cuts what proxies would refuse.
 
@@ -300,6 +304,9 @@ class OutboundScope:
 
 # Which inbound headers may go out again as they came.
 
+
+# Envoy joins its logs and its sampling by it.
+DEFAULT_PASSTHROUGH_HEADERS: Final = ("x-request-id",)
 
 # RFC 9110 section 5.6.2: the characters of a header's name.
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")

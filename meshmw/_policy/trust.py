@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias, get_args
 
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import Networks, parse_address
+from meshmw._policy.words import DEFAULT_TRUST, one_of
 from meshmw._policy.words import Trust as Trust
-from meshmw._policy.words import one_of
 
 # One inbound request as a trust decision sees it, built of what is there and read only when asked.
 
@@ -144,7 +144,7 @@ class TrustPolicy:
 
     def __init__(
         self,
-        trust: Trust | TrustCallable = "continue",
+        trust: Trust | TrustCallable = DEFAULT_TRUST,
         trusted_peers: Sequence[str] = (),
         rejections: Rejections | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from meshmw._notices import quoted
-from meshmw.wire.traceparent import Policy
+from meshmw.wire.traceparent import DEFAULT_POLICY, Policy
 
 Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
 TraceparentPolicy: TypeAlias = Policy
@@ -25,6 +25,16 @@ MetricsExporter: TypeAlias = Literal["prometheus", "otlp", "none"]
 BatchProfile: TypeAlias = Literal["moderate", "high"]
 
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+
+# What settings, constructors and whoever works without settings have in common.
+DEFAULT_PROPAGATORS: Final[tuple[Format, ...]] = ("tracecontext", "baggage")
+DEFAULT_TRACEPARENT_POLICY: Final[TraceparentPolicy] = DEFAULT_POLICY
+DEFAULT_DUPLICATES: Final[Duplicates] = "restart"
+DEFAULT_PREFER: Final[Prefer] = "w3c"
+DEFAULT_TRUST: Final[Trust] = "continue"
+DEFAULT_SERVER_SPANS: Final[ServerSpans] = "auto"
+DEFAULT_MESSAGING_PARENT: Final[MessagingParent] = "parent"
+DEFAULT_EXPORTER: Final[Exporter] = "otlp"
 
 
 def one_of(words: Any, value: object, name: str, *others: str) -> Any:

@@ -8,9 +8,26 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from meshmw._policy.outbound import Destinations, passable
+from meshmw._notices import DEFAULT_WARN_WINDOW
+from meshmw._policy.outbound import (
+    DEFAULT_BAGGAGE_TO,
+    DEFAULT_PASSTHROUGH_HEADERS,
+    DEFAULT_PROPAGATE_TO,
+    MAX_BYTES,
+    MAX_HEADERS,
+    Destinations,
+    passable,
+)
 from meshmw._policy.patterns import BaggageKeys, Networks
 from meshmw._policy.words import (
+    DEFAULT_DUPLICATES,
+    DEFAULT_EXPORTER,
+    DEFAULT_MESSAGING_PARENT,
+    DEFAULT_PREFER,
+    DEFAULT_PROPAGATORS,
+    DEFAULT_SERVER_SPANS,
+    DEFAULT_TRACEPARENT_POLICY,
+    DEFAULT_TRUST,
     BatchProfile,
     Duplicates,
     Exporter,
@@ -23,6 +40,7 @@ from meshmw._policy.words import (
     TraceparentPolicy,
     Trust,
 )
+from meshmw.wire import baggage
 
 # The types of the settings: how a text becomes a value, and which values are refused.
 #
@@ -178,24 +196,24 @@ class Fields(BaseSettings):
         json_schema_extra={"takes": "true or false"},
     )
     propagators: Formats = Field(
-        default=("tracecontext", "baggage"),
+        default=DEFAULT_PROPAGATORS,
         description="The header formats that are read and written; W3C trace context decides wherever it is listed.",
         json_schema_extra={"takes": "a list of tracecontext, baggage, b3, b3multi; or none"},
     )
     traceparent_policy: Annotated[TraceparentPolicy, ANY_CASE] = Field(
-        default="strict",
+        default=DEFAULT_TRACEPARENT_POLICY,
         description="Whether only version 00 of traceparent is read (strict), or later versions too (w3c).",
     )
     duplicates: Annotated[Duplicates, ANY_CASE] = Field(
-        default="restart",
+        default=DEFAULT_DUPLICATES,
         description="What several traceparent lines do: begin a new trace, or keep the trace id that all have.",
     )
     prefer: Annotated[Prefer, ANY_CASE] = Field(
-        default="w3c",
+        default=DEFAULT_PREFER,
         description="Which format decides where a valid traceparent and valid B3 headers disagree.",
     )
     trust: Annotated[Trust, ANY_CASE] = Field(
-        default="continue",
+        default=DEFAULT_TRUST,
         description="Whether a caller's trace and baggage are used, a new trace is linked to it, or both are ignored.",
     )
     trusted_peers: Cidrs = Field(
@@ -208,7 +226,7 @@ class Fields(BaseSettings):
         description="Whether the caller's flag decides what is recorded, or this service, by the trace id.",
     )
     server_spans: Annotated[ServerSpans, ANY_CASE] = Field(
-        default="auto",
+        default=DEFAULT_SERVER_SPANS,
         description="Who makes SERVER spans: meshmw where the host makes none, contrib's middleware, or nobody.",
     )
     exclude: Paths = Field(
@@ -217,12 +235,12 @@ class Fields(BaseSettings):
         json_schema_extra={"takes": "a list of paths that begin with /, or of patterns with * and ?"},
     )
     baggage_max_members: BaggageMembers = Field(
-        default=64,
+        default=baggage.MAX_MEMBERS,
         description="The number of baggage members that are kept, in each direction.",
         json_schema_extra={"takes": "a number from 0 to 1024"},
     )
     baggage_max_bytes: BaggageBytes = Field(
-        default=8192,
+        default=baggage.MAX_BYTES,
         description="The bytes of baggage that are kept, in each direction, all header lines together.",
         json_schema_extra={"takes": "a number from 0 to 61440"},
     )
@@ -242,40 +260,40 @@ class Fields(BaseSettings):
         json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
     )
     propagate_to: Hosts = Field(
-        default=("*",),
+        default=DEFAULT_PROPAGATE_TO,
         description="The hosts that outbound calls send trace headers and baggage to.",
         json_schema_extra={
             "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
         },
     )
     baggage_to: Hosts = Field(
-        default=("mesh",),
+        default=DEFAULT_BAGGAGE_TO,
         description="The hosts, of those, that are sent baggage; mesh is every mesh-internal name and private address.",
         json_schema_extra={
             "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
         },
     )
     passthrough_headers: HeaderNames = Field(
-        default=("x-request-id",),
+        default=DEFAULT_PASSTHROUGH_HEADERS,
         description="The request headers that go out again, unchanged, on outbound calls.",
         json_schema_extra={"takes": "a list of up to 32 header names, no trace header and none of HTTP's own; or none"},
     )
     header_budget_bytes: BudgetBytes = Field(
-        default=61_440,
+        default=MAX_BYTES,
         description="The bytes of request headers that every proxy accepts; baggage is cut to stay 2,048 below.",
         json_schema_extra={"takes": "a number from 4096 to 8388608"},
     )
     header_budget_count: BudgetCount = Field(
-        default=100,
+        default=MAX_HEADERS,
         description="The request headers that every proxy accepts; baggage is cut to stay 10 below.",
         json_schema_extra={"takes": "a number from 20 to 10000"},
     )
     messaging_parent: Annotated[MessagingParent, ANY_CASE] = Field(
-        default="parent",
+        default=DEFAULT_MESSAGING_PARENT,
         description="Whether processing one message is a child of what sent it, or a new trace that links to that.",
     )
     exporter: Annotated[Exporter, ANY_CASE] = Field(
-        default="otlp",
+        default=DEFAULT_EXPORTER,
         description="Where spans go: OTLP over gRPC (otlp), OTLP over HTTP (otlp-http), standard output, or nowhere.",
     )
     endpoint: Endpoint | None = Field(
@@ -312,7 +330,7 @@ class Fields(BaseSettings):
         description="Where metrics go: to scrapes of prometheus_client, to a collector over OTLP, or nowhere by us.",
     )
     warn_window: Seconds = Field(
-        default=60.0,
+        default=DEFAULT_WARN_WINDOW,
         description="The seconds in which the same warning is not said again.",
         json_schema_extra={"takes": "a number of seconds from 0 to 86400"},
     )

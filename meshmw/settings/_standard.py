@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw._notices import LOGGER, quoted
-from meshmw._policy.words import FORMATS, MetricsExporter
+from meshmw._policy.words import DEFAULT_EXPORTER, DEFAULT_PROPAGATORS, FORMATS, MetricsExporter
 from meshmw.settings._schema import LONGEST_TEXT, endpoint_url, printable
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -34,7 +34,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in FORMATS},
     # The name under which the package registers its own propagator.
-    "meshmw": ("tracecontext", "baggage"),
+    "meshmw": DEFAULT_PROPAGATORS,
 }
 _PROTOCOLS = {"grpc": "otlp", "http/protobuf": "otlp-http"}
 _EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
@@ -159,7 +159,7 @@ class Standard:
 
     def _is_http(self) -> bool:
         # A second reader, so that what the first one warns of is said once.
-        found = Standard(self.environ)._exporter() or ("otlp", "")
+        found = Standard(self.environ)._exporter() or (DEFAULT_EXPORTER, "")
         return str(self.decided.get("exporter", found[0])).strip().lower() == "otlp-http"
 
     def _with_scheme(self, address: str, signal: str) -> str:

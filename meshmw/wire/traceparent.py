@@ -55,6 +55,7 @@ _PARENT_ID: Final = slice(36, 52)
 
 Policy = Literal["strict", "w3c"]
 _POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
+DEFAULT_POLICY: Final[Policy] = "strict"
 
 
 class TraceParent(NamedTuple):
@@ -73,7 +74,7 @@ class TraceParent(NamedTuple):
     trace_flags: int
 
     @classmethod
-    def parse(cls, text: str, policy: Policy = "strict") -> TraceParent:
+    def parse(cls, text: str, policy: Policy = DEFAULT_POLICY) -> TraceParent:
         """Reads one header line (Trace Context Level 2, sections 3.2.2 and 3.2.4).
 
         Args:
@@ -108,7 +109,7 @@ def match_version_00(text: str) -> tuple[int, int, int] | None:
     return None
 
 
-def read_traceparent(text: str, policy: Policy = "strict") -> tuple[int, int, int, int]:
+def read_traceparent(text: str, policy: Policy = DEFAULT_POLICY) -> tuple[int, int, int, int]:
     """Reads one header line as `TraceParent.parse` does, for readers that need no more than the four numbers.
 
     Raises:
