@@ -26,6 +26,7 @@ from meshmw._notices import DEFAULT_WARN_WINDOW, Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.outbound import (
     DEFAULT_BAGGAGE_TO,
+    DEFAULT_HEADER_BUDGET,
     DEFAULT_PASSTHROUGH_HEADERS,
     DEFAULT_PROPAGATE_TO,
     HeaderBudget,
@@ -33,7 +34,7 @@ from meshmw._policy.outbound import (
     Pairs,
     passable,
 )
-from meshmw._policy.patterns import BaggageKeys
+from meshmw._policy.patterns import DEFAULT_BAGGAGE_KEYS, BaggageKeys
 from meshmw._policy.words import (
     DEFAULT_DUPLICATES,
     DEFAULT_PREFER,
@@ -62,7 +63,8 @@ class MeshPropagator(TextMapPropagator):
     global propagator, it makes every instrumentation that uses the global one strict.
 
     Args:
-        formats: Of `tracecontext`, `baggage`, `b3` (single header), `b3multi`. Either B3 format reads both.
+        propagators: The formats: `tracecontext`, `baggage`, `b3` (single header), `b3multi`. Either B3 format reads
+            both.
         traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
         duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
         prefer: Which of `w3c` and `b3` decides where they disagree; `auto` takes the one that was written last, where
@@ -71,11 +73,12 @@ class MeshPropagator(TextMapPropagator):
             not look.
         baggage_max_members: Members taken and sent at most.
         baggage_max_bytes: Bytes of baggage taken and sent at most, all header lines together.
-        baggage_keys: Which keys are taken and sent.
+        baggage_keys: Patterns of the keys that are taken and sent, as `BaggageKeys` takes them: with a `!` before it,
+            of those that are not.
         propagate_to: Hosts that get trace headers, as `Destinations` takes them.
         baggage_to: Hosts that get baggage.
-        header_budget: What the proxies on the way accept.
-        passthrough: Headers, in lower case, that outbound requests carry on as they came in.
+        header_budget: The bytes and the number of request headers that every proxy on the way accepts.
+        passthrough_headers: Headers that outbound requests carry on as they came in.
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
@@ -84,7 +87,7 @@ class MeshPropagator(TextMapPropagator):
 
     def __init__(
         self,
-        formats: Collection[Format] = DEFAULT_PROPAGATORS,
+        propagators: Collection[Format] = DEFAULT_PROPAGATORS,
         *,
         traceparent_policy: TraceparentPolicy = DEFAULT_TRACEPARENT_POLICY,
         duplicates: Duplicates = DEFAULT_DUPLICATES,
@@ -92,19 +95,19 @@ class MeshPropagator(TextMapPropagator):
         trust: Trust = DEFAULT_TRUST,
         baggage_max_members: int = MAX_MEMBERS,
         baggage_max_bytes: int = MAX_BYTES,
-        baggage_keys: BaggageKeys | None = None,
+        baggage_keys: Sequence[str] = DEFAULT_BAGGAGE_KEYS,
         propagate_to: Sequence[str] = DEFAULT_PROPAGATE_TO,
         baggage_to: Sequence[str] = DEFAULT_BAGGAGE_TO,
-        header_budget: HeaderBudget | None = None,
-        passthrough: Collection[str] = DEFAULT_PASSTHROUGH_HEADERS,
+        header_budget: tuple[int, int] = DEFAULT_HEADER_BUDGET,
+        passthrough_headers: Collection[str] = DEFAULT_PASSTHROUGH_HEADERS,
         warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
-        self.formats: tuple[Format, ...] = tuple(one_of(Format, each, "formats") for each in formats)
-        self.passthrough = passable(passthrough)
+        self.formats: tuple[Format, ...] = tuple(one_of(Format, each, "propagators") for each in propagators)
+        self.passthrough = passable(passthrough_headers)
         self.trust: Trust = one_of(Trust, trust, "trust")
         self.rejections = Rejections(warn_window)
         limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
-        keys = baggage_keys or BaggageKeys()
+        keys = BaggageKeys(baggage_keys)
         baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
         trace_reader = TraceReader(
             formats=self.formats,
@@ -126,7 +129,7 @@ class MeshPropagator(TextMapPropagator):
         self._scope = OutboundScope(
             propagate_to=propagate_to,
             baggage_to=baggage_to,
-            budget=header_budget or HeaderBudget(),
+            budget=HeaderBudget(*header_budget),
             rejections=self.rejections,
         )
         self._checker = reader(SilentRejections())
@@ -152,11 +155,11 @@ class MeshPropagator(TextMapPropagator):
             trust=settings.trust,
             baggage_max_members=settings.baggage_max_members,
             baggage_max_bytes=settings.baggage_max_bytes,
-            baggage_keys=BaggageKeys(settings.baggage_allow, settings.baggage_deny),
+            baggage_keys=settings.baggage_keys,
             propagate_to=settings.propagate_to,
             baggage_to=settings.baggage_to,
-            header_budget=HeaderBudget(settings.header_budget_bytes, settings.header_budget_count),
-            passthrough=settings.passthrough_headers,
+            header_budget=settings.header_budget,
+            passthrough_headers=settings.passthrough_headers,
             warn_window=settings.warn_window,
         )
 

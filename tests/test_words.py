@@ -27,7 +27,7 @@ def start_mesh(**options):
 
 # Every public callable that takes a word, the argument, and a call with a word in it.
 TAKES = {
-    ("meshmw.propagator.MeshPropagator", "formats"): lambda word: MeshPropagator([word]),
+    ("meshmw.propagator.MeshPropagator", "propagators"): lambda word: MeshPropagator([word]),
     ("meshmw.propagator.MeshPropagator", "traceparent_policy"): lambda word: MeshPropagator(traceparent_policy=word),
     ("meshmw.propagator.MeshPropagator", "duplicates"): lambda word: MeshPropagator(duplicates=word),
     ("meshmw.propagator.MeshPropagator", "prefer"): lambda word: MeshPropagator(prefer=word),

@@ -125,6 +125,7 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 # Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
 MAX_BYTES: Final = 61_440
 MAX_HEADERS: Final = 100
+DEFAULT_HEADER_BUDGET: Final = (MAX_BYTES, MAX_HEADERS)
 
 # What proxies add before the last of them counts: an Envoy edge 5 headers of 181 bytes together, a tracer a few more.
 # The room beyond is for meshes that also add the client's certificate and metadata of the peer.

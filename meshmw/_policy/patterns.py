@@ -45,18 +45,22 @@ def _expression(pattern: str) -> str:
 
 # A key is a token (RFC 9110, section 5.6.2), which may hold a `*`; to that comes `?`.
 _PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]+")
+_NOTHING: Final = "(?!)"
 
 Value = TypeVar("Value")
 
 
-class BaggageKeys:
-    """Says which keys are let through: those that a pattern of *allow* means, less those that one of *deny* means.
+DEFAULT_BAGGAGE_KEYS: Final = ("*",)
 
-    In a pattern `*` is any text and `?` is one character. Case matters, as it does in baggage.
+
+class BaggageKeys:
+    """Says which keys pass: those that a pattern means, less those that a pattern with a `!` before it means.
+
+    In a pattern `*` is any text and `?` is one character, such as a `!` that is the first of a key. Case matters, as it
+    does in baggage. Where every pattern leaves keys out, all others pass; where there is no pattern, none does.
 
     Args:
-        allow: Patterns of keys that pass; none let every key pass.
-        deny: Patterns of keys that do not pass, whatever *allow* says.
+        patterns: Such as `tenant`, `acme.*`, `!acme.secret`.
 
     Raises:
         ValueError: A pattern holds a character that no key can hold; it is named.
@@ -65,27 +69,29 @@ class BaggageKeys:
         are_all: Whether every key passes, so that nobody need ask for each.
     """
 
-    def __init__(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
-        self._allow = _compiled(allow)
-        self._deny = _compiled(deny)
-        self.are_all = self._allow is None and self._deny is None
+    def __init__(self, patterns: Sequence[str] = DEFAULT_BAGGAGE_KEYS) -> None:
+        left_out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+        taken = [pattern for pattern in patterns if not pattern.startswith("!")]
+        if left_out and not taken:
+            taken = ["*"]
+        self._taken = _compiled(taken)
+        self._left_out = _compiled(left_out)
+        self.are_all = "*" in taken and not left_out
 
     def permits(self, key: str) -> bool:
         """Say whether a key passes."""
-        if self._deny is not None and self._deny.match(key):
-            return False
-        return self._allow is None or self._allow.match(key) is not None
+        return self._taken.match(key) is not None and self._left_out.match(key) is None
 
     def permitted(self, members: dict[str, Value]) -> dict[str, Value]:
         """Return the members whose keys pass, in their order."""
         return members if self.are_all else {key: value for key, value in members.items() if self.permits(key)}
 
 
-def _compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
+def _compiled(patterns: Sequence[str]) -> re.Pattern[str]:
     for pattern in patterns:
         if not _PATTERN.fullmatch(pattern):
             raise ValueError(f"{pattern!r} is no pattern of baggage keys")
-    return re.compile("|".join(translate(pattern) for pattern in patterns)) if patterns else None
+    return re.compile("|".join(map(translate, patterns)) or _NOTHING)
 
 
 # IP addresses and networks as hosts, peers and settings spell them.

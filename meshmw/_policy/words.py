@@ -22,7 +22,8 @@ ServerSpans: TypeAlias = Literal["auto", "contrib", "off"]
 MessagingParent: TypeAlias = Literal["parent", "link"]
 Exporter: TypeAlias = Literal["otlp", "otlp-http", "console", "none"]
 MetricsExporter: TypeAlias = Literal["prometheus", "otlp", "none"]
-BatchProfile: TypeAlias = Literal["moderate", "high"]
+# A number of spans may stand in the place of `auto`.
+Batching: TypeAlias = Literal["moderate", "high", "moderate/auto", "high/auto"]
 
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 

@@ -20,7 +20,7 @@ from meshmw._telemetry.provider import baggage_attributes, build_provider, is_as
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import Settings, as_text, first_of, hidden
+from meshmw.settings import Settings, as_text, first_of, hidden, sdk_disabled
 
 # A tracer provider that somebody else made: what can be added to it, and what settings have no effect on it.
 
@@ -30,7 +30,6 @@ log = logging.getLogger("meshmw")
 # What a provider has settled once it is there.
 _FIXED: Final = (
     "service_name",
-    "service_version",
     "kubernetes_labels",
     "exporter",
     "endpoint",
@@ -38,9 +37,7 @@ _FIXED: Final = (
     "sampling_ratio",
     "sampling_rules",
     "random_flag",
-    "batch_profile",
-    "queue_size",
-    "sdk_disabled",
+    "batching",
 )
 _WHY: Final = {
     "existing": "a tracer provider was there before configure()",
@@ -167,7 +164,7 @@ def _telemetry(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     found = trace.get_tracer_provider()
     whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
     meter_provider = None
-    if not settings.sdk_disabled:
+    if not sdk_disabled():
         whose = "file" if apply_config_file() else whose
         meter_provider = meter_provider_of(settings)
     elif whose == "own":

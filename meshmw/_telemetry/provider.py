@@ -23,7 +23,7 @@ from meshmw._telemetry.processors import BaggageAttributes, GuardedSpanProcessor
 from meshmw._telemetry.resource import build_resource, known_attributes
 from meshmw._telemetry.sampling import RemoteParentSampler, RouteRule
 from meshmw.errors import MeshmwError, MissingExtraError, SettingsError
-from meshmw.settings import Settings, first_of, hidden
+from meshmw.settings import Settings, first_of
 
 # Ids for traces that begin here.
 
@@ -48,9 +48,7 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
     """
     try:
         processor = _processor(settings)
-        # The settings have decided whether the SDK is disabled; the provider would decide by the variable alone.
-        with hidden("OTEL_SDK_DISABLED"):
-            provider = _Provider(settings)
+        provider = _Provider(settings)
     except MeshmwError:
         raise
     except Exception as error:
@@ -174,10 +172,8 @@ def _prometheus_reader() -> MetricReader:
 
 def _meter_provider(reader: MetricReader, settings: Settings) -> MeterProvider:
     try:
-        # The settings have decided whether the SDK is disabled; the provider would decide by the variable alone.
-        with hidden("OTEL_SDK_DISABLED"):
-            # At the end of the process a collector has as long as for spans, and not the SDK's 30 seconds.
-            return MeterProvider([reader], build_resource(settings), shutdown_on_exit=settings.metrics != "otlp")
+        # At the end of the process a collector has as long as for spans, and not the SDK's 30 seconds.
+        return MeterProvider([reader], build_resource(settings), shutdown_on_exit=settings.metrics != "otlp")
     except Exception as error:
         reader.shutdown()  # takes it out of the registry, and ends its thread
         raise _refused(error) from error

@@ -85,7 +85,9 @@ _MAX_BYTES: Final = 61_440
 
 @functools.cache
 def _carrier(*formats: Format) -> MeshPropagator:
-    return MeshPropagator(formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough=())
+    return MeshPropagator(
+        formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough_headers=()
+    )
 
 
 def to_headers(context: Context) -> dict[str, str]:

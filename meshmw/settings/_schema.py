@@ -1,8 +1,13 @@
-"""The settings themselves: each with its default, what it takes and what it does."""
+"""The settings: what each is called, its type, its default, what it takes and what it does.
+
+To add one, declare it in `Fields`, in the order in which the README shows it. A default that something below the
+settings has too is a constant there. A validator raises a bare `ValueError`: what the user reads is the field's
+`takes`, which is made of the words themselves where the type is a set of words.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -11,14 +16,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from meshmw._notices import DEFAULT_WARN_WINDOW
 from meshmw._policy.outbound import (
     DEFAULT_BAGGAGE_TO,
+    DEFAULT_HEADER_BUDGET,
     DEFAULT_PASSTHROUGH_HEADERS,
     DEFAULT_PROPAGATE_TO,
-    MAX_BYTES,
-    MAX_HEADERS,
+    RESERVED_BYTES,
+    RESERVED_HEADERS,
     Destinations,
     passable,
 )
-from meshmw._policy.patterns import BaggageKeys, Networks
+from meshmw._policy.patterns import DEFAULT_BAGGAGE_KEYS, BaggageKeys, Networks
 from meshmw._policy.words import (
     DEFAULT_DUPLICATES,
     DEFAULT_EXPORTER,
@@ -28,7 +34,7 @@ from meshmw._policy.words import (
     DEFAULT_SERVER_SPANS,
     DEFAULT_TRACEPARENT_POLICY,
     DEFAULT_TRUST,
-    BatchProfile,
+    Batching,
     Duplicates,
     Exporter,
     Format,
@@ -40,12 +46,13 @@ from meshmw._policy.words import (
     TraceparentPolicy,
     Trust,
 )
-from meshmw.wire import baggage
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
-# The types of the settings: how a text becomes a value, and which values are refused.
-#
-# A validator raises `ValueError`; the words a user reads are those of the field's `takes`, so no reason is repeated
-# here.
+LONGEST_TEXT: Final = 255
+# A queue of so many spans takes some gigabytes.
+_MOST_SPANS: Final = 1_048_576
+# Marks a setting whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
+ANY_CASE: Final = object()
 
 
 def split(value: object) -> object:
@@ -74,16 +81,12 @@ def is_none(text: str) -> bool:
     return [item.lower() for item in items_of(text)] == ["none"]
 
 
-def _lower(value: object) -> object:
-    if isinstance(value, str):
-        return value.lower()
-    if isinstance(value, (list, tuple)):
-        return tuple(item.lower() if isinstance(item, str) else item for item in value)
-    return value
-
-
 def printable(text: str) -> str:
-    """Return the text trimmed; refuse control characters, which would forge lines in a log."""
+    """Return a text trimmed.
+
+    Raises:
+        ValueError: It is empty, or holds a control character, which would forge lines in a log.
+    """
     text = text.strip()
     if not text or not text.isprintable():
         raise ValueError("not printable")
@@ -110,6 +113,33 @@ def endpoint_url(text: str) -> str:
     return url
 
 
+def spans(text: str) -> int:
+    """Return the number of spans that a text spells, from 1 to 1,048,576.
+
+    Raises:
+        ValueError: It spells none.
+    """
+    if not text.isdecimal() or len(text) > LONGEST_TEXT or not 0 < int(text) <= _MOST_SPANS:
+        raise ValueError("no such number")
+    return int(text)
+
+
+def _batching_by_number(text: str) -> str:
+    profile, _, queue = text.partition("/")
+    if profile not in get_args(Batching):
+        raise ValueError("no such profile")
+    spans(queue)
+    return text
+
+
+def _header_budget(value: object) -> object:
+    if isinstance(value, str):
+        value = tuple(value.split("/"))
+    elif isinstance(value, int):
+        value = (value,)
+    return (*value, DEFAULT_HEADER_BUDGET[1]) if isinstance(value, tuple) and len(value) == 1 else value
+
+
 def _path_pattern(text: str) -> str:
     if not text.startswith(("/", "*")) or not text.isprintable():
         raise ValueError("not a path")
@@ -121,6 +151,14 @@ def _sampling_rule(text: str) -> str:
     if not 0 <= float(ratio) <= 1:
         raise ValueError("not a share")
     return f"{_path_pattern(pattern.strip())}={ratio.strip()}"
+
+
+def _lower(value: object) -> object:
+    if isinstance(value, str):
+        return value.lower()
+    if isinstance(value, (list, tuple)):
+        return tuple(item.lower() if isinstance(item, str) else item for item in value)
+    return value
 
 
 def _header_name(name: str) -> str:
@@ -142,11 +180,6 @@ def _key_pattern(text: str) -> str:
     return text
 
 
-LONGEST_TEXT: Final = 255
-# Marks settings whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
-# An argument is exact.
-ANY_CASE: Final = object()
-
 Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=LONGEST_TEXT)]
 Formats: TypeAlias = Annotated[tuple[Format, ...], ANY_CASE, NoDecode, BeforeValidator(split)]
 Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
@@ -157,22 +190,27 @@ KeyPattern: TypeAlias = Annotated[str, AfterValidator(_key_pattern)]
 KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(split)]
 Path: TypeAlias = Annotated[str, AfterValidator(_path_pattern)]
 Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)]
+SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]
+SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(split)]
 HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
+# A header's name is the same in any case, so it is no word that could be misspelt by it.
 HeaderNames: TypeAlias = Annotated[
     tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(split), BeforeValidator(_lower)
 ]
-QueueSize: TypeAlias = Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"]
-SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]
-SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(split)]
+# Envoy's own `max_request_headers_kb` ends at 8,192.
+BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
+BudgetHeaders: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
+Budget: TypeAlias = Annotated[tuple[BudgetBytes, BudgetHeaders], NoDecode, BeforeValidator(_header_budget)]
+# Envoy refuses a request whose headers together pass its budget, so a longer baggage could never arrive.
+BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=DEFAULT_HEADER_BUDGET[0])]
+BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
+BatchingByNumber: TypeAlias = Annotated[str, AfterValidator(_batching_by_number)]
 Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
 Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-# Envoy refuses a request whose headers together pass 60 KiB, so a longer baggage could never arrive.
-BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=61_440)]
-BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
-# Envoy's own `max_request_headers_kb` ends at 8,192.
-BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
-BudgetCount: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
+
+_TAKES_HOSTS: Final = "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
+_TAKES_KEYS: Final = "a list of keys or patterns with * and ?, and of those to leave out, each with ! before it"
 
 
 class Fields(BaseSettings):
@@ -185,11 +223,6 @@ class Fields(BaseSettings):
         description="The name of this service in every trace.",
         json_schema_extra={"takes": "1 to 255 printable characters"},
     )
-    service_version: Text | None = Field(
-        default=None,
-        description="The version of this service in every trace.",
-        json_schema_extra={"takes": "1 to 255 printable characters"},
-    )
     kubernetes_labels: bool = Field(
         default=False,
         description="Whether the pod's labels app.kubernetes.io/instance, name and version name the service.",
@@ -198,7 +231,6 @@ class Fields(BaseSettings):
     propagators: Formats = Field(
         default=DEFAULT_PROPAGATORS,
         description="The header formats that are read and written; W3C trace context decides wherever it is listed.",
-        json_schema_extra={"takes": "a list of tracecontext, baggage, b3, b3multi; or none"},
     )
     traceparent_policy: Annotated[TraceparentPolicy, ANY_CASE] = Field(
         default=DEFAULT_TRACEPARENT_POLICY,
@@ -235,58 +267,47 @@ class Fields(BaseSettings):
         json_schema_extra={"takes": "a list of paths that begin with /, or of patterns with * and ?"},
     )
     baggage_max_members: BaggageMembers = Field(
-        default=baggage.MAX_MEMBERS,
+        default=MAX_MEMBERS,
         description="The number of baggage members that are kept, in each direction.",
         json_schema_extra={"takes": "a number from 0 to 1024"},
     )
     baggage_max_bytes: BaggageBytes = Field(
-        default=baggage.MAX_BYTES,
+        default=MAX_BYTES,
         description="The bytes of baggage that are kept, in each direction, all header lines together.",
-        json_schema_extra={"takes": "a number from 0 to 61440"},
+        json_schema_extra={"takes": f"a number from 0 to {DEFAULT_HEADER_BUDGET[0]}"},
     )
-    baggage_allow: KeyPatterns = Field(
-        default=(),
-        description="The baggage keys that pass, in each direction; none given let all pass.",
-        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
-    )
-    baggage_deny: KeyPatterns = Field(
-        default=(),
-        description="The baggage keys that do not pass, in each direction, whatever is allowed.",
-        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+    baggage_keys: KeyPatterns = Field(
+        default=DEFAULT_BAGGAGE_KEYS,
+        description="The baggage keys that pass, in each direction; where only some are left out, all others pass.",
+        json_schema_extra={"takes": f"{_TAKES_KEYS}; or none"},
     )
     baggage_attributes: KeyPatterns = Field(
         default=(),
         description="The baggage keys whose values become attributes of every span; few values each, no secrets.",
-        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+        json_schema_extra={"takes": _TAKES_KEYS},
     )
     propagate_to: Hosts = Field(
         default=DEFAULT_PROPAGATE_TO,
         description="The hosts that outbound calls send trace headers and baggage to.",
-        json_schema_extra={
-            "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
-        },
+        json_schema_extra={"takes": _TAKES_HOSTS},
     )
     baggage_to: Hosts = Field(
         default=DEFAULT_BAGGAGE_TO,
         description="The hosts, of those, that are sent baggage; mesh is every mesh-internal name and private address.",
-        json_schema_extra={
-            "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
-        },
+        json_schema_extra={"takes": _TAKES_HOSTS},
     )
     passthrough_headers: HeaderNames = Field(
         default=DEFAULT_PASSTHROUGH_HEADERS,
         description="The request headers that go out again, unchanged, on outbound calls.",
         json_schema_extra={"takes": "a list of up to 32 header names, no trace header and none of HTTP's own; or none"},
     )
-    header_budget_bytes: BudgetBytes = Field(
-        default=MAX_BYTES,
-        description="The bytes of request headers that every proxy accepts; baggage is cut to stay 2,048 below.",
-        json_schema_extra={"takes": "a number from 4096 to 8388608"},
-    )
-    header_budget_count: BudgetCount = Field(
-        default=MAX_HEADERS,
-        description="The request headers that every proxy accepts; baggage is cut to stay 10 below.",
-        json_schema_extra={"takes": "a number from 20 to 10000"},
+    header_budget: Budget = Field(
+        default=DEFAULT_HEADER_BUDGET,
+        description=(
+            "The bytes and number of request headers that every proxy accepts; baggage is cut to stay "
+            f"{RESERVED_BYTES:,} and {RESERVED_HEADERS} below."
+        ),
+        json_schema_extra={"takes": "bytes from 4096 to 8388608, alone or with /20 to /10000 headers"},
     )
     messaging_parent: Annotated[MessagingParent, ANY_CASE] = Field(
         default=DEFAULT_MESSAGING_PARENT,
@@ -316,14 +337,15 @@ class Fields(BaseSettings):
         description="Whether traces that begin here say that their id is random (flags 03), which older peers refuse.",
         json_schema_extra={"takes": "true or false"},
     )
-    batch_profile: Annotated[BatchProfile, ANY_CASE] = Field(
+    batching: Annotated[Batching | BatchingByNumber, ANY_CASE] = Field(
         default="moderate",
-        description="How spans are batched: 512 every 5 seconds, or (high, from 10,000 a second) 2,048 every second.",
-    )
-    queue_size: Annotated[QueueSize | None, ANY_CASE] = Field(
-        default=None,
-        description="The spans that may wait: the profile's 2,048 or 8,192, a number, or by the container's memory.",
-        json_schema_extra={"takes": "a number from 1 to 1048576, or auto"},
+        description=(
+            "How spans are batched: 512 every 5 seconds of 2,048 that may wait, or (high, from 10,000 a second) 2,048 "
+            "every second of 8,192."
+        ),
+        json_schema_extra={
+            "takes": "moderate or high; with /auto the container's memory says how many may wait, with /9000 you do"
+        },
     )
     metrics: Annotated[MetricsExporter, ANY_CASE] = Field(
         default="none",
@@ -333,9 +355,4 @@ class Fields(BaseSettings):
         default=DEFAULT_WARN_WINDOW,
         description="The seconds in which the same warning is not said again.",
         json_schema_extra={"takes": "a number of seconds from 0 to 86400"},
-    )
-    sdk_disabled: bool = Field(
-        default=False,
-        description="Whether to record no spans; headers are still passed on.",
-        json_schema_extra={"takes": "true or false"},
     )
