@@ -1,4 +1,8 @@
-"""MeshPropagator: the strict reader and the replacing writer as one OpenTelemetry propagator."""
+"""`MeshPropagator`: the strict reader and the replacing writer as one OpenTelemetry propagator.
+
+OpenTelemetry and other instrumentations call `extract`, `inject` and `fields`. What stands below these is for the
+adapters of this package, which know more: the raw lines, the destination, whether a host has read the request before.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,7 @@ from meshmw._policy.words import (
     Prefer,
     TraceparentPolicy,
     Trust,
+    items_of,
     one_of,
 )
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
@@ -53,6 +58,12 @@ from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TR
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
+
+__all__ = ["MeshPropagator"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 class MeshPropagator(TextMapPropagator):
@@ -73,16 +84,24 @@ class MeshPropagator(TextMapPropagator):
             not look.
         baggage_max_members: Members taken and sent at most.
         baggage_max_bytes: Bytes of baggage taken and sent at most, all header lines together.
-        baggage_keys: Patterns of the keys that are taken and sent, as `BaggageKeys` takes them: with a `!` before it,
-            of those that are not.
-        propagate_to: Hosts that get trace headers, as `Destinations` takes them.
-        baggage_to: Hosts that get baggage.
+        baggage_keys: Patterns of the keys that are taken and sent; one with a `!` before it leaves keys out.
+        propagate_to: Patterns of the hosts that get trace headers; `*` is every host, `mesh` what is in the mesh.
+        baggage_to: Patterns of the hosts, of those, that get baggage.
         header_budget: The bytes and the number of request headers that every proxy on the way accepts.
         passthrough_headers: Headers that outbound requests carry on as they came in.
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A word is none of the named ones, a pattern is none, or a trace header is to be passed through.
+        ValueError: A word is none of the named ones, a list is a text, a pattern is malformed, a limit is too small, or
+            a header may not be passed through.
+
+    Attributes:
+        formats: What is read and written.
+        trust: How far every sender is believed.
+        passthrough: The headers that are carried on, in lower case.
+        rejections: Counts what was refused.
+        names_read: The names, in lower case, of the headers that `read` looks at.
+        watched: The names, in lower case, of the headers that outbound calls replace, remove or check.
     """
 
     def __init__(
@@ -102,19 +121,24 @@ class MeshPropagator(TextMapPropagator):
         passthrough_headers: Collection[str] = DEFAULT_PASSTHROUGH_HEADERS,
         warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
-        self.formats: tuple[Format, ...] = tuple(one_of(Format, each, "propagators") for each in propagators)
-        self.passthrough = passable(passthrough_headers)
+        self.formats: tuple[Format, ...] = tuple(
+            one_of(Format, each, "propagators") for each in items_of(propagators, "propagators")
+        )
         self.trust: Trust = one_of(Trust, trust, "trust")
+        self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
         self.rejections = Rejections(warn_window)
-        limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
-        keys = BaggageKeys(baggage_keys)
-        baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
+        self.names_read = self._names_read()
+        self.watched = frozenset(
+            name.encode("ascii") for name in (*PROPAGATION_HEADERS, SENT_HEADER, *self.passthrough)
+        )
+        keys = BaggageKeys(items_of(baggage_keys, "baggage_keys"))
         trace_reader = TraceReader(
             formats=self.formats,
             traceparent_policy=one_of(TraceparentPolicy, traceparent_policy, "traceparent_policy"),
             duplicates=one_of(Duplicates, duplicates, "duplicates"),
             prefer=one_of(Prefer, prefer, "prefer"),
         )
+        baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
 
         def reader(rejections: Rejections) -> HeaderReader:
             return HeaderReader(
@@ -125,28 +149,40 @@ class MeshPropagator(TextMapPropagator):
             )
 
         self._reader = reader(self.rejections)
-        self._writer = HeaderWriter(formats=self.formats, baggage_keys=keys, rejections=self.rejections, **limits)
-        self._scope = OutboundScope(
-            propagate_to=propagate_to,
-            baggage_to=baggage_to,
-            budget=HeaderBudget(*header_budget),
+        self._checker = reader(SilentRejections())
+        self._writer = HeaderWriter(
+            formats=self.formats,
+            baggage_keys=keys,
+            baggage_max_members=baggage_max_members,
+            baggage_max_bytes=baggage_max_bytes,
             rejections=self.rejections,
         )
-        self._checker = reader(SilentRejections())
-        watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
-        self._watched = frozenset(name.encode("ascii") for name in watched)
         self._outgoing = OutgoingHeaders(
             writer=self._writer,
             checker=self._checker,
-            scope=self._scope,
+            scope=OutboundScope(
+                propagate_to=items_of(propagate_to, "propagate_to"),
+                baggage_to=items_of(baggage_to, "baggage_to"),
+                budget=HeaderBudget(*header_budget),
+                rejections=self.rejections,
+            ),
             rejections=self.rejections,
-            watched=self._watched,
+            watched=self.watched,
         )
-        self._wanted = frozenset(self._names_read())
+
+    def _names_read(self) -> frozenset[str]:
+        names = set(self.passthrough)
+        if "tracecontext" in self.formats:
+            names |= TRACE_HEADERS | {SENT_HEADER}
+        if "baggage" in self.formats:
+            names.add("baggage")
+        if "b3" in self.formats or "b3multi" in self.formats:
+            names |= B3_HEADERS
+        return frozenset(names)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MeshPropagator:
-        """Return the propagator that the settings ask for."""
+        """Make the propagator that the settings ask for."""
         return cls(
             settings.propagators,
             traceparent_policy=settings.traceparent_policy,
@@ -168,47 +204,6 @@ class MeshPropagator(TextMapPropagator):
         """Return the names of the headers that `inject` writes."""
         return set(self._writer.fields)
 
-    @property
-    def names_read(self) -> frozenset[str]:
-        """Return the names, in lower case, of the headers that `read` looks at."""
-        return self._wanted
-
-    def check(self, lines: Lines) -> Extraction:
-        """Do as `read` with what this process wrote by itself: nothing is counted as a request's, nothing said."""
-        return self._checker.read(lines)
-
-    def read(self, lines: Lines) -> Extraction:
-        """Return what header lines, by name in lower case, say after validation. Never raises."""
-        return self._reader.read(lines)
-
-    def read_once(self, lines: Lines) -> tuple[Extraction, Extraction | None]:
-        """Do as `read`, but take the result of a host that has just read the same request, so that it counts once.
-
-        Returns:
-            What the lines say, and what a host that had read them was told to believe of it.
-        """
-        read_before = _last_extract.get()
-        if read_before is not None:
-            _last_extract.set(None)
-            reader, lines_before, extraction, trusted = read_before
-            if reader is self and self._are_same(lines_before, lines):
-                return extraction, trusted
-        return self._reader.read(lines), None
-
-    def _are_same(self, before: Lines, now: Lines) -> bool:
-        # As a whole first: nearly always a host has read just these.
-        if before.items() <= now.items() and len(before) == len(self._wanted & now.keys()):
-            return True
-        for name in self._wanted:
-            one, other = before.get(name), now.get(name)
-            if one != other and not are_same(one, other):
-                return False
-        return True
-
-    def write(self, context: Context) -> dict[str, str]:
-        """Return the propagation headers of *context* by name in lower case."""
-        return self._writer.write(context)
-
     def extract(
         self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
     ) -> Context:
@@ -217,7 +212,7 @@ class MeshPropagator(TextMapPropagator):
         A span in *context* is left alone where the carrier has no valid parent. Never raises for what a carrier
         holds: a header that is refused is counted and warned of.
         """
-        lines = header_lines(carrier, getter, self._wanted)
+        lines = header_lines(carrier, getter, self.names_read)
         extraction = trusted = self._reader.read(lines)
         if self.trust != "continue":
             trusted = extraction.trusted(self.trust)
@@ -233,8 +228,7 @@ class MeshPropagator(TextMapPropagator):
     ) -> None:
         """Write the headers of *context* (the current one by default), and remove stale ones from a mapping.
 
-        Raises:
-            Whatever the carrier or the setter raise.
+        Whatever the carrier or the setter raise goes on to the caller.
         """
         context = get_current_context() if context is None else context
         # A dict is asked for first: to ask for the abstract class costs more.
@@ -244,10 +238,52 @@ class MeshPropagator(TextMapPropagator):
             for name, value in self.write(context).items():
                 setter.set(carrier, name, value)
 
-    @property
-    def watched(self) -> frozenset[bytes]:
-        """Return the names, in lower case, of the headers that outbound calls replace, remove or check."""
-        return self._watched
+    def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
+        """Write as `inject` does, but only what *host* is to get; for HTTP libraries that have no transport of ours.
+
+        Args:
+            host: Where the request goes, without the port.
+            carrier: The request's headers.
+            context: What to write; the current context by default.
+        """
+        context = get_current_context() if context is None else context
+        self._outgoing.replace_in(carrier, context, default_setter, host)
+
+    def read(self, lines: Lines) -> Extraction:
+        """Return what header lines, by name in lower case, say after validation. Never raises."""
+        return self._reader.read(lines)
+
+    def read_once(self, lines: Lines) -> tuple[Extraction, Extraction | None]:
+        """Read lines, or take the result of a host that has just read the same request, so that it counts once.
+
+        Returns:
+            What the lines say, and what of it a host that had read them was to believe.
+        """
+        read_before = _last_extract.get()
+        if read_before is not None:
+            _last_extract.set(None)
+            reader, lines_before, extraction, trusted = read_before
+            if reader is self and self._are_same(lines_before, lines):
+                return extraction, trusted
+        return self._reader.read(lines), None
+
+    def _are_same(self, before: Lines, now: Lines) -> bool:
+        # As a whole first: nearly always a host has read just these.
+        if before.items() <= now.items() and len(before) == len(self.names_read & now.keys()):
+            return True
+        for name in self.names_read:
+            one, other = before.get(name), now.get(name)
+            if one != other and not are_same(one, other):
+                return False
+        return True
+
+    def check(self, lines: Lines) -> Extraction:
+        """Read lines that are no request's, such as those that this process wrote: nothing is counted or warned of."""
+        return self._checker.read(lines)
+
+    def write(self, context: Context) -> dict[str, str]:
+        """Return the propagation headers of *context* by name in lower case."""
+        return self._writer.write(context)
 
     def outgoing(
         self, context: Context, present: Iterable[tuple[str, str]], host: str | None = None
@@ -273,21 +309,6 @@ class MeshPropagator(TextMapPropagator):
             target: The request's target, as its first line names it.
         """
         return self._outgoing.replace_lines(lines, context, host, method, target)
-
-    def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
-        """Do as `inject`, and withhold what *host* is not to get; for HTTP libraries that have no transport of ours."""
-        context = get_current_context() if context is None else context
-        self._outgoing.replace_in(carrier, context, default_setter, host)
-
-    def _names_read(self) -> set[str]:
-        names = set(self.passthrough)
-        if "tracecontext" in self.formats:
-            names |= TRACE_HEADERS | {SENT_HEADER}
-        if "baggage" in self.formats:
-            names.add("baggage")
-        if "b3" in self.formats or "b3multi" in self.formats:
-            names |= B3_HEADERS
-        return names
 
 
 # A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.

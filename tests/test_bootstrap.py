@@ -229,6 +229,21 @@ class TestWhatIsSet:
         assert program.stdout == "ProxyTracerProvider True\n"
         assert "service=unknown_service exporter=- endpoint=- provider=disabled" in program.stderr
 
+    @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("1", 1), ("yes", 1)])
+    def test_whatever_else_the_variable_holds_does_not_disable_it(self, value, warnings):
+        program = run(
+            """
+            configure()
+            print(trace.get_tracer("t").start_span("s").is_recording())
+            """,
+            OTEL_SDK_DISABLED=value,
+            MESHMW_EXPORTER="none",
+        )
+        assert program.stdout == "True\n", program.stderr
+        assert [line.partition(",")[0] for line in lines(program) if "WARNING" in line] == (
+            [f"WARNING meshmw OTEL_SDK_DISABLED holds '{value}'"] * warnings
+        )
+
 
 class TestSecondCall:
     def test_the_same_handle_comes_back_and_other_settings_are_warned_of(self):

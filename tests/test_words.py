@@ -192,6 +192,12 @@ def test_the_check_returns_the_word():
         one_of(words.Trust, "x" * 5000, "trust")
 
 
+@pytest.mark.parametrize("name", ["propagators", "baggage_keys", "propagate_to", "baggage_to", "passthrough_headers"])
+def test_a_text_is_no_list_of_its_characters(name):
+    with pytest.raises(ValueError, match=f"^{name} takes a list, not 'mesh'$"):
+        MeshPropagator(**{name: "mesh"})
+
+
 def test_words_as_a_sentence_lists_them():
     assert [listed(each) for each in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a or b", "a, b or c"]
 

@@ -6,7 +6,7 @@ variable a word may be spelt in any case, and `meshmw.settings` sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from meshmw._notices import quoted
@@ -55,6 +55,21 @@ def one_of(words: Any, value: object, name: str, *others: str) -> Any:
         return value
     meant = hint(value, allowed) if isinstance(value, str) else ""
     raise ValueError(f"{name} takes {listed((*allowed, *others))}, not {quoted(value)}{meant}")
+
+
+def items_of(values: Collection[str], name: str) -> tuple[str, ...]:
+    """Return the items of a list that a caller was given.
+
+    Args:
+        values: The list.
+        name: What the caller calls it.
+
+    Raises:
+        ValueError: It is a text, whose characters would be taken for the items.
+    """
+    if isinstance(values, str):
+        raise ValueError(f"{name} takes a list, not {quoted(values)}")
+    return tuple(values)
 
 
 def listed(words: Iterable[str]) -> str:

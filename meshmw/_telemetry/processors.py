@@ -85,7 +85,7 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
         remedy = (
             "the collector does not take them"
             if self.collector.failing
-            else "raise OTEL_BSP_MAX_QUEUE_SIZE, set MESHMW_BATCHING=high, or record less by MESHMW_SAMPLING_RATIO"
+            else "let more of them wait, as with MESHMW_BATCHING=high/20000, or record less by MESHMW_SAMPLING_RATIO"
         )
         return (
             f"the queue of {self._longest} spans is full and the oldest are dropped ({self.dropped_full} so far); "

@@ -71,7 +71,7 @@ def test_every_span_beyond_the_queue_is_counted_whatever_loggers_let_out(pipelin
     assert caplog.messages == [
         (
             "the queue of 8 spans is full and the oldest are dropped (1 so far); requests are unaffected: "
-            "raise OTEL_BSP_MAX_QUEUE_SIZE, set MESHMW_BATCHING=high, or record less by MESHMW_SAMPLING_RATIO"
+            "let more of them wait, as with MESHMW_BATCHING=high/20000, or record less by MESHMW_SAMPLING_RATIO"
         )
     ]
 
