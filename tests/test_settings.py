@@ -8,6 +8,7 @@ import logging
 import pytest
 from pydantic import Field
 
+import meshmw
 from meshmw import MeshPropagator, asgi, wire, wsgi
 from meshmw._notices import Rejections
 from meshmw._policy.outbound import HeaderBudget
@@ -137,6 +138,7 @@ class TestFaults:
 
     def test_a_list_of_the_wrong_things_is_a_fault(self):
         assert len(faults_of(propagators=3, exclude=[4], passthrough_headers=["x", 5])) == 3
+        assert len(faults_of(propagators=None, exclude={}, passthrough_headers=3)) == 3
 
     def test_a_misspelt_variable_is_warned_of_with_the_nearest_name(self, monkeypatch, caplog):
         monkeypatch.setenv("MESHMW_PROPAGATOR", "b3")
@@ -419,6 +421,10 @@ class TestStandardVariables:
         assert is_set("OTEL_SDK_DISABLED")
         assert not is_set("OTEL_SERVICE_NAME")
         assert not is_set("OTEL_PROPAGATORS")
+
+
+def test_dir_shows_what_a_user_imports():
+    assert (dir(meshmw.settings), dir(meshmw.propagator)) == (["SettingDoc", "Settings"], ["MeshPropagator"])
 
 
 def test_every_setting_is_documented_in_one_sentence():

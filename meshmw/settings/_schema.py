@@ -62,7 +62,7 @@ def split(value: object) -> object:
         ValueError: The word is spelt `None`, or the like.
     """
     if isinstance(value, str):
-        items = items_of(value)
+        items = _items(value)
         if is_none(value) and items != ["none"]:
             raise ValueError("not none")
         value = [] if items == ["none"] else items
@@ -71,14 +71,14 @@ def split(value: object) -> object:
     return value
 
 
-def items_of(text: str) -> list[str]:
+def _items(text: str) -> list[str]:
     """Return the items of a comma-separated text, trimmed."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def is_none(text: str) -> bool:
     """Say whether a comma-separated text is the one word `none`, in any case."""
-    return [item.lower() for item in items_of(text)] == ["none"]
+    return [item.lower() for item in _items(text)] == ["none"]
 
 
 def printable(text: str) -> str:
