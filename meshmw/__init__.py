@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from meshmw import testing as testing
     from meshmw import wire as wire
     from meshmw import wsgi as wsgi
-    from meshmw._policy.trust import RequestView, Trust
+    from meshmw._policy.trust import RequestView
+    from meshmw._policy.words import Trust
     from meshmw._telemetry.configure import configure
     from meshmw._telemetry.handle import Telemetry
     from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
@@ -69,7 +70,7 @@ _HOMES = {
     "Settings": "settings",
     "SettingsError": "errors",
     "Telemetry": "_telemetry.handle",
-    "Trust": "_policy.trust",
+    "Trust": "_policy.words",
     "configure": "_telemetry.configure",
 }
 _MODULES = (

@@ -20,6 +20,9 @@ from meshmw._otel import liveness_of
 
 LOGGER: Final = logging.getLogger("meshmw")
 
+# Seconds between two warnings of the same kind.
+DEFAULT_WARN_WINDOW: Final = 60.0
+
 # What is said of so many hosts, processors or keys is enough: a crawler meets hosts without end.
 _MOST_KEYS: Final = 256
 # As many characters of a header as tell what is wrong with it, and too few for the secret that one may hold.
@@ -176,7 +179,7 @@ class Rejections:
         clock: A monotonic clock in seconds.
     """
 
-    def __init__(self, window: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, window: float = DEFAULT_WARN_WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(window, clock)
         self._counts: Counter[tuple[str, str]] = Counter()
 

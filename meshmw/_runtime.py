@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 
@@ -18,15 +18,13 @@ from meshmw._notices import LOGGER
 from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
+from meshmw._policy.words import DEFAULT_MESSAGING_PARENT, DEFAULT_SERVER_SPANS, MessagingParent, ServerSpans
 from meshmw._version import __version__
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
-
-ServerSpans = Literal["auto", "contrib", "off"]
-MessagingParent = Literal["parent", "link"]
 
 # The process's own tracer; a stand-in until somebody sets a tracer provider, and a link to that from then on.
 TRACER: Final = trace.get_tracer("meshmw", __version__)
@@ -63,8 +61,8 @@ class Runtime:
     flush: Callable[[], object] | None = None
     trust: TrustPolicy = field(default_factory=TrustPolicy)
     trusted_peers: tuple[str, ...] = ()
-    server_spans: ServerSpans = "auto"
-    messaging_parent: MessagingParent = "parent"
+    server_spans: ServerSpans = DEFAULT_SERVER_SPANS
+    messaging_parent: MessagingParent = DEFAULT_MESSAGING_PARENT
     tracer: trace.Tracer = field(default_factory=lambda: _own_tracer())
     header_names: HeaderNames = field(init=False)
 

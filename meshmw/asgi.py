@@ -25,7 +25,7 @@ from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, server_attributes
 from meshmw._lifecycle.operation import AttributeValue, record_refusals
 from meshmw._lifecycle.serving import ServerOptions, Serving
-from meshmw._notices import LOGGER
+from meshmw._notices import DEFAULT_WARN_WINDOW, LOGGER
 from meshmw._policy.trust import RequestView
 from meshmw.errors import MissingExtraError
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
@@ -167,7 +167,12 @@ class BaggageSizeFilter:
     """
 
     def __init__(
-        self, app: App, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+        self,
+        app: App,
+        *,
+        max_members: int = MAX_MEMBERS,
+        max_bytes: int = MAX_BYTES,
+        warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
         self.app = app
         self._limit = BaggageLimit(max_members, max_bytes, warn_window)

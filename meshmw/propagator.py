@@ -1,10 +1,14 @@
-"""MeshPropagator: the strict reader and the replacing writer as one OpenTelemetry propagator."""
+"""`MeshPropagator`: the strict reader and the replacing writer as one OpenTelemetry propagator.
+
+OpenTelemetry and other instrumentations call `extract`, `inject` and `fields`. What stands below these is for the
+adapters of this package, which know more: the raw lines, the destination, whether a host has read the request before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.context import get_current as get_current_context
@@ -20,21 +24,46 @@ from opentelemetry.propagators.textmap import (
 from meshmw._context.carriers import Lines, are_same, header_lines
 from meshmw._context.extraction import READ_KEY, Extraction, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
-from meshmw._context.read_trace import Duplicates, Prefer, TraceReader
+from meshmw._context.read_trace import TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
-from meshmw._notices import Rejections, SilentRejections
+from meshmw._notices import DEFAULT_WARN_WINDOW, Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
-from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, HeaderBudget, OutboundScope, Pairs, passable
-from meshmw._policy.patterns import BaggageKeys
-from meshmw._policy.trust import Trust
+from meshmw._policy.outbound import (
+    DEFAULT_BAGGAGE_TO,
+    DEFAULT_HEADER_BUDGET,
+    DEFAULT_PASSTHROUGH_HEADERS,
+    DEFAULT_PROPAGATE_TO,
+    HeaderBudget,
+    OutboundScope,
+    Pairs,
+    passable,
+)
+from meshmw._policy.patterns import DEFAULT_BAGGAGE_KEYS, BaggageKeys
+from meshmw._policy.words import (
+    DEFAULT_DUPLICATES,
+    DEFAULT_PREFER,
+    DEFAULT_PROPAGATORS,
+    DEFAULT_TRACEPARENT_POLICY,
+    DEFAULT_TRUST,
+    Duplicates,
+    Format,
+    Prefer,
+    Trust,
+    items_of,
+    one_of,
+)
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.wire.traceparent import TraceParentPolicy
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
 
-FORMATS: Final = ("tracecontext", "baggage", "b3", "b3multi")
-DEFAULT_FORMATS: Final = ("tracecontext", "baggage")
+__all__ = ["MeshPropagator"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 class MeshPropagator(TextMapPropagator):
@@ -45,7 +74,8 @@ class MeshPropagator(TextMapPropagator):
     global propagator, it makes every instrumentation that uses the global one strict.
 
     Args:
-        formats: Of `tracecontext`, `baggage`, `b3` (single header), `b3multi`. Either B3 format reads both.
+        propagators: The formats: `tracecontext`, `baggage`, `b3` (single header), `b3multi`. Either B3 format reads
+            both.
         traceparent_policy: `strict` takes version 00 alone; `w3c` also takes 01 to fe as Level 2 asks.
         duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
         prefer: Which of `w3c` and `b3` decides where they disagree; `auto` takes the one that was written last, where
@@ -54,44 +84,61 @@ class MeshPropagator(TextMapPropagator):
             not look.
         baggage_max_members: Members taken and sent at most.
         baggage_max_bytes: Bytes of baggage taken and sent at most, all header lines together.
-        baggage_keys: Which keys are taken and sent.
-        propagate_to: Hosts that get trace headers, as `Destinations` takes them.
-        baggage_to: Hosts that get baggage.
-        header_budget: What the proxies on the way accept.
-        passthrough: Headers, in lower case, that outbound requests carry on as they came in.
+        baggage_keys: Patterns of the keys that are taken and sent; one with a `!` before it leaves keys out.
+        propagate_to: Patterns of the hosts that get trace headers; `*` is every host, `mesh` what is in the mesh.
+        baggage_to: Patterns of the hosts, of those, that get baggage.
+        header_budget: The bytes and the number of request headers that every proxy on the way accepts.
+        passthrough_headers: Headers that outbound requests carry on as they came in.
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A format is not known, or a trace header is to be passed through.
+        ValueError: A word is none of the named ones, a list is a text, a pattern is malformed, a limit is too small, or
+            a header may not be passed through.
+
+    Attributes:
+        formats: What is read and written.
+        trust: How far every sender is believed.
+        passthrough: The headers that are carried on, in lower case.
+        rejections: Counts what was refused.
+        names_read: The names, in lower case, of the headers that `read` looks at.
+        watched: The names, in lower case, of the headers that outbound calls replace, remove or check.
     """
 
     def __init__(
         self,
-        formats: Collection[str] = DEFAULT_FORMATS,
+        propagators: Collection[Format] = DEFAULT_PROPAGATORS,
         *,
-        traceparent_policy: TraceParentPolicy = "strict",
-        duplicates: Duplicates = "restart",
-        prefer: Prefer = "w3c",
-        trust: Trust = "continue",
-        baggage_max_members: int = 64,
-        baggage_max_bytes: int = 8192,
-        baggage_keys: BaggageKeys | None = None,
-        propagate_to: Sequence[str] = ("*",),
-        baggage_to: Sequence[str] = ("mesh",),
-        header_budget: HeaderBudget | None = None,
-        passthrough: Collection[str] = ("x-request-id",),
-        warn_window: float = 60.0,
+        traceparent_policy: TraceParentPolicy = DEFAULT_TRACEPARENT_POLICY,
+        duplicates: Duplicates = DEFAULT_DUPLICATES,
+        prefer: Prefer = DEFAULT_PREFER,
+        trust: Trust = DEFAULT_TRUST,
+        baggage_max_members: int = MAX_MEMBERS,
+        baggage_max_bytes: int = MAX_BYTES,
+        baggage_keys: Sequence[str] = DEFAULT_BAGGAGE_KEYS,
+        propagate_to: Sequence[str] = DEFAULT_PROPAGATE_TO,
+        baggage_to: Sequence[str] = DEFAULT_BAGGAGE_TO,
+        header_budget: tuple[int, int] = DEFAULT_HEADER_BUDGET,
+        passthrough_headers: Collection[str] = DEFAULT_PASSTHROUGH_HEADERS,
+        warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
-        self.formats = _known(formats)
-        self.passthrough = passable(passthrough)
-        self.trust: Trust = trust
-        self.rejections = Rejections(warn_window)
-        limits = {"baggage_max_members": baggage_max_members, "baggage_max_bytes": baggage_max_bytes}
-        keys = baggage_keys or BaggageKeys()
-        baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
-        trace_reader = TraceReader(
-            formats=self.formats, traceparent_policy=traceparent_policy, duplicates=duplicates, prefer=prefer
+        self.formats: tuple[Format, ...] = tuple(
+            one_of(Format, each, "propagators") for each in items_of(propagators, "propagators")
         )
+        self.trust: Trust = one_of(Trust, trust, "trust")
+        self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
+        self.rejections = Rejections(warn_window)
+        self.names_read = self._names_read()
+        self.watched = frozenset(
+            name.encode("ascii") for name in (*PROPAGATION_HEADERS, SENT_HEADER, *self.passthrough)
+        )
+        keys = BaggageKeys(items_of(baggage_keys, "baggage_keys"))
+        trace_reader = TraceReader(
+            formats=self.formats,
+            traceparent_policy=one_of(TraceParentPolicy, traceparent_policy, "traceparent_policy"),
+            duplicates=one_of(Duplicates, duplicates, "duplicates"),
+            prefer=one_of(Prefer, prefer, "prefer"),
+        )
+        baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
 
         def reader(rejections: Rejections) -> HeaderReader:
             return HeaderReader(
@@ -102,28 +149,40 @@ class MeshPropagator(TextMapPropagator):
             )
 
         self._reader = reader(self.rejections)
-        self._writer = HeaderWriter(formats=self.formats, baggage_keys=keys, rejections=self.rejections, **limits)
-        self._scope = OutboundScope(
-            propagate_to=propagate_to,
-            baggage_to=baggage_to,
-            budget=header_budget or HeaderBudget(MAX_BYTES, MAX_HEADERS),
+        self._checker = reader(SilentRejections())
+        self._writer = HeaderWriter(
+            formats=self.formats,
+            baggage_keys=keys,
+            baggage_max_members=baggage_max_members,
+            baggage_max_bytes=baggage_max_bytes,
             rejections=self.rejections,
         )
-        self._checker = reader(SilentRejections())
-        watched = PROPAGATION_HEADERS | {SENT_HEADER, *self.passthrough}
-        self._watched = frozenset(name.encode("ascii") for name in watched)
         self._outgoing = OutgoingHeaders(
             writer=self._writer,
             checker=self._checker,
-            scope=self._scope,
+            scope=OutboundScope(
+                propagate_to=items_of(propagate_to, "propagate_to"),
+                baggage_to=items_of(baggage_to, "baggage_to"),
+                budget=HeaderBudget(*header_budget),
+                rejections=self.rejections,
+            ),
             rejections=self.rejections,
-            watched=self._watched,
+            watched=self.watched,
         )
-        self._wanted = frozenset(self._names_read())
+
+    def _names_read(self) -> frozenset[str]:
+        names = set(self.passthrough)
+        if "tracecontext" in self.formats:
+            names |= TRACE_HEADERS | {SENT_HEADER}
+        if "baggage" in self.formats:
+            names.add("baggage")
+        if "b3" in self.formats or "b3multi" in self.formats:
+            names |= B3_HEADERS
+        return frozenset(names)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MeshPropagator:
-        """Return the propagator that the settings ask for."""
+        """Make the propagator that the settings ask for."""
         return cls(
             settings.propagators,
             traceparent_policy=settings.traceparent_policy,
@@ -132,11 +191,11 @@ class MeshPropagator(TextMapPropagator):
             trust=settings.trust,
             baggage_max_members=settings.baggage_max_members,
             baggage_max_bytes=settings.baggage_max_bytes,
-            baggage_keys=BaggageKeys(settings.baggage_allow, settings.baggage_deny),
+            baggage_keys=settings.baggage_keys,
             propagate_to=settings.propagate_to,
             baggage_to=settings.baggage_to,
-            header_budget=HeaderBudget(settings.header_budget_bytes, settings.header_budget_count),
-            passthrough=settings.passthrough_headers,
+            header_budget=settings.header_budget,
+            passthrough_headers=settings.passthrough_headers,
             warn_window=settings.warn_window,
         )
 
@@ -144,47 +203,6 @@ class MeshPropagator(TextMapPropagator):
     def fields(self) -> set[str]:
         """Return the names of the headers that `inject` writes."""
         return set(self._writer.fields)
-
-    @property
-    def names_read(self) -> frozenset[str]:
-        """Return the names, in lower case, of the headers that `read` looks at."""
-        return self._wanted
-
-    def check(self, lines: Lines) -> Extraction:
-        """Do as `read` with what this process wrote by itself: nothing is counted as a request's, nothing said."""
-        return self._checker.read(lines)
-
-    def read(self, lines: Lines) -> Extraction:
-        """Return what header lines, by name in lower case, say after validation. Never raises."""
-        return self._reader.read(lines)
-
-    def read_once(self, lines: Lines) -> tuple[Extraction, Extraction | None]:
-        """Do as `read`, but take the result of a host that has just read the same request, so that it counts once.
-
-        Returns:
-            What the lines say, and what a host that had read them was told to believe of it.
-        """
-        read_before = _last_extract.get()
-        if read_before is not None:
-            _last_extract.set(None)
-            reader, lines_before, extraction, trusted = read_before
-            if reader is self and self._are_same(lines_before, lines):
-                return extraction, trusted
-        return self._reader.read(lines), None
-
-    def _are_same(self, before: Lines, now: Lines) -> bool:
-        # As a whole first: nearly always a host has read just these.
-        if before.items() <= now.items() and len(before) == len(self._wanted & now.keys()):
-            return True
-        for name in self._wanted:
-            one, other = before.get(name), now.get(name)
-            if one != other and not are_same(one, other):
-                return False
-        return True
-
-    def write(self, context: Context) -> dict[str, str]:
-        """Return the propagation headers of *context* by name in lower case."""
-        return self._writer.write(context)
 
     def extract(
         self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
@@ -194,7 +212,7 @@ class MeshPropagator(TextMapPropagator):
         A span in *context* is left alone where the carrier has no valid parent. Never raises for what a carrier
         holds: a header that is refused is counted and warned of.
         """
-        lines = header_lines(carrier, getter, self._wanted)
+        lines = header_lines(carrier, getter, self.names_read)
         extraction = trusted = self._reader.read(lines)
         if self.trust != "continue":
             trusted = extraction.trusted(self.trust)
@@ -210,8 +228,7 @@ class MeshPropagator(TextMapPropagator):
     ) -> None:
         """Write the headers of *context* (the current one by default), and remove stale ones from a mapping.
 
-        Raises:
-            Whatever the carrier or the setter raise.
+        Whatever the carrier or the setter raise goes on to the caller.
         """
         context = get_current_context() if context is None else context
         # A dict is asked for first: to ask for the abstract class costs more.
@@ -221,10 +238,52 @@ class MeshPropagator(TextMapPropagator):
             for name, value in self.write(context).items():
                 setter.set(carrier, name, value)
 
-    @property
-    def watched(self) -> frozenset[bytes]:
-        """Return the names, in lower case, of the headers that outbound calls replace, remove or check."""
-        return self._watched
+    def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
+        """Write as `inject` does, but only what *host* is to get; for HTTP libraries that have no transport of ours.
+
+        Args:
+            host: Where the request goes, without the port.
+            carrier: The request's headers.
+            context: What to write; the current context by default.
+        """
+        context = get_current_context() if context is None else context
+        self._outgoing.replace_in(carrier, context, default_setter, host)
+
+    def read(self, lines: Lines) -> Extraction:
+        """Return what header lines, by name in lower case, say after validation. Never raises."""
+        return self._reader.read(lines)
+
+    def read_once(self, lines: Lines) -> tuple[Extraction, Extraction | None]:
+        """Read lines, or take the result of a host that has just read the same request, so that it counts once.
+
+        Returns:
+            What the lines say, and what of it a host that had read them was to believe.
+        """
+        read_before = _last_extract.get()
+        if read_before is not None:
+            _last_extract.set(None)
+            reader, lines_before, extraction, trusted = read_before
+            if reader is self and self._are_same(lines_before, lines):
+                return extraction, trusted
+        return self._reader.read(lines), None
+
+    def _are_same(self, before: Lines, now: Lines) -> bool:
+        # As a whole first: nearly always a host has read just these.
+        if before.items() <= now.items() and len(before) == len(self.names_read & now.keys()):
+            return True
+        for name in self.names_read:
+            one, other = before.get(name), now.get(name)
+            if one != other and not are_same(one, other):
+                return False
+        return True
+
+    def check(self, lines: Lines) -> Extraction:
+        """Read lines that are no request's, such as those that this process wrote: nothing is counted or warned of."""
+        return self._checker.read(lines)
+
+    def write(self, context: Context) -> dict[str, str]:
+        """Return the propagation headers of *context* by name in lower case."""
+        return self._writer.write(context)
 
     def outgoing(
         self, context: Context, present: Iterable[tuple[str, str]], host: str | None = None
@@ -251,30 +310,8 @@ class MeshPropagator(TextMapPropagator):
         """
         return self._outgoing.replace_lines(lines, context, host, method, target)
 
-    def inject_for(self, host: str, carrier: MutableMapping[str, str], context: Context | None = None) -> None:
-        """Do as `inject`, and withhold what *host* is not to get; for HTTP libraries that have no transport of ours."""
-        context = get_current_context() if context is None else context
-        self._outgoing.replace_in(carrier, context, default_setter, host)
-
-    def _names_read(self) -> set[str]:
-        names = set(self.passthrough)
-        if "tracecontext" in self.formats:
-            names |= TRACE_HEADERS | {SENT_HEADER}
-        if "baggage" in self.formats:
-            names.add("baggage")
-        if "b3" in self.formats or "b3multi" in self.formats:
-            names |= B3_HEADERS
-        return names
-
 
 # A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.
 _last_extract: ContextVar[tuple[MeshPropagator, Lines, Extraction, Extraction] | None] = ContextVar(
     "meshmw-extract", default=None
 )
-
-
-def _known(formats: Collection[str]) -> tuple[str, ...]:
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(f"unknown propagation formats {unknown}; known are {', '.join(FORMATS)}")
-    return tuple(formats)

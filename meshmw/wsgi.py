@@ -18,6 +18,7 @@ from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import protocol_version, server_attributes
 from meshmw._lifecycle.operation import AttributeValue
 from meshmw._lifecycle.serving import ServerOptions, Serving
+from meshmw._notices import DEFAULT_WARN_WINDOW
 from meshmw._policy.trust import RequestView
 from meshmw.streams import closed_on_drop
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
@@ -103,7 +104,12 @@ class BaggageSizeFilter:
     """
 
     def __init__(
-        self, app: App, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES, warn_window: float = 60.0
+        self,
+        app: App,
+        *,
+        max_members: int = MAX_MEMBERS,
+        max_bytes: int = MAX_BYTES,
+        warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
         self.app = app
         self._limit = BaggageLimit(max_members, max_bytes, warn_window)

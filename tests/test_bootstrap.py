@@ -166,7 +166,7 @@ class TestWhatIsSet:
             assert runtime.current().exclude.match("/live/now")
             """,
             MESHMW_SERVICE_NAME="check\u00f6ut",
-            MESHMW_SERVICE_VERSION="7",
+            OTEL_RESOURCE_ATTRIBUTES="service.version=7",
             MESHMW_PROPAGATORS="b3,tracecontext",
             MESHMW_EXPORTER="otlp-http",
             MESHMW_ENDPOINT="127.0.0.1:9/in?key=secret",
@@ -216,8 +216,7 @@ class TestWhatIsSet:
             "exporter=- endpoint=- provider=existing"
         )
 
-    @pytest.mark.parametrize("variable", ["OTEL_SDK_DISABLED", "MESHMW_SDK_DISABLED"])
-    def test_a_disabled_sdk_sets_the_propagator_alone(self, variable):
+    def test_a_disabled_sdk_sets_the_propagator_alone(self):
         program = run(
             """
             telemetry = configure()
@@ -225,10 +224,25 @@ class TestWhatIsSet:
             assert not trace.get_tracer("t").start_span("s").is_recording()
             print(type(trace.get_tracer_provider()).__name__, telemetry.force_flush())
             """,
-            **{variable: "True"},
+            OTEL_SDK_DISABLED="True",
         )
         assert program.stdout == "ProxyTracerProvider True\n"
         assert "service=unknown_service exporter=- endpoint=- provider=disabled" in program.stderr
+
+    @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("1", 1), ("yes", 1)])
+    def test_whatever_else_the_variable_holds_does_not_disable_it(self, value, warnings):
+        program = run(
+            """
+            configure()
+            print(trace.get_tracer("t").start_span("s").is_recording())
+            """,
+            OTEL_SDK_DISABLED=value,
+            MESHMW_EXPORTER="none",
+        )
+        assert program.stdout == "True\n", program.stderr
+        assert [line.partition(",")[0] for line in lines(program) if "WARNING" in line] == (
+            [f"WARNING meshmw OTEL_SDK_DISABLED holds '{value}'"] * warnings
+        )
 
 
 class TestSecondCall:

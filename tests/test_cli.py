@@ -102,7 +102,7 @@ def test_settings_are_printed_with_their_value_and_where_it_comes_from(monkeypat
     assert "MESHMW_PROPAGATORS=b3,tracecontext  (from MESHMW_PROPAGATORS)\n" in out
     assert "MESHMW_SERVICE_NAME=checkout  (from OTEL_SERVICE_NAME)\n" in out
     assert "MESHMW_ENDPOINT=(none)  (default)\n" in out
-    assert "    Where it is not set: OTEL_SDK_DISABLED.\n" in out
+    assert "    Where it is not set: OTEL_PROPAGATORS.\n" in out
     assert main(["settings", "--json"]) == 0
     found = {each["variable"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["MESHMW_SERVICE_NAME"]["from"] == "OTEL_SERVICE_NAME"

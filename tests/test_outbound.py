@@ -13,7 +13,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from meshmw import MeshPropagator
-from meshmw._policy.outbound import HeaderBudget
 from meshmw.httpx import TraceContextTransport
 
 INBOUND = {
@@ -116,7 +115,7 @@ class TestScope:
 
 class TestBudget:
     def test_baggage_gives_way_before_a_proxy_refuses_the_request(self, caplog: pytest.LogCaptureFixture) -> None:
-        propagator = MeshPropagator(header_budget=HeaderBudget(max_bytes=2_500, max_headers=100))
+        propagator = MeshPropagator(header_budget=(2_500, 100))
         with caplog.at_level(logging.WARNING):
             cookies = ({"cookie": "c" * length} for length in range(50, 300))
             sent = (sent_to("http://shop", propagator, headers=cookie)["baggage"] for cookie in cookies)
@@ -126,7 +125,7 @@ class TestBudget:
         assert "alice" not in caplog.text
 
     def test_where_other_headers_alone_are_too_big_it_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
-        propagator = MeshPropagator(header_budget=HeaderBudget(max_bytes=2_500, max_headers=100))
+        propagator = MeshPropagator(header_budget=(2_500, 100))
         headers = sent_to("http://shop", propagator, headers={"cookie": "c" * 3000})
         assert "baggage" not in headers
         assert len(headers["cookie"]) == 3000
@@ -200,10 +199,10 @@ class TestPassthrough:
     )
     def test_credentials_and_what_is_no_name_are_never_passed_through(self, name: str) -> None:
         with pytest.raises(ValueError, match="not passed through"):
-            MeshPropagator(passthrough=[name])
+            MeshPropagator(passthrough_headers=[name])
 
     def test_only_the_request_id_goes_to_strangers(self) -> None:
-        propagator = MeshPropagator(passthrough=["x-request-id", "x-tenant"])
+        propagator = MeshPropagator(passthrough_headers=["x-request-id", "x-tenant"])
         inbound = {**INBOUND, "x-tenant": "north"}
         assert sent_to("http://shop", propagator, inbound=inbound)["x-tenant"] == "north"
         strangers = sent_to("https://api.example.com", propagator, inbound=inbound)

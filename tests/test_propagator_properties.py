@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshmw import MeshPropagator, asgi, wsgi
 from meshmw._otel import W3CTraceState
-from meshmw.propagator import FORMATS
+from meshmw._policy.words import FORMATS
 from meshmw.wire import TraceState
 from meshmw.wire.headers import B3_HEADERS
 

@@ -162,12 +162,12 @@ class TestTrust:
         assert "baggage" not in served.seen["outgoing"]
 
     def test_of_what_he_wanted_passed_on_only_the_request_id_is(self, served: Served) -> None:
-        propagator = MeshPropagator(passthrough=["x-request-id", "x-cloud-trace-context"])
+        propagator = MeshPropagator(passthrough_headers=["x-request-id", "x-cloud-trace-context"])
         context = propagator.extract({**dict(VALID), "x-cloud-trace-context": "a/1"})
         outgoing: dict[str, str] = {}
-        MeshPropagator(trust="restart", passthrough=propagator.passthrough).inject(outgoing, context)
+        MeshPropagator(trust="restart", passthrough_headers=propagator.passthrough).inject(outgoing, context)
         assert outgoing["x-cloud-trace-context"] == "a/1"
-        strict = MeshPropagator(trust="restart", passthrough=propagator.passthrough)
+        strict = MeshPropagator(trust="restart", passthrough_headers=propagator.passthrough)
         outgoing = {}
         strict.inject(outgoing, strict.extract({**dict(VALID), "x-cloud-trace-context": "a/1"}))
         assert outgoing == {"x-request-id": "abc"}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import pytest
 from pydantic import Field
 
+import meshmw
+from meshmw import MeshPropagator, asgi, wire, wsgi
+from meshmw._notices import Rejections
+from meshmw._policy.outbound import HeaderBudget
+from meshmw._policy.patterns import BaggageKeys, PathPatterns
+from meshmw._policy.trust import TrustPolicy
+from meshmw._runtime import Runtime
 from meshmw.errors import SettingsError
-from meshmw.settings import Settings, hidden, is_set
+from meshmw.settings import Settings, hidden, is_set, sdk_disabled
 from meshmw.settings._standard import StandardSource
 
 
@@ -40,7 +48,7 @@ class TestFaults:
         [
             ("MESHMW_SERVICE_NAME", "two\nlines"),
             ("MESHMW_SERVICE_NAME", "x" * 256),
-            ("MESHMW_SERVICE_VERSION", "\x1b[31m"),
+            ("MESHMW_SERVICE_NAME", "\x1b[31m"),
             ("MESHMW_PROPAGATORS", "none,b3"),
             ("MESHMW_TRACEPARENT_POLICY", "lax"),
             ("MESHMW_DUPLICATES", "first"),
@@ -58,17 +66,27 @@ class TestFaults:
             ("MESHMW_BAGGAGE_MAX_MEMBERS", "1025"),
             ("MESHMW_BAGGAGE_MAX_BYTES", "61441"),
             ("MESHMW_BAGGAGE_MAX_BYTES", "8kB"),
-            ("MESHMW_BAGGAGE_ALLOW", "tenant id"),
-            ("MESHMW_BAGGAGE_DENY", "[a-z]"),
+            ("MESHMW_BAGGAGE_KEYS", "tenant id"),
+            ("MESHMW_BAGGAGE_KEYS", "tenant,![a-z]"),
+            ("MESHMW_BAGGAGE_KEYS", "!"),
             ("MESHMW_PROPAGATE_TO", "http://inventory"),
             ("MESHMW_PROPAGATE_TO", "inventory:8080"),
             ("MESHMW_PROPAGATE_TO", "mesh none"),
             ("MESHMW_BAGGAGE_TO", "10.0.*"),
             ("MESHMW_BAGGAGE_TO", "a..b"),
-            ("MESHMW_HEADER_BUDGET_BYTES", "4095"),
-            ("MESHMW_HEADER_BUDGET_BYTES", "8388609"),
-            ("MESHMW_HEADER_BUDGET_COUNT", "19"),
-            ("MESHMW_HEADER_BUDGET_COUNT", "10001"),
+            ("MESHMW_HEADER_BUDGET", "4095"),
+            ("MESHMW_HEADER_BUDGET", "8388609/100"),
+            ("MESHMW_HEADER_BUDGET", "61440/19"),
+            ("MESHMW_HEADER_BUDGET", "61440/10001"),
+            ("MESHMW_HEADER_BUDGET", "61440/100/1"),
+            ("MESHMW_HEADER_BUDGET", "/100"),
+            ("MESHMW_HEADER_BUDGET", "60 KiB"),
+            ("MESHMW_BATCHING", "low"),
+            ("MESHMW_BATCHING", "auto"),
+            ("MESHMW_BATCHING", "high/"),
+            ("MESHMW_BATCHING", "high/automatic"),
+            ("MESHMW_BATCHING", "high/auto/1"),
+            ("MESHMW_BATCHING", "4096"),
             ("MESHMW_PASSTHROUGH_HEADERS", "x request id"),
             ("MESHMW_PASSTHROUGH_HEADERS", "Traceparent"),
             ("MESHMW_PASSTHROUGH_HEADERS", "x-b3-sampled"),
@@ -86,7 +104,7 @@ class TestFaults:
             ("MESHMW_SAMPLING_RATIO", "1.01"),
             ("MESHMW_SAMPLING_RATIO", "inf"),
             ("MESHMW_WARN_WINDOW", "86401"),
-            ("MESHMW_SDK_DISABLED", "perhaps"),
+            ("MESHMW_RANDOM_FLAG", "perhaps"),
         ],
     )
     def test_a_bad_value_is_a_fault_of_its_variable(self, monkeypatch, variable, value):
@@ -97,7 +115,7 @@ class TestFaults:
 
     def test_a_long_value_is_shortened(self):
         (fault,) = faults_of(exporter="x" * 5000)
-        assert f"holds '{'x' * 60}... (5000 characters)'; it takes" in fault
+        assert f"holds '{'x' * 60}'... (5000 characters); it takes" in fault
 
     def test_many_bad_items_are_not_all_listed(self):
         (fault,) = faults_of(propagators="one,two,three,four,five")
@@ -120,6 +138,7 @@ class TestFaults:
 
     def test_a_list_of_the_wrong_things_is_a_fault(self):
         assert len(faults_of(propagators=3, exclude=[4], passthrough_headers=["x", 5])) == 3
+        assert len(faults_of(propagators=None, exclude={}, passthrough_headers=3)) == 3
 
     def test_a_misspelt_variable_is_warned_of_with_the_nearest_name(self, monkeypatch, caplog):
         monkeypatch.setenv("MESHMW_PROPAGATOR", "b3")
@@ -147,7 +166,6 @@ class TestValues:
         settings = Settings()
         assert settings.model_dump() == {
             "service_name": None,
-            "service_version": None,
             "kubernetes_labels": False,
             "propagators": ("tracecontext", "baggage"),
             "traceparent_policy": "strict",
@@ -160,41 +178,36 @@ class TestValues:
             "exclude": (),
             "baggage_max_members": 64,
             "baggage_max_bytes": 8192,
-            "baggage_allow": (),
-            "baggage_deny": (),
+            "baggage_keys": ("*",),
             "baggage_attributes": (),
             "propagate_to": ("*",),
             "baggage_to": ("mesh",),
             "passthrough_headers": ("x-request-id",),
-            "header_budget_bytes": 61_440,
-            "header_budget_count": 100,
+            "header_budget": (61_440, 100),
             "messaging_parent": "parent",
             "exporter": "otlp",
             "endpoint": None,
             "sampling_ratio": None,
             "sampling_rules": (),
             "random_flag": True,
-            "batch_profile": "moderate",
-            "queue_size": None,
+            "batching": "moderate",
             "metrics": "none",
             "warn_window": 60.0,
-            "sdk_disabled": False,
         }
 
     @pytest.mark.parametrize(
         ("variable", "value", "expected"),
         [
             ("MESHMW_SERVICE_NAME", " checkout ", "checkout"),
-            ("MESHMW_SERVICE_VERSION", "1.2", "1.2"),
             ("MESHMW_PROPAGATORS", " B3 , tracecontext,b3,,", ("b3", "tracecontext")),
             ("MESHMW_PROPAGATORS", "None", ()),
             ("MESHMW_TRACEPARENT_POLICY", "W3C", "w3c"),
             ("MESHMW_DUPLICATES", "Same-Trace", "same-trace"),
             ("MESHMW_PREFER", "AUTO", "auto"),
             ("MESHMW_SAMPLING_RULES", " /health = 0, /api/*=.5", ("/health=0", "/api/*=.5")),
-            ("MESHMW_BATCH_PROFILE", "High", "high"),
-            ("MESHMW_QUEUE_SIZE", " Auto", "auto"),
-            ("MESHMW_QUEUE_SIZE", "4096", 4096),
+            ("MESHMW_BATCHING", "High", "high"),
+            ("MESHMW_BATCHING", " Moderate/Auto", "moderate/auto"),
+            ("MESHMW_BATCHING", "HIGH/1048576", "high/1048576"),
             ("MESHMW_METRICS", "Prometheus", "prometheus"),
             ("MESHMW_METRICS", "OTLP", "otlp"),
             ("MESHMW_TRUST", "Restart", "restart"),
@@ -207,18 +220,18 @@ class TestValues:
             ("MESHMW_BAGGAGE_MAX_BYTES", "4096", 4096),
             ("MESHMW_PASSTHROUGH_HEADERS", "X-Request-Id, x-tenant,X-TENANT", ("x-request-id", "x-tenant")),
             ("MESHMW_PASSTHROUGH_HEADERS", "none", ()),
-            ("MESHMW_BAGGAGE_ALLOW", "tenant, Acme.*", ("tenant", "Acme.*")),
-            ("MESHMW_BAGGAGE_DENY", "none", ()),
+            ("MESHMW_BAGGAGE_KEYS", "tenant, Acme.*,!Acme.secret", ("tenant", "Acme.*", "!Acme.secret")),
+            ("MESHMW_BAGGAGE_KEYS", "none", ()),
             ("MESHMW_PROPAGATE_TO", "mesh,.Example.com,*.svc.local", ("mesh", ".Example.com", "*.svc.local")),
             ("MESHMW_BAGGAGE_TO", "None", ()),
-            ("MESHMW_HEADER_BUDGET_BYTES", "98304", 98_304),
-            ("MESHMW_HEADER_BUDGET_COUNT", "200", 200),
+            ("MESHMW_HEADER_BUDGET", "98304", (98_304, 100)),
+            ("MESHMW_HEADER_BUDGET", "98304 / 200", (98_304, 200)),
             ("MESHMW_EXPORTER", "OTLP-HTTP", "otlp-http"),
             ("MESHMW_ENDPOINT", "collector:4317", "http://collector:4317"),
             ("MESHMW_ENDPOINT", "https://[::1]:4318/in?x=1", "https://[::1]:4318/in?x=1"),
             ("MESHMW_SAMPLING_RATIO", "0.25", 0.25),
             ("MESHMW_WARN_WINDOW", "0", 0.0),
-            ("MESHMW_SDK_DISABLED", "1", True),
+            ("MESHMW_RANDOM_FLAG", "0", False),
         ],
     )
     def test_a_variable_is_read(self, monkeypatch, variable, value, expected):
@@ -228,7 +241,7 @@ class TestValues:
         assert Settings.origins() == {name: variable}
 
     def test_a_list_may_be_an_argument(self):
-        settings = Settings(propagators=["b3 ", "b3", "B3MULTI"], exclude=("/a", "/a"))
+        settings = Settings(propagators=["b3", "b3", "b3multi"], exclude=("/a", "/a"))
         assert (settings.propagators, settings.exclude) == (("b3", "b3multi"), ("/a",))
 
     @pytest.mark.parametrize("blank", ["", "  ", " , ,"])
@@ -263,12 +276,9 @@ class TestPrecedence:
 
     CASES = (
         ("service_name", "OTEL_SERVICE_NAME", "standard", "standard", "own", "argument"),
-        ("service_version", "OTEL_RESOURCE_ATTRIBUTES", "service.version=1", "1", "2", "3"),
         ("propagators", "OTEL_PROPAGATORS", "b3", ("b3",), "b3multi", ("baggage",)),
         ("exporter", "OTEL_TRACES_EXPORTER", "console", "console", "none", "otlp"),
         ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "a:1", "http://a:1", "http://b:1", "http://c:1"),
-        ("sdk_disabled", "OTEL_SDK_DISABLED", "TRUE", True, "false", True),
-        ("queue_size", "OTEL_BSP_MAX_QUEUE_SIZE", "9", 9, "10", 11),
         ("metrics", "OTEL_METRICS_EXPORTER", "prometheus", "prometheus", "none", "prometheus"),
     )
 
@@ -285,8 +295,8 @@ class TestPrecedence:
         assert getattr(Settings(**{name: argument}), name) == argument != own_value
 
     def test_the_service_name_variable_beats_the_resource_attribute(self, monkeypatch):
-        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=first,a,service.name = b%20c ,service.version=")
-        assert (Settings().service_name, Settings().service_version) == ("b c", None)
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=first,a,service.name = b%20c ,service.name=")
+        assert Settings().service_name == "b c"
         monkeypatch.setenv("OTEL_SERVICE_NAME", "d")
         assert Settings().service_name == "d"
 
@@ -370,8 +380,7 @@ class TestStandardVariables:
         [
             ({"OTEL_SERVICE_NAME": "a\nb"}, r"OTEL_SERVICE_NAME holds 'a\nb', which is ignored"),
             ({"OTEL_SERVICE_NAME": "x" * 256}, "which is ignored; meshmw takes 1 to 255 printable characters"),
-            ({"OTEL_RESOURCE_ATTRIBUTES": "service.version=a%0ab"}, r"OTEL_RESOURCE_ATTRIBUTES holds 'a\nb', which"),
-            ({"OTEL_BSP_MAX_QUEUE_SIZE": "9" * 5_000}, "OTEL_BSP_MAX_QUEUE_SIZE holds '999"),
+            ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=a%0ab"}, r"OTEL_RESOURCE_ATTRIBUTES holds 'a\nb', which"),
             (
                 {"OTEL_PROPAGATORS": "xray"},
                 "OTEL_PROPAGATORS holds 'xray', which is ignored; meshmw takes tracecontext",
@@ -382,7 +391,6 @@ class TestStandardVariables:
                 {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:p@c"},
                 "OTEL_EXPORTER_OTLP_ENDPOINT holds 'http://***@c', which",
             ),
-            ({"OTEL_SDK_DISABLED": "1"}, "OTEL_SDK_DISABLED holds '1', which is ignored; meshmw takes true or false"),
         ],
     )
     def test_an_unknown_value_is_warned_of_once_and_ignored(self, monkeypatch, caplog, variables, warning):
@@ -415,6 +423,10 @@ class TestStandardVariables:
         assert not is_set("OTEL_PROPAGATORS")
 
 
+def test_dir_shows_what_a_user_imports():
+    assert (dir(meshmw.settings), dir(meshmw.propagator)) == (["SettingDoc", "Settings"], ["MeshPropagator"])
+
+
 def test_every_setting_is_documented_in_one_sentence():
     for doc in Settings.documentation():
         assert doc.description.endswith(".")
@@ -432,7 +444,6 @@ class TestPipeline:
             ("OTEL_METRICS_EXPORTER", "otlp,prometheus", "metrics", "otlp"),
             ("OTEL_METRICS_EXPORTER", "none", "metrics", "none"),
             ("OTEL_METRICS_EXPORTER", "console", "metrics", "none"),
-            ("OTEL_BSP_MAX_QUEUE_SIZE", "9", "queue_size", 9),
         ],
     )
     def test_a_standard_variable_of_the_pipeline_is_read(self, monkeypatch, caplog, variable, value, name, expected):
@@ -448,8 +459,132 @@ class TestPipeline:
             "such as /health=0,/api/*=0.5"
         )
 
-    @pytest.mark.parametrize("size", ["0", "few", "-1", "1048577", "1.5"])
+    @pytest.mark.parametrize("size", ["0", "few", "-1", "1048577", "1.5", "9" * 5_000])
     def test_a_queue_of_no_size_is_one_fault(self, size):
-        assert faults_of(queue_size=size) == (
-            f"argument queue_size holds '{size}'; it takes a number from 1 to 1048576, or auto",
-        )
+        (fault,) = faults_of(batching=f"high/{size}")
+        assert fault.startswith(f"argument batching holds 'high/{size[:55]}'")
+        assert "; it takes moderate or high; with /auto " in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (98_304, (98_304, 100)),
+        ("98304", (98_304, 100)),
+        ("98304/200", (98_304, 200)),
+        ((98_304, 200), (98_304, 200)),
+        ([98_304, 200], (98_304, 200)),
+    ],
+)
+def test_a_header_budget_is_two_numbers_of_which_the_second_may_be_left_out(given, expected):
+    assert Settings(header_budget=given).header_budget == expected
+
+
+@pytest.mark.parametrize("given", [None, 4_095, (), (98_304, 200, 1), "many", {"bytes": 98_304}])
+def test_a_header_budget_that_is_none_is_a_fault(given):
+    (fault,) = faults_of(header_budget=given)
+    assert "; it takes bytes from 4096 to 8388608, alone or with /20 to /10000 headers" in fault
+
+
+@pytest.mark.parametrize("name", ["header_budget", "baggage_keys", "batching", "propagators", "endpoint"])
+def test_a_default_can_be_written_into_its_variable_as_it_is_shown(monkeypatch, name):
+    doc = next(doc for doc in Settings.documentation() if doc.name == name)
+    monkeypatch.setenv(doc.variable, doc.default)
+    assert Settings() == Settings.model_construct()
+
+
+class TestDisabled:
+    """Whether the SDK is disabled is for the standard variable to say, in the specification's words."""
+
+    @pytest.mark.parametrize(
+        ("value", "disabled", "warned"),
+        [
+            ("true", True, False),
+            ("TRUE", True, False),
+            (" True ", True, False),
+            ("false", False, False),
+            ("False", False, False),
+            ("", False, False),
+            (" ", False, False),
+            ("1", False, True),
+            ("yes", False, True),
+            ("on", False, True),
+        ],
+    )
+    def test_true_alone_disables_it_and_what_is_no_boolean_is_warned_of(
+        self, monkeypatch, caplog, value, disabled, warned
+    ):
+        monkeypatch.setenv("OTEL_SDK_DISABLED", value)
+        assert sdk_disabled() is disabled
+        expected = f"OTEL_SDK_DISABLED holds '{value}', which is ignored; meshmw takes true or false"
+        assert caplog.messages == ([expected] if warned else [])
+
+    def test_without_the_variable_it_is_not_disabled(self, monkeypatch, caplog):
+        monkeypatch.delenv("OTEL_SDK_DISABLED", raising=False)
+        assert not sdk_disabled()
+        assert caplog.messages == []
+
+
+# What takes a value that a setting stands for: its arguments by the setting's name.
+TAKERS = {
+    MeshPropagator: {
+        "propagators": "propagators",
+        "traceparent_policy": "traceparent_policy",
+        "duplicates": "duplicates",
+        "prefer": "prefer",
+        "trust": "trust",
+        "baggage_max_members": "baggage_max_members",
+        "baggage_max_bytes": "baggage_max_bytes",
+        "baggage_keys": "baggage_keys",
+        "propagate_to": "propagate_to",
+        "baggage_to": "baggage_to",
+        "header_budget": "header_budget",
+        "passthrough_headers": "passthrough_headers",
+        "warn_window": "warn_window",
+    },
+    BaggageKeys: {"patterns": "baggage_keys"},
+    TrustPolicy: {"trust": "trust", "trusted_peers": "trusted_peers"},
+    PathPatterns: {"patterns": "exclude"},
+    Rejections: {"window": "warn_window"},
+    Runtime: {
+        "server_spans": "server_spans",
+        "messaging_parent": "messaging_parent",
+        "trusted_peers": "trusted_peers",
+    },
+    asgi.BaggageSizeFilter: {
+        "max_members": "baggage_max_members",
+        "max_bytes": "baggage_max_bytes",
+        "warn_window": "warn_window",
+    },
+    wsgi.BaggageSizeFilter: {
+        "max_members": "baggage_max_members",
+        "max_bytes": "baggage_max_bytes",
+        "warn_window": "warn_window",
+    },
+    wire.parse_baggage: {"max_members": "baggage_max_members", "max_bytes": "baggage_max_bytes"},
+    wire.format_baggage: {"max_members": "baggage_max_members", "max_bytes": "baggage_max_bytes"},
+    wire.read_traceparent: {"policy": "traceparent_policy"},
+    wire.TraceParent.parse: {"policy": "traceparent_policy"},
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS, ids=lambda taker: taker.__qualname__)
+def test_whoever_is_told_nothing_does_what_the_settings_do_by_default(taker):
+    parameters = inspect.signature(taker).parameters
+    defaults = {argument: parameters[argument].default for argument in TAKERS[taker]}
+    assert defaults == {argument: Settings.model_fields[name].default for argument, name in TAKERS[taker].items()}
+
+
+def test_a_propagator_takes_the_settings_names_and_no_others():
+    taken = TAKERS[MeshPropagator]
+    assert list(taken) == list(taken.values()) == list(inspect.signature(MeshPropagator).parameters)
+
+
+def test_a_budget_by_itself_is_the_settings_default():
+    parameters = inspect.signature(HeaderBudget).parameters.values()
+    assert tuple(parameter.default for parameter in parameters) == Settings.model_fields["header_budget"].default
+
+
+def test_a_propagator_made_of_default_settings_is_one_made_of_nothing():
+    made = MeshPropagator.from_settings(Settings())
+    assert (made.formats, made.passthrough, made.trust) == (("tracecontext", "baggage"), ("x-request-id",), "continue")

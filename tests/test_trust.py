@@ -76,7 +76,7 @@ class TestCallable:
 
     @pytest.mark.parametrize("trust", ["Continue", "", "none", None, 7, ["continue"]])
     def test_what_is_neither_a_word_nor_a_callable_is_refused(self, trust):
-        with pytest.raises(ValueError, match="trust is one of continue, restart, ignore or a callable, not"):
+        with pytest.raises(ValueError, match="trust takes continue, restart, ignore or a callable, not"):
             TrustPolicy(trust)
 
     def test_it_sees_the_request(self):

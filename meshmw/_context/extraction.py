@@ -8,7 +8,7 @@ in one pass. Any other is read with care, which counts, warns and lists what is 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
@@ -18,6 +18,7 @@ from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, Bagg
 from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, Reading, TraceReader, repeated_trace_state
 from meshmw._notices import Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
+from meshmw._policy.words import Trust
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, BaggageValue
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
@@ -67,7 +68,7 @@ class Extraction(NamedTuple):
         """Say whether any header of this request said anything, and so tells it from other requests."""
         return bool(self.span_context or self.refused or self.baggage or self.passthrough)
 
-    def trusted(self, trust: Literal["continue", "restart", "ignore"]) -> Extraction:
+    def trusted(self, trust: Trust) -> Extraction:
         """Return what remains where the sender is trusted so far: all, a link to its span, or nothing of it."""
         if trust == "continue":
             return self

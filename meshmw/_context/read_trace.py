@@ -9,20 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw._context.carriers import Lines, one_line
 from meshmw._notices import Rejections
 from meshmw._otel import W3CTraceState
+from meshmw._policy.words import Duplicates, Format, Prefer
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.wire.traceparent import FLAG_SAMPLED, TraceParentPolicy, format_traceparent
 
-Duplicates = Literal["restart", "same-trace"]
-Prefer = Literal["w3c", "b3", "auto"]
 # Version, trace-id, parent-id and trace-flags.
 _Fields = tuple[int, int, int, int]
 
@@ -95,7 +94,7 @@ class TraceReader:
     def __init__(
         self,
         *,
-        formats: Collection[str],
+        formats: Collection[Format],
         traceparent_policy: TraceParentPolicy,
         duplicates: Duplicates,
         prefer: Prefer,

@@ -25,8 +25,8 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind
 
 from meshmw._context.extraction import READ_KEY, Extraction
 from meshmw._otel import SPAN_KEY
-from meshmw._policy.trust import Trust
-from meshmw._runtime import MessagingParent, ServerSpans, is_global
+from meshmw._policy.words import MessagingParent, ServerSpans, Trust
+from meshmw._runtime import is_global
 from meshmw.propagator import MeshPropagator
 
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.

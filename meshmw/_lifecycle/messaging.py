@@ -23,7 +23,8 @@ from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
 from meshmw._lifecycle.operation import Attributes, AttributeValue, LazyAttributes, Operation, record_refusals
 from meshmw._otel import SPAN_KEY
-from meshmw._runtime import MessagingParent, tracer_of
+from meshmw._policy.words import MessagingParent, one_of
+from meshmw._runtime import tracer_of
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
@@ -79,7 +80,7 @@ class Messaging:
         self.system = system
         self._server = server
         self._keep_existing = keep_existing
-        self._parent = parent
+        self._parent = None if parent is None else one_of(MessagingParent, parent, "parent")
         self._propagator = propagator
         self._tracer = tracer_of(tracer_provider)
 

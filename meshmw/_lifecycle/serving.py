@@ -20,8 +20,9 @@ from meshmw._context.carriers import Lines
 from meshmw._lifecycle.decide import Decision, Notice, decide
 from meshmw._lifecycle.http import HttpOperation, Request, begin_nested, begin_server
 from meshmw._policy.patterns import PathPatterns
-from meshmw._policy.trust import RequestView, Trust, TrustCallable, TrustPolicy
-from meshmw._runtime import Runtime, ServerSpans, tracer_of
+from meshmw._policy.trust import RequestView, TrustCallable, TrustPolicy
+from meshmw._policy.words import ServerSpans, Trust, one_of
+from meshmw._runtime import Runtime, tracer_of
 from meshmw.propagator import MeshPropagator
 
 _CONSEQUENCES: Final[dict[Notice, str]] = {
@@ -96,7 +97,7 @@ class Serving:
         self._protocol = protocol
         self._exclude = None if exclude is None else PathPatterns(exclude)
         self._propagator = propagator
-        self._spans = server_spans
+        self._spans = None if server_spans is None else one_of(ServerSpans, server_spans, "server_spans")
         self._trust = trust
         self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
         if trust is not None:

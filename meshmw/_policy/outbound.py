@@ -57,6 +57,11 @@ _MESH_NETWORKS: Final = Networks(
 # Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
 MAX_BYTES: Final = 61_440
 MAX_HEADERS: Final = 100
+DEFAULT_HEADER_BUDGET: Final = (MAX_BYTES, MAX_HEADERS)
+DEFAULT_PROPAGATE_TO: Final = ("*",)
+DEFAULT_BAGGAGE_TO: Final = ("mesh",)
+# Envoy joins its logs and its sampling by it.
+DEFAULT_PASSTHROUGH_HEADERS: Final = ("x-request-id",)
 # What proxies add before the last of them counts: an Envoy edge 5 headers of 181 bytes together, a tracer a few more.
 # The room beyond is for meshes that also add the client's certificate and metadata of the peer.
 RESERVED_BYTES: Final = 2_048

@@ -17,6 +17,10 @@ _KEY_PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]++")
 # `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`, in brackets and with the name of an interface.
 _MAX_ADDRESS_CHARACTERS: Final = 80
 
+# Matches no text at all.
+_NOTHING: Final = "(?!)"
+DEFAULT_BAGGAGE_KEYS: Final = ("*",)
+
 
 class PathPatterns:
     """Matches request paths: `/health` is that path and all below it; a pattern with `*` or `?` is a glob.
@@ -44,13 +48,13 @@ class PathPatterns:
 
 
 class BaggageKeys:
-    """Says which keys are let through: those that a pattern of *allow* means, less those that one of *deny* means.
+    """Says which keys pass: those that a pattern means, less those that a pattern with a `!` before it means.
 
-    In a pattern `*` is any text and `?` is one character. Case matters, as it does in baggage.
+    In a pattern `*` is any text and `?` is one character, such as a `!` that is the first of a key. Case matters, as it
+    does in baggage. Where every pattern leaves keys out, all others pass; where there is no pattern, none does.
 
     Args:
-        allow: Patterns of keys that pass; none let every key pass.
-        deny: Patterns of keys that do not pass, whatever *allow* says.
+        patterns: Such as `tenant`, `acme.*`, `!acme.secret`.
 
     Raises:
         ValueError: A pattern holds a character that no key can hold; it is named.
@@ -59,16 +63,18 @@ class BaggageKeys:
         are_all: Whether every key passes, so that nobody need ask for each.
     """
 
-    def __init__(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
-        self._allow = _key_expression(allow)
-        self._deny = _key_expression(deny)
-        self.are_all = self._allow is None and self._deny is None
+    def __init__(self, patterns: Sequence[str] = DEFAULT_BAGGAGE_KEYS) -> None:
+        left_out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+        taken = [pattern for pattern in patterns if not pattern.startswith("!")]
+        if left_out and not taken:
+            taken = ["*"]
+        self._taken = _key_expression(taken)
+        self._left_out = _key_expression(left_out)
+        self.are_all = "*" in taken and not left_out
 
     def permits(self, key: str) -> bool:
         """Say whether a key passes."""
-        if self._deny is not None and self._deny.match(key):
-            return False
-        return self._allow is None or self._allow.match(key) is not None
+        return self._taken.match(key) is not None and self._left_out.match(key) is None
 
     def permitted(self, members: dict[str, Value]) -> dict[str, Value]:
         """Return the members whose keys pass, in their order."""
@@ -138,8 +144,8 @@ def _path_expression(pattern: str) -> str:
     return rf"{re.escape(pattern.rstrip('/'))}(?:/.*+)?\Z"
 
 
-def _key_expression(patterns: Sequence[str]) -> re.Pattern[str] | None:
+def _key_expression(patterns: Sequence[str]) -> re.Pattern[str]:
     for pattern in patterns:
         if not _KEY_PATTERN.fullmatch(pattern):
             raise ValueError(f"{pattern!r} is no pattern of baggage keys")
-    return re.compile("|".join(translate(pattern) for pattern in patterns)) if patterns else None
+    return re.compile("|".join(map(translate, patterns)) or _NOTHING)

@@ -10,12 +10,11 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, get_args
 
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import Networks, parse_address
-
-Trust: TypeAlias = Literal["continue", "restart", "ignore"]
+from meshmw._policy.words import DEFAULT_TRUST, Trust, one_of
 
 _WORDS: Final[dict[str, Trust]] = {word: word for word in get_args(Trust)}
 
@@ -111,12 +110,12 @@ class TrustPolicy:
 
     def __init__(
         self,
-        trust: Trust | TrustCallable = "continue",
+        trust: Trust | TrustCallable = DEFAULT_TRUST,
         trusted_peers: Sequence[str] = (),
         rejections: Rejections | None = None,
     ) -> None:
-        self._callable = None if isinstance(trust, str) else _checked(trust)
-        word = _word(trust) if isinstance(trust, str) else "restart"
+        self._callable = _checked(trust) if callable(trust) else None
+        word: Trust = "restart" if callable(trust) else one_of(Trust, trust, "trust", "a callable")
         self._peers = Networks(trusted_peers) if trusted_peers else None
         self._otherwise: Trust = "restart" if self._peers is not None and word == "continue" else word
         self._rejections = Rejections() if rejections is None else rejections
@@ -175,15 +174,7 @@ def _unquoted(value: str) -> str:
     return _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
 
 
-def _word(trust: str) -> Trust:
-    if trust not in _WORDS:
-        raise ValueError(f"trust is one of {', '.join(_WORDS)} or a callable, not {trust!r}")
-    return _WORDS[trust]
-
-
-def _checked(trust: object) -> TrustCallable:
-    if not callable(trust):
-        raise ValueError(f"trust is one of {', '.join(_WORDS)} or a callable, not {trust!r}")
+def _checked(trust: TrustCallable) -> TrustCallable:
     if inspect.iscoroutinefunction(trust) or inspect.iscoroutinefunction(type(trust).__call__):
         raise ValueError("the trust callable must not be a coroutine function: every request would wait for it")
     return trust

@@ -61,13 +61,17 @@ def batching_of(settings: Settings, headroom: Callable[[], int | None] = memory_
     Raises:
         SettingsError: The queue is smaller than one export.
     """
-    profile = PROFILES[settings.batch_profile]
+    name, _, own = settings.batching.partition("/")
+    profile = PROFILES[name]
     batch, delay = count_in(_BATCH) or profile.batch, count_in(_DELAY) or profile.delay
-    queue = settings.queue_size or profile.queue
-    if queue == "auto":
-        queue = _fitting_queue(headroom(), profile.queue, batch)
+    # What the setting says of the queue decides over the standard variable, which is then not even warned of.
+    standard = None if own else count_in(_QUEUE)
+    queue = _fitting_queue(headroom(), profile.queue, batch) if own == "auto" else int(own or standard or profile.queue)
     if queue < batch:
-        raise SettingsError([_too_small(queue, batch, settings)])
+        asked = _QUEUE if standard else f"batching={settings.batching}"
+        remedy = f"MESHMW_BATCHING to {name}/{batch}" if own else f"{_QUEUE} to {batch}"
+        fault = f"a queue of {queue} spans ({asked}) is smaller than one export of {batch}"
+        raise SettingsError([f"{fault}: set {remedy} or more, or {_BATCH} to {queue} or less"])
     return Batching(queue, batch, delay)
 
 
@@ -75,16 +79,6 @@ def _fitting_queue(headroom: int | None, without_limit: int, least: int) -> int:
     if headroom is None:
         return max(without_limit, least)
     return max(least, min(_LARGEST_QUEUE, headroom * _SPANS // _PER_BYTES))
-
-
-def _too_small(queue: int, batch: int, settings: Settings) -> str:
-    is_standard = settings.origins().get("queue_size") == _QUEUE and settings.queue_size == count_in(_QUEUE)
-    variable = _QUEUE if is_standard else "MESHMW_QUEUE_SIZE"
-    asked = variable if settings.queue_size else f"batch_profile={settings.batch_profile}"
-    return (
-        f"a queue of {queue} spans ({asked}) is smaller than one export of {batch}: "
-        f"set {variable} to {batch} or more, or {_BATCH} to {queue} or less"
-    )
 
 
 class PromptBatchSpanProcessor(BatchSpanProcessor):

@@ -24,14 +24,13 @@ from meshmw._telemetry.provider import baggage_attributes, build_meter_provider,
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import Settings, as_text, first_of, hidden
+from meshmw.settings import Settings, as_text, first_of, hidden, sdk_disabled
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 
 # What a provider has settled once it is there.
 _FIXED: Final = (
     "service_name",
-    "service_version",
     "kubernetes_labels",
     "exporter",
     "endpoint",
@@ -39,9 +38,7 @@ _FIXED: Final = (
     "sampling_ratio",
     "sampling_rules",
     "random_flag",
-    "batch_profile",
-    "queue_size",
-    "sdk_disabled",
+    "batching",
 )
 _WHY: Final = {
     "existing": "a tracer provider was there before configure()",
@@ -131,7 +128,7 @@ def _set_providers(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     found = trace.get_tracer_provider()
     whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
     meter_provider = None
-    if not settings.sdk_disabled:
+    if not sdk_disabled():
         whose = "file" if _apply_config_file() else whose
         meter_provider = build_meter_provider(settings)
     elif whose == "own":

@@ -14,14 +14,14 @@ from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioB
 
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._otel import has_meter_provider, keep_resource_in_forks
+from meshmw._policy.words import MetricsExporter
 from meshmw._telemetry.batching import PromptBatchSpanProcessor, batching_of
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.export import build_exporter, otlp_reader, shown_endpoint
 from meshmw._telemetry.resource import build_resource, known_attributes
 from meshmw._telemetry.span import BaggageAttributes, GuardedSpanProcessors, RemoteParentSampler, RouteRule
 from meshmw.errors import MeshmwError, MissingExtraError, SettingsError
-from meshmw.settings import Settings, first_of, hidden
-from meshmw.settings._schema import MetricsExporter
+from meshmw.settings import Settings, first_of
 
 _METRICS_VARIABLE: Final = "OTEL_METRICS_EXPORTER"
 
@@ -106,15 +106,13 @@ class UnflaggedIds(RandomIdGenerator):
 
 def _tracer_provider(settings: Settings) -> TracerProvider:
     known = known_attributes(settings)
-    # The settings have decided whether the SDK is disabled; the provider would decide by the variable alone.
-    with hidden("OTEL_SDK_DISABLED"):
-        provider = TracerProvider(
-            _sampler(settings),
-            Resource.create(known),
-            shutdown_on_exit=False,
-            active_span_processor=GuardedSpanProcessors(settings.warn_window),
-            id_generator=None if settings.random_flag else UnflaggedIds(),
-        )
+    provider = TracerProvider(
+        _sampler(settings),
+        Resource.create(known),
+        shutdown_on_exit=False,
+        active_span_processor=GuardedSpanProcessors(settings.warn_window),
+        id_generator=None if settings.random_flag else UnflaggedIds(),
+    )
     keep_resource_in_forks(provider, Resource(known))
     return provider
 
@@ -165,10 +163,8 @@ def _prometheus_reader() -> MetricReader:
 
 def _meter_provider(reader: MetricReader, settings: Settings) -> MeterProvider:
     try:
-        # The settings have decided whether the SDK is disabled; the provider would decide by the variable alone.
-        with hidden("OTEL_SDK_DISABLED"):
-            # At the end of the process a collector has as long as for spans, and not the SDK's 30 seconds.
-            return MeterProvider([reader], build_resource(settings), shutdown_on_exit=settings.metrics != "otlp")
+        # At the end of the process a collector has as long as for spans, and not the SDK's 30 seconds.
+        return MeterProvider([reader], build_resource(settings), shutdown_on_exit=settings.metrics != "otlp")
     except Exception as error:
         reader.shutdown()  # takes it out of the registry, and ends its thread
         raise _refused_variable(error) from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource, ResourceDetector
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource, ResourceDetector
 from opentelemetry.util.types import AttributeValue
 
 from meshmw._telemetry.container import Container, read_container, read_text
@@ -63,11 +63,11 @@ def build_resource(settings: Settings) -> Resource:
 
 def known_attributes(settings: Settings) -> dict[str, AttributeValue]:
     """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes."""
-    service = {SERVICE_NAME: settings.service_name, SERVICE_VERSION: settings.service_version}
+    name = settings.service_name
     return {
         **KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes,
         **resource_attributes(),
-        **{name: value for name, value in service.items() if value is not None},
+        **({} if name is None else {SERVICE_NAME: name}),
     }
 
 

@@ -23,6 +23,7 @@ from meshmw._context.current import Current, StepVariables
 from meshmw._context.extraction import PASSTHROUGH_KEY
 from meshmw._context.write import passthrough
 from meshmw._notices import LOGGER
+from meshmw._policy.words import Format
 from meshmw._telemetry.configure import configure, configured
 from meshmw.concurrency._binding import bind
 from meshmw.propagator import MeshPropagator
@@ -38,7 +39,7 @@ _LAST: Final = -1000
 
 # No proxy is on the way, and the service has decided at its door what it trusts: everything goes, whatever the
 # settings say about other services. The numbers are the largest that the settings can let in.
-_FORMATS: Final = ("tracecontext", "baggage", "b3")
+_FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage", "b3")
 _MAX_MEMBERS: Final = 1024
 _MAX_BYTES: Final = 61_440
 
@@ -214,8 +215,10 @@ def from_headers(headers: Mapping[str, str]) -> Context:
 
 
 @functools.cache
-def _propagator(*formats: str) -> MeshPropagator:
-    return MeshPropagator(formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough=())
+def _propagator(*formats: Format) -> MeshPropagator:
+    return MeshPropagator(
+        formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough_headers=()
+    )
 
 
 class _OwnSettings:

@@ -1,33 +1,26 @@
 """What a user may choose, read once from arguments and the environment.
 
-This package alone reads the environment. It knows nothing of frameworks, and of OpenTelemetry only the names of its
-variables.
+This package alone reads the environment. It knows no framework, and of OpenTelemetry only the names of its variables.
 """
 
 from __future__ import annotations
 
-from meshmw.settings._model import SettingDoc, Settings, as_text
-from meshmw.settings._standard import (
-    count_in,
-    first_of,
-    hidden,
-    is_set,
-    is_true,
-    metrics_endpoint,
-    metrics_over_http,
-    resource_attributes,
-)
+from meshmw.settings._model import SettingDoc, Settings
 
-__all__ = (
-    "SettingDoc",
-    "Settings",
-    "as_text",
-    "count_in",
-    "first_of",
-    "hidden",
-    "is_set",
-    "is_true",
-    "metrics_endpoint",
-    "metrics_over_http",
-    "resource_attributes",
-)
+# For the package's own use.
+from meshmw.settings._model import as_text as as_text
+from meshmw.settings._standard import count_in as count_in
+from meshmw.settings._standard import first_of as first_of
+from meshmw.settings._standard import hidden as hidden
+from meshmw.settings._standard import is_set as is_set
+from meshmw.settings._standard import is_true as is_true
+from meshmw.settings._standard import metrics_endpoint as metrics_endpoint
+from meshmw.settings._standard import metrics_over_http as metrics_over_http
+from meshmw.settings._standard import resource_attributes as resource_attributes
+from meshmw.settings._standard import sdk_disabled as sdk_disabled
+
+__all__ = ["SettingDoc", "Settings"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,43 +1,92 @@
-"""The settings themselves: each with its default, what it takes and what it does."""
+"""The settings: what each is called, its type, its default, what it takes and what it does.
+
+To add one, declare it in `Fields`, in the order in which the README shows it. A default that something below the
+settings has too is a constant there. A validator raises a bare `ValueError`: what the user reads is the field's
+`takes`, which is made of the words themselves where the type is a set of words.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from meshmw._policy.outbound import Destinations, passable
-from meshmw._policy.patterns import BaggageKeys, Networks
+from meshmw._notices import DEFAULT_WARN_WINDOW
+from meshmw._policy.outbound import (
+    DEFAULT_BAGGAGE_TO,
+    DEFAULT_HEADER_BUDGET,
+    DEFAULT_PASSTHROUGH_HEADERS,
+    DEFAULT_PROPAGATE_TO,
+    RESERVED_BYTES,
+    RESERVED_HEADERS,
+    Destinations,
+    passable,
+)
+from meshmw._policy.patterns import DEFAULT_BAGGAGE_KEYS, BaggageKeys, Networks
+from meshmw._policy.words import (
+    DEFAULT_DUPLICATES,
+    DEFAULT_EXPORTER,
+    DEFAULT_MESSAGING_PARENT,
+    DEFAULT_PREFER,
+    DEFAULT_PROPAGATORS,
+    DEFAULT_SERVER_SPANS,
+    DEFAULT_TRACEPARENT_POLICY,
+    DEFAULT_TRUST,
+    Batching,
+    Duplicates,
+    Exporter,
+    Format,
+    MessagingParent,
+    MetricsExporter,
+    Prefer,
+    SamplingOwner,
+    ServerSpans,
+    Trust,
+)
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
+from meshmw.wire.traceparent import TraceParentPolicy
 
-# The types of the settings: how a text becomes a value, and which values are refused.
-#
-# A validator raises `ValueError`; the words a user reads are those of the field's `takes`, so no reason is repeated
-# here.
+LONGEST_TEXT: Final = 255
+# A queue of so many spans takes some gigabytes.
+_MOST_SPANS: Final = 1_048_576
+# Marks a setting whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
+ANY_CASE: Final = object()
 
 
-def words(value: object) -> object:
-    """Split a comma-separated text, trimmed and without duplicates; the one word `none` is the empty list."""
+def split(value: object) -> object:
+    """Return a list's items without duplicates, a comma-separated text's too; the one word `none` is the empty list.
+
+    Raises:
+        ValueError: The word is spelt `None`, or the like.
+    """
     if isinstance(value, str):
-        items = [item.strip() for item in value.split(",")]
-        kept = tuple(dict.fromkeys(item for item in items if item))
-        return () if [item.lower() for item in kept] == ["none"] else kept
+        items = _items(value)
+        if is_none(value) and items != ["none"]:
+            raise ValueError("not none")
+        value = [] if items == ["none"] else items
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return tuple(dict.fromkeys(item.strip() for item in value))
+        return tuple(dict.fromkeys(value))
     return value
 
 
-def _lower(value: object) -> object:
-    if isinstance(value, str):
-        return value.strip().lower()
-    if isinstance(value, (list, tuple)):
-        return tuple(item.lower() if isinstance(item, str) else item for item in value)
-    return value
+def _items(text: str) -> list[str]:
+    """Return the items of a comma-separated text, trimmed."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def is_none(text: str) -> bool:
+    """Say whether a comma-separated text is the one word `none`, in any case."""
+    return [item.lower() for item in _items(text)] == ["none"]
 
 
 def printable(text: str) -> str:
-    """Return the text trimmed; refuse control characters, which would forge lines in a log."""
+    """Return a text trimmed.
+
+    Raises:
+        ValueError: It is empty, or holds a control character, which would forge lines in a log.
+    """
     text = text.strip()
     if not text or not text.isprintable():
         raise ValueError("not printable")
@@ -64,6 +113,33 @@ def endpoint_url(text: str) -> str:
     return url
 
 
+def spans(text: str) -> int:
+    """Return the number of spans that a text spells, from 1 to 1,048,576.
+
+    Raises:
+        ValueError: It spells none.
+    """
+    if not text.isdecimal() or len(text) > LONGEST_TEXT or not 0 < int(text) <= _MOST_SPANS:
+        raise ValueError("no such number")
+    return int(text)
+
+
+def _batching_by_number(text: str) -> str:
+    profile, _, queue = text.partition("/")
+    if profile not in get_args(Batching):
+        raise ValueError("no such profile")
+    spans(queue)
+    return text
+
+
+def _header_budget(value: object) -> object:
+    if isinstance(value, str):
+        value = tuple(value.split("/"))
+    elif isinstance(value, int):
+        value = (value,)
+    return (*value, DEFAULT_HEADER_BUDGET[1]) if isinstance(value, tuple) and len(value) == 1 else value
+
+
 def _path_pattern(text: str) -> str:
     if not text.startswith(("/", "*")) or not text.isprintable():
         raise ValueError("not a path")
@@ -75,6 +151,14 @@ def _sampling_rule(text: str) -> str:
     if not 0 <= float(ratio) <= 1:
         raise ValueError("not a share")
     return f"{_path_pattern(pattern.strip())}={ratio.strip()}"
+
+
+def _lower(value: object) -> object:
+    if isinstance(value, str):
+        return value.lower()
+    if isinstance(value, (list, tuple)):
+        return tuple(item.lower() if isinstance(item, str) else item for item in value)
+    return value
 
 
 def _header_name(name: str) -> str:
@@ -96,46 +180,37 @@ def _key_pattern(text: str) -> str:
     return text
 
 
-LONGEST_TEXT: Final = 255
-
 Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=LONGEST_TEXT)]
-Format: TypeAlias = Literal["tracecontext", "baggage", "b3", "b3multi"]
-Formats: TypeAlias = Annotated[tuple[Format, ...], NoDecode, BeforeValidator(words), BeforeValidator(_lower)]
-Policy: TypeAlias = Annotated[Literal["strict", "w3c"], BeforeValidator(_lower)]
-Duplicates: TypeAlias = Annotated[Literal["restart", "same-trace"], BeforeValidator(_lower)]
-Prefer: TypeAlias = Annotated[Literal["w3c", "b3", "auto"], BeforeValidator(_lower)]
-Trust: TypeAlias = Annotated[Literal["continue", "restart", "ignore"], BeforeValidator(_lower)]
-SamplingOwner: TypeAlias = Annotated[Literal["parent", "service"], BeforeValidator(_lower)]
-ServerSpans: TypeAlias = Annotated[Literal["auto", "contrib", "off"], BeforeValidator(_lower)]
-MessagingParent: TypeAlias = Annotated[Literal["parent", "link"], BeforeValidator(_lower)]
+Formats: TypeAlias = Annotated[tuple[Format, ...], ANY_CASE, NoDecode, BeforeValidator(split)]
 Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
-Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(words)]
+Hosts: TypeAlias = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(split)]
 Cidr: TypeAlias = Annotated[str, AfterValidator(_cidr)]
-Cidrs: TypeAlias = Annotated[tuple[Cidr, ...], NoDecode, BeforeValidator(words)]
+Cidrs: TypeAlias = Annotated[tuple[Cidr, ...], NoDecode, BeforeValidator(split)]
 KeyPattern: TypeAlias = Annotated[str, AfterValidator(_key_pattern)]
-KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(words)]
+KeyPatterns: TypeAlias = Annotated[tuple[KeyPattern, ...], NoDecode, BeforeValidator(split)]
 Path: TypeAlias = Annotated[str, AfterValidator(_path_pattern)]
-Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)]
-HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
-HeaderNames: TypeAlias = Annotated[
-    tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(words), BeforeValidator(_lower)
-]
-Exporter: TypeAlias = Annotated[Literal["otlp", "otlp-http", "console", "none"], BeforeValidator(_lower)]
-MetricsExporter: TypeAlias = Literal["prometheus", "otlp", "none"]
-Metrics: TypeAlias = Annotated[MetricsExporter, BeforeValidator(_lower)]
-BatchProfile: TypeAlias = Annotated[Literal["moderate", "high"], BeforeValidator(_lower)]
-QueueSize: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=1_048_576)] | Literal["auto"], BeforeValidator(_lower)]
+Paths: TypeAlias = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)]
 SamplingRule: TypeAlias = Annotated[str, AfterValidator(_sampling_rule)]
-SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(words)]
+SamplingRules: TypeAlias = Annotated[tuple[SamplingRule, ...], NoDecode, BeforeValidator(split)]
+HeaderName: TypeAlias = Annotated[str, AfterValidator(_header_name)]
+# A header's name is the same in any case, so it is no word that could be misspelt by it.
+HeaderNames: TypeAlias = Annotated[
+    tuple[HeaderName, ...], NoDecode, Field(max_length=32), BeforeValidator(split), BeforeValidator(_lower)
+]
+# Envoy's own `max_request_headers_kb` ends at 8,192.
+BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
+BudgetHeaders: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
+Budget: TypeAlias = Annotated[tuple[BudgetBytes, BudgetHeaders], NoDecode, BeforeValidator(_header_budget)]
+# Envoy refuses a request whose headers together pass its budget, so a longer baggage could never arrive.
+BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=DEFAULT_HEADER_BUDGET[0])]
+BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
+BatchingByNumber: TypeAlias = Annotated[str, AfterValidator(_batching_by_number)]
 Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
 Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-# Envoy refuses a request whose headers together pass 60 KiB, so a longer baggage could never arrive.
-BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=61_440)]
-BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
-# Envoy's own `max_request_headers_kb` ends at 8,192.
-BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
-BudgetCount: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
+
+_TAKES_HOSTS: Final = "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
+_TAKES_KEYS: Final = "a list of keys or patterns with * and ?, and of those to leave out, each with ! before it"
 
 
 class Fields(BaseSettings):
@@ -148,55 +223,43 @@ class Fields(BaseSettings):
         description="The name of this service in every trace.",
         json_schema_extra={"takes": "1 to 255 printable characters"},
     )
-    service_version: Text | None = Field(
-        default=None,
-        description="The version of this service in every trace.",
-        json_schema_extra={"takes": "1 to 255 printable characters"},
-    )
     kubernetes_labels: bool = Field(
         default=False,
         description="Whether the pod's labels app.kubernetes.io/instance, name and version name the service.",
         json_schema_extra={"takes": "true or false"},
     )
     propagators: Formats = Field(
-        default=("tracecontext", "baggage"),
+        default=DEFAULT_PROPAGATORS,
         description="The header formats that are read and written; W3C trace context decides wherever it is listed.",
-        json_schema_extra={"takes": "a list of tracecontext, baggage, b3, b3multi; or none"},
     )
-    traceparent_policy: Policy = Field(
-        default="strict",
+    traceparent_policy: Annotated[TraceParentPolicy, ANY_CASE] = Field(
+        default=DEFAULT_TRACEPARENT_POLICY,
         description="Whether only version 00 of traceparent is read (strict), or later versions too (w3c).",
-        json_schema_extra={"takes": "strict or w3c"},
     )
-    duplicates: Duplicates = Field(
-        default="restart",
+    duplicates: Annotated[Duplicates, ANY_CASE] = Field(
+        default=DEFAULT_DUPLICATES,
         description="What several traceparent lines do: begin a new trace, or keep the trace id that all have.",
-        json_schema_extra={"takes": "restart or same-trace"},
     )
-    prefer: Prefer = Field(
-        default="w3c",
+    prefer: Annotated[Prefer, ANY_CASE] = Field(
+        default=DEFAULT_PREFER,
         description="Which format decides where a valid traceparent and valid B3 headers disagree.",
-        json_schema_extra={"takes": "w3c, b3 or auto"},
     )
-    trust: Trust = Field(
-        default="continue",
+    trust: Annotated[Trust, ANY_CASE] = Field(
+        default=DEFAULT_TRUST,
         description="Whether a caller's trace and baggage are used, a new trace is linked to it, or both are ignored.",
-        json_schema_extra={"takes": "continue, restart or ignore"},
     )
     trusted_peers: Cidrs = Field(
         default=(),
         description="The only peers whose traces are continued; for others trust=continue means restart.",
         json_schema_extra={"takes": "a list of addresses and CIDRs"},
     )
-    sampling_owner: SamplingOwner = Field(
+    sampling_owner: Annotated[SamplingOwner, ANY_CASE] = Field(
         default="parent",
         description="Whether the caller's flag decides what is recorded, or this service, by the trace id.",
-        json_schema_extra={"takes": "parent or service"},
     )
-    server_spans: ServerSpans = Field(
-        default="auto",
+    server_spans: Annotated[ServerSpans, ANY_CASE] = Field(
+        default=DEFAULT_SERVER_SPANS,
         description="Who makes SERVER spans: meshmw where the host makes none, contrib's middleware, or nobody.",
-        json_schema_extra={"takes": "auto, contrib or off"},
     )
     exclude: Paths = Field(
         default=(),
@@ -204,68 +267,55 @@ class Fields(BaseSettings):
         json_schema_extra={"takes": "a list of paths that begin with /, or of patterns with * and ?"},
     )
     baggage_max_members: BaggageMembers = Field(
-        default=64,
+        default=MAX_MEMBERS,
         description="The number of baggage members that are kept, in each direction.",
         json_schema_extra={"takes": "a number from 0 to 1024"},
     )
     baggage_max_bytes: BaggageBytes = Field(
-        default=8192,
+        default=MAX_BYTES,
         description="The bytes of baggage that are kept, in each direction, all header lines together.",
-        json_schema_extra={"takes": "a number from 0 to 61440"},
+        json_schema_extra={"takes": f"a number from 0 to {DEFAULT_HEADER_BUDGET[0]}"},
     )
-    baggage_allow: KeyPatterns = Field(
-        default=(),
-        description="The baggage keys that pass, in each direction; none given let all pass.",
-        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
-    )
-    baggage_deny: KeyPatterns = Field(
-        default=(),
-        description="The baggage keys that do not pass, in each direction, whatever is allowed.",
-        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+    baggage_keys: KeyPatterns = Field(
+        default=DEFAULT_BAGGAGE_KEYS,
+        description="The baggage keys that pass, in each direction; where only some are left out, all others pass.",
+        json_schema_extra={"takes": f"{_TAKES_KEYS}; or none"},
     )
     baggage_attributes: KeyPatterns = Field(
         default=(),
         description="The baggage keys whose values become attributes of every span; few values each, no secrets.",
-        json_schema_extra={"takes": "a list of keys, or of patterns with * and ?"},
+        json_schema_extra={"takes": _TAKES_KEYS},
     )
     propagate_to: Hosts = Field(
-        default=("*",),
+        default=DEFAULT_PROPAGATE_TO,
         description="The hosts that outbound calls send trace headers and baggage to.",
-        json_schema_extra={
-            "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
-        },
+        json_schema_extra={"takes": _TAKES_HOSTS},
     )
     baggage_to: Hosts = Field(
-        default=("mesh",),
+        default=DEFAULT_BAGGAGE_TO,
         description="The hosts, of those, that are sent baggage; mesh is every mesh-internal name and private address.",
-        json_schema_extra={
-            "takes": "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
-        },
+        json_schema_extra={"takes": _TAKES_HOSTS},
     )
     passthrough_headers: HeaderNames = Field(
-        default=("x-request-id",),
+        default=DEFAULT_PASSTHROUGH_HEADERS,
         description="The request headers that go out again, unchanged, on outbound calls.",
         json_schema_extra={"takes": "a list of up to 32 header names, no trace header and none of HTTP's own; or none"},
     )
-    header_budget_bytes: BudgetBytes = Field(
-        default=61_440,
-        description="The bytes of request headers that every proxy accepts; baggage is cut to stay 2,048 below.",
-        json_schema_extra={"takes": "a number from 4096 to 8388608"},
+    header_budget: Budget = Field(
+        default=DEFAULT_HEADER_BUDGET,
+        description=(
+            "The bytes and number of request headers that every proxy accepts; baggage is cut to stay "
+            f"{RESERVED_BYTES:,} and {RESERVED_HEADERS} below."
+        ),
+        json_schema_extra={"takes": "bytes from 4096 to 8388608, alone or with /20 to /10000 headers"},
     )
-    header_budget_count: BudgetCount = Field(
-        default=100,
-        description="The request headers that every proxy accepts; baggage is cut to stay 10 below.",
-        json_schema_extra={"takes": "a number from 20 to 10000"},
-    )
-    messaging_parent: MessagingParent = Field(
-        default="parent",
+    messaging_parent: Annotated[MessagingParent, ANY_CASE] = Field(
+        default=DEFAULT_MESSAGING_PARENT,
         description="Whether processing one message is a child of what sent it, or a new trace that links to that.",
-        json_schema_extra={"takes": "parent or link"},
     )
-    exporter: Exporter = Field(
-        default="otlp",
+    exporter: Annotated[Exporter, ANY_CASE] = Field(
+        default=DEFAULT_EXPORTER,
         description="Where spans go: OTLP over gRPC (otlp), OTLP over HTTP (otlp-http), standard output, or nowhere.",
-        json_schema_extra={"takes": "otlp, otlp-http, console or none"},
     )
     endpoint: Endpoint | None = Field(
         default=None,
@@ -287,28 +337,22 @@ class Fields(BaseSettings):
         description="Whether traces that begin here say that their id is random (flags 03), which older peers refuse.",
         json_schema_extra={"takes": "true or false"},
     )
-    batch_profile: BatchProfile = Field(
+    batching: Annotated[Batching | BatchingByNumber, ANY_CASE] = Field(
         default="moderate",
-        description="How spans are batched: 512 every 5 seconds, or (high, from 10,000 a second) 2,048 every second.",
-        json_schema_extra={"takes": "moderate or high"},
+        description=(
+            "How spans are batched: 512 every 5 seconds of 2,048 that may wait, or (high, from 10,000 a second) 2,048 "
+            "every second of 8,192."
+        ),
+        json_schema_extra={
+            "takes": "moderate or high; with /auto the container's memory says how many may wait, with /9000 you do"
+        },
     )
-    queue_size: QueueSize | None = Field(
-        default=None,
-        description="The spans that may wait: the profile's 2,048 or 8,192, a number, or by the container's memory.",
-        json_schema_extra={"takes": "a number from 1 to 1048576, or auto"},
-    )
-    metrics: Metrics = Field(
+    metrics: Annotated[MetricsExporter, ANY_CASE] = Field(
         default="none",
         description="Where metrics go: to scrapes of prometheus_client, to a collector over OTLP, or nowhere by us.",
-        json_schema_extra={"takes": "prometheus, otlp or none"},
     )
     warn_window: Seconds = Field(
-        default=60.0,
+        default=DEFAULT_WARN_WINDOW,
         description="The seconds in which the same warning is not said again.",
         json_schema_extra={"takes": "a number of seconds from 0 to 86400"},
-    )
-    sdk_disabled: bool = Field(
-        default=False,
-        description="Whether to record no spans; headers are still passed on.",
-        json_schema_extra={"takes": "true or false"},
     )

@@ -1,7 +1,9 @@
-"""The standard `OTEL_*` variables that mean the same as one of our settings.
+"""The standard `OTEL_*` variables: those that stand in for a setting, and single ones that others ask for.
 
 The OpenTelemetry specification asks that an unknown value be warned of and ignored, so nothing here is ever a fault:
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+
+Where a variable shall stand in for one more setting, name it in `VARIABLES` and give `Standard.read` a reader.
 """
 
 from __future__ import annotations
@@ -10,33 +12,47 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Final, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw._notices import LOGGER, quoted
-from meshmw.settings._schema import LONGEST_TEXT, Format, MetricsExporter, endpoint_url, printable
+from meshmw._policy.words import DEFAULT_EXPORTER, DEFAULT_PROPAGATORS, FORMATS, Exporter, MetricsExporter
+from meshmw.settings._schema import LONGEST_TEXT, endpoint_url, printable, spans
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
-    "service_version": ("OTEL_RESOURCE_ATTRIBUTES",),
     "propagators": ("OTEL_PROPAGATORS",),
     "exporter": ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     "endpoint": ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
-    "queue_size": ("OTEL_BSP_MAX_QUEUE_SIZE",),
     "metrics": ("OTEL_METRICS_EXPORTER",),
-    "sdk_disabled": ("OTEL_SDK_DISABLED",),
 }
 
 _FORMATS: Mapping[str, tuple[str, ...]] = {
-    **{name: (name,) for name in get_args(Format)},
+    **{name: (name,) for name in FORMATS},
     # The name under which the package registers its own propagator.
-    "meshmw": ("tracecontext", "baggage"),
+    "meshmw": DEFAULT_PROPAGATORS,
 }
 _PROTOCOLS = {"grpc": "otlp", "http/protobuf": "otlp-http"}
+_HTTP: Final[Exporter] = "otlp-http"
 _EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
+
+
+class StandardSource(PydanticBaseSettingsSource):
+    """Gives pydantic-settings the standard variables, for whatever no earlier source has decided."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Say that no single field is read by itself: the endpoint depends on the exporter."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the standard variables, and warn of what is not known in them."""
+        standard = Standard(os.environ, self.current_state)  # noqa: TID251
+        values = {name: value for name, (value, _) in standard.read().items()}
+        _warn(standard)
+        return values
 
 
 @dataclass
@@ -57,13 +73,10 @@ class Standard:
         """Return each value that is set and known, with the variable that holds it."""
         readers: Mapping[str, Callable[[], tuple[Any, str] | None]] = {
             "service_name": lambda: self._text("OTEL_SERVICE_NAME") or self._attribute("service.name"),
-            "service_version": lambda: self._attribute("service.version"),
             "propagators": self._propagators,
             "exporter": self._exporter,
             "endpoint": self._endpoint,
-            "queue_size": lambda: self.count("OTEL_BSP_MAX_QUEUE_SIZE"),
             "metrics": self._metrics,
-            "sdk_disabled": self._disabled,
         }
         found = {name: read() for name, read in readers.items() if name not in self.decided}
         return {name: value for name, value in found.items() if value is not None}
@@ -158,7 +171,7 @@ class Standard:
 
     def _is_http(self) -> bool:
         # A second reader, so that what the first one warns of is said once.
-        found = Standard(self.environ)._exporter() or ("otlp", "")
+        found = Standard(self.environ)._exporter() or (DEFAULT_EXPORTER, "")
         return str(self.decided.get("exporter", found[0])).strip().lower() == "otlp-http"
 
     def _with_scheme(self, address: str, signal: str) -> str:
@@ -167,14 +180,14 @@ class Standard:
         secure = self._get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
         return f"https://{address}" if secure.lower() == "false" else address
 
-    def count(self, variable: str) -> tuple[int, str] | None:
+    def count(self, variable: str) -> int | None:
         """Return a variable's whole number above zero, or None where it holds none."""
         value = self._get(variable)
-        if value.isdecimal() and len(value) <= 255 and 0 < int(value) <= 1_048_576:
-            return int(value), variable
-        if value:
+        try:
+            return spans(value) if value else None
+        except ValueError:
             self._ignore(variable, value, "a number from 1 to 1048576")
-        return None
+            return None
 
     def _metrics(self) -> tuple[str, str] | None:
         # Other exporters are not ours to set up, and the variable may be meant for a provider that is there already.
@@ -182,12 +195,12 @@ class Standard:
         known = [name for name in self._names(variable) if name in get_args(MetricsExporter)]
         return (known[0], variable) if known else None
 
-    def _disabled(self) -> tuple[bool, str] | None:
-        variable = "OTEL_SDK_DISABLED"
+    def boolean(self, variable: str) -> bool:
+        """Say whether a variable is `true`, in any case; whatever else it holds is false, as the specification says."""
         value = self._get(variable).lower()
         if value not in ("", "true", "false"):
             self._ignore(variable, value, "true or false")
-        return (value == "true", variable) if value in ("true", "false") else None
+        return value == "true"
 
 
 def _as_utf8(text: str) -> str:
@@ -200,28 +213,6 @@ def _signal_url(url: str, signal: str, *, base: bool) -> str:
     if base:
         return f"{url.removesuffix('/')}/v1/{signal}"
     return url if urlsplit(url).path else f"{url}/"
-
-
-class StandardSource(PydanticBaseSettingsSource):
-    """Gives pydantic-settings the standard variables, for whatever no earlier source has decided."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Say that no single field is read by itself: the endpoint depends on the exporter."""
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        """Read the standard variables, and warn of what is not known in them."""
-        standard = Standard(os.environ, self.current_state)  # noqa: TID251
-        values = {name: value for name, (value, _) in standard.read().items()}
-        for warning in standard.warnings:
-            LOGGER.warning("%s", warning)
-        return values
-
-
-# Where metrics go over OTLP, and by which protocol: the standard variables, beside what is set for spans.
-
-
-_HTTP = "otlp-http"
 
 
 def metrics_over_http(exporter: str) -> bool:
@@ -269,15 +260,11 @@ def _warn(standard: Standard) -> None:
         LOGGER.warning("%s", warning)
 
 
-# Single variables of the environment, for what is asked outside of the settings: on, off, a count, held back.
-
-
 @contextmanager
 def hidden(*variables: str) -> Iterator[None]:
     """Take variables out of the environment, and put them back on leaving.
 
-    OpenTelemetry reads some variables by itself while it is imported or built. Where a setting has decided otherwise,
-    the variable must not decide once more.
+    OpenTelemetry reads some variables by itself while it is imported, and refuses what the settings take.
     """
     kept = {name: os.environ.pop(name) for name in variables if name in os.environ}  # noqa: TID251
     try:
@@ -297,6 +284,14 @@ def is_set(variable: str) -> bool:
     return bool(first_of(variable))
 
 
+def sdk_disabled() -> bool:
+    """Say whether OTEL_SDK_DISABLED is true; warn of what is neither true nor false, which is false."""
+    standard = Standard(os.environ)  # noqa: TID251
+    disabled = standard.boolean("OTEL_SDK_DISABLED")
+    _warn(standard)
+    return disabled
+
+
 def is_true(variable: str) -> bool:
     """Say whether a variable switches something on."""
     return first_of(variable).lower() in ("1", "on", "true", "yes")
@@ -306,9 +301,8 @@ def count_in(variable: str) -> int | None:
     """Return the whole number above zero in a variable; warn of anything else, which is ignored."""
     standard = Standard(os.environ)  # noqa: TID251
     found = standard.count(variable)
-    for warning in standard.warnings:
-        LOGGER.warning("%s", warning)
-    return found and found[0]
+    _warn(standard)
+    return found
 
 
 def resource_attributes() -> dict[str, str]:

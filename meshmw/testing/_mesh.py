@@ -25,7 +25,7 @@ from meshmw.testing._otlp import OtlpReceiver
 from meshmw.testing._processes import (
     Service,
     Sidecar,
-    check_sidecar,
+    check_word,
     free_port,
     in_order,
     start_process,
@@ -156,8 +156,9 @@ def start_mesh(
         EnvoyError: As `Envoy.start` does.
         MissingExtraError: As `OtlpReceiver` does.
     """
-    for style in (sidecar, edge or "none"):
-        check_sidecar(style)
+    check_word(Sidecar, sidecar, "sidecar")
+    if edge is not None:
+        check_word(Sidecar, edge, "edge")
     in_order(services)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshmw-mesh-", ignore_cleanup_errors=True)))

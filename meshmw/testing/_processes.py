@@ -19,25 +19,28 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias
 
+from meshmw._policy.words import one_of
 from meshmw.errors import MeshError
 
 Sidecar: TypeAlias = Literal["none", "otel", "zipkin-b3", "zipkin-b3-w3c", "strip", "linkerd-like"]
-SIDECARS: Final[tuple[Sidecar, ...]] = get_args(Sidecar)
+Interface: TypeAlias = Literal["asgi", "wsgi"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
-_SERVERS: Final = {"asgi": "uvicorn", "wsgi": "meshmw.testing.serve_wsgi"}
+_SERVERS: Final[Mapping[Interface, str]] = {"asgi": "uvicorn", "wsgi": "meshmw.testing.serve_wsgi"}
 
 
-def check_sidecar(sidecar: str) -> None:
-    """Refuse a style that does not exist.
+def check_word(words: Any, value: object, name: str) -> None:
+    """Refuse what is none of some words, as `one_of` does.
 
     Raises:
-        MeshError: It is none of `SIDECARS`.
+        MeshError: It is none of them.
     """
-    if sidecar not in SIDECARS:
-        raise MeshError(f"there is no sidecar {sidecar!r}: choose of {', '.join(SIDECARS)}")
+    try:
+        one_of(words, value, name)
+    except ValueError as fault:
+        raise MeshError(str(fault)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,13 @@ class Service:
         directory: Where it runs; where the tests run if None.
 
     Raises:
-        MeshError: The name is no name, there are both or neither of `app` and `command`, or the sidecar does not exist.
+        MeshError: The name is no name, there are both or neither of `app` and `command`, or there is no such interface
+            or sidecar.
     """
 
     name: str
     app: str | None = None
-    interface: Literal["asgi", "wsgi"] = "asgi"
+    interface: Interface = "asgi"
     command: Sequence[str] | None = None
     calls: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -74,8 +78,9 @@ class Service:
             raise MeshError(f"{self.name!r} is no name of a service: use lower-case letters, digits and '-'")
         if (self.app is None) == (self.command is None):
             raise MeshError(f"service {self.name!r} needs an app, such as 'shop.main:app', or a command")
+        check_word(Interface, self.interface, "interface")
         if self.sidecar is not None:
-            check_sidecar(self.sidecar)
+            check_word(Sidecar, self.sidecar, "sidecar")
 
     def arguments(self, places: Mapping[str, str]) -> list[str]:
         """Return the command that serves it, with what stands in braces put in.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+from meshmw._policy.words import one_of
 from meshmw.testing._spans import ReceivedSpan
 
 TracerKind: TypeAlias = Literal["none", "otel", "otel-http", "zipkin-b3", "zipkin-b3-w3c"]
@@ -61,6 +62,7 @@ class Tracer:
     spawn_upstream_span: bool = False
 
     def __post_init__(self) -> None:
+        one_of(TracerKind, self.kind, "kind")
         if self.kind != "none":
             split_address(self.collector)
 
@@ -114,6 +116,7 @@ class Listener:
     http2: bool = False
 
     def __post_init__(self) -> None:
+        one_of(Direction, self.direction, "direction")
         split_address(self.upstream)
 
 

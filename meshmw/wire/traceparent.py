@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
@@ -63,6 +63,8 @@ _TRACE_ID: Final = slice(3, 35)
 _PARENT_ID: Final = slice(36, 52)
 
 TraceParentPolicy = Literal["strict", "w3c"]
+_POLICIES: Final[tuple[TraceParentPolicy, ...]] = get_args(TraceParentPolicy)
+DEFAULT_POLICY: Final[TraceParentPolicy] = "strict"
 
 
 class TraceParent(NamedTuple):
@@ -81,7 +83,7 @@ class TraceParent(NamedTuple):
     trace_flags: int
 
     @classmethod
-    def parse(cls, text: str, policy: TraceParentPolicy = "strict") -> TraceParent:
+    def parse(cls, text: str, policy: TraceParentPolicy = DEFAULT_POLICY) -> TraceParent:
         """Read one header line (Trace Context Level 2, sections 3.2.2 and 3.2.4).
 
         Args:
@@ -90,6 +92,7 @@ class TraceParent(NamedTuple):
 
         Raises:
             InvalidHeaderError: With one of `REASONS`.
+            ValueError: The policy is none of the two.
         """
         return cls(*read_traceparent(text, policy))
 
@@ -107,12 +110,15 @@ class TraceParent(NamedTuple):
         return format_traceparent(self.trace_id, self.parent_id, self.trace_flags)
 
 
-def read_traceparent(text: str, policy: TraceParentPolicy = "strict") -> tuple[int, int, int, int]:
+def read_traceparent(text: str, policy: TraceParentPolicy = DEFAULT_POLICY) -> tuple[int, int, int, int]:
     """Read one header line as `TraceParent.parse` does, into version, trace-id, parent-id and known trace-flags.
 
     Raises:
         InvalidHeaderError: With one of `REASONS`.
+        ValueError: The policy is none of the two.
     """
+    if policy not in _POLICIES:
+        raise ValueError(f"policy takes {' or '.join(_POLICIES)}, not {policy!r}")
     text = text.strip(OWS)
     if match := VERSION_00.fullmatch(text):
         return _numbers("00", *match.groups())

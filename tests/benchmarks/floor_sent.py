@@ -46,10 +46,10 @@ class SentInOneFunction(httpx.BaseTransport):
         self._start_span = provider().get_tracer("one function").start_span
         self._effective = runtime.current()
         propagator = self._effective.propagator
-        self._watched, self._mesh = propagator.watched, propagator._scope._baggage_to
+        self._watched, self._mesh = propagator.watched, propagator._outgoing._scope._baggage_to
         self._writer = propagator._writer
         self._is_plain = (
-            propagator._scope._propagate_to._everything
+            propagator._outgoing._scope._propagate_to._everything
             and self._writer._keys.are_all
             and self._writer._formats == {"tracecontext", "baggage"}
         )

@@ -16,7 +16,7 @@ from meshmw import MeshPropagator, Trust
 from meshmw._context.extraction import READ_KEY, Extraction
 from meshmw._lifecycle.decide import CLAIM_KEY, REJECTED, Decision, context_below, decide
 from meshmw._otel import SPAN_KEY
-from meshmw._runtime import ServerSpans
+from meshmw._policy.words import ServerSpans
 
 TRACER = TracerProvider().get_tracer("host")
 CALLER = SpanContext(0xA1, 0xB1, True, TraceFlags(1))

@@ -551,7 +551,7 @@ def test_just_below_the_limit_nothing_is_cut():
 
 
 def test_a_header_that_is_no_metadata_is_not_passed_on():
-    propagator = MeshPropagator(warn_window=0, passthrough=("x!id",))
+    propagator = MeshPropagator(warn_window=0, passthrough_headers=("x!id",))
     context = propagator.extract({"x!id": "1"}, Context())
     found, _ = replaced([], context, propagator=propagator)
     assert found == []

@@ -19,16 +19,16 @@ class TestBatching:
         ("profile", "expected"), [("moderate", Batching(2048, 512, 5000)), ("high", Batching(8192, 2048, 1000))]
     )
     def test_a_profile_is_three_numbers(self, profile, expected):
-        assert batching(batch_profile=profile) == expected
+        assert batching(batching=profile) == expected
 
     def test_the_standard_variables_win_over_a_profile(self, monkeypatch):
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "9000")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100")
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        assert batching(batch_profile="high") == Batching(9000, 100, 200)
-        assert batching(queue_size=150).queue == 150
+        assert batching(batching="high") == Batching(9000, 100, 200)
+        assert batching(batching="moderate/150").queue == 150
 
-    @pytest.mark.parametrize("value", ["0", "-5", "many", "1048577"])
+    @pytest.mark.parametrize("value", ["0", "-5", "many", "1048577", "9" * 5_000])
     def test_a_number_that_cannot_be_is_ignored_and_said(self, value, monkeypatch, caplog):
         for name in ("MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE", "SCHEDULE_DELAY"):
             monkeypatch.setenv(f"OTEL_BSP_{name}", value)
@@ -44,20 +44,20 @@ class TestBatching:
         [(200, "moderate", 4096), (100, "high", 2048), (0, "moderate", 512), (100_000, "high", 65_536)],
     )
     def test_the_memory_that_is_left_bounds_the_queue(self, megabytes, profile, expected):
-        assert batching(megabytes * 1_000_000, queue_size="auto", batch_profile=profile).queue == expected
+        assert batching(megabytes * 1_000_000, batching=f"{profile}/auto").queue == expected
 
     def test_without_a_limit_auto_is_the_profiles_and_never_less_than_one_export(self, monkeypatch):
-        assert batching(None, queue_size="auto").queue == 2048
+        assert batching(None, batching="moderate/auto").queue == 2048
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
-        assert batching(None, queue_size="auto").queue == 3000
+        assert batching(None, batching="moderate/auto").queue == 3000
 
     def test_a_queue_below_one_export_names_both_and_the_remedy(self):
         with pytest.raises(SettingsError) as caught:
-            batching(queue_size=100)
+            batching(batching="high/100")
         assert caught.value.faults == (
             (
-                "a queue of 100 spans (MESHMW_QUEUE_SIZE) is smaller than one export of 512: "
-                "set MESHMW_QUEUE_SIZE to 512 or more, or OTEL_BSP_MAX_EXPORT_BATCH_SIZE to 100 or less"
+                "a queue of 100 spans (batching=high/100) is smaller than one export of 2048: "
+                "set MESHMW_BATCHING to high/2048 or more, or OTEL_BSP_MAX_EXPORT_BATCH_SIZE to 100 or less"
             ),
         )
 
@@ -67,16 +67,16 @@ class TestBatching:
             SettingsError, match=r"100 spans \(OTEL_BSP_MAX_QUEUE_SIZE\).* OTEL_BSP_MAX_QUEUE_SIZE to 512"
         ):
             batching()
-        with pytest.raises(SettingsError, match=r"200 spans \(MESHMW_QUEUE_SIZE\) is smaller"):
-            batching(queue_size=200)
+        with pytest.raises(SettingsError, match=r"200 spans \(batching=moderate/200\) is smaller"):
+            batching(batching="moderate/200")
 
     def test_an_export_above_the_profiles_queue_names_the_profile(self, monkeypatch):
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
-        with pytest.raises(SettingsError, match=r"2048 spans \(batch_profile=moderate\) is smaller .* of 3000"):
+        with pytest.raises(SettingsError, match=r"2048 spans \(batching=moderate\) is smaller .* of 3000"):
             batching()
 
     def test_the_provider_is_built_with_it_and_this_machines_memory(self):
-        provider, processor = build_provider(Settings(endpoint="127.0.0.1:9", queue_size="auto", batch_profile="high"))
+        provider, processor = build_provider(Settings(endpoint="127.0.0.1:9", batching="high/auto"))
         inner = processor._batch_processor
         assert (inner._max_export_batch_size, inner._schedule_delay_millis) == (2048, 1000)
         assert 2048 <= processor.queue_capacity == inner._max_queue_size <= 65_536
@@ -84,5 +84,5 @@ class TestBatching:
         provider.shutdown()
 
     def test_what_does_not_batch_needs_no_queue(self):
-        provider, _ = build_provider(Settings(exporter="none", queue_size=1))
+        provider, _ = build_provider(Settings(exporter="none", batching="high/1"))
         provider.shutdown()

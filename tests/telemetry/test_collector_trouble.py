@@ -39,7 +39,9 @@ class Service:
     """Makes spans as a service under load does, through the pipeline that `configure()` builds."""
 
     def __init__(self, exporter, port):
-        settings = Settings(exporter=exporter, endpoint=f"127.0.0.1:{port}", queue_size=QUEUE, service_name="s")
+        settings = Settings(
+            exporter=exporter, endpoint=f"127.0.0.1:{port}", batching=f"moderate/{QUEUE}", service_name="s"
+        )
         self.provider, self.processor = build_provider(settings)
         self.handle = Telemetry(settings, None, self.provider, owned=True, processor=self.processor)
         self._tracer = self.provider.get_tracer("t")

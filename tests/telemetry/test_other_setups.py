@@ -131,8 +131,8 @@ class TestExistingProvider:
         program = run_program(
             EXISTING
             + """
-settings = Settings(sampling_ratio=0.1, sampling_owner="parent", queue_size=4096, baggage_attributes=["tenant"],
-                    metrics="prometheus", sdk_disabled=False)
+settings = Settings(sampling_ratio=0.1, sampling_owner="parent", batching="high", baggage_attributes=["tenant"],
+                    metrics="prometheus")
 configure(settings)
 span = trace.get_tracer("t").start_span("s", baggage.set_baggage("tenant", "north"))
 print(span.attributes["tenant"], type(metrics.get_meter_provider()).__name__)
@@ -142,7 +142,7 @@ print(span.attributes["tenant"], type(metrics.get_meter_provider()).__name__)
         assert [line for line in program.stderr.splitlines() if "WARNING" in line] == [
             (
                 "WARNING meshmw a tracer provider was there before configure(), so these settings have no effect: "
-                "sampling_ratio, queue_size; call configure() first, or set the same on that provider"
+                "sampling_ratio, batching; call configure() first, or set the same on that provider"
             ),
         ]
 

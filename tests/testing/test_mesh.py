@@ -145,7 +145,7 @@ def test_a_program_that_is_not_there_is_named(envoy_mesh):
 
 
 def test_a_style_that_does_not_exist_is_refused(envoy_mesh):
-    with pytest.raises(MeshError, match="no sidecar 'istio': choose of none, otel"):
+    with pytest.raises(MeshError, match=r"sidecar takes none, otel, .*, not 'istio'"):
         envoy_mesh(STOCK, sidecar="istio")
 
 

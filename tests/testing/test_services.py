@@ -42,9 +42,10 @@ def test_services_that_do_not_fit_together_are_refused(services, message):
         ({"name": "Shop", "app": "a:b"}, "'Shop' is no name"),
         ({"name": "shop"}, "needs an app, such as"),
         ({"name": "shop", "app": "a:b", "command": ["x"]}, "needs an app, such as"),
-        ({"name": "shop", "app": "a:b", "sidecar": "istio"}, "there is no sidecar 'istio'"),
+        ({"name": "shop", "app": "a:b", "sidecar": "istio"}, "sidecar takes none, otel, .*, not 'istio'"),
+        ({"name": "shop", "app": "a:b", "interface": "ASGI"}, "interface takes asgi or wsgi, not .* mean asgi"),
     ],
-    ids=["name", "nothing", "both", "sidecar"],
+    ids=["name", "nothing", "both", "sidecar", "interface"],
 )
 def test_a_service_that_cannot_be_is_refused(arguments, message):
     with pytest.raises(MeshError, match=message):

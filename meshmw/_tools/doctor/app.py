@@ -16,7 +16,7 @@ from meshmw._otel import exporters_of, parts_of
 from meshmw._telemetry.export import endpoint_of
 from meshmw._tools.doctor.process import AppFacts
 from meshmw.errors import MeshmwError, SettingsError
-from meshmw.settings import Settings
+from meshmw.settings import Settings, sdk_disabled
 
 # An application and what is wrapped around it: its framework, and its middleware from the outside in.
 
@@ -112,13 +112,15 @@ def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) 
     ours = [part for part in (propagator, *parts_of(propagator)) if type(part).__name__ == "MeshPropagator"]
     provider = trace.get_tracer_provider()
     resource = getattr(provider, "resource", None)
-    collector, collector_fault = _collector(settings) if connect else ("", "")
+    disabled = sdk_disabled()
+    collector, collector_fault = _collector(None if disabled else settings) if connect else ("", "")
     return AppFacts(
         target=target,
         framework=framework_of(app),
         middleware=tuple(middleware_of(app)),
         settings=settings,
         settings_fault=fault,
+        sdk_disabled=disabled,
         propagator=_shown(propagator),
         formats=tuple(ours[0].formats) if ours else tuple(sorted(getattr(propagator, "fields", ()))),
         strict=bool(ours),
@@ -187,7 +189,7 @@ def _versions() -> dict[str, str]:
 
 
 def _collector(settings: Settings | None) -> tuple[str, str]:
-    endpoint = endpoint_of(settings) if settings is not None and not settings.sdk_disabled else None
+    endpoint = endpoint_of(settings) if settings is not None else None
     if endpoint is None:
         return "", ""
     parts = urlsplit(endpoint)

@@ -22,6 +22,7 @@ class AppFacts:
         middleware: What wraps the application, as module and class, the outermost first.
         settings: The settings, or None where they cannot be used.
         settings_fault: Why they cannot.
+        sdk_disabled: Whether OTEL_SDK_DISABLED switches spans off.
         propagator: The global propagator's class name, with its parts where it has any.
         formats: What it reads and writes, where it is meshmw's; else the fields that it writes.
         strict: Whether meshmw's propagator is the global one.
@@ -41,6 +42,7 @@ class AppFacts:
     middleware: tuple[str, ...] = ()
     settings: Settings | None = None
     settings_fault: str = ""
+    sdk_disabled: bool = False
     propagator: str = ""
     formats: tuple[str, ...] = ()
     strict: bool = False
@@ -93,10 +95,10 @@ def _destination(facts: AppFacts) -> Iterator[Finding]:
     settings = facts.settings
     if settings is None:
         return
-    if settings.sdk_disabled:
+    if facts.sdk_disabled:
         yield Finding(
             "warning", "exporter.disabled", facts.where, "the SDK is disabled",
-            "headers are passed on, spans are not made", "unset MESHMW_SDK_DISABLED and OTEL_SDK_DISABLED",
+            "headers are passed on, spans are not made", "unset OTEL_SDK_DISABLED",
         )  # fmt: skip
     elif settings.exporter in ("none", "console"):
         yield Finding(
@@ -115,7 +117,7 @@ def _provider(facts: AppFacts) -> Iterator[Finding]:
             "error", "exporter.none", facts.where, "the tracer provider has no exporter",
             "spans are made and go nowhere", "let meshmw.configure() make the provider, or add a span processor to it",
         )  # fmt: skip
-    if facts.target and facts.provider == "ProxyTracerProvider" and not settings.sdk_disabled:
+    if facts.target and facts.provider == "ProxyTracerProvider" and not facts.sdk_disabled:
         yield Finding(
             "error", "provider.none", facts.where, "there is no tracer provider after loading the application",
             "no spans are made, unless it is configured later than it is imported", FIRST_LINE,
@@ -250,10 +252,11 @@ def _baggage(facts: AppFacts) -> Iterator[Finding]:
             "strangers read what callers put there",
             "MESHMW_BAGGAGE_TO=mesh, or the names that need it",
         )  # fmt: skip
-    if "baggage" in settings.propagators and not settings.baggage_max_members:
+    if "baggage" in settings.propagators and not (settings.baggage_keys and settings.baggage_max_members):
         yield Finding(
             "note", "baggage.none-kept", facts.where, "baggage is among the formats, and no member of it is kept",
-            "baggage ends at this service", "MESHMW_BAGGAGE_MAX_MEMBERS=64, or take baggage out of MESHMW_PROPAGATORS",
+            "baggage ends at this service",
+            "unset MESHMW_BAGGAGE_KEYS and MESHMW_BAGGAGE_MAX_MEMBERS, or take baggage out of MESHMW_PROPAGATORS",
         )  # fmt: skip
 
 

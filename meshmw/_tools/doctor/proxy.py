@@ -194,21 +194,21 @@ def _budget(facts: AppFacts, proxy: ProxyConfig, listener: ProxyListener) -> Ite
     settings = facts.settings
     if settings is None:
         return
-    if settings.header_budget_bytes > listener.max_kb * 1024:
+    most_bytes, most_headers = settings.header_budget
+    if most_bytes > listener.max_kb * 1024:
         yield Finding(
             "warning", "limits.bytes", proxy.where_of(listener),
             f"it accepts {listener.max_kb} KiB of request headers, the application sends up to "
-            f"{settings.header_budget_bytes:,} bytes",
+            f"{most_bytes:,} bytes",
             "a request with much baggage is answered 431, and nothing behind the proxy sees it",
-            f"MESHMW_HEADER_BUDGET_BYTES={listener.max_kb * 1024}, or a larger max_request_headers_kb",
+            f"MESHMW_HEADER_BUDGET={listener.max_kb * 1024}/{most_headers}, or a larger max_request_headers_kb",
         )  # fmt: skip
-    if settings.header_budget_count > listener.max_count:
+    if most_headers > listener.max_count:
         yield Finding(
             "warning", "limits.count", proxy.where_of(listener),
-            f"it accepts {listener.max_count} request headers, the application sends up to "
-            f"{settings.header_budget_count}",
+            f"it accepts {listener.max_count} request headers, the application sends up to {most_headers}",
             "a request with many headers is answered 431, and nothing behind the proxy sees it",
-            f"MESHMW_HEADER_BUDGET_COUNT={listener.max_count}, or a larger max_headers_count",
+            f"MESHMW_HEADER_BUDGET={most_bytes}/{listener.max_count}, or a larger max_headers_count",
         )  # fmt: skip
 
 
