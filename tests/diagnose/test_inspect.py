@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw._notices import one_column_each, shown, without_secrets
+from meshmw._notices import shown, without_secrets
 from meshmw._tools import Finding, by_severity
 from meshmw._tools.inspect import inspect_headers as inspect
+from meshmw._tools.inspect import one_column_each
 from meshmw.wire import REASONS
 
 VALID = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03"

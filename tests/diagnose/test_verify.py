@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from meshmw._notices import excerpt_of
+from meshmw._notices import header_shown
 from meshmw._tools.verify import follow, way
 from meshmw._tools.verify.evidence import BackendError, LocalBackend, LogTail, Watch, probe_hops
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
@@ -142,7 +142,7 @@ def test_what_each_hop_did(came, went, change):
 
 
 def test_values_are_shown_escaped():
-    assert (excerpt_of(None), excerpt_of(""), excerpt_of("a\x1b")) == ("absent", "(empty)", "a\\x1b")
+    assert (header_shown(None), header_shown(""), header_shown("a\x1b")) == ("absent", "(empty)", "a\\x1b")
 
 
 def test_applications_tell_what_they_got():
