@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from meshmw._tools.access_log.formats import Line
+from meshmw._tools.access_log.text_format import Line
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Journey
-from meshmw._tools.verify.probe import TRACESTATE, Probe, Variant
-from meshmw._tools.verify.probe import Answer as Seen
+from meshmw._tools.verify.probe import TRACESTATE, Probe, ProbeAnswer, Variant
 from meshmw.errors import InvalidHeaderError, MeshError
 from meshmw.testing._otlp import OtlpReceiver
 from meshmw.testing._spans import ReceivedSpan, roots
@@ -62,7 +61,7 @@ class Follower:
         backend = LocalBackend("collector", lambda: self._receiver.spans, everything=True)
         # A mesh of one test has no other traffic, and writes its logs at once.
         watch = Watch(tails=self._tails, backends=[backend], timeout=timeout, settle=0.2, alone=True)
-        return follow(probe, Seen(status), watch, began_ns)
+        return follow(probe, ProbeAnswer(status), watch, began_ns)
 
 
 def as_probe(method: str, url: str, lines: Sequence[tuple[str, str]], named: tuple[str, str] | None) -> Probe:
