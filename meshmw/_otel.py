@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
+import opentelemetry.context
 from opentelemetry import baggage, metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import TraceState as OTelTraceState
@@ -115,6 +116,16 @@ def exporters_of(provider: object) -> Iterator[object]:
     for processor in getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ()):
         batch = getattr(processor, "_batch_processor", processor)
         yield getattr(batch, "_exporter", None) or getattr(processor, "span_exporter", None) or processor
+
+
+def runtime_context() -> Any:
+    """Return what OpenTelemetry's `attach` and `detach` call: `_RUNTIME_CONTEXT`, or None where that name is gone."""
+    return getattr(opentelemetry.context, "_RUNTIME_CONTEXT", None)
+
+
+def set_runtime_context(value: Any) -> None:
+    """Have OpenTelemetry's `attach` and `detach` call *value*. Where the name is gone, nobody calls it."""
+    opentelemetry.context._RUNTIME_CONTEXT = value
 
 
 def is_loaded(package: str) -> bool:
