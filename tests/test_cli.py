@@ -325,6 +325,7 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
     dump = tmp_path / "dump.json"
     manager = {
         "@type": "x.HttpConnectionManager",
+        "use_remote_address": True,
         "early_header_mutation_extensions": [{"typed_config": {"mutations": [{"remove": "traceparent"}]}}],
     }
     manager["tracing"] = {
@@ -335,6 +336,7 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
         json.dumps({"configs": [{"static_listeners": [{"listener": {"name": "in", "filter_chains": chains}}]}]})
     )
     monkeypatch.setenv("MESHMW_EXPORTER", "none")
+    monkeypatch.setenv("COLUMNS", "200")
     arguments = ["doctor", "some_shop:app", f"--app-dir={tmp_path}", f"--config-dump={dump}"]
     assert main(arguments) == 1
     printed = capsys.readouterr()
@@ -345,6 +347,7 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
     assert "[middleware.missing]" in out
     assert "[headers.removed-early]" in out
     assert "of unknown version" in out
+    assert "made, samples, replaced" in out
     monkeypatch.delitem(sys.modules, "some_shop")
 
 

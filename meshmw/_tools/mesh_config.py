@@ -105,7 +105,7 @@ def _split_address(name: str, address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-_DEFAULTS: Final = MeshNames()
+_DEFAULT: Final = MeshNames()
 
 
 @as_command
@@ -114,16 +114,14 @@ def mesh_config(
         str,
         typer.Argument(metavar="TARGET", help="; ".join(f"{name}: {meaning}" for name, meaning in TARGETS.items())),
     ],
-    service: Annotated[str, typer.Option(help="The service's name.")] = _DEFAULTS.service,
-    namespace: Annotated[str, typer.Option(help="Its namespace.")] = _DEFAULTS.namespace,
-    collector: Annotated[str, typer.Option(metavar="HOST:PORT", help="OTLP over gRPC.")] = _DEFAULTS.collector,
-    upstream: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="What lies behind the proxy.")
-    ] = _DEFAULTS.upstream,
-    app_port: Annotated[int, typer.Option(help="Where the application listens.")] = _DEFAULTS.app_port,
-    listen_port: Annotated[int, typer.Option(help="Where a terminator listens.")] = _DEFAULTS.listen_port,
-    image: Annotated[str, typer.Option(help="The service's image.")] = _DEFAULTS.image,
-    sampling: Annotated[float, typer.Option(help="Percent of traces that proxies start sampled.")] = _DEFAULTS.sampling,
+    service: Annotated[str, typer.Option(help="The service's name.")] = _DEFAULT.service,
+    namespace: Annotated[str, typer.Option(help="Its namespace.")] = _DEFAULT.namespace,
+    collector: Annotated[str, typer.Option(metavar="HOST:PORT", help="OTLP over gRPC.")] = _DEFAULT.collector,
+    upstream: Annotated[str, typer.Option(metavar="HOST:PORT", help="What lies behind the proxy.")] = _DEFAULT.upstream,
+    app_port: Annotated[int, typer.Option(help="Where the application listens.")] = _DEFAULT.app_port,
+    listen_port: Annotated[int, typer.Option(help="Where a terminator listens.")] = _DEFAULT.listen_port,
+    image: Annotated[str, typer.Option(help="The service's image.")] = _DEFAULT.image,
+    sampling: Annotated[float, typer.Option(help="Percent of traces that proxies start sampled.")] = _DEFAULT.sampling,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document that holds the text.")] = False,
 ) -> int:
     """Print a configuration with which a proxy or a platform keeps traces and logs traceparent.
@@ -164,7 +162,7 @@ def render_config(target: str, names: MeshNames | None = None) -> str:
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     (template,) = _TEMPLATES.glob(f"{target}.*.j2")
-    return environment.get_template(template.name).render(_template_values(names or _DEFAULTS))
+    return environment.get_template(template.name).render(_template_values(names or _DEFAULT))
 
 
 def _template_values(names: MeshNames) -> dict[str, object]:

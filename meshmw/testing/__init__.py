@@ -36,6 +36,14 @@ if TYPE_CHECKING:
         render_tree,
         roots,
     )
+else:
+    # Not for a type checker, which would take any name for one that exists.
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+        return value
+
 
 __all__ = [
     "HEADER_MATRIX",
@@ -105,15 +113,6 @@ _HOMES = {
     ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-# A type checker reads the imports above, and so refuses a name that does not exist; `__getattr__` would allow any.
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOME_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
-        return value
 
 
 def __dir__() -> list[str]:
