@@ -30,8 +30,9 @@ class OtlpReceiver:
         http_port: The port for OTLP over HTTP and for Zipkin's JSON, or 0 for any free one.
 
     Raises:
-        MissingExtraError: On entering, if grpcio or opentelemetry-proto is not installed.
-        OSError: On entering, if a port is taken; gRPC raises a RuntimeError.
+        MissingExtraError: On entering: grpcio or opentelemetry-proto is not installed.
+        OSError: On entering: the HTTP port is taken.
+        RuntimeError: On entering: the gRPC port is taken.
     """
 
     def __init__(self, grpc_port: int = 0, http_port: int = 0) -> None:
@@ -82,7 +83,7 @@ class OtlpReceiver:
             timeout: Seconds to wait.
 
         Raises:
-            AssertionError: If it does not come; shows the tree of what did arrive.
+            AssertionError: They do not come. The message shows the tree of what did arrive.
         """
         deadline = time.monotonic() + timeout
         with self._arrived:
@@ -189,8 +190,8 @@ def spans_from_zipkin(body: bytes) -> list[ReceivedSpan]:
     """Read Zipkin v2 JSON: a list of spans, with 64-bit trace ids padded to 128.
 
     Raises:
-        ValueError: If it is not JSON.
-        KeyError: If a span has no ids.
+        ValueError: It is no JSON.
+        KeyError: A span has no ids.
     """
     return [_zipkin_span(span) for span in json.loads(body)]
 

@@ -135,7 +135,7 @@ class Proxy:
         listeners: At least one listener, each with its own name.
 
     Raises:
-        ValueError: If there is no listener, or two of one name.
+        ValueError: There is no listener, or there are two of one name.
     """
 
     name: str
@@ -345,7 +345,7 @@ def split_address(address: str) -> tuple[str, int]:
     """Split `host:port`, with or without `http://` before it.
 
     Raises:
-        ValueError: If the host or the port is missing or is no port number.
+        ValueError: The host or the port is missing, or the port is no number.
     """
     parts = urlsplit(address if "//" in address else f"//{address}")
     if not parts.hostname or not parts.port:

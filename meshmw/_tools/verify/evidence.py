@@ -28,8 +28,9 @@ from meshmw.errors import MeshmwError
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _STATUS: Final = ("UNSET", "OK", "ERROR")
 _LATEST_NS: Final = 2**63 - 1
-# Bytes of a log that are read from before the probe, to know its format, and at once.
+# Bytes of a log from before the probe, which show its format.
 _BEFORE: Final = 1 << 16
+# Bytes that are read at once.
 _AT_ONCE: Final = 1 << 24
 _COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 

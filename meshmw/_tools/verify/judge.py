@@ -60,21 +60,21 @@ def judge_hops(hops: Sequence[Hop], probe: Probe) -> Judgement:
     is_lost = False
     for sighting in _sightings(judgement.hops, probe):
         judgement.sightings += 1
-        value = sighting.value
-        if value.trace_id and value.trace_id not in judgement.trace_ids:
-            judgement.trace_ids.append(value.trace_id)
-        if value.state == "valid" and value.trace_id == judgement.expected:
+        named = sighting.named
+        if named.trace_id and named.trace_id not in judgement.trace_ids:
+            judgement.trace_ids.append(named.trace_id)
+        if named.state == "valid" and named.trace_id == judgement.expected:
             _check_flag(judgement, sighting, probe)
             last, is_lost = sighting, False
         elif probe.variant == "malformed" and not judgement.expected:
-            last = _before_a_fresh_trace(judgement, sighting) or last
+            last = _expect_fresh_trace(judgement, sighting) or last
         elif not is_lost:
             _record_break(judgement, last, sighting)
-            is_lost = value.state != "valid"
+            is_lost = named.state != "valid"
             last = sighting
-            judgement.expected = value.trace_id if sighting.side != "own" and value.trace_id else judgement.expected
-        elif value.state == "valid":
-            judgement.expected, is_lost, last = value.trace_id, False, sighting
+            judgement.expected = named.trace_id if sighting.side != "own" and named.trace_id else judgement.expected
+        elif named.state == "valid":
+            judgement.expected, is_lost, last = named.trace_id, False, sighting
     _check_tracestate(judgement, probe)
     return judgement
 
@@ -92,18 +92,18 @@ class _Sighting(NamedTuple):
 
     hop: int
     side: Side
-    value: _Named
+    named: _Named
 
 
 def _sightings(hops: Sequence[Hop], probe: Probe) -> Iterator[_Sighting]:
     """Yield what was seen, in the order of the way; the first hop is the probe itself."""
     for index, hop in enumerate(hops[1:], start=1):
-        if (value := _read_headers(hop.received, probe)) is not None:
-            yield _Sighting(index, "in", value)
+        if (named := _read_headers(hop.received, probe)) is not None:
+            yield _Sighting(index, "in", named)
         if hop.trace_id:
             yield _Sighting(index, "own", _Named("valid", hop.trace_id.rjust(32, "0")))
-        if (value := _read_headers(hop.sent, probe)) is not None:
-            yield _Sighting(index, "out", value)
+        if (named := _read_headers(hop.sent, probe)) is not None:
+            yield _Sighting(index, "out", named)
 
 
 def _read_headers(headers: Mapping[str, str | None], probe: Probe) -> _Named | None:
@@ -157,12 +157,12 @@ def _change(came: _Named | None, went: _Named | None, hop: Hop) -> Change:
     return "kept" if hop.received.get("traceparent") == hop.sent.get("traceparent") else "rewritten"
 
 
-def _before_a_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _Sighting | None:
+def _expect_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _Sighting | None:
     hop = judgement.hops[sighting.hop]
-    if sighting.value.state == "valid":
-        judgement.expected = sighting.value.trace_id
+    if sighting.named.state == "valid":
+        judgement.expected = sighting.named.trace_id
         return sighting
-    if sighting.value.state == "malformed" and hop.kind == "app" and sighting.side == "out":
+    if sighting.named.state == "malformed" and hop.kind == "app" and sighting.side == "out":
         judgement.findings.append(
             Finding(
                 "error", "verify.malformed-forwarded", hop.name,
@@ -176,7 +176,7 @@ def _before_a_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _Sightin
 
 def _check_flag(judgement: Judgement, sighting: _Sighting, probe: Probe) -> None:
     wanted = probe.variant != "unsampled"
-    if sighting.value.sampled is None or sighting.value.sampled == wanted:
+    if sighting.named.sampled is None or sighting.named.sampled == wanted:
         return
     hop = judgement.hops[sighting.hop]
     where = hop.name if sighting.side == "out" else f"before {hop.name}"
@@ -206,33 +206,33 @@ def _set_again(where: str) -> Finding:
 def _record_break(judgement: Judgement, last: _Sighting, sighting: _Sighting) -> None:
     hop, before = judgement.hops[sighting.hop], judgement.hops[last.hop]
     judgement.hops[sighting.hop] = replace(hop, lost=True)
-    did = _what_became(sighting.value)
+    became = _what_became(sighting.named)
     if sighting.side == "own":
         code, fix = "verify.other-trace", _FIXES["own" if hop.kind == "proxy" else "app"]
-        what = f"{hop.name} records in a trace of its own, {sighting.value.trace_id}"
+        what = f"{hop.name} records in a trace of its own, {sighting.named.trace_id}"
         where = hop.name
     elif last.hop == sighting.hop:
-        code, fix, where = _code(sighting.value), _FIXES["app" if hop.kind == "app" else "proxy"], hop.name
-        what = f"{hop.name} received the trace and sent {did} on"
+        code, fix, where = _break_code(sighting.named), _FIXES["app" if hop.kind == "app" else "proxy"], hop.name
+        what = f"{hop.name} received the trace and sent {became} on"
     else:
-        code, fix, where = _code(sighting.value), _FIXES["between"], f"{before.name} -> {hop.name}"
+        code, fix, where = _break_code(sighting.named), _FIXES["between"], f"{before.name} -> {hop.name}"
         if before.kind == "app":
             fix = _FIXES["app"]
         elif sighting.side == "out":
             fix = f"{_FIXES['between']}; or {_FIXES['app' if hop.kind == 'app' else 'proxy']}"
         verb = "sent on" if sighting.side == "out" else "received"
-        what = f"{before.name} had the trace, and {hop.name} {verb} {did}"
+        what = f"{before.name} had the trace, and {hop.name} {verb} {became}"
     judgement.findings.append(Finding("error", code, where, what, "everything from there on is another trace", fix))
 
 
-def _code(value: _Named) -> str:
-    return {"valid": "verify.restarted", "absent": "verify.lost", "malformed": "verify.malformed"}[value.state]
+def _break_code(named: _Named) -> str:
+    return {"valid": "verify.restarted", "absent": "verify.lost", "malformed": "verify.malformed"}[named.state]
 
 
-def _what_became(value: _Named) -> str:
-    if value.state == "valid":
-        return f"another trace, {value.trace_id},"
-    return "no traceparent" if value.state == "absent" else "a malformed traceparent"
+def _what_became(named: _Named) -> str:
+    if named.state == "valid":
+        return f"another trace, {named.trace_id},"
+    return "no traceparent" if named.state == "absent" else "a malformed traceparent"
 
 
 def _check_tracestate(judgement: Judgement, probe: Probe) -> None:
