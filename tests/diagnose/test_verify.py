@@ -295,6 +295,22 @@ def test_a_log_whose_name_begins_like_anothers_is_not_taken_for_it(tmp_path):
     assert journey.sources[1:] == ("access log shop: 0 hops", "access log shop-2: 1 hop")
 
 
+def test_a_backend_is_asked_for_trace_ids_alone(tmp_path):
+    class Backend:
+        name = "jaeger"
+        asked: list[str] = []
+
+        def spans(self, trace_ids):
+            self.asked += trace_ids
+            return []
+
+    backend, tail = Backend(), LogTail("edge", tmp_path / "edge.log")
+    line = {"listener": "edge", "traceparent": parent(), "trace_id": f"../../{'f' * 26}"}
+    (tmp_path / "edge.log").write_text(json.dumps(line) + "\n")
+    follow(make_probe(URL), ProbeAnswer(200), Watch(tails=[tail], backends=[backend], timeout=0.0), 0)
+    assert backend.asked == [TRACE_ID]
+
+
 def test_a_log_without_traceparent_is_said(tmp_path):
     path = tmp_path / "edge.log"
     path.write_text('[t] "GET / HTTP/1.1" 200 - 0 1 1 0 "-" "a" "r" "s" "1.1.1.1:1"\n' * 2)
