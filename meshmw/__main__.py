@@ -1,4 +1,4 @@
-"""The `meshmw` command: thin over `meshmw._tools`."""
+"""The `meshmw` command, which `python -m meshmw` runs as well. Its work is done in `meshmw._tools.commands`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from meshmw.errors import MissingExtraError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit code: 0, 1 for something found, 2 for misuse, 130 after Ctrl-C."""
+    """Run the command and return its exit code: 0, 1 for something found, 2 for misuse, 130 after Ctrl-C.
+
+    Without the extra `cli` it prints its version, and for anything else says which extra to install.
+
+    Args:
+        arguments: What stands behind `meshmw` on the command line; that of this process if None.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         print(f"meshmw {__version__}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import opentelemetry.context
 from opentelemetry import baggage, metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import TraceState as OTelTraceState
@@ -176,3 +177,13 @@ def preferences_of(exporter: object) -> tuple[Any, Any]:
     puts what its variables say. Without these names they are None, which stands for the SDK's defaults.
     """
     return getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None)
+
+
+def runtime_context() -> Any:
+    """Return what OpenTelemetry's `attach` and `detach` call: `_RUNTIME_CONTEXT`, or None where that name is gone."""
+    return getattr(opentelemetry.context, "_RUNTIME_CONTEXT", None)
+
+
+def set_runtime_context(value: Any) -> None:
+    """Have OpenTelemetry's `attach` and `detach` call *value*. Where the name is gone, nobody calls it."""
+    opentelemetry.context._RUNTIME_CONTEXT = value

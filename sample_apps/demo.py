@@ -11,7 +11,7 @@ from meshmw._tools.report import write_report
 from meshmw._tools.verify.journey import Journey
 from meshmw.httpx import Client
 from meshmw.testing import ReceivedSpan, render_tree
-from meshmw.testing._mesh_client import Follower, as_probe
+from meshmw.testing._requests import Follower, as_probe
 from sample_apps import NotReadyError
 from sample_apps.mesh import Mesh
 from sample_apps.report import complete, count_traces, fault, hops, render_hops

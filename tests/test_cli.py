@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -12,6 +13,8 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -84,7 +87,7 @@ def test_a_bare_install_is_told_which_extra_brings_the_command(monkeypatch, caps
 def test_another_module_that_is_missing_is_no_missing_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "meshmw._tools.commands", raising=False)
     monkeypatch.setitem(sys.modules, "meshmw._tools.commands", None)
-    with pytest.raises(ModuleNotFoundError, match=r"meshmw\.cli\.settings"):
+    with pytest.raises(ModuleNotFoundError, match=r"meshmw\._tools\.commands"):
         main(["settings"])
 
 
@@ -258,20 +261,20 @@ def test_access_log_is_followed_until_ctrl_c(log, tmp_path):
     ]
 
 
-def test_what_is_told_while_following_is_bounded(monkeypatch, capsys):
-    from meshmw._tools.access_log.command import _Teller
-    from meshmw._tools.access_log.counts import Seen
+def test_what_is_printed_while_following_is_bounded_in_each_minute(monkeypatch, capsys):
+    from meshmw._tools.access_log.command import InvalidRequestNotices
+    from meshmw._tools.access_log.counts import LineTrace
 
-    class Quiet:
-        @staticmethod
-        def print(*_: object, **__: object) -> None:
-            """Say nothing."""
-
-    tell = _Teller()
-    for number in range(10_001):
-        monkeypatch.setattr("meshmw._tools.access_log.command.err", lambda: Quiet)
-        tell("edge", {"path": f"/{number}"}, Seen("missing"))
-    assert len(tell._said) == 1
+    now = [0.0]
+    monkeypatch.setattr("meshmw._tools.access_log.command.time.monotonic", lambda: now[0])
+    notices = InvalidRequestNotices()
+    for minute in range(3):
+        now[0] = 60.0 * minute
+        for number in range(1_000):
+            notices("edge", {"path": f"/{number}"}, LineTrace("missing"))
+        printed = capsys.readouterr().err.splitlines()
+        assert printed[0] == "edge: missing  - /0"
+        assert len(printed) < 300
 
 
 def test_a_reader_that_has_enough_is_no_error(log):
@@ -288,7 +291,7 @@ def test_a_closed_pipe_is_no_error(monkeypatch):
     with open(write, "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
 
-        @output.answers
+        @output.as_command
         def command() -> int:
             raise BrokenPipeError
 
@@ -303,7 +306,7 @@ def test_ctrl_c_ends_with_130(monkeypatch, capsys):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "read", interrupt)
+    monkeypatch.setattr(command, "inspect_header", interrupt)
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "stopped\n"
 
@@ -322,6 +325,7 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
     dump = tmp_path / "dump.json"
     manager = {
         "@type": "x.HttpConnectionManager",
+        "use_remote_address": True,
         "early_header_mutation_extensions": [{"typed_config": {"mutations": [{"remove": "traceparent"}]}}],
     }
     manager["tracing"] = {
@@ -332,6 +336,7 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
         json.dumps({"configs": [{"static_listeners": [{"listener": {"name": "in", "filter_chains": chains}}]}]})
     )
     monkeypatch.setenv("MESHMW_EXPORTER", "none")
+    monkeypatch.setenv("COLUMNS", "200")
     arguments = ["doctor", "some_shop:app", f"--app-dir={tmp_path}", f"--config-dump={dump}"]
     assert main(arguments) == 1
     printed = capsys.readouterr()
@@ -342,6 +347,7 @@ def test_doctor_loads_an_application_and_reads_a_dump(tmp_path, monkeypatch, cap
     assert "[middleware.missing]" in out
     assert "[headers.removed-early]" in out
     assert "of unknown version" in out
+    assert "made, samples, replaced" in out
     monkeypatch.delitem(sys.modules, "some_shop")
 
 
@@ -508,7 +514,7 @@ def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch,
     (tmp_path / "sample_apps").mkdir()
     (tmp_path / "sample_apps" / "__init__.py").touch()
     (tmp_path / "sample_apps" / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\nsys.exit(1)\n")
-    monkeypatch.setattr("meshmw._tools.commands.HOMES", (tmp_path,))
+    monkeypatch.setattr("meshmw._tools.commands.SAMPLE_FOLDERS", (tmp_path,))
     assert main(["demo", "--without-meshmw", "--json"]) == 1
     assert capfd.readouterr().out == "--without-meshmw --json --port=0\n"
     assert main(["demo", "--port=8080", "--report=report.html"]) == 1
@@ -516,24 +522,63 @@ def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch,
 
 
 def test_the_demo_that_cannot_run_says_why(tmp_path, capsys):
-    from meshmw._tools.commands import HOMES, find_home
+    from meshmw._tools.commands import SAMPLE_FOLDERS, find_samples
     from meshmw._tools.output import CannotRunError
 
     assert main(["demo", "--json", "--serve"]) == 2
     assert "--json prints one request" in capsys.readouterr().err
     with pytest.raises(CannotRunError, match="are not where they should be"):
-        find_home((tmp_path,))
-    assert (find_home(HOMES) / "sample_apps" / "mesh.py").exists()
+        find_samples((tmp_path,))
+    assert (find_samples(SAMPLE_FOLDERS) / "sample_apps" / "mesh.py").exists()
     (tmp_path / "sample_apps").mkdir()
     (tmp_path / "sample_apps" / "__main__.py").touch()
-    assert find_home((tmp_path, *HOMES)) == tmp_path
+    assert find_samples((tmp_path, *SAMPLE_FOLDERS)) == tmp_path
     assert Path(tmp_path).is_dir()
 
 
-def test_the_command_runs_as_a_module():
+def test_the_command_runs_as_a_module_under_its_own_name():
     assert run("--version").stdout == f"meshmw {__version__}\n"
     done = run("inspect", "00-xyz", COLUMNS="20", TERM="dumb")
     assert (done.returncode, done.stderr) == (1, "")
+    assert run("inspect", "--nothing").stderr.startswith("Usage: meshmw inspect ")
+    assert importlib.util.find_spec("meshmw.cli") is None
+
+
+def test_the_script_is_the_same_command():
+    with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as file:
+        (name, target), *others = tomllib.load(file)["project"]["scripts"].items()
+    assert (name, others) == ("meshmw", [])
+    assert EntryPoint(name, target, "console_scripts").load() is main
+    # What an installer writes into the script.
+    module, _, function = target.partition(":")
+    script = f"import sys; from {module} import {function}; sys.argv[0] = '/bin/meshmw'; sys.exit({function}())"
+    for arguments, code, printed in (
+        (["--version"], 0, f"meshmw {__version__}\n"),
+        (["--help"], 0, "Usage: meshmw [OPTIONS] COMMAND"),
+        (["inspect", "00-xyz"], 1, "traceparent: malformed\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.startswith(printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "error"),
+    [
+        (["--version"], 0, f"meshmw {__version__}\n", ""),
+        (["settings"], 2, "", "meshmw: the command line is not installed: run  pip install 'meshmw[cli]'\n"),
+        ([], 2, "", "meshmw: the command line is not installed: run  pip install 'meshmw[cli]'\n"),
+    ],
+)
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_bare_install_answers_in_one_line(arguments, code, out, error, missing):
+    hidden = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('meshmw', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, error)
 
 
 def test_a_stream_that_is_no_file_is_printed_to_as_well(monkeypatch):

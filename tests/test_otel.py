@@ -13,6 +13,7 @@ import threading
 import time
 from importlib.metadata import version
 
+import opentelemetry.context as otel_context
 import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, detach
@@ -279,3 +280,32 @@ class TestMetricExporters:
         exporter = ConsoleMetricExporter(*_otel.preferences_of(object()))
         reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
         assert reader._instrument_class_temporality == InMemoryMetricReader()._instrument_class_temporality
+
+
+class Counting:
+    """Counts what the API asks of it."""
+
+    def __init__(self, replaced):
+        self.replaced, self.calls = replaced, []
+
+    def __getattr__(self, name):
+        self.calls.append(name)
+        return getattr(self.replaced, name)
+
+
+def test_the_api_calls_the_runtime_context_that_is_set():
+    before = _otel.runtime_context()
+    counting = Counting(before)
+    _otel.set_runtime_context(counting)
+    try:
+        detach(attach(otel_context.get_current()))
+    finally:
+        _otel.set_runtime_context(before)
+    assert counting.calls == ["get_current", "attach", "detach"]
+    assert _otel.runtime_context() is before
+
+
+def test_without_the_name_there_is_no_runtime_context(monkeypatch):
+    with monkeypatch.context() as without:
+        without.delattr(otel_context, "_RUNTIME_CONTEXT")
+        assert _otel.runtime_context() is None

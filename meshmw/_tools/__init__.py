@@ -1,4 +1,13 @@
-"""What is wrong, and where: pure functions that read headers, access logs, proxies and traces, and judge them."""
+"""The commands of `meshmw`: each looks at headers, logs, proxies or traces, and says what breaks them and what to do.
+
+A command is a folder (`doctor`, `verify`, `access_log`) or a file (`inspect`, `mesh_config`); `settings` and `demo` are
+in `commands`. In each, some functions look, others judge what was seen, and the command itself only prints. A judge is
+a pure function that returns a `Finding` for each fault. `commands` puts the commands together, `output` is how all of
+them print, `report` makes a page of what `verify` saw.
+
+The tools may use all of meshmw, and `meshmw.testing` uses the tools. Only the commands and `output` know Typer and
+rich, so that what tests use needs neither.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-# `Finding`: one thing that breaks traces, why it does, and what to do about it.
-
-
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Says what was found.
+    """Says what breaks traces, where, why, and what to do about it.
 
     Attributes:
         severity: `error` breaks traces, `warning` breaks some of them or soon will, `note` is worth knowing.
@@ -40,16 +46,9 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON values."""
-        return {
-            "severity": self.severity,
-            "code": self.code,
-            "where": self.where,
-            "what": self.what,
-            "why": self.why,
-            "fix": self.fix,
-        }
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings with the worst ones first, otherwise in their order, each once."""
+    """Return each finding once, errors first and notes last, otherwise in the order given."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity)))

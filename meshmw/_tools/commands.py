@@ -1,4 +1,7 @@
-"""The commands, put together."""
+"""The commands put together, with `settings` and `demo`, which have no folder of their own.
+
+To add a command, write a function that returns an exit code, mark it `as_command`, and list it at the end of this file.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,56 @@ from typing import Annotated, Final
 import typer
 
 from meshmw._tools.access_log.command import access_log
-from meshmw._tools.doctor.command import doctor
+from meshmw._tools.doctor import doctor
 from meshmw._tools.inspect import inspect
 from meshmw._tools.mesh_config import mesh_config
-from meshmw._tools.output import EXIT_CODES, OK, CannotRunError, answers, line, print_json
+from meshmw._tools.output import (
+    EXIT_CODES,
+    OK,
+    CannotRunError,
+    JsonOption,
+    ReportOption,
+    as_command,
+    print_json,
+    print_line,
+)
 from meshmw._tools.verify.command import verify
 from meshmw._version import __version__
 from meshmw.settings import SettingDoc, Settings, as_text
 
-# `meshmw settings`: every setting, its value here, and where the value comes from.
+# The sample applications lie in the package in a wheel, and beside it in a checkout.
+SAMPLE_FOLDERS: Final = (Path(__file__).parents[1] / "demo", Path(__file__).parents[2])
 
 
-@answers
-def settings(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
+    if sys.stdout is None:  # closed, as `>&-` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal may lack a character that a log holds.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(arguments, prog_name="meshmw")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0  # pragma: no cover - Typer always ends by SystemExit
+
+
+@as_command
+def settings(json: JsonOption = False) -> int:
     """Print every setting, its value here, and where the value comes from."""
     values, origins = Settings(), Settings.origins()
     if json:
-        print_json([_json(doc, values, origins.get(doc.name)) for doc in Settings.documentation()])
+        print_json([_setting_json(doc, values, origins.get(doc.name)) for doc in Settings.documentation()])
         return OK
-    entries = "\n\n".join(_entry(doc, values, origins.get(doc.name)) for doc in Settings.documentation())
+    entries = "\n\n".join(_setting_text(doc, values, origins.get(doc.name)) for doc in Settings.documentation())
     for text in entries.split("\n"):
-        line(text)
+        print_line(text)
     return OK
 
 
-def _json(doc: SettingDoc, values: Settings, origin: str | None) -> dict[str, object]:
+def _setting_json(doc: SettingDoc, values: Settings, origin: str | None) -> dict[str, object]:
     return {
         "variable": doc.variable,
         "value": as_text(getattr(values, doc.name)),
@@ -52,7 +80,7 @@ def _json(doc: SettingDoc, values: Settings, origin: str | None) -> dict[str, ob
     }
 
 
-def _entry(doc: SettingDoc, values: Settings, origin: str | None) -> str:
+def _setting_text(doc: SettingDoc, values: Settings, origin: str | None) -> str:
     value = as_text(getattr(values, doc.name)) or "(none)"
     return "\n".join(
         (
@@ -64,14 +92,7 @@ def _entry(doc: SettingDoc, values: Settings, origin: str | None) -> str:
     )
 
 
-# `meshmw demo`: the sample mesh, from a checkout or from an installed wheel.
-
-
-# In the wheel the sample applications lie in the package, in a checkout beside it.
-HOMES: Final = (Path(__file__).parents[1] / "demo", Path(__file__).parents[2])
-
-
-@answers
+@as_command
 def demo(
     serve: Annotated[
         bool, typer.Option("--serve", help="Keep the mesh up until Ctrl-C, and print each new trace.")
@@ -80,9 +101,7 @@ def demo(
         bool, typer.Option("--without-meshmw", help="Run the same services with OpenTelemetry alone.")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The edge's port, 0 for any free one.")] = 0,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")
-    ] = None,
+    report: ReportOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the request's journey as one JSON document.")] = False,
 ) -> int:
     """Start two services behind real Envoy sidecars and an edge, send one request, and print the trace that comes out.
@@ -94,36 +113,36 @@ def demo(
     flags = {"--serve": serve, "--without-meshmw": without_meshmw, "--json": json}
     arguments = [*(flag for flag, is_given in flags.items() if is_given), f"--port={port}"]
     if report is not None:
-        # It runs in another folder.
+        # The samples run in another folder than this process.
         arguments.append(f"--report={report.absolute()}")
-    return _run(arguments, find_home(HOMES))
+    return _run_samples(arguments, find_samples(SAMPLE_FOLDERS))
 
 
-def find_home(homes: tuple[Path, ...]) -> Path:
-    """Return the folder that holds the sample applications.
+def find_samples(folders: tuple[Path, ...]) -> Path:
+    """Return the first of these folders that holds the sample applications.
 
     Raises:
-        CannotRunError: They are in none of them.
+        CannotRunError: None of them does.
     """
-    found = next((home for home in homes if (home / "sample_apps" / "__main__.py").exists()), None)
+    found = next((folder for folder in folders if (folder / "sample_apps" / "__main__.py").exists()), None)
     if found is None:
-        raise CannotRunError(f"the sample applications are not where they should be: {homes[0] / 'sample_apps'}")
+        raise CannotRunError(f"the sample applications are not where they should be: {folders[0] / 'sample_apps'}")
     return found
 
 
-def _run(arguments: list[str], home: Path) -> int:
+def _run_samples(arguments: list[str], folder: Path) -> int:
     from meshmw.testing import dies_with_parent
 
     command = dies_with_parent([sys.executable, "-m", "sample_apps", *arguments])
-    # A session of its own, so that Ctrl-C comes through here alone, and comes once.
-    process = subprocess.Popen(command, cwd=home, start_new_session=True)  # noqa: S603
-    with _passed_on_to(process):
+    # In a session of its own the child gets no Ctrl-C from the terminal: it comes once, from here.
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True)  # noqa: S603
+    with _signals_passed_on(process):
         return process.wait()
 
 
 @contextlib.contextmanager
-def _passed_on_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let what would stop this process stop that one, which stops what it has started and then ends."""
+def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the child, which stops what it has started, and not this process."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(signal.SIGTERM)
@@ -157,18 +176,3 @@ def _options(
     if version:
         typer.echo(f"meshmw {__version__}")
         raise typer.Exit
-
-
-def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code."""
-    if sys.stdout is None:  # closed, as `>&-` does
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal may lack a character that a log holds.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        app(arguments, prog_name="meshmw")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0  # pragma: no cover - Typer always ends by SystemExit

@@ -1,4 +1,4 @@
-"""`meshmw inspect`: what trace headers say, or why they say nothing."""
+"""`meshmw inspect`: says what trace headers mean, field by field, or where they are wrong and why."""
 
 from __future__ import annotations
 
@@ -12,18 +12,103 @@ import typer
 from rich.text import Text
 
 from meshmw._notices import character_shown, shown
-from meshmw._tools.output import FOUND, MISUSE, OK, answers, err, out, print_json, table
+from meshmw._tools.output import (
+    FOUND,
+    MISUSE,
+    OK,
+    JsonOption,
+    as_command,
+    console,
+    error_console,
+    print_json,
+    print_table,
+)
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import REASONS, B3Context, TraceParent, TraceState, parse_baggage, parse_member
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 from meshmw.wire.headers import OWS
 
-# What one trace header says, as values: its fields, its faults, what meshmw does with it.
+_NAME: Final = re.compile(r"(traceparent|tracestate|baggage|b3|x-b3-[a-z]+)[ \t]*:", re.IGNORECASE)
+_LIKE_TRACEPARENT: Final = re.compile(r"[0-9a-zA-Z]{2}-[0-9a-zA-Z]{20,}-")
+_LIKE_B3: Final = re.compile(r"[0-9a-zA-Z]{16,32}-[0-9a-zA-Z]{16}(-.*)?|[01d]")
+_B3_MULTI: Final = {
+    "x-b3-traceid": "trace_id",
+    "x-b3-spanid": "span_id",
+    "x-b3-sampled": "sampled",
+    "x-b3-flags": "flags",
+}
+
+
+@as_command
+def inspect(
+    headers: Annotated[
+        list[str],
+        typer.Argument(metavar="HEADER...", help="'name: value', or a value alone; - reads lines from standard input."),
+    ],
+    header: Annotated[
+        str, typer.Option("--header", "-H", metavar="NAME", help="The name of values that are given alone.")
+    ] = "",
+    json: JsonOption = False,
+) -> int:
+    """Say what traceparent, tracestate, baggage and B3 headers mean, field by field, or why they are malformed.
+
+    Ends with 1 if one of them is.
+    """
+    found = [inspect_header(text, header or None) for text in _header_texts(headers)]
+    if not found:
+        error_console().print("meshmw: there is no header to inspect")
+        return MISUSE
+    if json:
+        print_json([inspection.to_json() for inspection in found])
+    else:
+        _print(found)
+    return OK if all(inspection.valid for inspection in found) else FOUND
+
+
+def _header_texts(arguments: Iterable[str]) -> Iterator[str]:
+    for text in arguments:
+        if text == "-":
+            lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")
+            yield from (line.rstrip("\r") for line in lines if line.strip())
+        else:
+            yield text
+
+
+def _print(found: Iterable[Inspection]) -> None:
+    printer = console()
+    for index, inspection in enumerate(found):
+        if index:
+            printer.print()
+        word, style = ("valid", "bold green") if inspection.valid else ("malformed", "bold red")
+        printer.print(Text.assemble((inspection.header, "bold"), ": ", (word, style)))
+        _print_text(inspection)
+        if inspection.fields:
+            rows = [(each.name, each.value, each.meaning) for each in inspection.fields]
+            print_table(["field", "value", "meaning"], rows)
+        printer.print(Text(f"It {inspection.consequence}."))
+
+
+def _print_text(inspection: Inspection) -> None:
+    """Print the header in pieces that fit any terminal, each fault with a caret under its place."""
+    printer = console()
+    width = max(20, min(printer.width, 120) - 4)
+    faults = {fault.column: fault for fault in inspection.faults if fault.column is not None}
+    for start in range(0, max(1, len(inspection.shown)), width):
+        printer.print(Text(f"  {inspection.shown[start : start + width]}"), soft_wrap=True)
+        # A fault at the very end belongs to the last piece.
+        last = start + width >= len(inspection.shown)
+        for column, fault in sorted(faults.items()):
+            if start <= column < start + width or (last and column == start + width):
+                caret = Text(" " * (2 + column - start) + "^ ", style="red")
+                printer.print(caret.append(fault.reason, style="bold red").append(f": {fault.meaning}"), soft_wrap=True)
+    for fault in inspection.faults:
+        if fault.column is None:
+            printer.print(Text.assemble("  ", (fault.reason, "bold red"), f": {fault.meaning}"), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Is one part of a header: its name, its text, and what that means."""
+    """Holds one part of a header: its name, its text, and what that means."""
 
     name: str
     value: str
@@ -49,12 +134,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Is what one header says.
+    """Holds what one header says.
 
     Attributes:
         header: Its name in lower case.
         text: What was given.
-        shown: The same in printable ASCII, one column per character.
+        shown: The same in printable ASCII.
         fields: What could be read of it.
         faults: Why it, or a part of it, is refused; empty for a valid header.
         consequence: What meshmw does with it.
@@ -86,39 +171,25 @@ class Inspection:
         }
 
 
-# What a trace header says, field by field, or why it says nothing, with the place of the fault.
-
-
-_NAME: Final = re.compile(r"(traceparent|tracestate|baggage|b3|x-b3-[a-z]+)[ \t]*:", re.IGNORECASE)
-_LIKE_TRACEPARENT: Final = re.compile(r"[0-9a-zA-Z]{2}-[0-9a-zA-Z]{20,}-")
-_LIKE_B3: Final = re.compile(r"[0-9a-zA-Z]{16,32}-[0-9a-zA-Z]{16}(-.*)?|[01d]")
-_MULTI: Final = {
-    "x-b3-traceid": "trace_id",
-    "x-b3-spanid": "span_id",
-    "x-b3-sampled": "sampled",
-    "x-b3-flags": "flags",
-}
-
-
-def split_name(text: str) -> tuple[str | None, str]:
-    """Split `name: value` where the name is a trace header's; the name is None where the text is a value alone."""
-    match = _NAME.match(text.lstrip(OWS))
-    return (None, text) if match is None else (match[1].lower(), text.lstrip(OWS)[match.end() :].strip(OWS))
-
-
-def inspect_headers(text: str, header: str | None = None) -> Inspection:
+def inspect_header(text: str, header: str | None = None) -> Inspection:
     """Say what a header means, or why it means nothing.
 
     Args:
         text: `name: value`, or a value alone, of which the name is guessed.
-        header: The name, where it is known.
+        header: The name, where it is known; *text* is then the value.
     """
-    name, value = (header.lower(), text) if header else split_name(text)
-    name = name or _guess(value)
+    name, value = (header.lower(), text) if header else _split_name(text)
+    name = name or _guess_name(value)
     return _READERS[name if name in _READERS else "x-b3-"](name, value)
 
 
-def _guess(value: str) -> str:
+def _split_name(text: str) -> tuple[str | None, str]:
+    text_from_name = text.lstrip(OWS)
+    match = _NAME.match(text_from_name)
+    return (None, text) if match is None else (match[1].lower(), text_from_name[match.end() :].strip(OWS))
+
+
+def _guess_name(value: str) -> str:
     value = value.strip(OWS)
     if _LIKE_TRACEPARENT.match(value) or not value:
         return "traceparent"
@@ -130,11 +201,11 @@ def _guess(value: str) -> str:
         TraceState.parse(value)
     except InvalidHeaderError:
         return "baggage"
-    # Both grammars take `a=1`; what tracing systems write is more like a state.
+    # Both grammars take `a=1`; what tracing systems write is more like a tracestate.
     return "baggage" if ";" in value or "%" in value else "tracestate"
 
 
-def _traceparent(header: str, text: str) -> Inspection:
+def _inspect_traceparent(header: str, text: str) -> Inspection:
     try:
         parent = TraceParent.parse(text)
     except InvalidHeaderError as error:
@@ -148,16 +219,16 @@ def _traceparent(header: str, text: str) -> Inspection:
         Field("parent-id", f"{parent.parent_id:016x}", "the caller's span"),
         Field("trace-flags", raw[53:], sampled + random),
     )
-    return _read(header, text, fields, "is continued: the server span becomes a child of the caller's")
+    return _accepted(header, text, fields, "is continued: the server span becomes a child of the caller's")
 
 
-def _tracestate(header: str, text: str) -> Inspection:
+def _inspect_tracestate(header: str, text: str) -> Inspection:
     try:
         state = TraceState.parse(text)
     except InvalidHeaderError as error:
         return _refused(header, text, error, "is dropped whole; the traceparent beside it stays")
     fields = tuple(Field(key, value, _vendor(key)) for key, value in state.members)
-    return _read(header, text, fields, "is passed on as it is, beside a valid traceparent only")
+    return _accepted(header, text, fields, "is passed on as it is, beside a valid traceparent only")
 
 
 def _vendor(key: str) -> str:
@@ -165,8 +236,8 @@ def _vendor(key: str) -> str:
     return f"of {system}, tenant {tenant}" if at else ""
 
 
-def _baggage(header: str, text: str) -> Inspection:
-    display, columns = one_column_each(text)
+def _inspect_baggage(header: str, text: str) -> Inspection:
+    display, offsets = escaped_with_offsets(text)
     fields, faults, offset = [], [], 0
     for part in text.split(","):
         lead = offset + len(part) - len(part.lstrip(OWS))
@@ -177,7 +248,7 @@ def _baggage(header: str, text: str) -> Inspection:
             key, value = parse_member(part)
         except InvalidHeaderError as error:
             at = lead + (error.position or 0)
-            faults.append(Fault(error.reason, REASONS["baggage"][error.reason], at, columns[at]))
+            faults.append(Fault(error.reason, REASONS["baggage"][error.reason], at, offsets[at]))
         else:
             fields.append(Field(key, shown(value, None), f"properties {value.properties}" if value.properties else ""))
     _, dropped = parse_baggage(text)
@@ -187,12 +258,12 @@ def _baggage(header: str, text: str) -> Inspection:
     return Inspection(header, text, display, tuple(fields), tuple(faults), consequence)
 
 
-def _b3(header: str, text: str) -> Inspection:
+def _inspect_b3(header: str, text: str) -> Inspection:
     try:
         context = B3Context.parse(text)
     except InvalidHeaderError as error:
         return _refused(header, text, error, "is refused; a valid traceparent or x-b3-* beside it still counts")
-    return _read(header, text, _b3_fields(context), "counts where b3 or b3multi is among the formats")
+    return _accepted(header, text, _b3_fields(context), "counts where b3 or b3multi is among the formats")
 
 
 def _b3_fields(context: B3Context) -> tuple[Field, ...]:
@@ -204,116 +275,49 @@ def _b3_fields(context: B3Context) -> tuple[Field, ...]:
     return (*ids, Field("sampling", state, "the callee decides" if state == "deferred" else ""))
 
 
-def _b3_multi(header: str, text: str) -> Inspection:
-    """Read one of the `x-b3-*` headers, with the others thought of as good."""
+def _inspect_b3_multi(header: str, text: str) -> Inspection:
+    if header not in _B3_MULTI:
+        return _accepted(header, text, (), "is not read: the parent's parent says nothing to anyone")
+    # One of these headers means nothing by itself, so valid ones are put in the place of the others.
     others: dict[str, str | None] = {"trace_id": "1" * 32, "span_id": "1" * 16, "sampled": None, "flags": None}
-    if header not in _MULTI:
-        return _read(header, text, (), "is not read: the parent's parent says nothing to anyone")
     try:
-        B3Context.parse_multi(**{**others, _MULTI[header]: text})
+        B3Context.parse_multi(**{**others, _B3_MULTI[header]: text})
     except InvalidHeaderError as error:
         return _refused(header, text, error, "makes all x-b3-* headers of its request refused")
-    return _read(header, text, (Field(header.removeprefix("x-b3-"), text),), "is read with the other x-b3-* headers")
+    fields = (Field(header.removeprefix("x-b3-"), text),)
+    return _accepted(header, text, fields, "is read with the other x-b3-* headers")
 
 
-def _read(header: str, text: str, fields: tuple[Field, ...], consequence: str) -> Inspection:
-    return Inspection(header, text, one_column_each(text)[0], fields, (), consequence)
+def _accepted(header: str, text: str, fields: tuple[Field, ...], consequence: str) -> Inspection:
+    return Inspection(header, text, escaped_with_offsets(text)[0], fields, (), consequence)
 
 
 def _refused(header: str, text: str, error: InvalidHeaderError, consequence: str) -> Inspection:
-    display, columns = one_column_each(text)
-    # A list's faults are counted from the start of its text, those of the other formats from where the value begins.
+    display, offsets = escaped_with_offsets(text)
+    # A tracestate's faults are counted from the start of its text, those of the others from where the value begins.
     lead = 0 if header == "tracestate" else len(text) - len(text.lstrip(OWS))
     at = None if error.position is None else min(lead + error.position, len(text))
     reasons = REASONS["b3" if header.startswith("x-b3-") else header]
-    fault = Fault(error.reason, reasons[error.reason], at, None if at is None else columns[at])
+    fault = Fault(error.reason, reasons[error.reason], at, None if at is None else offsets[at])
     return Inspection(header, text, display, (), (fault,), consequence)
 
 
-_READERS: Final[dict[str, Callable[[str, str], Inspection]]] = {
-    "traceparent": _traceparent,
-    "tracestate": _tracestate,
-    "baggage": _baggage,
-    "b3": _b3,
-    "x-b3-": _b3_multi,
-}
+def escaped_with_offsets(text: str) -> tuple[str, list[int]]:
+    """Return a text in printable ASCII, and where in it each character of the given text begins.
 
-_CHUNK = 60
-
-
-@answers
-def inspect(
-    headers: Annotated[
-        list[str],
-        typer.Argument(metavar="HEADER...", help="'name: value', or a value alone; - reads lines from standard input."),
-    ],
-    header: Annotated[
-        str, typer.Option("--header", "-H", metavar="NAME", help="The name of values that are given alone.")
-    ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> int:
-    """Say what traceparent, tracestate, baggage and B3 headers mean, field by field, or why they are malformed.
-
-    Ends with 1 if one of them is.
-    """
-    found = [inspect_headers(text, header or None) for text in _texts(headers)]
-    if not found:
-        err().print("meshmw: there is no header to inspect")
-        return MISUSE
-    if json:
-        print_json([inspection.to_json() for inspection in found])
-    else:
-        _print(found)
-    return OK if all(inspection.valid for inspection in found) else FOUND
-
-
-def _texts(headers: Iterable[str]) -> Iterator[str]:
-    for text in headers:
-        if text == "-":
-            lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")
-            yield from (line.rstrip("\r") for line in lines if line.strip())
-        else:
-            yield text
-
-
-def _print(found: Iterable[Inspection]) -> None:
-    console = out()
-    for index, inspection in enumerate(found):
-        if index:
-            console.print()
-        word, style = ("valid", "bold green") if inspection.valid else ("malformed", "bold red")
-        console.print(Text.assemble((inspection.header, "bold"), ": ", (word, style)))
-        _print_text(inspection)
-        if inspection.fields:
-            table(["field", "value", "meaning"], [(each.name, each.value, each.meaning) for each in inspection.fields])
-        console.print(Text(f"It {inspection.consequence}."))
-
-
-def _print_text(inspection: Inspection) -> None:
-    """Print the header in pieces that fit any terminal, each fault with a caret under its place."""
-    console = out()
-    width = max(20, min(console.width, 120) - 4)
-    faults = {fault.column: fault for fault in inspection.faults if fault.column is not None}
-    for start in range(0, max(1, len(inspection.shown)), width):
-        console.print(Text(f"  {inspection.shown[start : start + width]}"), soft_wrap=True)
-        # A fault at the very end belongs to the last piece.
-        last = start + width >= len(inspection.shown)
-        for column, fault in sorted(faults.items()):
-            if start <= column < start + width or (last and column == start + width):
-                caret = Text(" " * (2 + column - start) + "^ ", style="red")
-                console.print(caret.append(fault.reason, style="bold red").append(f": {fault.meaning}"), soft_wrap=True)
-    for fault in inspection.faults:
-        if fault.column is None:
-            console.print(Text.assemble("  ", (fault.reason, "bold red"), f": {fault.meaning}"), soft_wrap=True)
-
-
-def one_column_each(text: str) -> tuple[str, list[int]]:
-    """Return a text with everything outside printable ASCII escaped, and where each of its characters begins in that.
-
-    The offsets have one more entry, for the end of the text; a caret can so be put under any character.
+    The offsets have one more entry, for the end of the text, so that a caret can stand under any fault.
     """
     parts = [character_shown(char) for char in text]
-    columns = [0]
+    offsets = [0]
     for part in parts:
-        columns.append(columns[-1] + len(part))
-    return "".join(parts), columns
+        offsets.append(offsets[-1] + len(part))
+    return "".join(parts), offsets
+
+
+_READERS: Final[dict[str, Callable[[str, str], Inspection]]] = {
+    "traceparent": _inspect_traceparent,
+    "tracestate": _inspect_tracestate,
+    "baggage": _inspect_baggage,
+    "b3": _inspect_b3,
+    "x-b3-": _inspect_b3_multi,
+}

@@ -1,4 +1,7 @@
-"""`meshmw mesh-config`: configuration of proxies and platforms that keeps a trace."""
+"""`meshmw mesh-config`: prints configuration of proxies and platforms that keeps a trace.
+
+To add a target, put its template into `templates/mesh_config` and its name into `TARGETS`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,8 @@ from typing import Annotated, Final
 
 import typer
 
-from meshmw._tools.output import OK, answers, print_json
+from meshmw._tools.output import OK, as_command, print_json
 from meshmw.errors import MeshmwError, MissingExtraError
-
-# Configuration of proxies and platforms that keeps a trace, rendered from templates.
-
 
 TARGETS: Final = {
     "istio": "mesh config, Telemetry API v1 and an access log for Istio",
@@ -45,8 +45,9 @@ LOG_FIELDS: Final = (
     ("trace_id", "%TRACE_ID%"),
 )
 _TEMPLATES: Final = Path(__file__).parent / "templates" / "mesh_config"
-# These stand in YAML, in NGINX's and in HAProxy's files without quotes: nothing else may.
+# Names and images stand in YAML, in NGINX's and in HAProxy's files without quotes, so nothing else may be in them.
 _NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/:@]{0,254}")
 
 
@@ -56,7 +57,7 @@ class MeshConfigError(MeshmwError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshNames:
-    """Holds what a configuration is about.
+    """Holds the names, addresses and numbers that a configuration is made with.
 
     Args:
         service: The service's name, a DNS label.
@@ -87,7 +88,7 @@ class MeshNames:
             if not _NAME.fullmatch(value) or "." in value:
                 raise MeshConfigError(f"{name} is {value!r}: it takes small letters, digits and hyphens")
         for name in ("collector", "upstream"):
-            _split(name, getattr(self, name))
+            _split_address(name, getattr(self, name))
         for name in ("app_port", "listen_port"):
             if not 0 < getattr(self, name) < 65536:
                 raise MeshConfigError(f"{name} is {getattr(self, name)}: it takes a port number")
@@ -97,12 +98,54 @@ class MeshNames:
             raise MeshConfigError(f"sampling is {self.sampling:g}: it takes percent, 0 to 100")
 
 
+def _split_address(name: str, address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not _NAME.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        raise MeshConfigError(f"{name} is {address!r}: it takes host:port")
+    return host, int(port)
+
+
+_DEFAULT: Final = MeshNames()
+
+
+@as_command
+def mesh_config(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="; ".join(f"{name}: {meaning}" for name, meaning in TARGETS.items())),
+    ],
+    service: Annotated[str, typer.Option(help="The service's name.")] = _DEFAULT.service,
+    namespace: Annotated[str, typer.Option(help="Its namespace.")] = _DEFAULT.namespace,
+    collector: Annotated[str, typer.Option(metavar="HOST:PORT", help="OTLP over gRPC.")] = _DEFAULT.collector,
+    upstream: Annotated[str, typer.Option(metavar="HOST:PORT", help="What lies behind the proxy.")] = _DEFAULT.upstream,
+    app_port: Annotated[int, typer.Option(help="Where the application listens.")] = _DEFAULT.app_port,
+    listen_port: Annotated[int, typer.Option(help="Where a terminator listens.")] = _DEFAULT.listen_port,
+    image: Annotated[str, typer.Option(help="The service's image.")] = _DEFAULT.image,
+    sampling: Annotated[float, typer.Option(help="Percent of traces that proxies start sampled.")] = _DEFAULT.sampling,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document that holds the text.")] = False,
+) -> int:
+    """Print a configuration with which a proxy or a platform keeps traces and logs traceparent.
+
+    Redirect it to a file, and read it: it says in its comments what each part is for. Nothing is applied.
+    """
+    names = MeshNames(
+        service=service, namespace=namespace, collector=collector, upstream=upstream,
+        app_port=app_port, listen_port=listen_port, image=image, sampling=sampling,
+    )  # fmt: skip
+    text = render_config(target, names)
+    if json:
+        print_json({"target": target, "text": text})
+    else:
+        print(text, end="")
+    return OK
+
+
 def render_config(target: str, names: MeshNames | None = None) -> str:
     """Return the configuration for one target.
 
     Args:
         target: One of `TARGETS`.
-        names: What it is about.
+        names: What it is made with; the defaults if None.
 
     Raises:
         MeshConfigError: There is no such target.
@@ -114,17 +157,17 @@ def render_config(target: str, names: MeshNames | None = None) -> str:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as missing:
         raise MissingExtraError("Jinja2", "cli") from missing
-    # What goes in is checked above, and what comes out is no HTML.
+    # Nothing is escaped: the values are checked above, and what comes out is no HTML.
     environment = Environment(  # noqa: S701
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     (template,) = _TEMPLATES.glob(f"{target}.*.j2")
-    return environment.get_template(template.name).render(_values(names or MeshNames()))
+    return environment.get_template(template.name).render(_template_values(names or _DEFAULT))
 
 
-def _values(names: MeshNames) -> dict[str, object]:
-    collector_host, collector_port = _split("collector", names.collector)
-    upstream_host, upstream_port = _split("upstream", names.upstream)
+def _template_values(names: MeshNames) -> dict[str, object]:
+    collector_host, collector_port = _split_address("collector", names.collector)
+    upstream_host, upstream_port = _split_address("upstream", names.upstream)
     name, _, rest = collector_host.partition(".")
     return {
         "service": names.service,
@@ -142,47 +185,3 @@ def _values(names: MeshNames) -> dict[str, object]:
         "upstream_port": upstream_port,
         "log_fields": LOG_FIELDS,
     }
-
-
-def _split(name: str, address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not _NAME.fullmatch(host) or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise MeshConfigError(f"{name} is {address!r}: it takes host:port")
-    return host, int(port)
-
-
-_DEFAULTS = MeshNames()
-
-
-@answers
-def mesh_config(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="; ".join(f"{name}: {meaning}" for name, meaning in TARGETS.items())),
-    ],
-    service: Annotated[str, typer.Option(help="The service's name.")] = _DEFAULTS.service,
-    namespace: Annotated[str, typer.Option(help="Its namespace.")] = _DEFAULTS.namespace,
-    collector: Annotated[str, typer.Option(metavar="HOST:PORT", help="OTLP over gRPC.")] = _DEFAULTS.collector,
-    upstream: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="What lies behind the proxy.")
-    ] = _DEFAULTS.upstream,
-    app_port: Annotated[int, typer.Option(help="Where the application listens.")] = _DEFAULTS.app_port,
-    listen_port: Annotated[int, typer.Option(help="Where a terminator listens.")] = _DEFAULTS.listen_port,
-    image: Annotated[str, typer.Option(help="The service's image.")] = _DEFAULTS.image,
-    sampling: Annotated[float, typer.Option(help="Percent of traces that proxies start sampled.")] = _DEFAULTS.sampling,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document that holds the text.")] = False,
-) -> int:
-    """Print a configuration with which a proxy or a platform keeps traces and logs traceparent.
-
-    Redirect it to a file, and read it: it says in its comments what each part is for. Nothing is applied.
-    """
-    names = MeshNames(
-        service=service, namespace=namespace, collector=collector, upstream=upstream,
-        app_port=app_port, listen_port=listen_port, image=image, sampling=sampling,
-    )  # fmt: skip
-    text = render_config(target, names)
-    if json:
-        print_json({"target": target, "text": text})
-    else:
-        print(text, end="")
-    return OK

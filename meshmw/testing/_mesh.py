@@ -1,4 +1,4 @@
-"""A mesh of one's own services on loopback: each with a sidecar beside it, an edge in front, a collector behind.
+"""`EnvoyMesh`: a mesh of one's own services on loopback, each with a sidecar, an edge in front, a collector behind.
 
 client -> edge -> sidecar -> service -> the same sidecar -> the next one's sidecar -> service
 """
@@ -6,21 +6,23 @@ client -> edge -> sidecar -> service -> the same sidecar -> the next one's sidec
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
-import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
 
-from meshmw._tools.report import write_report
+from meshmw._tools.verify.journey import Journey
 from meshmw.errors import MeshError
 from meshmw.testing._envoy import Envoy
-from meshmw.testing._mesh_client import MeshClient
+from meshmw.testing._linkerd_like import LinkerdLike
 from meshmw.testing._otlp import OtlpReceiver
 from meshmw.testing._processes import (
     Service,
@@ -31,110 +33,25 @@ from meshmw.testing._processes import (
     start_process,
     stop_processes,
 )
-from meshmw.testing._proxies import LinkerdLike, Listener, Proxy, Tracer
+from meshmw.testing._proxies import Listener, Proxy, Tracer
+from meshmw.testing._requests import Answer, Follower, HeaderCase, HeaderLines, as_case, as_probe
+from meshmw.testing._spans import ReceivedSpan, roots
 
 RunningSidecar: TypeAlias = Envoy | LinkerdLike
 
-_TRACE_HEADERS = ("traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "x-b3-spanid", "x-b3-sampled")
-_POLL = 0.01
-
-
-class EnvoyMesh(MeshClient):
-    """Is a running mesh; ask it for requests, spans, sidecars and logs.
-
-    Attributes:
-        receiver: The collector that services and sidecars report to.
-        services: What it was made of, in the order given; the first one is what the edge leads to.
-        edge: The proxy in front, or None.
-        sidecars: Each service's sidecar, by the service's name.
-    """
-
-    def __init__(self, services: Sequence[Service], receiver: OtlpReceiver, logs: Path) -> None:
-        super().__init__(receiver, [service.name for service in services])
-        self.services = tuple(services)
-        self.edge: Envoy | None = None
-        self.sidecars: dict[str, RunningSidecar] = {}
-        self._logs = logs
-        self._ports = {service.name: free_port() for service in services}
-
-    @property
-    def url(self) -> str:
-        """The base URL that requests enter by."""
-        return self.edge.url() if self.edge is not None else self.sidecars[self.services[0].name].url("inbound")
-
-    @property
-    def access_logs(self) -> dict[str, Path]:
-        """Each proxy's access log by the proxy's name, callers before those whom they call."""
-        callers_first = [self.sidecars[service.name] for service in reversed(in_order(self.services))]
-        proxies = [*([] if self.edge is None else [self.edge]), *callers_first]
-        return {running.proxy.name: running.access_log_path for running in proxies}
-
-    def log(self, service: str) -> str:
-        """Return what a service has written so far."""
-        return (self._logs / service).read_text(encoding="utf-8", errors="replace")
-
-    def _start(self, stack: contextlib.ExitStack, sidecar: Sidecar, edge: Sidecar | None) -> None:
-        # Each sidecar needs the port of what lies behind it, so they start from the inside out.
-        ordered = in_order(self.services)
-        for service in ordered:
-            style = service.sidecar or sidecar
-            proxy = Proxy(f"{service.name}-sidecar", self._listeners(service, style))
-            running = self._sidecar(proxy, style)
-            self.sidecars[service.name] = running
-            stack.enter_context(running)
-        if edge is not None:
-            inbound = f"127.0.0.1:{self.sidecars[self.services[0].name].port('inbound')}"
-            listener = Listener(name="edge", upstream=inbound, edge=True, tracer=self._tracer(edge))
-            self.edge = stack.enter_context(Envoy(Proxy("edge", [listener]), self._logs))
-        served: dict[str, subprocess.Popen[bytes]] = {}
-        stack.callback(lambda: stop_processes(served.values()))
-        for service in ordered:
-            served[service.name] = self._serve(service)
-        self._wait_until_served(served)
-
-    def _sidecar(self, proxy: Proxy, style: Sidecar) -> RunningSidecar:
-        if style == "linkerd-like":
-            return LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log")
-        return Envoy(proxy, self._logs)
-
-    def _listeners(self, service: Service, style: Sidecar) -> Iterator[Listener]:
-        own, tracer = f"127.0.0.1:{self._ports[service.name]}", self._tracer(style)
-        removed = _TRACE_HEADERS if style == "strip" else ()
-        yield Listener(name="inbound", upstream=own, direction="inbound", tracer=tracer, early_remove_headers=removed)
-        for name in service.calls:
-            upstream = f"127.0.0.1:{self.sidecars[name].port('inbound')}"
-            yield Listener(name=name, upstream=upstream, direction="outbound", tracer=tracer)
-
-    def _tracer(self, style: Sidecar) -> Tracer | None:
-        if style in ("none", "strip", "linkerd-like"):
-            return None
-        collector = self.receiver.http_endpoint if style.startswith("zipkin") else self.receiver.grpc_endpoint
-        return Tracer(kind=style, collector=collector)  # type: ignore[arg-type]  # the styles left are kinds of tracers
-
-    def _serve(self, service: Service) -> subprocess.Popen[bytes]:
-        places = {name: self.sidecars[service.name].url(name) for name in service.calls}
-        places["port"] = str(self._ports[service.name])
-        # What is set for the tests' own process must not decide here.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}  # noqa: TID251
-        environment = {
-            **kept,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": self.receiver.grpc_endpoint,
-            "OTEL_SERVICE_NAME": service.name,
-            "OTEL_BSP_SCHEDULE_DELAY": "50",
-            "NO_PROXY": "127.0.0.1",
-            **service.variables(places),
-        }
-        command = _absolute(service.arguments(places))
-        return start_process(command, self._logs / service.name, environment=environment, cwd=service.directory)
-
-    def _wait_until_served(self, served: Mapping[str, subprocess.Popen[bytes]], timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
-        for name, process in served.items():
-            while not _accepts(self._ports[name]):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    how = "ended" if process.poll() is not None else f"does not listen after {timeout:g} seconds"
-                    raise MeshError(f"service {name!r} {how}:\n{self.log(name)[-2000:]}")
-                time.sleep(_POLL)
+_CLIENT: Final = "client"
+_TRACE_HEADERS: Final = (
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-sampled",
+)
+_POLL: Final = 0.01
+# Seconds without a span after which no further one is to be expected.
+_QUIET: Final = 0.15
 
 
 @contextlib.contextmanager
@@ -167,6 +84,201 @@ def start_mesh(
         yield mesh
 
 
+class EnvoyMesh:
+    """Sends requests into a running mesh, and returns their spans, logs and journeys.
+
+    Attributes:
+        receiver: The collector that services and sidecars report to.
+        services: What it was made of, in the order given; the first one is what the edge leads to.
+        edge: The proxy in front, or None.
+        sidecars: Each service's sidecar, by the service's name.
+    """
+
+    def __init__(self, services: Sequence[Service], receiver: OtlpReceiver, logs: Path) -> None:
+        self.receiver = receiver
+        self.services = tuple(services)
+        self.edge: Envoy | None = None
+        self.sidecars: dict[str, RunningSidecar] = {}
+        self._logs = logs
+        self._ports = {service.name: free_port() for service in services}
+        self._journey: Callable[[float], Journey] | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL that requests enter by."""
+        return self.edge.url() if self.edge is not None else self.sidecars[self.services[0].name].url("inbound")
+
+    @property
+    def access_logs(self) -> dict[str, Path]:
+        """Each proxy's access log by the proxy's name, callers before those whom they call."""
+        callers_first = [self.sidecars[service.name] for service in reversed(in_order(self.services))]
+        proxies = [*([] if self.edge is None else [self.edge]), *callers_first]
+        return {running.proxy.name: running.access_log_path for running in proxies}
+
+    def log(self, service: str) -> str:
+        """Return what a service has written so far."""
+        return (self._logs / service).read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str = "/", headers: HeaderLines = ()) -> Answer:
+        """Send one GET, as `request` does."""
+        return self.request("GET", path, headers)
+
+    def request(self, method: str, path: str, headers: HeaderLines = (), body: bytes | None = None) -> Answer:
+        """Send one request with exactly these header lines, repeated and malformed ones too.
+
+        What the receiver held before is forgotten. The sampled span that the headers name is added to it, as one of
+        the service `client`, so that a trace that goes on has its root.
+
+        Args:
+            method: The method.
+            path: The path and query.
+            headers: Name and value of each line, in order; or a case of the header matrix.
+            body: The body's bytes.
+        """
+        case = as_case(headers)
+        follower = Follower(self.access_logs, self.receiver)
+        self.receiver.clear()
+        began_ns = time.time_ns()
+        answer = _exchange(self.url, method, path, case.lines, body)
+        if case.trace_id and case.sampled:
+            self.receiver.add([_client_span(method, case, began_ns)])
+        named = (case.trace_id, case.parent_id) if case.trace_id else None
+        probe = as_probe(method, self.url + path, case.lines, named)
+        self._journey = partial(follower.journey, probe, answer.status, began_ns)
+        return answer
+
+    @property
+    def was_asked(self) -> bool:
+        """Says whether a request was sent."""
+        return self._journey is not None
+
+    def journey(self, timeout: float = 30.0) -> Journey:
+        """Return what became of the last request: its headers hop by hop, its spans, and the verdict.
+
+        Args:
+            timeout: Seconds to wait for what is not there yet.
+
+        Raises:
+            MeshError: No request was sent.
+        """
+        if self._journey is None:
+            raise MeshError("no request was sent into this mesh")
+        return self._journey(timeout)
+
+    def spans(self, *services: str, timeout: float = 30.0) -> list[ReceivedSpan]:
+        """Wait for the whole trace, and return every span since the last request, whole or not.
+
+        A trace is whole when each service has a span in it and no span's parent is missing. What is not whole after
+        *timeout* seconds is returned as it is: the assertion that follows shows the tree.
+
+        Args:
+            services: The services to wait for; all of the mesh if none is named.
+            timeout: Seconds to wait.
+        """
+        wanted = frozenset(services) or frozenset(service.name for service in self.services)
+        with contextlib.suppress(AssertionError):
+            self.receiver.wait_for(lambda spans: _is_whole(spans, wanted), timeout)
+        # One that comes late would be missed by an assertion that there is nothing else.
+        known = -1
+        while known != len(found := self.receiver.spans):
+            known = len(found)
+            time.sleep(_QUIET)
+        return found
+
+    def _start(self, stack: contextlib.ExitStack, sidecar: Sidecar, edge: Sidecar | None) -> None:
+        # Each sidecar needs the port of what lies behind it, so they start from the inside out.
+        ordered = in_order(self.services)
+        for service in ordered:
+            style = service.sidecar or sidecar
+            proxy = Proxy(f"{service.name}-sidecar", list(self._listeners(service, style)))
+            running = self._make_sidecar(proxy, style)
+            self.sidecars[service.name] = running
+            stack.enter_context(running)
+        if edge is not None:
+            inbound = f"127.0.0.1:{self.sidecars[self.services[0].name].port('inbound')}"
+            listener = Listener(name="edge", upstream=inbound, edge=True, tracer=self._tracer(edge))
+            self.edge = stack.enter_context(Envoy(Proxy("edge", [listener]), self._logs))
+        served: dict[str, subprocess.Popen[bytes]] = {}
+        stack.callback(lambda: stop_processes(served.values()))
+        for service in ordered:
+            served[service.name] = self._serve(service)
+        self._wait_until_served(served)
+
+    def _make_sidecar(self, proxy: Proxy, style: Sidecar) -> RunningSidecar:
+        if style == "linkerd-like":
+            return LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log")
+        return Envoy(proxy, self._logs)
+
+    def _listeners(self, service: Service, style: Sidecar) -> Iterator[Listener]:
+        own, tracer = f"127.0.0.1:{self._ports[service.name]}", self._tracer(style)
+        removed = _TRACE_HEADERS if style == "strip" else ()
+        yield Listener(name="inbound", upstream=own, direction="inbound", tracer=tracer, early_remove_headers=removed)
+        for name in service.calls:
+            upstream = f"127.0.0.1:{self.sidecars[name].port('inbound')}"
+            yield Listener(name=name, upstream=upstream, direction="outbound", tracer=tracer)
+
+    def _tracer(self, style: Sidecar) -> Tracer | None:
+        if style in ("none", "strip", "linkerd-like"):
+            return None
+        collector = self.receiver.http_endpoint if style.startswith("zipkin") else self.receiver.grpc_endpoint
+        return Tracer(kind=style, collector=collector)  # type: ignore[arg-type]  # the styles left are kinds of tracers
+
+    def _serve(self, service: Service) -> subprocess.Popen[bytes]:
+        places = {name: self.sidecars[service.name].url(name) for name in service.calls}
+        places["port"] = str(self._ports[service.name])
+        # What is set for the tests' own process must not decide for the service.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}  # noqa: TID251
+        environment = {
+            **kept,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.receiver.grpc_endpoint,
+            "OTEL_SERVICE_NAME": service.name,
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "NO_PROXY": "127.0.0.1",
+            **service.variables(places),
+        }
+        command = _absolute(service.arguments(places))
+        return start_process(command, self._logs / service.name, environment=environment, cwd=service.directory)
+
+    def _wait_until_served(self, served: Mapping[str, subprocess.Popen[bytes]], timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        for name, process in served.items():
+            while not _accepts(self._ports[name]):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    how = "ended" if process.poll() is not None else f"does not listen after {timeout:g} seconds"
+                    raise MeshError(f"service {name!r} {how}:\n{self.log(name)[-2000:]}")
+                time.sleep(_POLL)
+
+
+def _exchange(url: str, method: str, path: str, lines: Sequence[tuple[str, str]], body: bytes | None) -> Answer:
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.putrequest(method, path)
+        for name, value in lines:
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return Answer(response.status, tuple(response.getheaders()), response.read())
+
+
+def _client_span(method: str, case: HeaderCase, began_ns: int) -> ReceivedSpan:
+    return ReceivedSpan(
+        service=_CLIENT,
+        name=method,
+        kind="CLIENT",
+        trace_id=case.trace_id,
+        span_id=case.parent_id,
+        start_ns=began_ns,
+        end_ns=time.time_ns(),
+    )
+
+
+def _is_whole(spans: Sequence[ReceivedSpan], services: frozenset[str]) -> bool:
+    return services <= {span.service for span in spans} and not any(span.parent_id for span in roots(spans))
+
+
 def _absolute(command: list[str]) -> list[str]:
     program = shutil.which(command[0])
     if program is None:
@@ -178,26 +290,3 @@ def _accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-# HTML reports of what tests sent into their meshes, a file for each mesh of each test.
-
-
-_UNFIT_FOR_A_FILE_NAME = re.compile(r"[^A-Za-z0-9.]+")
-# Most file systems take 255 bytes.
-_LENGTH = 150
-
-
-def write_reports(meshes: Sequence[EnvoyMesh], folder: Path, test: str) -> Iterator[Path]:
-    """Write a report of the last request of each mesh that had one; yield where.
-
-    Args:
-        meshes: The meshes of one test, still running.
-        folder: Where the reports go; made if it is not there.
-        test: The test's name.
-    """
-    name = _UNFIT_FOR_A_FILE_NAME.sub("-", test).strip("-")[-_LENGTH:]
-    for number, mesh in enumerate((mesh for mesh in meshes if mesh.was_asked), 1):
-        path = folder / (f"{name}.html" if number == 1 else f"{name}-{number}.html")
-        write_report(mesh.journey(timeout=3.0), path)
-        yield path

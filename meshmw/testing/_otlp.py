@@ -1,4 +1,4 @@
-"""A collector for tests: takes OTLP over gRPC and over HTTP, and Zipkin's JSON, and keeps the spans in memory.
+"""`OtlpReceiver`: a collector for tests, which takes OTLP over gRPC and HTTP and Zipkin's JSON, and keeps the spans.
 
 Sidecars and applications report into the same place, whatever their exporters speak. Loopback and free ports only.
 """
@@ -14,15 +14,125 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from meshmw.errors import MissingExtraError
 from meshmw.testing._spans import Event, Link, ReceivedSpan, render_tree
 
-# From what exporters send to `ReceivedSpan`: OTLP protobuf messages and Zipkin v2 JSON.
+_STATUS: Final = ("UNSET", "OK", "ERROR")
 
 
-_STATUS = ("UNSET", "OK", "ERROR")
+class OtlpReceiver:
+    """Receives spans; a context manager that opens its two ports and closes them.
+
+    Args:
+        grpc_port: The port for OTLP over gRPC, or 0 for any free one.
+        http_port: The port for OTLP over HTTP and for Zipkin's JSON, or 0 for any free one.
+
+    Raises:
+        MissingExtraError: On entering: grpcio or opentelemetry-proto is not installed.
+        OSError: On entering: the HTTP port is taken.
+        RuntimeError: On entering: the gRPC port is taken.
+    """
+
+    def __init__(self, grpc_port: int = 0, http_port: int = 0) -> None:
+        self._arrived = threading.Condition()
+        self._spans: list[ReceivedSpan] = []
+        self._servers = contextlib.ExitStack()
+        self._grpc_port, self._http_port = grpc_port, http_port
+
+    def __enter__(self) -> OtlpReceiver:
+        # Where the second port is taken, the first one is closed again.
+        with contextlib.ExitStack() as servers:
+            self._start_grpc(servers)
+            self._start_http(servers)
+            self._servers = servers.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._servers.close()
+
+    @property
+    def grpc_endpoint(self) -> str:
+        """Where to send OTLP over gRPC, such as `http://127.0.0.1:40001`."""
+        return f"http://127.0.0.1:{self._grpc_port}"
+
+    @property
+    def http_endpoint(self) -> str:
+        """Where to send OTLP over HTTP (`/v1/traces`) and Zipkin JSON (`/api/v2/spans`), without the path."""
+        return f"http://127.0.0.1:{self._http_port}"
+
+    @property
+    def spans(self) -> list[ReceivedSpan]:
+        """A copy of every span received since the last `clear()`, in the order of arrival."""
+        with self._arrived:
+            return list(self._spans)
+
+    def clear(self) -> None:
+        """Forget every span received so far."""
+        with self._arrived:
+            self._spans.clear()
+
+    def wait_for(
+        self, wanted: int | Callable[[list[ReceivedSpan]], object], timeout: float = 30.0
+    ) -> list[ReceivedSpan]:
+        """Wait until enough has arrived and return every span received so far.
+
+        Args:
+            wanted: How many spans at least, or a function of all spans that returns a true value.
+            timeout: Seconds to wait.
+
+        Raises:
+            AssertionError: They do not come. The message shows the tree of what did arrive.
+        """
+        deadline = time.monotonic() + timeout
+        with self._arrived:
+            while not (len(self._spans) >= wanted if isinstance(wanted, int) else wanted(list(self._spans))):
+                if not self._arrived.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise AssertionError(self._what_is_missing(wanted, timeout))
+            return list(self._spans)
+
+    def _what_is_missing(self, wanted: object, timeout: float) -> str:
+        aim = f"{wanted} spans" if isinstance(wanted, int) else "the spans that were waited for"
+        return f"{aim} did not arrive in {timeout:g} seconds; {len(self._spans)} did:\n{render_tree(self._spans)}"
+
+    def add(self, spans: list[ReceivedSpan]) -> None:
+        """Take spans that came in another way than over the network."""
+        with self._arrived:
+            self._spans += spans
+            self._arrived.notify_all()
+
+    def _start_grpc(self, servers: contextlib.ExitStack) -> None:
+        try:
+            import grpc  # type: ignore[import-untyped]
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+                TraceServiceServicer,
+                add_TraceServiceServicer_to_server,
+            )
+        except ImportError as missing:
+            raise MissingExtraError(missing.name or "grpcio", "testing") from missing
+        add = self.add
+
+        class Servicer(TraceServiceServicer):
+            def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name in the protocol
+                add(spans_from_otlp(request))
+                return ExportTraceServiceResponse()
+
+        # With port reuse, gRPC would share a port in use and get half of its spans.
+        server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"), options=[("grpc.so_reuseport", 0)])
+        add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
+        self._grpc_port = server.add_insecure_port(f"127.0.0.1:{self._grpc_port}")
+        server.start()
+        servers.callback(lambda: server.stop(grace=0).wait())
+
+    def _start_http(self, servers: contextlib.ExitStack) -> None:
+        handler = type("Handler", (_Handler,), {"add": staticmethod(self.add)})
+        server = servers.enter_context(_HttpServer(("127.0.0.1", self._http_port), handler))
+        self._http_port = server.server_port
+        # The default interval would make each close take half a second.
+        threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()
+        servers.callback(server.shutdown)
 
 
 def spans_from_otlp(request: Any) -> list[ReceivedSpan]:
@@ -80,8 +190,8 @@ def spans_from_zipkin(body: bytes) -> list[ReceivedSpan]:
     """Read Zipkin v2 JSON: a list of spans, with 64-bit trace ids padded to 128.
 
     Raises:
-        ValueError: If it is not JSON.
-        KeyError: If a span has no ids.
+        ValueError: It is no JSON.
+        KeyError: A span has no ids.
     """
     return [_zipkin_span(span) for span in json.loads(body)]
 
@@ -105,121 +215,12 @@ def _zipkin_span(span: dict[str, Any]) -> ReceivedSpan:
     )
 
 
-class OtlpReceiver:
-    """Receives spans; a context manager that opens its two ports and closes them.
-
-    Args:
-        grpc_port: The port for OTLP over gRPC, or 0 for any free one.
-        http_port: The port for OTLP over HTTP and for Zipkin's JSON, or 0 for any free one.
-
-    Raises:
-        MissingExtraError: On entering, if grpcio or opentelemetry-proto is not installed.
-        OSError: On entering, if a port is taken; gRPC raises a RuntimeError.
-    """
-
-    def __init__(self, grpc_port: int = 0, http_port: int = 0) -> None:
-        self._arrived = threading.Condition()
-        self._spans: list[ReceivedSpan] = []
-        self._servers = contextlib.ExitStack()
-        self._grpc_port, self._http_port = grpc_port, http_port
-
-    def __enter__(self) -> OtlpReceiver:
-        self._start_grpc()
-        self._start_http()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._servers.close()
-
-    @property
-    def grpc_endpoint(self) -> str:
-        """Where to send OTLP over gRPC, such as `http://127.0.0.1:40001`."""
-        return f"http://127.0.0.1:{self._grpc_port}"
-
-    @property
-    def http_endpoint(self) -> str:
-        """Where to send OTLP over HTTP (`/v1/traces`) and Zipkin JSON (`/api/v2/spans`), without the path."""
-        return f"http://127.0.0.1:{self._http_port}"
-
-    @property
-    def spans(self) -> list[ReceivedSpan]:
-        """A copy of every span received since the last `clear()`, in the order of arrival."""
-        with self._arrived:
-            return list(self._spans)
-
-    def clear(self) -> None:
-        """Forget every span received so far."""
-        with self._arrived:
-            self._spans.clear()
-
-    def wait_for(
-        self, wanted: int | Callable[[list[ReceivedSpan]], object], timeout: float = 30.0
-    ) -> list[ReceivedSpan]:
-        """Wait until enough has arrived and return every span received so far.
-
-        Args:
-            wanted: How many spans at least, or a function of all spans that returns a true value.
-            timeout: Seconds to wait.
-
-        Raises:
-            AssertionError: If it does not come; shows the tree of what did arrive.
-        """
-        deadline = time.monotonic() + timeout
-        with self._arrived:
-            while not (len(self._spans) >= wanted if isinstance(wanted, int) else wanted(list(self._spans))):
-                if not self._arrived.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise AssertionError(self._what_is_missing(wanted, timeout))
-            return list(self._spans)
-
-    def _what_is_missing(self, wanted: object, timeout: float) -> str:
-        aim = f"{wanted} spans" if isinstance(wanted, int) else "the spans that were waited for"
-        return f"{aim} did not arrive in {timeout:g} seconds; {len(self._spans)} did:\n{render_tree(self._spans)}"
-
-    def add(self, spans: list[ReceivedSpan]) -> None:
-        """Take spans that came in another way than over the network."""
-        with self._arrived:
-            self._spans += spans
-            self._arrived.notify_all()
-
-    def _start_grpc(self) -> None:
-        try:
-            import grpc  # type: ignore[import-untyped]
-            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-            from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-                TraceServiceServicer,
-                add_TraceServiceServicer_to_server,
-            )
-        except ImportError as missing:
-            raise MissingExtraError(missing.name or "grpcio", "testing") from missing
-        add = self.add
-
-        class Servicer(TraceServiceServicer):
-            def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name in the protocol
-                add(spans_from_otlp(request))
-                return ExportTraceServiceResponse()
-
-        # With port reuse, gRPC would share a port in use and get half of its spans.
-        server = grpc.server(ThreadPoolExecutor(2, "otlp-grpc"), options=[("grpc.so_reuseport", 0)])
-        add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
-        self._grpc_port = server.add_insecure_port(f"127.0.0.1:{self._grpc_port}")
-        server.start()
-        self._servers.callback(lambda: server.stop(grace=0).wait())
-
-    def _start_http(self) -> None:
-        handler = type("Handler", (_Handler,), {"add": staticmethod(self.add)})
-        server = self._servers.enter_context(_HttpServer(("127.0.0.1", self._http_port), handler))
-        self._http_port = server.server_port
-        # The default interval would make each close take half a second.
-        threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()
-        self._servers.callback(server.shutdown)
-
-
 class _HttpServer(http.server.ThreadingHTTPServer):
     # The default of 5 makes a connection that comes in a burst wait for a second.
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent: a proxy that is stopped breaks its connection, which is no news."""
+        """Stay silent: a proxy that is stopped breaks its connection."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

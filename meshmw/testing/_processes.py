@@ -1,7 +1,4 @@
-"""What a mesh of one's own services is made of, as values: each service, whom it calls, what stands beside it.
-
-Starts nothing: `mesh` does.
-"""
+"""The processes of a test mesh: what a service is, how a process is started and stopped, and which port it gets."""
 
 from __future__ import annotations
 
@@ -30,29 +27,33 @@ Interface: TypeAlias = Literal["asgi", "wsgi"]
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
 _SERVERS: Final[Mapping[Interface, str]] = {"asgi": "uvicorn", "wsgi": "meshmw.testing.serve_wsgi"}
 
+# Runs before the command takes the process over; `-I -S` keeps that at some ten milliseconds. A `preexec_fn` would run
+# in a fork of this process, where a lock that another thread holds is held for ever. The parent may be gone before
+# prctl is called, hence the second look.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
-def check_word(words: Any, value: object, name: str) -> None:
-    """Refuse what is none of some words, as `one_of` does.
-
-    Raises:
-        MeshError: It is none of them.
-    """
-    try:
-        one_of(words, value, name)
-    except ValueError as fault:
-        raise MeshError(str(fault)) from None
+# Below what Linux (32768) and others (49152) hand out by themselves: a port that was free a moment ago goes to the next
+# who asks for any, and a proxy whose application has its port sends requests to itself, round and round.
+_PORTS: Final = range(20_000, 32_000)
+_HELD: Final = 128
+_held: Final[deque[int]] = deque()
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Is one service of the mesh, with a sidecar of its own.
+    """Describes one service of the mesh, which gets a sidecar of its own.
 
     Args:
         name: Its name, in lower case; also its `service.name` where the application sets none.
         app: `module:attribute` of its application, as servers take it.
         interface: What `app` speaks: `asgi` (served by uvicorn) or `wsgi` (served by the standard library).
-        command: What to run instead of `app`, with `{port}` for the port to listen on and `{other}` for the base URL of
-            the service `other`.
+        command: What to run instead of `app`. In it `{port}` stands for the port to listen on, and `{other}` for the
+            base URL of the service `other`.
         calls: The names of the services that it calls. Where they are stands in its environment: the base URL of
             `inventory`, through the sidecar, in `INVENTORY_URL`.
         environment: More environment variables; `{port}` and `{other}` stand for the same as in `command`.
@@ -89,14 +90,26 @@ class Service:
             places: The `port`, and the base URL of each service that it calls.
         """
         if self.command is not None:
-            return [_filled(word, places) for word in self.command]
+            return [_fill_in(word, places) for word in self.command]
         options = ["--port", places["port"], "--host", "127.0.0.1"]
         return [sys.executable, "-m", _SERVERS[self.interface], *options, str(self.app)]
 
     def variables(self, places: Mapping[str, str]) -> dict[str, str]:
         """Return the environment variables that say where the others are, and those it was given."""
         urls = {f"{name.upper().replace('-', '_')}_URL": places[name] for name in self.calls}
-        return urls | {name: _filled(value, places) for name, value in self.environment.items()}
+        return urls | {name: _fill_in(value, places) for name, value in self.environment.items()}
+
+
+def check_word(words: Any, value: object, name: str) -> None:
+    """Check that a value is one of some words, as `one_of` does.
+
+    Raises:
+        MeshError: It is none of them.
+    """
+    try:
+        one_of(words, value, name)
+    except ValueError as fault:
+        raise MeshError(str(fault)) from None
 
 
 def in_order(services: Sequence[Service]) -> list[Service]:
@@ -124,24 +137,11 @@ def in_order(services: Sequence[Service]) -> list[Service]:
     return list(ordered.values())
 
 
-def _filled(text: str, places: Mapping[str, str]) -> str:
+def _fill_in(text: str, places: Mapping[str, str]) -> str:
     # Not `str.format`: a command may hold braces of its own.
     for name, place in places.items():
         text = text.replace(f"{{{name}}}", place)
     return text
-
-
-# Child processes that do not outlive the process that started them.
-
-
-# Runs before the command takes the process over. `-I -S` keeps it at some ten milliseconds; a `preexec_fn` would fork
-# this process's threads, which may deadlock. The parent may be gone before prctl is called, hence the second look.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def dies_with_parent(command: Sequence[str]) -> list[str]:
@@ -217,16 +217,6 @@ def stop_processes(processes: Iterable[subprocess.Popen[bytes]], timeout: float 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-# Ports for programs that must be told theirs before they listen.
-
-
-# Below what Linux (32768) and others (49152) hand out by themselves: a port that was free a moment ago goes to the next
-# who asks for any, and a proxy whose application has its port sends requests to itself, round and round.
-_PORTS: Final = range(20_000, 32_000)
-_HELD: Final = 128
-_held: Final[deque[int]] = deque()
 
 
 def free_port() -> int:

@@ -1,38 +1,48 @@
-"""What a test mesh is made of, as values: proxies, their listeners, where they route and how they trace."""
+"""What a proxy of a test mesh is made of, as values, and Envoy's bootstrap configuration for it.
+
+Nothing is started, opened or looked up here. `bootstrap` makes a plain dictionary, which `json.dumps` can write; the
+type names in it are those of Envoy's v3 API.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import http.server
-import json
-import re
-import secrets
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+import ipaddress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from meshmw._policy.words import one_of
-from meshmw.testing._spans import ReceivedSpan
 
 TracerKind: TypeAlias = Literal["none", "otel", "otel-http", "zipkin-b3", "zipkin-b3-w3c"]
 Direction: TypeAlias = Literal["inbound", "outbound", "unset"]
+Config: TypeAlias = dict[str, Any]
 
+_ACCESS_LOG_FIELDS: Final = {
+    "type": "%ACCESS_LOG_TYPE%",
+    "start_time": "%START_TIME%",
+    "path": "%REQ(:PATH)%",
+    "code": "%RESPONSE_CODE%",
+    "flags": "%RESPONSE_FLAGS%",
+    "details": "%RESPONSE_CODE_DETAILS%",
+    "traceparent": "%REQ(TRACEPARENT)%",
+    "tracestate": "%REQ(TRACESTATE)%",
+    "baggage": "%REQ(BAGGAGE)%",
+    "b3": "%REQ(B3)%",
+    "x_b3_traceid": "%REQ(X-B3-TRACEID)%",
+    "trace_id": "%TRACE_ID%",
+    "span_id": "%SPAN_ID%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+}
 
-def split_address(address: str) -> tuple[str, int]:
-    """Split `host:port`, with or without `http://` before it.
-
-    Raises:
-        ValueError: If the host or the port is missing or is no port number.
-    """
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    if not parts.hostname or not parts.port:
-        raise ValueError(f"{address!r} is not host:port")
-    return parts.hostname, parts.port
+# Envoy's own defaults are five spans or five seconds, and a stopped Envoy loses what it has not sent yet.
+_FLUSH_SPANS_AT_ONCE: Final = {
+    "tracing.opentelemetry.flush_interval_ms": 50,
+    "tracing.opentelemetry.min_flush_spans": 1,
+    "tracing.zipkin.flush_interval_ms": 50,
+    "tracing.zipkin.min_flush_spans": 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +52,7 @@ class Tracer:
     Args:
         kind: `none`, `otel` (OTLP over gRPC), `otel-http` (OTLP over HTTP), `zipkin-b3` (reads and writes B3 only) or
             `zipkin-b3-w3c` (B3 and `traceparent`).
-        collector: The collector's `host:port`, with or without `http://`.
+        collector: The collector's `host:port`, with or without `http://`; not needed for `none`.
         service: The service name on the spans; the proxy's own name if empty. Zipkin spans always bear the proxy's.
         random_sampling: Percent of requests that start sampled. Since Envoy 1.39 it also clears the flag of a parent.
         sample_by_request_id: Let `x-request-id` carry the decision from hop to hop, as Envoy does by default. False
@@ -87,7 +97,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """Is one port of a proxy: what it accepts, how it traces, where it sends requests.
+    """Describes one port of a proxy: what it accepts, how it traces, where it sends requests.
 
     Args:
         name: The listener's name, unique in its proxy.
@@ -122,221 +132,226 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Is one Envoy process: a sidecar has an inbound and an outbound listener, an edge has one.
+    """Describes one proxy: a sidecar has an inbound and an outbound listener, an edge has one.
 
     Args:
         name: The proxy's name, in messages and as the default service name of its spans.
         listeners: At least one listener, each with its own name.
 
     Raises:
-        ValueError: If there is no listener, or two of one name.
+        ValueError: There is no listener, or there are two of one name.
     """
 
     name: str
-    listeners: tuple[Listener, ...]
+    listeners: Sequence[Listener]
 
-    def __init__(self, name: str, listeners: Iterable[Listener]) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "listeners", tuple(listeners))
+    def __post_init__(self) -> None:
         names = [listener.name for listener in self.listeners]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"proxy {name!r} needs listeners with different names, got {names}")
+            raise ValueError(f"proxy {self.name!r} needs listeners with different names, got {names}")
 
 
-# A stand-in for Linkerd's proxy, by the rules that its source states; it is not Linkerd, which no wheel carries.
-#
-# The rules (linkerd2-proxy, `trace-context/src/propagation/w3c.rs` and `service.rs`): a request without a trace header
-# passes as it is, for Linkerd never starts a trace; a traceparent of version 00 is continued with a new span id, and B3
-# beside it goes stale; any other version is not seen; without traceparent, B3 is continued; tracestate and baggage are
-# never touched; spans are reported for sampled requests alone.
-
-
-# Linkerd checks neither length nor case beyond this, and pads short ids with zeros.
-_W3C: Final = re.compile(r"00-([0-9a-fA-F]{1,32})-([0-9a-fA-F]{1,16})-([0-9a-fA-F]{2})")
-_HOP_BY_HOP: Final = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "proxy-connection"}
-_LOGGED: Final = ("traceparent", "tracestate", "baggage", "b3")
-
-Headers = list[tuple[str, str]]
-
-
-class Continued(NamedTuple):
-    """Is a trace that goes on, and how.
-
-    Attributes:
-        trace_id: 32 hex digits.
-        parent_id: The caller's span, 16 hex digits.
-        span_id: The proxy's own span, 16 hex digits.
-        sampled: Whether it is reported.
-        headers: What goes on instead of the headers that came.
-    """
-
-    trace_id: str
-    parent_id: str
-    span_id: str
-    sampled: bool
-    headers: Headers
-
-
-def continue_trace(headers: Headers) -> Continued | None:
-    """Return how a request's trace goes on, or None where the headers go on as they are."""
-    found = {name.lower(): value for name, value in reversed(headers)}
-    span_id = secrets.token_hex(8)
-    w3c = _W3C.fullmatch(found.get("traceparent", ""))
-    if w3c is not None:
-        trace_id, parent_id, flags = w3c[1].rjust(32, "0"), w3c[2].rjust(16, "0"), w3c[3]
-        written = {"traceparent": f"00-{trace_id}-{span_id}-{flags}"}
-        sampled = bool(int(flags, 16) & 1)
-    elif found.get("x-b3-traceid") and found.get("x-b3-spanid"):
-        trace_id, parent_id = found["x-b3-traceid"].rjust(32, "0"), found["x-b3-spanid"]
-        written = {"x-b3-spanid": span_id, "x-b3-parentspanid": parent_id}
-        sampled = found.get("x-b3-sampled") == "1"
-    else:
-        return None
-    kept = [(name, value) for name, value in headers if name.lower() not in written]
-    return Continued(trace_id, parent_id, span_id, sampled, kept + list(written.items()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Hop:
-    service: str
-    listener: Listener
-    report: Callable[[list[ReceivedSpan]], None]
-    log: Callable[[dict[str, Any]], None]
-
-
-class LinkerdLike:
-    """Runs a sidecar that behaves as Linkerd's proxy does to trace headers; a context manager.
-
-    Attributes:
-        access_log_path: The file with the access log.
+def bootstrap(proxy: Proxy, access_log: Path) -> Config:
+    """Build the configuration of one Envoy process.
 
     Args:
-        proxy: Its listeners; their tracers are ignored.
-        report: Takes the spans that it makes.
-        log: The file that gets its access log, one JSON object a line.
+        proxy: What to run.
+        access_log: The file that gets one JSON object for each request's start and one for its end.
     """
-
-    def __init__(self, proxy: Proxy, report: Callable[[list[ReceivedSpan]], None], log: Path) -> None:
-        self.proxy = proxy
-        self._report = report
-        self._running = contextlib.ExitStack()
-        self._ports: dict[str, int] = {}
-        self._lines: list[dict[str, Any]] = []
-        self._writing = threading.Lock()
-        self.access_log_path = log
-
-    def __enter__(self) -> LinkerdLike:
-        for listener in self.proxy.listeners:
-            hop = _Hop(self.proxy.name, listener, self._report, self._write)
-            handler = type("Handler", (_Handler,), {"hop": hop})
-            server = self._running.enter_context(_Server(("127.0.0.1", 0), handler))
-            self._ports[listener.name] = server.server_port
-            threading.Thread(target=server.serve_forever, args=(0.01,), name=self.proxy.name, daemon=True).start()
-            self._running.callback(server.shutdown)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._running.close()
-
-    def port(self, listener: str) -> int:
-        """Return the port of a listener."""
-        return self._ports[listener]
-
-    def url(self, listener: str) -> str:
-        """Return the base URL of a listener."""
-        return f"http://127.0.0.1:{self.port(listener)}"
-
-    def _write(self, line: dict[str, Any]) -> None:
-        # One request's thread at a time, so that the file has the lines in the order of the list, and no fewer.
-        with self._writing:
-            with self.access_log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            self._lines.append(line)
-
-    def access_log(self) -> list[dict[str, Any]]:
-        """Return its log in the form of `Envoy.access_log`; Linkerd itself cannot log these headers."""
-        return list(self._lines)
+    return {
+        "node": {"id": proxy.name, "cluster": proxy.name},
+        "admin": {"address": _address("127.0.0.1", 0)},
+        "layered_runtime": {"layers": [{"name": "testing", "static_layer": _FLUSH_SPANS_AT_ONCE}]},
+        "static_resources": {
+            "listeners": [_listener(proxy, listener, access_log) for listener in proxy.listeners],
+            "clusters": _clusters(proxy),
+        },
+    }
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
+def _listener(proxy: Proxy, listener: Listener, access_log: Path) -> Config:
+    manager = _filter("network.http_connection_manager", _connection_manager(proxy, listener, access_log))
+    config: Config = {
+        "name": listener.name,
+        "address": _address("127.0.0.1", listener.port),
+        "filter_chains": [{"filters": [manager]}],
+    }
+    if listener.direction != "unset":
+        config["traffic_direction"] = listener.direction.upper()
+    if listener.port:
+        # With port reuse a second Envoy starts on a port in use and takes half of its requests.
+        config["enable_reuse_port"] = False
+    return config
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent: a client that goes away is no news."""
+
+def _connection_manager(proxy: Proxy, listener: Listener, access_log: Path) -> Config:
+    hcm_type = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    config = _typed(
+        hcm_type,
+        stat_prefix=listener.name,
+        codec_type="AUTO",
+        use_remote_address=listener.edge,
+        access_log=[_access_log(listener, access_log)],
+        # The line at the start of a request holds the headers that came in, the line at its end those that went out.
+        access_log_options={"flush_access_log_on_new_request": True},
+        route_config=_route_config(listener),
+        http_filters=[_filter("http.router", _typed("envoy.extensions.filters.http.router.v3.Router"))],
+    )
+    if listener.early_remove_headers:
+        config["early_header_mutation_extensions"] = [_early_removal(listener.early_remove_headers)]
+    if listener.max_request_headers_kb is not None:
+        config["max_request_headers_kb"] = listener.max_request_headers_kb
+    if listener.tracer is not None and listener.tracer.kind != "none":
+        config.update(_tracing(proxy, listener.tracer))
+    return config
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hop: _Hop
+def _access_log(listener: Listener, path: Path) -> Config:
+    log_format = {"json_format": {"listener": listener.name, **_ACCESS_LOG_FIELDS}}
+    log_type = "envoy.extensions.access_loggers.file.v3.FileAccessLog"
+    return {
+        "name": "envoy.access_loggers.file",
+        "typed_config": _typed(log_type, path=str(path), log_format=log_format),
+    }
 
-    def _forward(self) -> None:
-        started = time.time_ns()
-        came = [(name, value) for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP]
-        trace = continue_trace(came)
-        sent = came if trace is None else trace.headers
-        self._log("DownstreamStart", came)
-        body = self._body()
-        with self._answer(sent, body) as (status, headers, answer):
-            self.send_response_only(status)
-            for name, value in headers:
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-        self._log("DownstreamEnd", sent)
-        if trace is not None and trace.sampled:
-            self.hop.report([self._span(trace, started)])
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _forward  # noqa: N815 - http.server's
+def _route_config(listener: Listener) -> Config:
+    by_authority: dict[str, list[Route]] = {"*": []}
+    for route in listener.routes:
+        by_authority.setdefault(route.authority, []).append(route)
+    catch_all = Route(upstream=listener.upstream)
+    hosts = [
+        {
+            "name": authority,
+            "domains": [authority],
+            "routes": [_route(route, listener) for route in (*routes, catch_all)],
+        }
+        for authority, routes in by_authority.items()
+    ]
+    return {
+        "name": listener.name,
+        "virtual_hosts": hosts,
+        "request_headers_to_remove": list(listener.remove_headers),
+    }
 
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            size = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(size)
-            if len(body) < size:
-                raise ConnectionError("the client broke off")
-            return body
-        chunks = []
-        while size := int(self.rfile.readline().partition(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass  # trailers
-        return b"".join(chunks)
 
-    @contextlib.contextmanager
-    def _answer(self, headers: Headers, body: bytes) -> Iterator[tuple[int, Headers, bytes]]:
-        connection = http.client.HTTPConnection(*split_address(self.hop.listener.upstream), timeout=60)
-        with contextlib.closing(connection):
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in headers:
-                connection.putheader(name, value)
-            if body and not any(name.lower() == "content-length" for name, _ in headers):
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body)
-            response = connection.getresponse()
-            skipped = {*_HOP_BY_HOP, "content-length"}
-            kept = [(name, value) for name, value in response.getheaders() if name.lower() not in skipped]
-            yield response.status, kept, response.read()
+def _route(route: Route, listener: Listener) -> Config:
+    timeout = "0s" if listener.http2 else "10s"
+    return {"match": {"prefix": route.prefix}, "route": {"cluster": route.upstream, "timeout": timeout}}
 
-    def _span(self, trace: Continued, started: int) -> ReceivedSpan:
-        inbound = self.hop.listener.direction == "inbound"
-        return ReceivedSpan(
-            service=self.hop.service,
-            name=f"linkerd-like {self.hop.listener.direction}",
-            kind="SERVER" if inbound else "CLIENT",
-            trace_id=trace.trace_id,
-            span_id=trace.span_id,
-            parent_id=trace.parent_id,
-            start_ns=started,
-            end_ns=time.time_ns(),
-            scope="linkerd-like",
-        )
 
-    def _log(self, kind: str, headers: Headers) -> None:
-        found = {name.lower(): value for name, value in reversed(headers)}
-        logged = {name: found.get(name) for name in _LOGGED}
-        self.hop.log({"type": kind, "listener": self.hop.listener.name, "path": self.path, **logged})
+def _early_removal(headers: Iterable[str]) -> Config:
+    mutation_type = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
+    return {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": _typed(mutation_type, mutations=[{"remove": header} for header in headers]),
+    }
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent."""
+
+def _clusters(proxy: Proxy) -> list[Config]:
+    clusters = {}
+    for listener in proxy.listeners:
+        for upstream in (listener.upstream, *(route.upstream for route in listener.routes)):
+            clusters[upstream] = _cluster(upstream, upstream, http2=listener.http2)
+        tracer = listener.tracer
+        if tracer is not None and tracer.kind != "none":
+            name = _collector_cluster(tracer)
+            clusters[name] = _cluster(name, tracer.collector, http2=tracer.kind == "otel")
+    return list(clusters.values())
+
+
+def _cluster(name: str, address: str, *, http2: bool = False) -> Config:
+    host, port = split_address(address)
+    endpoint = {"endpoint": {"address": _address(host, port)}}
+    config: Config = {
+        "name": name,
+        "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
+        "connect_timeout": "2s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+    if http2:
+        options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+        http2_only = _typed(options, explicit_http_config={"http2_protocol_options": {}})
+        config["typed_extension_protocol_options"] = {options: http2_only}
+    return config
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(host: str, port: int) -> Config:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _filter(name: str, config: Config) -> Config:
+    return {"name": f"envoy.filters.{name}", "typed_config": config}
+
+
+def _tracing(proxy: Proxy, tracer: Tracer) -> Config:
+    """Build the fields of a connection manager that make it trace."""
+    zipkin = tracer.kind.startswith("zipkin")
+    config: Config = {
+        "random_sampling": {"value": tracer.random_sampling},
+        "spawn_upstream_span": tracer.spawn_upstream_span,
+        "provider": {
+            "name": "envoy.tracers.zipkin" if zipkin else "envoy.tracers.opentelemetry",
+            "typed_config": _zipkin_config(tracer) if zipkin else _opentelemetry_config(proxy, tracer),
+        },
+    }
+    if tracer.sample_by_request_id:
+        return {"tracing": config}
+    request_id_type = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig"
+    request_id = _typed(request_id_type, pack_trace_reason=False, use_request_id_for_trace_sampling=False)
+    return {"tracing": config, "request_id_extension": {"typed_config": request_id}}
+
+
+def _opentelemetry_config(proxy: Proxy, tracer: Tracer) -> Config:
+    config = _typed("envoy.config.trace.v3.OpenTelemetryConfig", service_name=tracer.service or proxy.name)
+    cluster = _collector_cluster(tracer)
+    if tracer.kind == "otel":
+        config["grpc_service"] = {"envoy_grpc": {"cluster_name": cluster}, "timeout": "1s"}
+    else:
+        host, port = split_address(tracer.collector)
+        uri = {"uri": f"http://{host}:{port}/v1/traces", "cluster": cluster, "timeout": "1s"}
+        config["http_service"] = {"http_uri": uri}
+    return config
+
+
+def _zipkin_config(tracer: Tracer) -> Config:
+    return _typed(
+        "envoy.config.trace.v3.ZipkinConfig",
+        collector_cluster=_collector_cluster(tracer),
+        collector_endpoint="/api/v2/spans",
+        collector_endpoint_version="HTTP_JSON",
+        trace_id_128bit=tracer.trace_id_128bit,
+        shared_span_context=tracer.shared_span_context,
+        trace_context_option="USE_B3" if tracer.kind == "zipkin-b3" else "USE_B3_WITH_W3C_PROPAGATION",
+    )
+
+
+def _collector_cluster(tracer: Tracer) -> str:
+    """Name the cluster of the collector."""
+    return f"{tracer.kind}:{tracer.collector}"
+
+
+def _typed(type_name: str, **fields: Any) -> Config:
+    """Build a message that bears its protobuf type, as Envoy's extension points want it."""
+    return {"@type": f"type.googleapis.com/{type_name}", **fields}
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`, with or without `http://` before it.
+
+    Raises:
+        ValueError: The host or the port is missing, or the port is no number.
+    """
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    if not parts.hostname or not parts.port:
+        raise ValueError(f"{address!r} is not host:port")
+    return parts.hostname, parts.port

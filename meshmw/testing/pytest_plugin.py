@@ -1,14 +1,15 @@
-"""The pytest plugin: fixtures for real sidecars, an OTLP receiver and the strict-context check.
+"""The pytest plugin: fixtures for real sidecars, an OTLP receiver and the strict-context check, and reports of meshes.
 
-Loaded by every pytest run of everyone who has meshmw installed, therefore it imports nothing until a fixture is used.
+Every pytest run of everyone who has meshmw installed loads it, and so it imports nothing until a fixture is used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 
@@ -16,18 +17,21 @@ if TYPE_CHECKING:
     from meshmw.testing import Envoy, EnvoyMesh, HeaderCase, OtlpReceiver, Proxy, Service
     from meshmw.testing._processes import Sidecar
 
-_MESHES: pytest.StashKey[list[EnvoyMesh]] = pytest.StashKey()
+_MESHES: Final[pytest.StashKey[list[EnvoyMesh]]] = pytest.StashKey()
+_UNFIT_FOR_A_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9.]+")
+# Most file systems take 255 bytes.
+_LONGEST_NAME: Final = 150
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--meshmw-require-envoy`."""
-    parser.getgroup("meshmw").addoption(
+    """Add `--meshmw-require-envoy` and `--meshmw-report`."""
+    group = parser.getgroup("meshmw")
+    group.addoption(
         "--meshmw-require-envoy",
         action="store_true",
         help="fail, instead of skipping, tests that need Envoy or an OTLP receiver where these are not installed",
     )
-
-    parser.getgroup("meshmw").addoption(
+    group.addoption(
         "--meshmw-report",
         metavar="DIR",
         help="write an HTML report of the last request of each test that uses `envoy_mesh`, failed or not",
@@ -35,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the marks are."""
+    """Register the mark `meshmw_headers`."""
     config.addinivalue_line(
         "markers",
         "meshmw_headers(*names): run the test once for each of these cases of the header matrix; all by default",
@@ -46,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `trace_headers` once for each case of the header matrix."""
     if "trace_headers" not in metafunc.fixturenames:
         return
-    from meshmw.testing._mesh_client import header_cases
+    from meshmw.testing._requests import header_cases
 
     marker = metafunc.definition.get_closest_marker("meshmw_headers")
     metafunc.parametrize("trace_headers", header_cases(marker.args if marker else ()), ids=str, indirect=True)
@@ -109,7 +113,7 @@ def envoy_mesh(request: pytest.FixtureRequest) -> Iterator[Callable[..., EnvoyMe
     try:
         find_envoy()
         with OtlpReceiver():
-            pass  # it opens here, so it will for each mesh
+            pass  # where it opens once, it will for each mesh
     except (EnvoyError, MissingExtraError) as missing:
         _not_installed(request, missing)
     with contextlib.ExitStack() as stack:
@@ -130,16 +134,24 @@ def pytest_runtest_makereport(
     report = yield
     folder = item.config.getoption("--meshmw-report")
     if folder and call.when == "call":
-        from meshmw.testing._mesh import write_reports
-
-        meshes: list[EnvoyMesh] = item.stash.get(_MESHES, [])
         # Whatever keeps a report from being written, the test has its outcome, and the others go on.
         try:
-            for path in write_reports(meshes, Path(folder), item.nodeid):
+            for path in _write_reports(item.stash.get(_MESHES, []), Path(folder), item.nodeid):
                 report.sections.append(("meshmw report", str(path)))
         except Exception as error:
             report.sections.append(("meshmw report", f"not written: {type(error).__name__}: {error}"))
     return report
+
+
+def _write_reports(meshes: list[EnvoyMesh], folder: Path, test: str) -> Iterator[Path]:
+    """Write a report of the last request of each mesh that had one; yield where."""
+    from meshmw._tools.report import write_report
+
+    name = _UNFIT_FOR_A_FILE_NAME.sub("-", test).strip("-")[-_LONGEST_NAME:]
+    for number, mesh in enumerate((mesh for mesh in meshes if mesh.was_asked), 1):
+        path = folder / (f"{name}.html" if number == 1 else f"{name}-{number}.html")
+        write_report(mesh.journey(timeout=3.0), path)
+        yield path
 
 
 @pytest.fixture(name="strict_context")

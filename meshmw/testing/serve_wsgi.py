@@ -1,4 +1,4 @@
-"""Serves a WSGI application for tests with nothing but the standard library, a thread for each request.
+"""Serves a WSGI application for tests with nothing but the standard library, one thread for each request.
 
 python -m meshmw.testing.serve_wsgi --port 8000 shop.inventory:app
 """

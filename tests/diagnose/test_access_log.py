@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from meshmw._tools.access_log import Analysis, side_of
+from meshmw._tools.access_log import MAX_LINE, Analysis, Source, open_source, side_of
 from meshmw._tools.access_log.counts import Places, classify, route_of, upstream_of
-from meshmw._tools.access_log.hops import Hops, Sample
+from meshmw._tools.access_log.crossings import JoinedLogs, Sample
+from meshmw._tools.access_log.formats import format_of
 from meshmw._tools.access_log.judge import judge_access_logs
-from meshmw._tools.access_log.lines import MAX_LINE, Source, open_source
 
 FORMAT = "%REQ(X-REQUEST-ID)% %REQ(:METHOD)% %REQ(:PATH)% %ACCESS_LOG_TYPE% %REQ(BAGGAGE)% %REQ(TRACEPARENT)%"
 
@@ -34,8 +34,6 @@ def line(
 
 
 def read(*logs: list[str], **options: int):
-    from meshmw._tools.access_log.lines import format_of
-
     analysis = Analysis(**options)
     for index, lines in enumerate(logs):
         analysis.read(source(f"hop{index}", *lines), format_of(FORMAT))
@@ -80,8 +78,6 @@ def test_each_kind_is_counted_by_route_and_upstream():
 
 def test_a_format_without_traceparent_is_said():
     analysis = Analysis()
-    from meshmw._tools.access_log.lines import format_of
-
     analysis.read(source("edge", "/a"), format_of("%REQ(:PATH)%"))
     assert codes(analysis.report()) == ["access-log.not-logged"]
 
@@ -130,11 +126,11 @@ def test_a_cleared_flag_is_said():
 
 
 def test_retries_of_one_request_are_joined_and_bounded():
-    hops = Hops()
+    logs = JoinedLogs()
     for station in ((0, 0, 1), (1, 0, 1)):
         for trace in [*"abcdefgh", "a"]:
-            hops.add(station, "r", trace, True)
-    (crossing,) = hops.crossings({(0, 0): "x", (1, 0): "y"})
+            logs.add(station, "r", trace, True)
+    (crossing,) = logs.crossings({(0, 0): "x", (1, 0): "y"})
     assert (crossing.joined, crossing.lost) == (1, 0)
 
 
@@ -181,6 +177,14 @@ def test_memory_is_bounded():
     assert report.joined_one_in > 1
     (crossing,) = report.crossings
     assert crossing.arrived == crossing.traces > 0
+
+
+def test_strangers_do_not_choose_which_ids_are_kept():
+    sample: Sample[int] = Sample(2)
+    # The CRC-32 of each is 0: chosen by that checksum, all of them would be kept for ever.
+    for crafted in ("aaaaey7N=@", "aaaalo/@+e", "aaaamonq0|"):
+        sample.put(crafted, 0)
+    assert len(sample.values) <= 2
 
 
 @pytest.mark.parametrize(

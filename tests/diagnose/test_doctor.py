@@ -18,13 +18,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 
 from meshmw import MeshPropagator, Settings
 from meshmw._tools.doctor import examine
-from meshmw._tools.doctor.app import AppError, load_app, look_at_process
-from meshmw._tools.doctor.config_dump import AdminError, ProxyConfig, ProxyListener, ask_proxy, read_dump, read_proxy
-from meshmw._tools.doctor.process import AppFacts, judge_process
-from meshmw._tools.doctor.proxy import judge_both, judge_proxy
+from meshmw._tools.doctor.judge_process import judge_process
+from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
+from meshmw._tools.doctor.process import AppError, ProcessFacts, load_app, look_at_process
+from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, ask_proxy, read_dump, read_proxy
 
 ASGI = "meshmw.asgi.TraceContextMiddleware"
-FINE = AppFacts(
+FINE = ProcessFacts(
     target="shop:app",
     framework="fastapi",
     middleware=(ASGI,),
@@ -357,7 +357,7 @@ def test_a_whole_program_is_looked_at(tmp_path):
         "from fastapi import FastAPI\nfrom meshmw.asgi import TraceContextMiddleware\n"
         "app = FastAPI()\napp.add_middleware(TraceContextMiddleware)\n"
     )
-    command = [sys.executable, "-m", "meshmw.__main__", "doctor", "shop:app", "--json", "--no-connect"]
+    command = [sys.executable, "-m", "meshmw", "doctor", "shop:app", "--json", "--no-connect"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     found = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -370,7 +370,7 @@ def test_a_whole_program_is_looked_at(tmp_path):
 def test_a_propagator_that_is_not_installed_is_no_crash():
     code = (
         "import os\nos.environ['OTEL_PROPAGATORS'] = 'nonsense'\n"
-        "from meshmw._tools.doctor.app import look_at_process\n"
+        "from meshmw._tools.doctor.process import look_at_process\n"
         "print(look_at_process(connect=False).propagator)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw._notices import one_column_each, shown, without_secrets
+from meshmw._notices import shown, without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.inspect import inspect_headers as inspect
+from meshmw._tools.inspect import escaped_with_offsets
+from meshmw._tools.inspect import inspect_header as inspect
 from meshmw.wire import REASONS
 
 VALID = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03"
@@ -102,7 +103,7 @@ def test_what_is_shown_is_cut_and_escaped():
     assert shown("a" * 300, 10) == "aaaaaaaaaa..."
     assert shown(b"\x1b[31m\xff") == "\\x1b[31m\\xff"
     assert shown("\u202e\U000e0001") == "\\u202e\U000e0001"
-    assert one_column_each("a\U0001f600") == ("a\\U0001f600", [0, 1, 11])
+    assert escaped_with_offsets("a\U0001f600") == ("a\\U0001f600", [0, 1, 11])
 
 
 @pytest.mark.parametrize(

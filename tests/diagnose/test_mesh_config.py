@@ -112,7 +112,7 @@ def test_linkerd_and_compose_are_what_they_say():
 
 
 def test_what_envoy_logs_is_what_the_reader_knows():
-    from meshmw._tools.access_log.lines import ALIASES
+    from meshmw._tools.access_log.formats import ALIASES
 
     unread = {name for name, _ in LOG_FIELDS} - set(ALIASES)
     assert unread == set()

@@ -7,16 +7,16 @@ import json
 import httpx
 import pytest
 
-from meshmw._notices import excerpt_of
-from meshmw._tools.verify import follow, way
+from meshmw._notices import header_shown
+from meshmw._tools.verify import follow, join_hops
 from meshmw._tools.verify.evidence import BackendError, LocalBackend, LogTail, Watch, probe_hops
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
 from meshmw._tools.verify.judge import judge_hops
 from meshmw._tools.verify.probe import (
     SYNTHETIC,
     VARIANTS,
-    Answer,
     Echo,
+    ProbeAnswer,
     ProbeError,
     echoes_of,
     make_probe,
@@ -142,7 +142,7 @@ def test_what_each_hop_did(came, went, change):
 
 
 def test_values_are_shown_escaped():
-    assert (excerpt_of(None), excerpt_of(""), excerpt_of("a\x1b")) == ("absent", "(empty)", "a\\x1b")
+    assert (header_shown(None), header_shown(""), header_shown("a\x1b")) == ("absent", "(empty)", "a\\x1b")
 
 
 def test_applications_tell_what_they_got():
@@ -166,14 +166,14 @@ def test_the_way_is_put_together():
     probe = make_probe(URL)
     proxies = [hop("edge"), hop("shop application", kind="app"), hop("late application", kind="app")]
     echoes = [Echo("answer", tp(parent()), TRACE_ID)]
-    found = way(probe, proxies, echoes)
+    found = join_hops(probe, proxies, echoes)
     assert [(each.name, each.trace_id) for each in found] == [
         ("probe", ""),
         ("edge", ""),
         ("shop application", TRACE_ID),
         ("late application", ""),
     ]
-    assert way(probe, [], echoes)[1].name == "application (answer)"
+    assert join_hops(probe, [], echoes)[1].name == "application (answer)"
 
 
 def span(span_id: str, parent_id: str = PARENT_ID, *, trace_id: str = TRACE_ID, **fields) -> ReceivedSpan:
@@ -194,7 +194,7 @@ def journey(*spans: ReceivedSpan, variant: str = "w3c", echo: str | None = None,
     backend = LocalBackend("memory", lambda: list(spans), everything=True)
     echoes = () if echo is None else (Echo("answer", tp(echo)),)
     options = {"backends": [backend], "timeout": 0.05, "settle": 0.0, **watch}
-    return follow(probe, Answer(status, echoes, OTHER), Watch(**options), 0)
+    return follow(probe, ProbeAnswer(status, echoes, OTHER), Watch(**options), 0)
 
 
 def test_spans_decide_as_well():
@@ -209,9 +209,8 @@ def test_spans_decide_as_well():
     recorded = journey(span("a" * 16), variant="unsampled")
     assert [found.code for found in recorded.findings] == ["verify.recorded-unsampled"]
     assert journey(variant="unsampled", echo=parent(flags="00")).findings == ()
-    old = follow(
-        make_probe(URL), Answer(200), Watch(backends=[LocalBackend("m", lambda: [span("a" * 16)])], timeout=0), 10**18
-    )
+    watch = Watch(backends=[LocalBackend("m", lambda: [span("a" * 16)])], timeout=0)
+    old = follow(make_probe(URL), ProbeAnswer(200), watch, 10**18)
     assert old.spans == ()
 
 
@@ -255,7 +254,7 @@ def test_logs_are_read_from_where_they_ended(tmp_path):
     (hop_found,) = probe_hops([tail, missing], make_probe(URL))
     assert (hop_found.name, hop_found.note) == ("edge", "answered 503 (UF)")
     watch = Watch(tails=[tail, missing], timeout=0.0)
-    found = follow(make_probe(URL), Answer(200), watch, 0)
+    found = follow(make_probe(URL), ProbeAnswer(200), watch, 0)
     assert [(each.code, each.where) for each in found.findings] == [("verify.not-logged", "gone")]
 
 
@@ -291,15 +290,31 @@ def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
 def test_a_log_whose_name_begins_like_anothers_is_not_taken_for_it(tmp_path):
     tails = [LogTail(name, tmp_path / name) for name in ("shop", "shop-2")]
     (tmp_path / "shop-2").write_text(json.dumps({"traceparent": parent(), "listener": "inbound"}) + "\n")
-    journey = follow(make_probe(URL), Answer(200), Watch(tails=tails, timeout=0, settle=0), 0)
+    journey = follow(make_probe(URL), ProbeAnswer(200), Watch(tails=tails, timeout=0, settle=0), 0)
     assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.not-logged", "shop")]
     assert journey.sources[1:] == ("access log shop: 0 hops", "access log shop-2: 1 hop")
+
+
+def test_a_backend_is_asked_for_trace_ids_alone(tmp_path):
+    class Backend:
+        name = "jaeger"
+        asked: list[str] = []
+
+        def spans(self, trace_ids):
+            self.asked += trace_ids
+            return []
+
+    backend, tail = Backend(), LogTail("edge", tmp_path / "edge.log")
+    line = {"listener": "edge", "traceparent": parent(), "trace_id": f"../../{'f' * 26}"}
+    (tmp_path / "edge.log").write_text(json.dumps(line) + "\n")
+    follow(make_probe(URL), ProbeAnswer(200), Watch(tails=[tail], backends=[backend], timeout=0.0), 0)
+    assert backend.asked == [TRACE_ID]
 
 
 def test_a_log_without_traceparent_is_said(tmp_path):
     path = tmp_path / "edge.log"
     path.write_text('[t] "GET / HTTP/1.1" 200 - 0 1 1 0 "-" "a" "r" "s" "1.1.1.1:1"\n' * 2)
-    found = follow(make_probe(URL), Answer(200), Watch(tails=[LogTail("edge", path)], timeout=0.0), 0)
+    found = follow(make_probe(URL), ProbeAnswer(200), Watch(tails=[LogTail("edge", path)], timeout=0.0), 0)
     assert [each.code for each in found.findings] == ["access-log.not-logged"]
 
 

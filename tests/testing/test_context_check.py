@@ -28,7 +28,7 @@ def test_a_leak_names_the_span_and_the_code_that_attached_it(span):
     with pytest.raises(AssertionError, match="still attached: span 'checkout'") as caught, strict_context():
         attach_for_ever(span)
     assert "in attach_for_ever" in str(caught.value)
-    assert "/meshmw/testing/context_check.py" not in str(caught.value)
+    assert "/meshmw/testing/_context_check.py" not in str(caught.value)
     assert otel_context.get_current() == before
 
 

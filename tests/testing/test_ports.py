@@ -21,7 +21,11 @@ def test_a_port_can_be_listened_on_and_is_given_once():
 
 def test_another_process_gets_another_port(monkeypatch):
     mine = free_port()
-    script = f"from meshmw.testing import free_port, ports; ports._PORTS = range({mine}, {mine + 1}); free_port()"
+    script = (
+        "from meshmw.testing import _processes as ports, free_port\n"
+        f"ports._PORTS = range({mine}, {mine + 1})\n"
+        "free_port()"
+    )
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "no port is free on 127.0.0.1" in other.stderr
 

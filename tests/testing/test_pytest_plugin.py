@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,18 @@ def test_what_is_not_installed_skips_unless_it_is_required(pytester, monkeypatch
 def test_loading_the_plugin_loads_neither_grpc_nor_opentelemetry():
     code = "import sys, meshmw.testing.pytest_plugin\nprint({'grpc', 'http.server'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_tests_need_nothing_of_the_command_line():
+    """`pip install 'meshmw[testing]'` brings neither; a report needs Jinja2 when it is written."""
+    code = """
+        import sys
+        sys.modules.update(dict.fromkeys(["typer", "rich", "jinja2"]))
+        import meshmw.testing
+        for name in meshmw.testing.__all__:
+            getattr(meshmw.testing, name)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
 def test_every_public_name_is_there():

@@ -6,8 +6,8 @@ import pytest
 
 from meshmw.errors import MeshError
 from meshmw.testing import HEADER_MATRIX, Service
-from meshmw.testing._mesh_client import header_cases
 from meshmw.testing._processes import in_order
+from meshmw.testing._requests import header_cases
 from meshmw.wire.traceparent import TraceParent
 
 

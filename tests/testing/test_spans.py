@@ -139,6 +139,15 @@ def test_a_chain_passes_over_internal_spans():
     assert assert_chain(spans, [("edge", "SERVER"), ("stock", "CLIENT")]) == [EDGE, spans[3]]
 
 
+def test_a_circle_of_spans_with_one_id_is_no_chain():
+    again = replace(EDGE, parent_id=SHOP.span_id, start_ns=9)
+    with pytest.raises(AssertionError, match="the chain is"):
+        assert_chain([EDGE, SHOP, again], [("edge", "SERVER"), ("shop", "SERVER")])
+    works = [span("work", "INTERNAL", "6", "7"), span("work", "INTERNAL", "7", "6")]
+    with pytest.raises(AssertionError, match="is beside the chain"):
+        assert_chain([EDGE, *works, span("stock", "CLIENT", "8", "7")], [("edge", "SERVER")])
+
+
 def test_spans_are_found_by_what_is_given():
     spans = [EDGE, SHOP, STOCK]
     assert find_spans(spans) == spans

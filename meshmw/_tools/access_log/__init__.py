@@ -1,25 +1,42 @@
-"""What access logs say of traces: shares per route and upstream, and the first hop where a trace is lost.
+"""What access logs say of traces: shares by route and upstream, and the first hop where a trace is lost.
 
- Memory does not grow with the logs: a
-thousand pairs of route and upstream are told apart, fifty thousand ids are joined, of more a fair share.
+A `Source` yields the lines of a log, a format of `formats` reads each, `classify` says which traceparent it shows, and
+`Analysis` counts that (`counts`) and joins the logs (`crossings`). `judge` says what is wrong with the outcome, and
+`command` prints it. `meshmw verify` reads its access logs by the same formats.
+
+Memory does not grow with the logs: a thousand pairs of route and upstream are told apart, and fifty thousand ids are
+joined, of more a fair share.
 """
 
 from __future__ import annotations
 
+import gzip
+import os
+import stat
+import time
+import zlib
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
 
-from meshmw._tools.access_log.counts import AccessLogReport, HopLog, Places, Seen, classify
-from meshmw._tools.access_log.formats import Line
-from meshmw._tools.access_log.hops import Hops, Station
-from meshmw._tools.access_log.lines import FIRST_LINES, Format, Source, detect
+from meshmw._tools.access_log.counts import AccessLogReport, HopLog, LineTrace, Places, classify
+from meshmw._tools.access_log.crossings import JoinedLogs, Station
+from meshmw._tools.access_log.formats import FIRST_LINES, Format, detect
+from meshmw._tools.access_log.text_format import Line
 
+MAX_LINE: Final = 1 << 18
+_CHUNK: Final = 1 << 20
+_GZIP: Final = b"\x1f\x8b"
+_POLL: Final = 0.1
+# Listeners' names are the operator's, and still bounded. The first two names are of one rank: what comes in.
 _SIDES: Final = {"": 0, "inbound": 0}
 _MAX_SIDES: Final = 50
-_FIRST, _LAST = "DownstreamStart", "DownstreamPeriodic"
+# Envoy logs a request at its start and its end, and now and then a long one in between.
+_AT_START, _IN_BETWEEN = "DownstreamStart", "DownstreamPeriodic"
 
-OnLine = Callable[[str, Line, Seen], None]
+OnLine = Callable[[str, Line, LineTrace], None]
 
 
 class Analysis:
@@ -28,12 +45,12 @@ class Analysis:
     Args:
         limit: Pairs of route and upstream that are told apart in each log.
         ids: Request ids, and trace ids, that are joined.
-        on_line: Is told of every request's end: the hop, the fields, what they show.
+        on_line: Takes the end of each request: the hop, the fields, what they show.
     """
 
     def __init__(self, limit: int = 1000, ids: int = 50_000, on_line: OnLine | None = None) -> None:
         self._limit = limit
-        self._hops = Hops(ids)
+        self._joined = JoinedLogs(ids)
         self._on_line = on_line
         self._logs: list[HopLog] = []
         self._names: dict[tuple[int, int], str] = {}
@@ -51,7 +68,7 @@ class Analysis:
         Args:
             source: The log.
             reader: Its format, or None to find it out from its first lines.
-            more: Is asked at the end whether more may come.
+            more: Says, when it is asked at the end, whether more may come.
             progress: Is called now and then.
 
         Raises:
@@ -59,40 +76,22 @@ class Analysis:
         """
         log = HopLog(source.name, places=Places(self._limit))
         self._logs.append(log)
-        waiting: list[str] = []
-        for lines in source.lines(more):
+        for known, texts in _batches(source, reader, more):
             progress()
-            texts = [line.decode("utf-8", "surrogateescape") for line in lines if line.strip()]
-            if reader is None:
-                waiting += texts
-                if len(waiting) < FIRST_LINES:
-                    continue
-                reader, texts, waiting = self._format_of(waiting, source), waiting, []
-            self._take(log, reader, texts)
-        if reader is None and waiting:
-            reader = self._format_of(waiting, source)
-            self._take(log, reader, waiting)
+            self._count(log, known, texts)
+            reader = known
         log.broken += source.cut
         log.lines += source.cut
         log.fault = source.fault
         if reader is not None:
-            log.format, log.logs_traceparent = reader.source, "traceparent" in reader.names
+            log.logs_traceparent = "traceparent" in reader.names
         return log
 
     def report(self) -> AccessLogReport:
         """Return what has been read so far."""
-        return AccessLogReport(tuple(self._logs), self._hops.crossings(self._names), self._hops.one_in)
+        return AccessLogReport(tuple(self._logs), self._joined.crossings(self._names), self._joined.one_in)
 
-    @staticmethod
-    def _format_of(lines: list[str], source: Source) -> Format:
-        found = detect(lines)
-        if found is None:
-            raise ValueError(
-                f"{source.name}: its format is none that is known; give the proxy's own format string with --format"
-            )
-        return found
-
-    def _take(self, log: HopLog, reader: Format, texts: list[str]) -> None:
+    def _count(self, log: HopLog, reader: Format, texts: list[str]) -> None:
         read, log.lines = reader.read, log.lines + len(texts)
         refusals: Counter[str] = Counter()
         for text in texts:
@@ -100,26 +99,27 @@ class Analysis:
             if isinstance(fields, str):
                 refusals[fields] += 1
             else:
-                self._take_fields(log, fields)
+                self._count_line(log, fields)
         log.broken += refusals["broken"]
         log.ambiguous += refusals["ambiguous"]
 
-    def _take_fields(self, log: HopLog, fields: Line) -> None:
+    def _count_line(self, log: HopLog, fields: Line) -> None:
         phase = fields.get("type")
-        if phase == _LAST:
+        if phase == _IN_BETWEEN:
             return
-        seen = classify(fields)
-        if phase != _FIRST:
-            log.places.add(seen, fields)
+        trace = classify(fields)
+        if phase != _AT_START:
+            log.places.add(trace, fields)
             if self._on_line is not None:
-                self._on_line(log.name, fields, seen)
-        if seen.kind == "refused":
+                self._on_line(log.name, fields, trace)
+        if trace.kind == "refused":
             return
         request_id = fields.get("request_id", "")
-        trace_id = _trace_id(seen, fields)
-        sampled = seen.parent is not None and seen.parent.sampled
-        self._hops.add(
-            self._station(log.name, fields, phase == _FIRST), "" if request_id == "-" else request_id, trace_id, sampled
+        self._joined.add(
+            self._station(log.name, fields, phase == _AT_START),
+            "" if request_id == "-" else request_id,
+            _trace_id(trace, fields),
+            sampled=trace.parent is not None and trace.parent.sampled,
         )
 
     def _station(self, name: str, fields: Line, start: bool) -> Station:
@@ -135,6 +135,27 @@ class Analysis:
         return (*place, 0 if start else 1)
 
 
+def _batches(source: Source, reader: Format | None, more: Callable[[], bool]) -> Iterator[tuple[Format, list[str]]]:
+    """Yield the lines that are not empty with their format, which the first of them tell where it is not known."""
+    waiting: list[str] = []
+    for lines in source.lines(more):
+        waiting += [line.decode("utf-8", "surrogateescape") for line in lines if line.strip()]
+        if reader is None and len(waiting) < FIRST_LINES:
+            continue
+        reader = reader or _detect_format(source.name, waiting)
+        yield reader, waiting
+        waiting = []
+    if waiting:
+        yield _detect_format(source.name, waiting), waiting
+
+
+def _detect_format(name: str, lines: list[str]) -> Format:
+    found = detect(lines)
+    if found is None:
+        raise ValueError(f"{name}: its format is none that is known; give the proxy's own format string with --format")
+    return found
+
+
 def side_of(fields: Line) -> str:
     """Return the listener that logged a line, or the direction that Istio puts before a cluster's name."""
     if listener := fields.get("listener", ""):
@@ -143,9 +164,113 @@ def side_of(fields: Line) -> str:
     return direction if direction in ("inbound", "outbound") else ""
 
 
-def _trace_id(seen: Seen, fields: Line) -> str:
-    if seen.parent is not None:
-        return f"{seen.parent.trace_id:032x}"
-    # A proxy that traces by B3 alone tells its trace here.
+def _trace_id(trace: LineTrace, fields: Line) -> str:
+    if trace.parent is not None:
+        return f"{trace.parent.trace_id:032x}"
+    # Where a proxy traces by B3 alone, only this field names its trace.
     own = fields.get("trace_id", "-")
     return own.rjust(32, "0") if len(own) in (16, 32) else ""
+
+
+def open_source(path: Path, name: str | None = None) -> Source:
+    """Open a file, compressed or not.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    file = path.open("rb")
+    about = os.fstat(file.fileno())
+    size = about.st_size
+    if file.peek(2)[:2] == _GZIP:
+        unpacked: IO[bytes] = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
+        return Source(name or path.name, unpacked, size, raw=file)
+    return Source(name or path.name, file, size, path if stat.S_ISREG(about.st_mode) else None, raw=file)
+
+
+@dataclass
+class Source:
+    """Reads the lines of one log, which may be long, compressed, hostile, or still growing.
+
+    A line of much more than `MAX_LINE` bytes is left out and counted, so that memory is bounded.
+
+    Attributes:
+        name: What it is called in a report.
+        stream: Where its bytes come from, decompressed.
+        size: Bytes on disk, for a progress display; 0 where that is not known.
+        path: The file, where there is one that can be followed.
+        cut: Lines that were left out because they were too long.
+        fault: Why reading ended before the end; empty if it did not.
+        raw: The file itself, where there is one.
+    """
+
+    name: str
+    stream: IO[bytes]
+    size: int = 0
+    path: Path | None = None
+    cut: int = 0
+    fault: str = ""
+    raw: IO[bytes] | None = None
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the file have been read; 0 of what has no size, such as a pipe."""
+        return self.raw.tell() if self.raw is not None and self.size else 0
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        if self.raw is not None:
+            self.raw.close()
+
+    def lines(self, more: Callable[[], bool] = lambda: False) -> Iterator[list[bytes]]:
+        """Yield the lines without their newlines, many at a time.
+
+        Args:
+            more: Says, when it is asked at the end, whether more may come; while it does, an empty list is yielded now
+                and then.
+        """
+        rest, overlong = b"", False
+        while True:
+            chunk = self._chunk()
+            if not chunk:
+                if self.fault or not more():
+                    break
+                time.sleep(_POLL)
+                self._reopen_if_replaced()
+                yield []
+                continue
+            *whole, rest = (rest + chunk).split(b"\n")
+            if overlong and whole:
+                whole, overlong = whole[1:], False
+            if len(rest) > MAX_LINE:
+                self.cut += not overlong
+                rest, overlong = b"", True
+            yield whole
+        if rest and not overlong:
+            yield [rest]
+
+    def _chunk(self) -> bytes:
+        try:
+            # `read1` returns what is there now, so that a pipe that is slow to fill shows its lines.
+            read = getattr(self.stream, "read1", self.stream.read)
+            found: bytes = read(_CHUNK)
+        except (OSError, EOFError, zlib.error) as error:
+            self.fault = f"{type(error).__name__}: {error}"
+            return b""
+        return found
+
+    def _reopen_if_replaced(self) -> None:
+        """Go on with the new file where a log was rotated, and from the start where it was truncated."""
+        if self.path is None:
+            return
+        try:
+            now, ours = self.path.stat(), os.fstat(self.stream.fileno())
+            is_new = (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
+            # It may be gone again, or not be ours to read yet.
+            opened = self.path.open("rb") if is_new else None
+        except OSError:
+            return
+        if opened is not None:
+            self.stream.close()
+            self.stream = self.raw = opened
+        elif now.st_size < self.stream.tell():
+            self.stream.seek(0)

@@ -1,92 +1,52 @@
-"""`meshmw access-log`: what access logs say of traces."""
+"""`meshmw access-log`: says what access logs show of traces."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
-from meshmw._notices import shown
-from meshmw._tools.access_log import Analysis
-from meshmw._tools.access_log.counts import KINDS, MEANINGS, AccessLogReport, HopLog, Place, Seen, sorted_places
-from meshmw._tools.access_log.formats import Line
-from meshmw._tools.access_log.hops import Crossing
+from meshmw._notices import Throttle, shown
+from meshmw._tools.access_log import Analysis, Source, open_source
+from meshmw._tools.access_log.counts import (
+    KINDS,
+    MEANINGS,
+    AccessLogReport,
+    HopLog,
+    Kind,
+    LineTrace,
+    Place,
+    sorted_places,
+)
+from meshmw._tools.access_log.crossings import Crossing
+from meshmw._tools.access_log.formats import Format, format_of
 from meshmw._tools.access_log.judge import judge_access_logs
-from meshmw._tools.access_log.lines import Format, Source, format_of, open_source
+from meshmw._tools.access_log.text_format import Line
 from meshmw._tools.output import (
     FOUND,
     OK,
     CannotRunError,
-    answers,
-    err,
-    line,
-    named_file,
+    JsonOption,
+    as_command,
+    error_console,
+    os_error_as_cannot_run,
     print_findings,
     print_json,
-    progress,
-    table,
-    unusable_is_said,
+    print_line,
+    print_table,
+    progress_display,
+    split_named_file,
 )
 
-# How `meshmw access-log` prints: each log's routes, and what became of traces from log to log.
 
-
-def print_access_logs(report: AccessLogReport, top: int) -> None:
-    """Print what logs said, for people.
-
-    Args:
-        report: What they said.
-        top: How many routes of each.
-    """
-    for index, hop in enumerate(report.hops):
-        if index:
-            line("")
-        _print_hop(hop, top)
-    if report.crossings:
-        line("")
-        table(
-            ["from", "to", "joined", "lost", "trace ids", "arrived", "flipped"],
-            [(each.sender, each.receiver, *(f"{n:,}" for n in numbers_of(each))) for each in report.crossings],
-            numbers=["joined", "lost", "trace ids", "arrived", "flipped"],
-        )
-        if report.joined_one_in > 1:
-            line(f"(one in {report.joined_one_in} ids was joined)", "dim")
-
-
-def _print_hop(hop: HopLog, top: int) -> None:
-    total = hop.places.total
-    line(f"{hop.name}: requests: {total.total:,}, lines: {hop.lines:,}", "bold")
-    if not hop.logs_traceparent:
-        return
-    places = sorted_places(hop.places)
-    rows = [(route, upstream, *_cells(place)) for (route, upstream), place in places[:top]]
-    if len(places) != 1:
-        rows.append((f"all {len(places)}" if len(places) > top else "all", "", *_cells(total)))
-    shares = [kind for kind in KINDS if kind in ("valid", "missing") or total.kinds[kind]]
-    columns = ["route", "upstream", "requests", *shares]
-    kept = [0, 1, 2, *(3 + KINDS.index(kind) for kind in shares)]
-    table(columns, [[row[at] for at in kept] for row in rows], numbers=columns[2:])
-    for kind in shares[2:]:
-        line(f"  {kind}: {MEANINGS[kind]}", "dim")
-
-
-def numbers_of(crossing: Crossing) -> tuple[int, ...]:
-    """Return a crossing's numbers in the order of the table's columns."""
-    return crossing.joined, crossing.lost, crossing.traces, crossing.arrived, crossing.flipped
-
-
-def _cells(place: Place) -> tuple[str, ...]:
-    return (f"{place.total:,}", *(f"{place.share(kind):.1%}" for kind in KINDS))
-
-
-@answers
+@as_command
 def access_log(
     files: Annotated[
         list[str] | None,
@@ -110,7 +70,7 @@ def access_log(
     max_missing: Annotated[
         float, typer.Option("--max-missing", min=0, max=100, help="Percent without traceparent that is no fault.")
     ] = 100.0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Count, for each route and upstream, which requests came with a valid, missing, empty or malformed traceparent.
 
@@ -125,20 +85,20 @@ def access_log(
     given = files or ["-"]
     if follow and len(given) != 1:
         raise CannotRunError("--follow takes one log")
-    reader = _format(log_format, fields or [])
-    analysis = Analysis(on_line=_Teller() if follow else None)
+    reader = _parse_format(log_format, fields or [])
+    analysis = Analysis(on_line=InvalidRequestNotices() if follow else None)
     _read_all(analysis, given, reader, follow)
     report = analysis.report()
     findings = judge_access_logs(report, max_missing / 100)
     if json:
         print_json({**report.to_json(), "findings": [finding.to_json() for finding in findings]})
     else:
-        print_access_logs(report, top)
+        _print_report(report, top)
         print_findings(findings)
     return FOUND if any(finding.is_fault for finding in findings) else OK
 
 
-def _format(log_format: str, fields: list[str]) -> Format | None:
+def _parse_format(log_format: str, fields: list[str]) -> Format | None:
     keys = {}
     for field in fields:
         name, equals, key = field.partition("=")
@@ -152,11 +112,11 @@ def _format(log_format: str, fields: list[str]) -> Format | None:
 
 
 def _read_all(analysis: Analysis, given: list[str], reader: Format | None, follow: bool) -> None:
-    with progress(
+    with progress_display(
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     ) as display:
         for each in given:
-            source = _source(each)
+            source = _open(each)
             task = display.add_task(shown(source.name, 40), total=source.size or None)
 
             def advance(source: Source = source, task: object = task) -> None:
@@ -171,15 +131,15 @@ def _read_all(analysis: Analysis, given: list[str], reader: Format | None, follo
                 source.close()
 
 
-def _source(given: str) -> Source:
+def _open(given: str) -> Source:
     if given == "-":
         return Source("stdin", sys.stdin.buffer)
-    name, path = named_file(given)
-    with unusable_is_said(path):
+    name, path = split_named_file(given)
+    with os_error_as_cannot_run(path):
         return open_source(path, name or None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _until_interrupt(follow: bool) -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C end the reading and not the command, so that what was counted is printed."""
     if not follow:
@@ -198,20 +158,66 @@ def _until_interrupt(follow: bool) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class _Teller:
-    """Says a request that is not valid while it is followed, each kind and route once a minute."""
+class InvalidRequestNotices:
+    """Prints requests without a valid traceparent while a log is followed: each kind and path once a minute.
+
+    A crawler asks for paths without end, so of one minute no more lines are printed than a `Throttle` lets through.
+    """
+
+    _SECONDS = 60.0
 
     def __init__(self) -> None:
-        self._said: dict[tuple[str, str], float] = {}
+        self._throttle, self._began = Throttle(), time.monotonic()
 
-    def __call__(self, hop: str, fields: Line, seen: Seen) -> None:
-        if seen.kind in ("valid", "refused"):
+    def __call__(self, hop: str, fields: Line, trace: LineTrace) -> None:
+        if trace.kind in ("valid", "refused"):
             return
-        key, now = (seen.kind + seen.reason, fields.get("path", "-").partition("?")[0][:100]), time.monotonic()
-        if now - self._said.get(key, -60.0) < 60:
+        if time.monotonic() - self._began >= self._SECONDS:
+            self._throttle, self._began = Throttle(), time.monotonic()
+        path = fields.get("path", "-").partition("?")[0][:100]
+        if self._throttle.opens((trace.kind, trace.reason, path)) is None:
             return
-        if len(self._said) >= 10_000:
-            self._said.clear()
-        self._said[key] = now
-        what = f"{seen.kind} ({seen.reason})" if seen.reason else seen.kind
-        err().print(f"{hop}: {what}  {shown(fields.get('method', '-'), 20)} {shown(key[1])}", soft_wrap=True)
+        what = f"{trace.kind} ({trace.reason})" if trace.reason else trace.kind
+        error_console().print(f"{hop}: {what}  {shown(fields.get('method', '-'), 20)} {shown(path)}", soft_wrap=True)
+
+
+def _print_report(report: AccessLogReport, top: int) -> None:
+    for index, hop in enumerate(report.hops):
+        if index:
+            print_line("")
+        _print_hop(hop, top)
+    if report.crossings:
+        print_line("")
+        print_table(
+            ["from", "to", "joined", "lost", "trace ids", "arrived", "flipped"],
+            [_crossing_cells(crossing) for crossing in report.crossings],
+            numbers=["joined", "lost", "trace ids", "arrived", "flipped"],
+        )
+        if report.joined_one_in > 1:
+            print_line(f"(one in {report.joined_one_in} ids was joined)", "dim")
+
+
+def _crossing_cells(crossing: Crossing) -> tuple[str, ...]:
+    numbers = (crossing.joined, crossing.lost, crossing.traces, crossing.arrived, crossing.flipped)
+    return (crossing.sender, crossing.receiver, *(f"{number:,}" for number in numbers))
+
+
+def _print_hop(hop: HopLog, top: int) -> None:
+    total = hop.places.total
+    print_line(f"{hop.name}: requests: {total.total:,}, lines: {hop.lines:,}", "bold")
+    if not hop.logs_traceparent:
+        return
+    # What did not happen needs no column.
+    kinds = [kind for kind in KINDS if kind in ("valid", "missing") or total.kinds[kind]]
+    places = sorted_places(hop.places)
+    rows = [(route, upstream, *_place_cells(place, kinds)) for (route, upstream), place in places[:top]]
+    if len(places) != 1:
+        rows.append((f"all {len(places)}" if len(places) > top else "all", "", *_place_cells(total, kinds)))
+    columns = ["route", "upstream", "requests", *kinds]
+    print_table(columns, rows, numbers=columns[2:])
+    for kind in kinds[2:]:
+        print_line(f"  {kind}: {MEANINGS[kind]}", "dim")
+
+
+def _place_cells(place: Place, kinds: list[Kind]) -> tuple[str, ...]:
+    return (f"{place.total:,}", *(f"{place.share(kind):.1%}" for kind in kinds))

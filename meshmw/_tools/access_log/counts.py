@@ -1,4 +1,7 @@
-"""How many requests came with which `traceparent`, for each route and upstream, in bounded memory."""
+"""How many requests came with which traceparent: for each route and upstream, each log, and all logs together.
+
+Memory is bounded: of routes and upstreams, which strangers choose, `Places` tells a limited number apart.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from meshmw._tools.access_log.formats import Line
-from meshmw._tools.access_log.hops import Crossing
+from meshmw._tools.access_log.crossings import Crossing
+from meshmw._tools.access_log.text_format import Line
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceParent
 
@@ -24,32 +27,39 @@ MEANINGS: Final = {
 }
 OTHER: Final = "(other)"
 _NO_VALUE: Final = frozenset({"-", ""})
-# A segment that names one thing: a number, a UUID, a long hexadecimal or mixed id.
+# A path segment that names one thing: a number, a UUID, a long hexadecimal or mixed id. No alternative looks beyond its
+# segment, so that the search takes time in proportion to the path.
 _AN_ID: Final = re.compile(r"/(?:\d+|[0-9a-fA-F-]{16,}|(?=[^/]*\d)[A-Za-z0-9_-]{20,})(?=/|$)")
 
 
-class Seen(NamedTuple):
-    """Is what a line says of its trace."""
+class LineTrace(NamedTuple):
+    """Says which traceparent a line shows.
+
+    Attributes:
+        kind: One of `KINDS`.
+        parent: The traceparent, where it is valid.
+        reason: The reason code, where it is malformed.
+    """
 
     kind: Kind
     parent: TraceParent | None = None
     reason: str = ""
 
 
-_MISSING: Final = Seen("missing")
-_EMPTY: Final = Seen("empty")
-_REFUSED: Final = Seen("refused")
+_MISSING: Final = LineTrace("missing")
+_EMPTY: Final = LineTrace("empty")
+_REFUSED: Final = LineTrace("refused")
 
 
-def classify(line: Line) -> Seen:
-    """Say which traceparent a line shows; a `-` is Envoy's word for a header that is not there."""
+def classify(line: Line) -> LineTrace:
+    """Say which traceparent a line shows; `-` is what Envoy writes for a header that is not there."""
     value = line.get("traceparent")
     if value is None or value == "-":
         return _REFUSED if line.get("path") == "-" and line.get("method", "-") == "-" else _MISSING
     try:
-        return Seen("valid", TraceParent.parse(value))
+        return LineTrace("valid", TraceParent.parse(value))
     except InvalidHeaderError as error:
-        return _EMPTY if error.reason == "empty" else Seen("malformed", None, error.reason)
+        return _EMPTY if error.reason == "empty" else LineTrace("malformed", None, error.reason)
 
 
 @dataclass(slots=True)
@@ -75,12 +85,12 @@ class Place:
         """Which part of the requests was of a kind, from 0 to 1."""
         return self.kinds[kind] / self.total if self.total else 0.0
 
-    def add(self, seen: Seen, line: Line) -> None:
+    def add(self, trace: LineTrace, line: Line) -> None:
         """Count one request."""
-        self.kinds[seen.kind] += 1
-        if seen.parent is not None:
-            self.unsampled += not seen.parent.sampled
-        elif seen.kind == "missing":
+        self.kinds[trace.kind] += 1
+        if trace.parent is not None:
+            self.unsampled += not trace.parent.sampled
+        elif trace.kind == "missing":
             self.stripped += any(line.get(name, "-") not in _NO_VALUE for name in ("tracestate", "baggage"))
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +118,7 @@ class Places:
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
-    def add(self, seen: Seen, line: Line) -> None:
+    def add(self, trace: LineTrace, line: Line) -> None:
         """Count one request where it belongs."""
         key = (route_of(line), upstream_of(line))
         place = self.places.get(key)
@@ -116,10 +126,10 @@ class Places:
             if len(self.places) >= self._limit:
                 key = (OTHER, OTHER)
             place = self.places.setdefault(key, Place())
-        place.add(seen, line)
-        if seen.reason:
-            self.reasons[seen.reason] += 1
-            self.examples.setdefault(seen.reason, line["traceparent"][:60])
+        place.add(trace, line)
+        if trace.reason:
+            self.reasons[trace.reason] += 1
+            self.examples.setdefault(trace.reason, line["traceparent"][:60])
 
     @property
     def total(self) -> Place:
@@ -153,12 +163,9 @@ def upstream_of(line: Line) -> str:
     return "-"
 
 
-# What access logs said: each log by itself, and what became of traces between them.
-
-
 @dataclass
 class HopLog:
-    """Is what one log said.
+    """Holds what one log says.
 
     Attributes:
         name: The hop.
@@ -167,7 +174,6 @@ class HopLog:
         ambiguous: Lines that can be read in several ways, because some text in them holds quotes or spaces.
         places: Requests by route and upstream.
         logs_traceparent: Whether the format prints it at all.
-        format: The format's source.
         fault: Why reading ended early; empty if it did not.
     """
 
@@ -177,13 +183,18 @@ class HopLog:
     ambiguous: int = 0
     places: Places = field(default_factory=Places)
     logs_traceparent: bool = True
-    format: str = ""
     fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessLogReport:
-    """Is what all logs said together."""
+    """Holds what all logs say together.
+
+    Attributes:
+        hops: What each log says.
+        crossings: What became of traces from each station to the next.
+        joined_one_in: Of how many ids one was joined.
+    """
 
     hops: tuple[HopLog, ...]
     crossings: tuple[Crossing, ...] = ()

@@ -1,247 +1,179 @@
-"""How a line of Envoy's access log is read: formats, and why no text in a line can pass for another field.
+"""The formats of access logs: which one a log is in, JSON, and the text formats that are known.
 
-Envoy escapes nothing in text formats: a path, a user agent or a tracestate may hold quotes, spaces, or a whole
-` traceparent=...` of its own. A line is therefore believed only where it can be read in exactly one way:
-
-- A strict expression, in which no field holds the characters that separate fields, matches in one way at most; and
- where it matches, every such character of the line belongs to the format, so no other reading exists.
-- Any other line is looked at from both ends: the places where a field may end, reached from the left and from the
- right. One place for each is one reading. More is ambiguous, and the line is counted, not guessed.
+`format_of` takes what a user names, `detect` finds a format out from a log's first lines. Text formats are read by
+`TextFormat`. Envoy escapes every value in JSON, so no text there can pass for another field. A key that comes twice can
+only be a text format that looks like JSON, and such a line is not believed.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
-# A format string taken apart: the fields that it prints, what stands between them, and the expression for its lines.
-#
-#  Must
-# not know what is done with a line that it does not match.
+from meshmw._tools.access_log.text_format import FIELDS, Line, Refusal, TextFormat
 
+ENVOY_DEFAULT: Final = (
+    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% '
+    '%BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" '
+    '"%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%"'
+)
+ISTIO_DEFAULT: Final = (
+    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% '
+    '%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% '
+    '%BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" '
+    '"%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% '
+    "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%"
+)
+# What people append to a default format.
+_TAILS: Final = (
+    "",
+    " traceparent=%REQ(TRACEPARENT)%",
+    " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%",
+    " trace_id=%TRACE_ID% traceparent=%REQ(TRACEPARENT)%",
+    " traceparent=%REQ(TRACEPARENT)% trace_id=%TRACE_ID%",
+    " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)% trace_id=%TRACE_ID%",
+    ' "%REQ(TRACEPARENT)%"',
+    ' "%REQ(TRACEPARENT)%" "%REQ(TRACESTATE)%"',
+    " %TRACE_ID%",
+)
+_SHORT: Final = (
+    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%" %RESPONSE_CODE% '
+    "traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"
+)
+KNOWN_FORMATS: Final = (*(base + tail for tail in _TAILS for base in (ISTIO_DEFAULT, ENVOY_DEFAULT)), _SHORT)
+_NAMED: Final = {"envoy": ENVOY_DEFAULT, "istio": ISTIO_DEFAULT}
+# As many as make a good guess, of a log that may hold other programs' lines.
+FIRST_LINES: Final = 200
 
-# The fields that are looked at, by the operator that prints them.
-FIELDS: Final = {
-    "%ACCESS_LOG_TYPE%": "type",
-    "%REQ(:METHOD)%": "method",
-    "%REQ(:PATH)%": "path",
-    "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%": "path",
-    "%REQ(:AUTHORITY)%": "authority",
-    "%REQ(USER-AGENT)%": "user_agent",
-    "%REQ(X-REQUEST-ID)%": "request_id",
-    "%REQ(TRACEPARENT)%": "traceparent",
-    "%REQ(TRACESTATE)%": "tracestate",
-    "%REQ(BAGGAGE)%": "baggage",
-    "%REQ(B3)%": "b3",
-    "%REQ(X-B3-TRACEID)%": "x_b3_traceid",
-    "%RESPONSE_CODE%": "code",
-    "%RESPONSE_CODE_DETAILS%": "details",
-    "%ROUTE_NAME%": "route",
-    "%TRACE_ID%": "trace_id",
-    "%UPSTREAM_CLUSTER%": "cluster",
-    "%UPSTREAM_CLUSTER_RAW%": "cluster",
-    "%UPSTREAM_HOST%": "upstream",
+# The fields by the keys that JSON logs have: Istio's own, those of Envoy's documentation, and what people write.
+ALIASES: Final = {
+    **{name: name for name in FIELDS.values()},
+    "access_log_type": "type",
+    "listener": "listener",
+    "listener_name": "listener",
+    "log_type": "type",
+    ":authority": "authority",
+    "host": "authority",
+    ":method": "method",
+    ":path": "path",
+    "original_path": "path",
+    "user-agent": "user_agent",
+    "x-request-id": "request_id",
+    "x_request_id": "request_id",
+    "trace_parent": "traceparent",
+    "tp": "traceparent",
+    "trace_state": "tracestate",
+    "ts": "tracestate",
+    "response_code": "code",
+    "status": "code",
+    "response_code_details": "details",
+    "route_name": "route",
+    "start_time": "start_time",
+    "upstream_cluster": "cluster",
+    "upstream_host": "upstream",
+    "x-b3-traceid": "x_b3_traceid",
 }
-# Values that neither a client nor a server can choose freely, and what they look like.
-_TIGHT: Final = {
-    "PROTOCOL": r"HTTP/[0-9.]+|-",
-    "RESPONSE_CODE": r"[0-9]+|-",
-    "RESPONSE_FLAGS": r"[A-Za-z0-9_,]+|-",
-    "BYTES_RECEIVED": r"[0-9]+|-",
-    "BYTES_SENT": r"[0-9]+|-",
-    "DURATION": r"[0-9]+|-",
-    "UPSTREAM_HOST": r'[^ "]+',
-    "TRACE_ID": r"[0-9a-f]+|-",
-    "ACCESS_LOG_TYPE": r"[A-Za-z]+|-",
-}
-_OPERATOR: Final = re.compile(r"%([A-Z_0-9]+)(\([^)]*\))?(:[0-9]+)?%|%%")
 
 
-class FormatField(NamedTuple):
-    """Is one operator of a format string.
+def format_of(wanted: str, keys: Mapping[str, str] | None = None) -> Format | None:
+    """Return the format that a user names; None for `auto`, which is found out from the lines.
 
-    Attributes:
-        name: What it prints, of `FIELDS`; empty for what is not looked at.
-        operator: Such as `REQ`.
-        tight: What its value looks like, where nobody can choose that freely.
+    Args:
+        wanted: `auto`, `json`, `envoy`, `istio`, or an Envoy format string.
+        keys: Where JSON holds a field, such as `{"traceparent": "labels.tp"}`.
+
+    Raises:
+        ValueError: It is none of these.
     """
-
-    name: str
-    operator: str
-    tight: re.Pattern[str] | None
-
-
-def taken_apart(source: str) -> tuple[tuple[str, ...], tuple[FormatField, ...]]:
-    """Return the texts of a format string, and the operators between each two of them."""
-    literals, fields, at = [""], [], 0
-    for match in _OPERATOR.finditer(source):
-        literals[-1] += source[at : match.start()]
-        at = match.end()
-        if match[1] is None:
-            literals[-1] += "%"
-            continue
-        operator = match[1].replace("REQUEST_HEADER", "REQ") if match[1] == "REQUEST_HEADER" else match[1]
-        name = FIELDS.get(f"%{operator}{(match[2] or '').upper()}%", "")
-        following = source[at : at + 1]
-        tight = None if match[3] else _TIGHT.get(operator)
-        pattern = re.compile(f"(?>{tight})") if tight else None
-        if pattern is not None and following and pattern.match("1" + following, 1):
-            pattern = None
-        fields.append(FormatField(name, operator, pattern))
-        literals.append("")
-    literals[-1] += source[at:]
-    return tuple(literals), tuple(fields)
-
-
-def strict_of(
-    literals: tuple[str, ...], fields: tuple[FormatField, ...]
-) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
-    """Build the expression that matches in one way at most; None where the format does not allow one."""
-    pieces, names = [re.escape(literals[0])], []
-    for index, field in enumerate(fields):
-        separators = _separators(literals, index)
-        if separators is None:
-            return None, ()
-        # Nothing is gained by giving back characters where a separator follows.
-        possessive = "+" if literals[index + 1][:1] in separators else ""
-        characters = "[^{}]*{}".format("".join(map(re.escape, sorted(separators))), possessive)
-        first_of_name = field.name and field.name not in names
-        if first_of_name:
-            names.append(field.name)
-        body = field.tight.pattern if field.tight is not None else characters
-        pieces.append(f"({body})" if first_of_name else body)
-        pieces.append(re.escape(literals[index + 1]))
-    return re.compile("".join(pieces)), tuple(names)
-
-
-def _separators(literals: tuple[str, ...], index: int) -> set[str] | None:
-    """Return the characters that a field must not hold, for the expression to be the only reading.
-
-    A quote separates wherever the format has one. Between two quotes, spaces separate the fields that share the place.
-    """
-    quoted = any('"' in literal for literal in literals)
-    left = index
-    while left > 0 and '"' not in literals[left]:
-        left -= 1
-    right = index + 1
-    while right < len(literals) - 1 and '"' not in literals[right]:
-        right += 1
-    inner = literals[left + 1 : right]
-    if any(" " not in literal for literal in inner):
+    if wanted == "auto" and not keys:
         return None
-    # The parts of the outer literals that face this place hold separators as well.
-    facing = literals[left].rpartition('"')[2] + literals[right].partition('"')[0]
-    spaces = {" "} if inner or " " in facing else set()
-    separators = ({'"'} if quoted else set()) | spaces
-    return separators or {"\n"}
+    if wanted == "json" or (wanted == "auto" and keys):
+        return JsonFormat(keys)
+    if wanted not in _NAMED and "%" not in wanted:
+        raise ValueError(f"{wanted!r} is no format: give auto, json, envoy, istio or an Envoy format string")
+    return TextFormat.compile(_NAMED.get(wanted, wanted))
 
 
-# Beyond these a line that is not strict costs more than it is worth.
-_MAX_LOOSE_CHARS: Final = 32_768
-_MAX_ENDS: Final = 64
+def detect(lines: Iterable[str]) -> Format | None:
+    """Return the format that reads the most of some lines, the longest one where several do; None if none does."""
+    sample = [line for line in lines if line.strip()][:FIRST_LINES]
+    best: tuple[int, int, Format] | None = None
+    for candidate in _candidates(sample):
+        count = sum(not isinstance(candidate.read(line), str) for line in sample)
+        rank = (count, len(candidate.source))
+        if count and (best is None or rank > best[:2]):
+            best = (*rank, candidate)
+    return None if best is None else best[2]
 
-Line = dict[str, str]
-Refusal = Literal["broken", "ambiguous"]
+
+def _candidates(sample: Sequence[str]) -> list[Format]:
+    if any(line.startswith("{") for line in sample):
+        return [JsonFormat(), *_TEXT_FORMATS]
+    return list(_TEXT_FORMATS)
 
 
-@dataclass(frozen=True, slots=True)
-class TextFormat:
-    """Reads lines that Envoy wrote with one format string.
+class JsonFormat:
+    """Reads lines that are one JSON object each.
 
-    Attributes:
-        source: The format string.
-        names: The fields of `FIELDS` that it prints, in their order.
+    Args:
+        keys: Further keys, such as `{"traceparent": "labels.tp"}`: a dot goes into a nested object.
+
+    Raises:
+        ValueError: A field is none of those that are looked at.
     """
 
-    source: str
-    names: tuple[str, ...]
-    _literals: tuple[str, ...]
-    _fields: tuple[FormatField, ...]
-    _strict: re.Pattern[str] | None
-    _strict_names: tuple[str, ...]
+    names: tuple[str, ...] = tuple(dict.fromkeys(ALIASES.values()))
+    source = "json"
 
-    @classmethod
-    def compile(cls, source: str) -> TextFormat:
-        r"""Make a reader of a format string; a `\n` at its end is left out.
-
-        Raises:
-            ValueError: It prints no field that is looked at, or two fields with nothing between them.
-        """
-        literals, fields = taken_apart(source.removesuffix("\\n").rstrip("\n"))
-        names = tuple(field.name for field in fields if field.name)
-        if not names:
-            raise ValueError("the format prints none of: " + " ".join(FIELDS))
-        if any(not literal for literal in literals[1:-1]):
-            raise ValueError("the format prints two fields with nothing between them, which nobody can tell apart")
-        strict, captured = strict_of(literals, fields)
-        return cls(source, tuple(dict.fromkeys(names)), literals, fields, strict, captured)
+    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
+        wanted = dict(keys or {})
+        unknown = sorted(set(wanted) - set(self.names))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such field; there are {', '.join(self.names)}")
+        self._names = {key: name for key, name in ALIASES.items() if name not in wanted}
+        self._names |= {key: name for name, key in wanted.items() if "." not in key}
+        self._paths = {name: key.split(".") for name, key in wanted.items() if "." in key}
 
     def read(self, line: str) -> Line | Refusal:
-        """Return the fields of a line, by name, or why it cannot be read."""
-        if self._strict is not None and (match := self._strict.fullmatch(line)):
-            return dict(zip(self._strict_names, match.groups(), strict=True))
-        if len(line) > _MAX_LOOSE_CHARS:
+        """Return the fields of a line, by name, or why it cannot be read; a null is left out."""
+        try:
+            found = _DECODER.decode(line)
+        except _RepeatedKeyError:
+            return "ambiguous"
+        except (ValueError, RecursionError):
             return "broken"
-        return self._read_loosely(line)
-
-    def _read_loosely(self, line: str) -> Line | Refusal:
-        """Look for the one reading of a line in which fields hold separators."""
-        if not line.startswith(self._literals[0]):
+        if not isinstance(found, dict):
             return "broken"
-        places: dict[str, list[int]] = {}
-        starts = [len(self._literals[0])]
-        reached = [starts]
-        for index, field in enumerate(self._fields, 1):
-            ends = self._ends(line, starts, field, index, places)
-            if not ends:
-                return "broken"
-            if len(ends) > _MAX_ENDS:
-                return "ambiguous"
-            width = len(self._literals[index])
-            starts = [end + width for end in ends]
-            reached.append(starts)
-        return self._only_path(line, reached)
-
-    def _ends(
-        self, line: str, starts: list[int], field: FormatField, index: int, places: dict[str, list[int]]
-    ) -> Sequence[int]:
-        """Return where a field may end that begins at one of these places, the literal of this index following."""
-        literal = self._literals[index]
-        last = len(line) - len(literal) if index == len(self._literals) - 1 else None
-        if field.tight is not None:
-            matches = [field.tight.match(line, start) for start in starts]
-            ends = {match.end() for match in matches if match and line.startswith(literal, match.end())}
-            return sorted(ends if last is None else ends & {last})
-        if last is not None:
-            return [last] if line.endswith(literal) and last >= starts[0] else []
-        if (found := places.get(literal)) is None:
-            found = places[literal] = _places_of(literal, line, starts[0])
-        return found[bisect_left(found, starts[0]) :]
-
-    def _only_path(self, line: str, reached: list[list[int]]) -> Line | Refusal:
-        """Go back from the end, where the last literal stands alone, and keep the places from which it is reached."""
-        found: Line = {}
-        (after,) = reached[-1]
-        for index in range(len(self._fields) - 1, -1, -1):
-            field, end = self._fields[index], after - len(self._literals[index + 1])
-            starts = reached[index][: bisect_right(reached[index], end)]
-            if field.tight is not None and len(starts) > 1:
-                starts = [start for start in starts if field.tight.fullmatch(line, start, end)]
-            if len(starts) > 1:
-                return "ambiguous"
-            (after,) = starts  # every end was reached from some start
-            if field.name:
-                found[field.name] = line[after:end]
-        return found
+        names = self._names
+        fields = {names[key]: value for key, value in found.items() if key in names and value is not None}
+        for name, path in self._paths.items():
+            if (value := _nested(found, path)) is not None:
+                fields[name] = value
+        return {name: value if isinstance(value, str) else str(value) for name, value in fields.items()}
 
 
-def _places_of(literal: str, line: str, at: int) -> list[int]:
-    """Return where a text stands in a line from there on, also where it overlaps itself: all places, or too many."""
-    found: list[int] = []
-    while (at := line.find(literal, at)) >= 0 and len(found) <= _MAX_ENDS:
-        found.append(at)
-        at += 1
+class _RepeatedKeyError(ValueError):
+    pass
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _RepeatedKeyError
     return found
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_without_repeated_keys)
+
+
+def _nested(found: Any, path: list[str]) -> Any:
+    for key in path:
+        if not isinstance(found, dict):
+            return None
+        found = found.get(key)
+    return found
+
+
+Format: TypeAlias = TextFormat | JsonFormat
+_TEXT_FORMATS: Final = tuple(map(TextFormat.compile, KNOWN_FORMATS))

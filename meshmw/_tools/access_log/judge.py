@@ -1,19 +1,17 @@
-"""TODO."""
+"""What is wrong in what access logs say, as findings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from meshmw._notices import shown
 from meshmw._tools import Finding, by_severity
 from meshmw._tools.access_log.counts import AccessLogReport, HopLog
-from meshmw._tools.access_log.hops import Crossing
+from meshmw._tools.access_log.crossings import Crossing
 from meshmw.wire import REASONS
 
-# What is wrong in what access logs say, as findings.
-
-
-_ADD_IT = "add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one"
+_ADD_IT: Final = "add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one"
 
 
 def judge_access_logs(report: AccessLogReport, max_missing: float = 1.0) -> tuple[Finding, ...]:
@@ -23,23 +21,23 @@ def judge_access_logs(report: AccessLogReport, max_missing: float = 1.0) -> tupl
         report: What the logs said.
         max_missing: The share of requests without traceparent that is still no fault, from 0 to 1.
     """
-    findings = [finding for hop in report.hops for finding in _of_hop(hop, max_missing)]
+    findings = [finding for hop in report.hops for finding in _check_hop(hop, max_missing)]
     loss = report.first_loss
     if loss is not None:
-        findings.append(_loss(loss))
-    findings += [_flip(crossing) for crossing in report.crossings if crossing.flipped]
+        findings.append(_loss_finding(loss))
+    findings += [_flip_finding(crossing) for crossing in report.crossings if crossing.flipped]
     return by_severity(findings)
 
 
-def _of_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
+def _check_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
     if not hop.logs_traceparent:
         yield Finding(
             "error", "access-log.not-logged", hop.name, "the access log does not print traceparent",
             "nobody can see in it whether a trace arrived or went on", _ADD_IT,
         )  # fmt: skip
         return
-    yield from _of_lines(hop)
-    yield from _of_requests(hop)
+    yield from _check_lines(hop)
+    yield from _check_requests(hop)
     missing = hop.places.total.share("missing")
     if missing > max_missing:
         yield Finding(
@@ -50,27 +48,7 @@ def _of_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _of_requests(hop: HopLog) -> Iterator[Finding]:
-    total = hop.places.total
-    if total.kinds["malformed"]:
-        yield _malformed(hop)
-    if total.kinds["empty"]:
-        yield Finding(
-            "warning", "access-log.empty", hop.name, f"{_count(total.kinds['empty'])} with an empty traceparent",
-            "an OpenTelemetry tracer in Envoy passes it on and makes no span; the first application starts a new trace",
-            "find who sets the header without a value, often a template or a proxy's `set header` of an unset variable",
-        )  # fmt: skip
-    if total.stripped:
-        yield Finding(
-            "warning", "access-log.stripped", hop.name,
-            f"{_count(total.stripped)} with tracestate or baggage but without traceparent",
-            "no client sends it so: something before this proxy, or this proxy, takes traceparent out",
-            "look at the hop before it for headers that are removed or not passed on; `meshmw doctor "
-            "--envoy-admin URL`",
-        )  # fmt: skip
-
-
-def _of_lines(hop: HopLog) -> Iterator[Finding]:
+def _check_lines(hop: HopLog) -> Iterator[Finding]:
     if hop.fault:
         yield Finding(
             "error", "access-log.unreadable", hop.name, f"reading ended early: {shown(hop.fault)}",
@@ -92,25 +70,45 @@ def _of_lines(hop: HopLog) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _malformed(hop: HopLog) -> Finding:
+def _check_requests(hop: HopLog) -> Iterator[Finding]:
+    total = hop.places.total
+    if total.kinds["malformed"]:
+        yield _malformed_finding(hop)
+    if total.kinds["empty"]:
+        yield Finding(
+            "warning", "access-log.empty", hop.name, f"{_requests(total.kinds['empty'])} with an empty traceparent",
+            "an OpenTelemetry tracer in Envoy passes it on and makes no span; the first application starts a new trace",
+            "find who sets the header without a value, often a template or a proxy's `set header` of an unset variable",
+        )  # fmt: skip
+    if total.stripped:
+        yield Finding(
+            "warning", "access-log.stripped", hop.name,
+            f"{_requests(total.stripped)} with tracestate or baggage but without traceparent",
+            "no client sends it so: something before this proxy, or this proxy, takes traceparent out",
+            "look at the hop before it for headers that are removed or not passed on; `meshmw doctor "
+            "--envoy-admin URL`",
+        )  # fmt: skip
+
+
+def _malformed_finding(hop: HopLog) -> Finding:
     reasons = ", ".join(
         f"{reason} ({count:,}; such as '{shown(hop.places.examples[reason], 60)}': {REASONS['traceparent'][reason]})"
         for reason, count in hop.places.reasons.most_common(3)
     )
     return Finding(
         "error", "access-log.malformed", hop.name,
-        f"{_count(hop.places.total.kinds['malformed'])} with a malformed traceparent: {reasons}",
+        f"{_requests(hop.places.total.kinds['malformed'])} with a malformed traceparent: {reasons}",
         "an OpenTelemetry tracer in Envoy passes it on and makes no span; the first strict application "
         "starts a new trace",
         "mend the sender; `meshmw inspect` shows the place of the fault",
     )  # fmt: skip
 
 
-def _loss(loss: Crossing) -> Finding:
+def _loss_finding(loss: Crossing) -> Finding:
     if loss.joined:
         trace, arrived, request_id = (shown(part, 64) for part in loss.example)
         what = (
-            f"of {_count(loss.joined)} that {loss.sender} sent and {loss.receiver} logged, {loss.lost:,} lost the "
+            f"of {_requests(loss.joined)} that {loss.sender} sent and {loss.receiver} logged, {loss.lost:,} lost the "
             f"trace; request {request_id} left with {trace} and arrived with {arrived}"
         )
     else:
@@ -123,10 +121,10 @@ def _loss(loss: Crossing) -> Finding:
     )  # fmt: skip
 
 
-def _flip(crossing: Crossing) -> Finding:
+def _flip_finding(crossing: Crossing) -> Finding:
     return Finding(
         "warning", "access-log.flipped", f"{crossing.sender} -> {crossing.receiver}",
-        f"{_count(crossing.flipped)} sampled at {crossing.sender} arrived unsampled at {crossing.receiver}",
+        f"{_requests(crossing.flipped)} sampled at {crossing.sender} arrived unsampled at {crossing.receiver}",
         "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears the flag "
         "at its own rate",
         "set randomSamplingPercentage: 100 or useRequestIdForTraceSampling: false in Istio's Telemetry; in Envoy "
@@ -134,7 +132,7 @@ def _flip(crossing: Crossing) -> Finding:
     )  # fmt: skip
 
 
-def _count(number: int) -> str:
+def _requests(number: int) -> str:
     return f"{number:,} request{'' if number == 1 else 's'}"
 
 

@@ -1,22 +1,96 @@
-"""`examine`: a process and its proxies, judged each by itself and together."""
+"""`meshmw doctor`: says what would break traces in a process, in its proxies, and between them.
+
+`process` and `proxy` look, `judge_process` and `judge_proxy` judge what was seen, and this file puts both together and
+prints it. Only the command uses the folder, so its face is here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.doctor.config_dump import ProxyConfig
-from meshmw._tools.doctor.process import AppFacts, judge_process
-from meshmw._tools.doctor.proxy import judge_both, judge_proxy
+from meshmw._tools.doctor.judge_process import judge_process
+from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
+from meshmw._tools.doctor.process import ProcessFacts, load_app, look_at_process
+from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener, ask_proxy, read_dump
+from meshmw._tools.output import (
+    FOUND,
+    OK,
+    JsonOption,
+    as_command,
+    print_findings,
+    print_json,
+    print_line,
+    print_table,
+)
+from meshmw.settings import as_text
+
+
+@as_command
+def doctor(
+    app: Annotated[
+        str,
+        typer.Argument(metavar="[MODULE:APP]", help="The application, as uvicorn takes it; MODULE:MAKE() calls it."),
+    ] = "",
+    envoy_admin: Annotated[
+        list[str] | None,
+        typer.Option("--envoy-admin", metavar="URL", help="A proxy's administration interface; may be given again."),
+    ] = None,
+    config_dump: Annotated[
+        list[Path] | None,
+        typer.Option("--config-dump", metavar="FILE", help="What /config_dump answered, for a proxy out of reach."),
+    ] = None,
+    connect: Annotated[bool, typer.Option("--connect/--no-connect", help="Try a connection to the collector.")] = True,
+    app_dir: Annotated[Path, typer.Option("--app-dir", help="Where MODULE is looked for first.")] = Path(),
+    json: JsonOption = False,
+) -> int:
+    """Say what would break traces here: middleware, propagator, exporter, sampler, baggage, versions, and the proxy.
+
+    Loads the application in this process, with this environment, and looks at what it set up. With --envoy-admin, reads
+    the proxy's own configuration and judges both sides together. Nothing of a configuration dump is printed but what
+    concerns traces, and only GET is sent to a proxy.
+
+    Without an application, a proxy is judged beside the settings of this environment.
+
+    Each finding says what is the case, why that breaks traces, and what to do. Notes alone end with 0.
+    """
+    # What an application prints is no part of the answer.
+    with _importable_from(app_dir), contextlib.redirect_stdout(sys.stderr):
+        loaded = load_app(app) if app else None
+    facts = look_at_process(app, loaded, connect=connect)
+    proxies = [ask_proxy(url) for url in envoy_admin or ()] + [read_dump(path) for path in config_dump or ()]
+    diagnosis = examine(facts, proxies, process_too=bool(app) or not proxies)
+    if json:
+        print_json(diagnosis.to_json())
+    else:
+        _print(diagnosis)
+    return FOUND if any(finding.is_fault for finding in diagnosis.findings) else OK
+
+
+@contextlib.contextmanager
+def _importable_from(directory: Path) -> Iterator[None]:
+    path = str(directory.absolute())
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        # The application may have taken it out itself.
+        with contextlib.suppress(ValueError):
+            sys.path.remove(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Is what a process and its proxies have, and what is wrong with it."""
+    """Holds what a process and its proxies have, and what is wrong with it."""
 
-    process: AppFacts
+    process: ProcessFacts
     proxies: tuple[ProxyConfig, ...]
     findings: tuple[Finding, ...]
 
@@ -29,11 +103,11 @@ class Diagnosis:
         }
 
 
-def examine(process: AppFacts, proxies: Sequence[ProxyConfig] = (), *, process_too: bool = True) -> Diagnosis:
+def examine(process: ProcessFacts, proxies: Sequence[ProxyConfig] = (), *, process_too: bool = True) -> Diagnosis:
     """Judge a process and its proxies, the worst findings first.
 
     Args:
-        process: What the process has; of one that is not the application's own, only its settings count.
+        process: What the process has. Of a process that is not the application's own, only its settings count.
         proxies: What the proxies say of themselves.
         process_too: Whether the process is the application's own.
     """
@@ -41,3 +115,57 @@ def examine(process: AppFacts, proxies: Sequence[ProxyConfig] = (), *, process_t
     for proxy in proxies:
         findings += [*judge_proxy(proxy), *judge_both(process, proxy)]
     return Diagnosis(process, tuple(proxies), by_severity(findings))
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    if diagnosis.process.target or not diagnosis.proxies:
+        _print_process(diagnosis.process)
+    for proxy in diagnosis.proxies:
+        _print_proxy(proxy)
+        print_line("")
+    print_findings(diagnosis.findings)
+    faults = sum(finding.is_fault for finding in diagnosis.findings)
+    print_line("")
+    print_line(f"{faults} to mend" if faults else "Nothing to mend.", "bold red" if faults else "bold green")
+
+
+def _print_process(facts: ProcessFacts) -> None:
+    print_line(facts.target or "this process, without an application", "bold")
+    rows = [("propagator", facts.propagator), ("formats", as_text(facts.formats) or "none")]
+    if facts.framework:
+        rows += [("framework", facts.framework), ("middleware", " > ".join(facts.middleware) or "none")]
+    rows += [
+        ("provider", facts.provider),
+        ("service", facts.service_name or "-"),
+        ("sampler", facts.sampler or "-"),
+        ("exporters", ", ".join(facts.exporters) or "-"),
+        ("collector", f"{facts.collector} {facts.collector_fault or 'answers'}" if facts.collector else "-"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())),
+    ]
+    print_table(["", ""], rows)
+
+
+def _print_proxy(proxy: ProxyConfig) -> None:
+    version = ".".join(map(str, proxy.version))
+    print_line(f"proxy {proxy.node or proxy.where}  Envoy {version or 'of unknown version'}", "bold")
+    columns = ["listener", "tracer", "formats", "sampling", "removes", "headers", "request id", "log"]
+    print_table(columns, [_listener_row(listener) for listener in proxy.listeners])
+
+
+def _listener_row(listener: ProxyListener) -> list[str]:
+    sampling = f"{listener.random_sampling:g} % {listener.sampler}".strip() if listener.tracer else "-"
+    request_id = ["made" if listener.makes_request_id else "not made"]
+    if listener.uses_request_id and listener.tracer:
+        request_id.append("samples")
+    if listener.edge:
+        request_id.append("replaced")
+    return [
+        f"{listener.name} {listener.direction.lower()}".strip(),
+        listener.tracer or "none",
+        "+".join(listener.formats) or "-",
+        sampling,
+        ", ".join([*listener.removes, *(f"{name} (early)" for name in listener.removes_early)]) or "-",
+        f"{listener.max_kb} KiB, {listener.max_count}",
+        ", ".join(request_id),
+        {True: "traceparent", False: "no traceparent", None: "none"}[listener.logs_traceparent],
+    ]

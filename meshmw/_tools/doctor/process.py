@@ -1,20 +1,70 @@
-"""What is wrong with one process, as findings."""
+"""What this process has that concerns traces: settings, OpenTelemetry's globals, and an application loaded into it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+import importlib.metadata
+import socket
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from meshmw._tools import Finding
-from meshmw.settings import Settings
+from opentelemetry import trace
 
-# What one process has, as values: settings, OpenTelemetry's globals, middleware, a collector.
+from meshmw._otel import exporters_of, parts_of
+from meshmw._telemetry.export import endpoint_of
+from meshmw.errors import MeshmwError, SettingsError
+from meshmw.propagator import MeshPropagator
+from meshmw.settings import Settings, sdk_disabled
+
+# The attributes in which applications and middleware keep what they wrap.
+_INNER: Final = ("app", "wsgi_app", "application", "_app", "wsgi", "asgi_app")
+# An application may refer to itself, through others as well.
+_MAX_DEPTH: Final = 50
+_FRAMEWORKS: Final = ("fastapi.FastAPI", "starlette.Starlette", "flask.Flask")
+_PACKAGES: Final = (
+    "meshmw",
+    "opentelemetry-api",
+    "opentelemetry-sdk",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-instrumentation-asgi",
+    "opentelemetry-instrumentation-wsgi",
+)
+_INSTRUMENTORS: Final = {
+    "httpx": ("opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor"),
+    "fastapi": ("opentelemetry.instrumentation.fastapi", "FastAPIInstrumentor"),
+    "flask": ("opentelemetry.instrumentation.flask", "FlaskInstrumentor"),
+    "starlette": ("opentelemetry.instrumentation.starlette", "StarletteInstrumentor"),
+}
+
+
+class AppError(MeshmwError):
+    """Says in one line why an application cannot be loaded."""
+
+
+def load_app(target: str) -> Any:
+    """Import an application, as `uvicorn module:app` does.
+
+    Raises:
+        AppError: There is no such module or attribute, or importing it raised.
+    """
+    module_name, colon, path = target.partition(":")
+    if not (colon and module_name and path):
+        raise AppError(f"{target!r} is not MODULE:APP, such as shop.main:app")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.removesuffix("()").split("."):
+            found = getattr(found, name)
+        return found() if path.endswith("()") else found
+    except (Exception, SystemExit) as error:
+        raise AppError(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AppFacts:
-    """Is what one process has.
+class ProcessFacts:
+    """Holds what one process has.
 
     Attributes:
         target: What was loaded, such as `shop.main:app`; empty for this process without an application.
@@ -33,7 +83,7 @@ class AppFacts:
         sampler: The sampler's description; empty where there is none.
         instrumented: Libraries that opentelemetry-instrumentation has patched.
         versions: Versions by package.
-        collector: The endpoint and what came of a connection to it; empty where there is none to reach.
+        collector: The collector's `host:port`; empty where there is none to reach.
         collector_fault: Why it cannot be reached; empty if it can.
     """
 
@@ -66,215 +116,145 @@ class AppFacts:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
 
 
-# What keeps a process's spans from their backend, or from what others record, as findings.
+def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) -> ProcessFacts:
+    """Return what this process has, with an application or without.
+
+    Args:
+        target: What the application was loaded from.
+        app: The application.
+        connect: Whether to try a connection to the collector.
+    """
+    settings, fault = _read_settings()
+    disabled = sdk_disabled()
+    collector, collector_fault = _try_collector(None if disabled else settings) if connect else ("", "")
+    return ProcessFacts(
+        target=target,
+        framework=framework_of(app),
+        middleware=tuple(middleware_of(app)),
+        settings=settings,
+        settings_fault=fault,
+        sdk_disabled=disabled,
+        instrumented=tuple(_instrumented_libraries()),
+        versions=_installed_versions(),
+        collector=collector,
+        collector_fault=collector_fault,
+        **_look_at_propagator(),
+        **_look_at_provider(),
+    )
 
 
-FIRST_LINE: Final = (
-    "call meshmw.configure() before anything else, or make `import meshmw.auto` the program's first line"
-)
-_UNKNOWN: Final = "unknown_service"
+def framework_of(app: Any) -> str:
+    """Return `fastapi`, `starlette`, `flask` or `asgi or wsgi`; empty without an application."""
+    if app is None:
+        return ""
+    for layer in _layers(app):
+        names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(layer).__mro__}
+        for name in _FRAMEWORKS:
+            if name in names:
+                return name.partition(".")[0]
+    return "asgi or wsgi"
 
 
-def judge_export(facts: AppFacts) -> Iterator[Finding]:
-    """Yield what keeps a process's spans from being made, exported, found and complete."""
-    for check in (_collector, _destination, _provider, _resource, _sampler):
-        yield from check(facts)
+def middleware_of(app: Any) -> Iterator[str]:
+    """Yield the middleware that a request passes before the application's own code, the outermost first."""
+    for layer in _layers(app):
+        kept = getattr(layer, "user_middleware", None)
+        if kept is not None:
+            # Starlette builds them at the first request, the last one added outermost.
+            yield from (_qualified_name(getattr(each, "cls", each)) for each in kept)
+        elif getattr(layer, "wsgi_app", None) is None and hasattr(layer, "app"):
+            yield _qualified_name(type(layer))
 
 
-def _collector(facts: AppFacts) -> Iterator[Finding]:
-    if facts.collector_fault:
-        yield Finding(
-            "error", "exporter.unreachable", facts.where,
-            f"the collector at {facts.collector} cannot be reached: {facts.collector_fault}",
-            "spans are made and dropped: the trace ends before this service",
-            "MESHMW_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; 4317 is gRPC, 4318 is HTTP (MESHMW_EXPORTER=otlp-http)",
-        )  # fmt: skip
+def _layers(app: Any) -> Iterator[Any]:
+    """Yield an application and what it wraps, from the outside in."""
+    seen: set[int] = set()
+    while app is not None and id(app) not in seen and len(seen) < _MAX_DEPTH:
+        seen.add(id(app))
+        yield app
+        attributes = getattr(app, "__dict__", {})
+        app = next((inner for name in _INNER if callable(inner := attributes.get(name))), None)
 
 
-def _destination(facts: AppFacts) -> Iterator[Finding]:
-    settings = facts.settings
-    if settings is None:
-        return
-    if facts.sdk_disabled:
-        yield Finding(
-            "warning", "exporter.disabled", facts.where, "the SDK is disabled",
-            "headers are passed on, spans are not made", "unset OTEL_SDK_DISABLED",
-        )  # fmt: skip
-    elif settings.exporter in ("none", "console"):
-        yield Finding(
-            "warning", "exporter.nowhere", facts.where, f"spans go to {settings.exporter}",
-            "this service is missing in every trace that a backend shows", "MESHMW_EXPORTER=otlp",
-        )  # fmt: skip
+def _qualified_name(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__name__)}"
 
 
-def _provider(facts: AppFacts) -> Iterator[Finding]:
-    settings = facts.settings
-    if settings is None:
-        return
-    # With a provider of somebody else's, its exporters decide and not the settings.
-    if facts.target and facts.provider == "TracerProvider" and not facts.exporters and settings.exporter != "none":
-        yield Finding(
-            "error", "exporter.none", facts.where, "the tracer provider has no exporter",
-            "spans are made and go nowhere", "let meshmw.configure() make the provider, or add a span processor to it",
-        )  # fmt: skip
-    if facts.target and facts.provider == "ProxyTracerProvider" and not facts.sdk_disabled:
-        yield Finding(
-            "error", "provider.none", facts.where, "there is no tracer provider after loading the application",
-            "no spans are made, unless it is configured later than it is imported", FIRST_LINE,
-        )  # fmt: skip
+def _read_settings() -> tuple[Settings | None, str]:
+    try:
+        return Settings(), ""
+    except SettingsError as error:
+        return None, str(error)
 
 
-def _resource(facts: AppFacts) -> Iterator[Finding]:
-    configured = facts.settings is not None and facts.settings.service_name
-    name = facts.service_name or configured or ""
-    if not name or name.startswith(_UNKNOWN):
-        yield Finding(
-            "warning", "resource.no-name", facts.where, f"the service has no name{f' but {name}' if name else ''}",
-            "its spans stand in every backend among those of all other services without a name",
-            "MESHMW_SERVICE_NAME or OTEL_SERVICE_NAME",
-        )  # fmt: skip
+def _look_at_propagator() -> dict[str, Any]:
+    propagator = _global_propagator()
+    parts = parts_of(propagator)
+    ours = [each for each in (propagator, *parts) if isinstance(each, MeshPropagator)]
+    name, names = type(propagator).__name__, [type(each).__name__ for each in parts]
+    return {
+        "propagator": f"{name}({', '.join(names)})" if names else name,
+        "formats": tuple(ours[0].formats if ours else sorted(getattr(propagator, "fields", ()))),
+        "strict": bool(ours),
+        "part_of_composite": bool(ours) and ours[0] is not propagator and len(parts) > 1,
+    }
 
 
-def _sampler(facts: AppFacts) -> Iterator[Finding]:
-    if not facts.sampler or facts.sampler.startswith("ParentBased") or facts.sampler == "AlwaysOnSampler":
-        return
-    if facts.settings is None or facts.settings.sampling_owner != "service":
-        yield Finding(
-            "warning", "sampling.not-parent-based", facts.where,
-            f"the sampler is {facts.sampler}, which ignores the caller's flag",
-            "this service records other traces than its callers: traces with holes",
-            "OTEL_TRACES_SAMPLER=parentbased_traceidratio, or MESHMW_SAMPLING_RATIO with "
-            "MESHMW_SAMPLING_OWNER=service and the same ratio in every service",
-        )  # fmt: skip
+def _global_propagator() -> Any:
+    try:
+        from opentelemetry import propagate
+    except Exception as error:
+        # OTEL_PROPAGATORS names a package that is not installed, and OpenTelemetry raises on import.
+        return error
+    return propagate.get_global_textmap()
 
 
-_OURS: Final = ("meshmw.asgi.TraceContextMiddleware", "meshmw.wsgi.TraceContextMiddleware")
-_CONTRIB: Final = ("opentelemetry.instrumentation.asgi.", "opentelemetry.instrumentation.wsgi.")
-# What runs in a framework's own depth of the row, and makes no calls and no logs of its own.
-_HARMLESS: Final = ("CORSMiddleware", "GZipMiddleware", "TrustedHostMiddleware", "HTTPSRedirectMiddleware")
+def _look_at_provider() -> dict[str, Any]:
+    provider = trace.get_tracer_provider()
+    resource, sampler = getattr(provider, "resource", None), getattr(provider, "sampler", None)
+    return {
+        "provider": type(provider).__name__,
+        "exporters": tuple(_exporter_names(provider)),
+        "service_name": "" if resource is None else str(resource.attributes.get("service.name", "")),
+        "sampler": "" if sampler is None else str(sampler.get_description()),
+    }
 
 
-def judge_process(facts: AppFacts) -> Iterator[Finding]:
-    """Yield what is wrong with a process."""
-    for check in _CHECKS:
-        yield from check(facts)
+def _exporter_names(provider: Any) -> Iterator[str]:
+    for exporter in exporters_of(provider):
+        # What meshmw puts around an exporter is not what the reader chose.
+        inner = getattr(exporter, "_exporter", None) if type(exporter).__module__.startswith("meshmw.") else None
+        yield type(inner or exporter).__name__
 
 
-def _settings(facts: AppFacts) -> Iterator[Finding]:
-    if facts.settings_fault:
-        yield Finding(
-            "error", "settings.unusable", facts.where, facts.settings_fault.replace("\n  - ", " "),
-            "meshmw.configure() raises, and the program does not start",
-            "`meshmw settings` says what each variable takes",
-        )  # fmt: skip
+def _instrumented_libraries() -> Iterator[str]:
+    for library, (module_name, class_name) in _INSTRUMENTORS.items():
+        # What nobody imported has patched nothing.
+        instrumentor = getattr(sys.modules.get(module_name), class_name, None)
+        if instrumentor is not None and instrumentor().is_instrumented_by_opentelemetry:
+            yield library
 
 
-def _propagator(facts: AppFacts) -> Iterator[Finding]:
-    if not facts.strict:
-        yield Finding(
-            "error" if facts.target else "note", "propagator.not-strict", facts.where,
-            f"the global propagator is {facts.propagator}, not meshmw's",
-            "of several formats the last one that is listed wins there, stale headers stay on outgoing requests, and "
-            "what is malformed is passed on",
-            FIRST_LINE,
-        )  # fmt: skip
-    elif facts.part_of_composite:
-        yield Finding(
-            "warning", "propagator.composite", facts.where,
-            f"meshmw's propagator is one of several: {facts.propagator}",
-            "the one that is listed last decides whose trace it is, and each writes its own headers",
-            "OTEL_PROPAGATORS=meshmw alone, with the formats in MESHMW_PROPAGATORS",
-        )  # fmt: skip
-    elif not {"tracecontext", "b3", "b3multi"} & set(facts.formats):
-        yield Finding(
-            "error", "propagator.no-format", facts.where, "no trace format is configured",
-            "no trace header is read or written: every request starts a new trace",
-            "MESHMW_PROPAGATORS=tracecontext,baggage",
-        )  # fmt: skip
+def _installed_versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
-def _middleware(facts: AppFacts) -> Iterator[Finding]:
-    if not facts.framework:
-        return
-    ours = [index for index, name in enumerate(facts.middleware) if name in _OURS]
-    if ours:
-        yield from _place(facts, ours)
-    else:
-        yield Finding(
-            "error", "middleware.missing", facts.where, "no meshmw middleware is around this application",
-            "only what the framework itself does with headers is done: baggage, pass-through headers and the outcome "
-            "of malformed ones are nobody's",
-            "app.add_middleware(meshmw.asgi.TraceContextMiddleware) as the last of all, or meshmw.flask.init_app(app)",
-        )  # fmt: skip
-
-
-def _place(facts: AppFacts, ours: Sequence[int]) -> Iterator[Finding]:
-    """Yield what is wrong with where meshmw's middleware stands in the row."""
-    if len(ours) > 1:
-        yield Finding(
-            "warning", "middleware.twice", facts.where, f"meshmw's middleware is there {len(ours)} times",
-            "each request passes it again for nothing; only the outermost makes a span",
-            "add it once",
-        )  # fmt: skip
-    outside = [name for name in facts.middleware[: ours[0]] if not name.endswith(_HARMLESS)]
-    if outside:
-        yield Finding(
-            "warning", "middleware.order", facts.where, f"outside of meshmw's middleware: {', '.join(outside)}",
-            "what they log, call and refuse belongs to no trace, and the span does not count their time",
-            "add meshmw's middleware last: the last one that is added is the outermost",
-        )  # fmt: skip
-
-
-def _duplicates(facts: AppFacts) -> Iterator[Finding]:
-    contrib = [name for name in facts.middleware if name.startswith(_CONTRIB)]
-    ours = [name for name in facts.middleware if name in _OURS]
-    if contrib and ours:
-        yield Finding(
-            "note", "instrumentation.twice", facts.where, f"{contrib[0]} is there beside meshmw's middleware",
-            "there is still one SERVER span per request, but each request passes both",
-            "take one away: meshmw's alone makes the span too",
-        )  # fmt: skip
-    if "httpx" in facts.instrumented:
-        yield Finding(
-            "note", "instrumentation.httpx", facts.where, "httpx is patched by opentelemetry-instrumentation-httpx",
-            "a call through meshmw.httpx.Client gets two CLIENT spans, of which the inner one is the next hop's parent",
-            "take one away: meshmw.httpx.Client, or the instrumentation",
-        )  # fmt: skip
-
-
-def _baggage(facts: AppFacts) -> Iterator[Finding]:
-    settings = facts.settings
-    if settings is None:
-        return
-    if "*" in settings.baggage_to:
-        yield Finding(
-            "warning", "baggage.everywhere", facts.where, "baggage goes to every host",
-            "strangers read what callers put there",
-            "MESHMW_BAGGAGE_TO=mesh, or the names that need it",
-        )  # fmt: skip
-    if "baggage" in settings.propagators and not (settings.baggage_keys and settings.baggage_max_members):
-        yield Finding(
-            "note", "baggage.none-kept", facts.where, "baggage is among the formats, and no member of it is kept",
-            "baggage ends at this service",
-            "unset MESHMW_BAGGAGE_KEYS and MESHMW_BAGGAGE_MAX_MEMBERS, or take baggage out of MESHMW_PROPAGATORS",
-        )  # fmt: skip
-
-
-def _versions(facts: AppFacts) -> Iterator[Finding]:
-    api, sdk = facts.versions.get("opentelemetry-api", ""), facts.versions.get("opentelemetry-sdk", "")
-    if api.split(".")[:2] != sdk.split(".")[:2]:
-        yield Finding(
-            "warning", "versions.differ", facts.where, f"opentelemetry-api is {api}, opentelemetry-sdk is {sdk}",
-            "they are made for each other's version alone", "install one version of both",
-        )  # fmt: skip
-
-
-_CHECKS: Final[tuple[Callable[[AppFacts], Iterator[Finding]], ...]] = (
-    _settings,
-    _propagator,
-    _middleware,
-    _duplicates,
-    judge_export,
-    _baggage,
-    _versions,
-)
+def _try_collector(settings: Settings | None) -> tuple[str, str]:
+    """Return the collector's address, and why it cannot be reached."""
+    endpoint = endpoint_of(settings) if settings is not None else None
+    if endpoint is None:
+        return "", ""
+    parts = urlsplit(endpoint)
+    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 4317)
+    address = f"{parts.hostname}:{port}"
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=3):
+            return address, ""
+    except OSError as error:
+        return address, str(error.strerror or error)

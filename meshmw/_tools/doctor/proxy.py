@@ -1,238 +1,310 @@
-"""What is wrong with one proxy, as findings.
+"""What an Envoy says of its own configuration, as far as it concerns traces.
 
- The rules are measured
-on Envoy 1.36 to 1.40.
+The administration interface is asked with GET alone, for it can also stop a proxy. A file that holds its answer does as
+well. Only the fields of `ProxyConfig` are taken: a dump may hold keys and certificates, which go nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from meshmw._tools import Finding
-from meshmw._tools.doctor.config_dump import ProxyConfig, ProxyListener
-from meshmw._tools.doctor.process import AppFacts
+import httpx
 
-# Since this version a proxy clears the flag of a sampled parent at its own rate.
-_CLEARS_FLAGS: Final = (1, 39)
-_KEEP_FLAG: Final = (
-    "Istio's Telemetry: randomSamplingPercentage: 100, or useRequestIdForTraceSampling: false; Envoy: random_sampling "
-    "100, or use_request_id_for_trace_sampling: false in the request id extension"
-)
+from meshmw._notices import without_secrets
+from meshmw.errors import MeshmwError
 
+TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
+_TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking", "xray", "lightstep", "opencensus", "dynamic_ot")
+_CONNECTION_MANAGER: Final = "HttpConnectionManager"
+# What reading JSON of another shape raises.
+_UNEXPECTED: Final = (ValueError, AttributeError, LookupError, TypeError, ArithmeticError, RecursionError)
 
-def judge_proxy(proxy: ProxyConfig) -> Iterator[Finding]:
-    """Yield what is wrong with a proxy by itself."""
-    if not proxy.listeners:
-        yield Finding(
-            "warning", "proxy.no-http", proxy.where, "it has no HTTP listener",
-            "it forwards bytes: it neither reads nor writes trace headers, and makes no spans",
-            "ask the proxy in the way",
-        )  # fmt: skip
-    for listener in proxy.listeners:
-        for check in _CHECKS:
-            yield from check(proxy, listener)
-    reading = {listener.formats for listener in proxy.listeners if listener.formats}
-    if len(reading) > 1:
-        yield Finding(
-            "warning", "proxy.mixed-formats", proxy.where, "its listeners read and write different formats",
-            "a trace that comes in by one format goes out by another",
-            "give all listeners one tracer: OpenTelemetry's, or Zipkin's with USE_B3_WITH_W3C_PROPAGATION",
-        )  # fmt: skip
+Json = Mapping[str, Any]
 
 
-def _tracer(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    if not listener.tracer:
-        yield Finding(
-            "note", "proxy.no-tracing", proxy.where_of(listener),
-            "it traces nothing, and passes trace headers on untouched",
-            "it is missing in every trace, which breaks none",
-            "Istio's Telemetry, or tracing in the connection manager",
-        )  # fmt: skip
-    elif not listener.formats:
-        yield Finding(
-            "warning", "proxy.other-tracer", proxy.where_of(listener),
-            f"its tracer is {listener.tracer}, whose headers are not W3C's nor B3",
-            "its spans are in traces of their own", "use the OpenTelemetry tracer",
-        )  # fmt: skip
-    if listener.writes_nothing:
-        yield Finding(
-            "warning", "proxy.injects-nothing", proxy.where_of(listener),
-            "no_context_propagation is set (disableContextPropagation)",
-            "it exports spans and sends no headers of its own: what lies behind it hangs beside its spans, not below",
-            "take it away",
-        )  # fmt: skip
+class AdminError(MeshmwError):
+    """Says in one line why a proxy's configuration cannot be read."""
 
 
-def _sampling(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    if not listener.tracer or not listener.uses_request_id:
-        return
-    clears = listener.tracer == "opentelemetry" and (not proxy.version or proxy.version >= _CLEARS_FLAGS)
-    if listener.random_sampling < 100 and clears and listener.sampler in ("", "parent_based"):
-        yield Finding(
-            "warning", "sampling.proxy-clears-the-flag", proxy.where_of(listener),
-            f"random_sampling is {listener.random_sampling:g} %, and Envoy since 1.39 clears the sampled flag of the "
-            f"other {100 - listener.random_sampling:g} % of requests, whatever their caller decided",
-            "a trace that the caller records ends here: everything behind it is unsampled", _KEEP_FLAG,
-        )  # fmt: skip
-    if not listener.makes_request_id:
-        yield Finding(
-            "error" if clears else "warning", "request-id.not-made", proxy.where_of(listener),
-            "it makes no x-request-id, and samples by it",
-            "a request without one, or with one that is no UUID, is never sampled",
-            "generate_request_id: true, or use_request_id_for_trace_sampling: false",
-        )  # fmt: skip
+def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
+    """Read a proxy's configuration from its administration interface.
+
+    Args:
+        url: Such as `http://127.0.0.1:15000`, which is Istio's; a missing `http://` is added.
+        timeout: Seconds for each answer.
+
+    Raises:
+        AdminError: It does not answer, or with something else.
+    """
+    base = (url if "://" in url else f"http://{url}").rstrip("/")
+    where = without_secrets(base)
+    try:
+        with httpx.Client(timeout=timeout, trust_env=False) as client:
+            dump, info, clusters = (
+                client.get(f"{base}{path}").raise_for_status().json()
+                for path in ("/config_dump", "/server_info", "/clusters?format=json")
+            )
+            return read_proxy(where, dump, info, clusters)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
+    except _UNEXPECTED as error:
+        raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
 
 
-def _removal(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    trace = [name for name in listener.removes if name != "x-request-id"]
-    if listener.removes_early:
-        yield Finding(
-            "error", "headers.removed-early", proxy.where_of(listener),
-            f"it removes {', '.join(listener.removes_early)} before its tracer looks",
-            "the caller's trace ends here, and another one begins", "take the early_header_mutation away",
-        )  # fmt: skip
-    if trace and listener.tracer and not {"baggage", "b3"} & set(trace):
-        yield Finding(
-            "note", "headers.removed-in-vain", proxy.where_of(listener), f"its routes remove {', '.join(trace)}",
-            "its tracer writes them again afterwards: the trace goes on, the removal does nothing",
-            "take request_headers_to_remove away, or remove early at an edge that must not believe strangers",
-        )  # fmt: skip
-    elif trace:
-        yield Finding(
-            "error", "headers.removed", proxy.where_of(listener), f"its routes remove {', '.join(trace)}",
-            "what lies behind it never sees the caller's headers", "take request_headers_to_remove away",
-        )  # fmt: skip
-    if "x-request-id" in listener.removes or "x-request-id" in listener.removes_early:
-        yield Finding(
-            "warning", "request-id.removed", proxy.where_of(listener), "it removes x-request-id",
-            "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
-        )  # fmt: skip
+def read_dump(path: Path) -> ProxyConfig:
+    """Read a file that holds what `/config_dump` answered, as curl or `istioctl proxy-config all POD -o json` write it.
+
+    Raises:
+        AdminError: It cannot be read, or holds something else.
+    """
+    try:
+        document: Any = json.loads(path.read_bytes())
+        return read_proxy(str(path), document)
+    except OSError as error:
+        raise AdminError(f"{path}: {error.strerror or error}") from error
+    except _UNEXPECTED as error:
+        raise AdminError(f"{path} holds no config_dump ({type(error).__name__})") from error
 
 
-def _zipkin(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    if listener.short_ids:
-        yield Finding(
-            "warning", "zipkin.short-ids", proxy.where_of(listener), "its tracer makes trace ids of 64 bits",
-            "in traceparent they are filled with zeros, which samplers by trace id take for another number",
-            "trace_id_128bit: true",
-        )  # fmt: skip
-    if listener.shared_spans:
-        yield Finding(
-            "note", "zipkin.shared-spans", proxy.where_of(listener), "its SERVER span has the span id of its client",
-            "two spans with one id: OpenTelemetry backends show one of them, or both at a wrong place",
-            "shared_span_context: false, as Istio has it",
-        )  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyListener:
+    """Holds what one HTTP listener of a proxy does with traces.
+
+    Attributes:
+        name: Its name.
+        direction: `INBOUND`, `OUTBOUND` or empty.
+        tracer: Such as `opentelemetry`, `zipkin`; empty where it passes trace headers through.
+        formats: The formats that its tracer reads and writes: `w3c`, `b3`.
+        random_sampling: Percent of requests that start sampled.
+        sampler: The last part of the OpenTelemetry sampler's name; empty for none.
+        uses_request_id: Whether `x-request-id` carries the sampling decision.
+        makes_request_id: Whether it makes one where it is missing.
+        edge: Whether it treats the peer as the outside world, and so replaces `x-request-id`.
+        removes: Trace headers that its routes remove.
+        removes_early: Trace headers that are removed before the tracer looks.
+        writes_nothing: Whether the tracer injects no headers.
+        shared_spans: Whether a Zipkin server span has the span id of its client.
+        short_ids: Whether Zipkin makes trace ids of 64 bits.
+        max_kb: The limit on request headers, in KiB.
+        max_count: The limit on their number.
+        logs_traceparent: Whether an access log prints it; None where there is no access log.
+        collector: The cluster that spans go to; empty where there is none.
+    """
+
+    name: str
+    direction: str = ""
+    tracer: str = ""
+    formats: tuple[str, ...] = ()
+    random_sampling: float = 100.0
+    sampler: str = ""
+    uses_request_id: bool = True
+    makes_request_id: bool = True
+    edge: bool = False
+    removes: tuple[str, ...] = ()
+    removes_early: tuple[str, ...] = ()
+    writes_nothing: bool = False
+    shared_spans: bool = False
+    short_ids: bool = False
+    max_kb: int = 60
+    max_count: int = 100
+    logs_traceparent: bool | None = None
+    collector: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the listener as plain JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def _log(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    if not listener.logs_traceparent:
-        missing = (
-            "it writes no access log"
-            if listener.logs_traceparent is None
-            else "its access log does not print traceparent"
-        )
-        yield Finding(
-            "note", "access-log.not-logged", proxy.where_of(listener), missing,
-            "where a trace ends cannot be seen afterwards",
-            "`meshmw mesh-config envoy` or `istio` prints a format that does",
-        )  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConfig:
+    """Holds what one proxy says of itself.
+
+    Attributes:
+        where: The address that was asked.
+        node: Its node id.
+        version: Such as `(1, 40, 0)`; empty where it does not tell.
+        listeners: Its HTTP listeners.
+        failing: Clusters to which connections have failed and none has been made.
+    """
+
+    where: str
+    node: str = ""
+    version: tuple[int, ...] = ()
+    listeners: tuple[ProxyListener, ...] = ()
+    failing: tuple[str, ...] = ()
+
+    def where_of(self, listener: ProxyListener) -> str:
+        """Return what findings call one of its listeners."""
+        return f"{self.node or self.where} {listener.name or listener.direction}".strip()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the proxy as plain JSON values."""
+        return {
+            "where": self.where,
+            "node": self.node,
+            "version": ".".join(map(str, self.version)),
+            "listeners": [listener.to_json() for listener in self.listeners],
+            "failing": list(self.failing),
+        }
 
 
-def _collector(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    if listener.collector and listener.collector in proxy.failing:
-        yield Finding(
-            "error", "exporter.proxy-unreachable", proxy.where_of(listener),
-            f"its collector, {listener.collector}, refuses connections",
-            "the proxy's spans are lost; nothing else says so, not even its own log",
-            "mend the cluster's address, its port, and whether it needs HTTP/2 (gRPC does)",
-        )  # fmt: skip
+def read_proxy(where: str, dump: Json, server_info: Json | None = None, clusters: Json | None = None) -> ProxyConfig:
+    """Read what the administration interface answered.
+
+    Args:
+        where: The address that was asked, for messages.
+        dump: `/config_dump`.
+        server_info: `/server_info`, for the version.
+        clusters: `/clusters?format=json`, for collectors that cannot be reached.
+
+    Raises:
+        ValueError: It is no configuration dump.
+    """
+    configs = dump.get("configs")
+    if not isinstance(configs, list):
+        raise ValueError(f"{where} did not answer with a config_dump")
+    routes = {route["name"]: route for route in _resources(configs, "route_configs", "route_config") if "name" in route}
+    listeners = [
+        _read_listener(listener, manager, routes)
+        for listener in _resources(configs, "listeners", "listener")
+        for manager in _connection_managers(listener)
+    ]
+    node: Json = next((each["bootstrap"].get("node", {}) for each in configs if "bootstrap" in each), {})
+    return ProxyConfig(
+        where=where,
+        node=str(node.get("id", "")),
+        version=_read_version(server_info or {}),
+        listeners=tuple(listeners),
+        failing=tuple(_failing_clusters(clusters or {})),
+    )
 
 
-_CHECKS: Final[tuple[Callable[[ProxyConfig, ProxyListener], Iterator[Finding]], ...]] = (
-    _tracer,
-    _sampling,
-    _removal,
-    _zipkin,
-    _log,
-    _collector,
-)
-
-# What does not fit between a process and its proxy, as findings.
+def _resources(configs: Sequence[Json], plural: str, single: str) -> Iterator[Json]:
+    """Yield static and dynamic resources of one kind, such as `listeners`, each of which lies in a `listener`."""
+    for config in configs:
+        for each in (*config.get(f"static_{plural}", ()), *config.get(f"dynamic_{plural}", ())):
+            # A dynamic listener lies one level deeper, and may be there without being active yet.
+            found = each.get(single) or each.get("active_state", {}).get(single)
+            if found:
+                yield found
 
 
-_APP_FORMATS: Final = {"tracecontext": "w3c", "b3": "b3", "b3multi": "b3"}
+def _connection_managers(listener: Json) -> Iterator[Json]:
+    chains = [*listener.get("filter_chains", ()), *filter(None, [listener.get("default_filter_chain")])]
+    for chain in chains:
+        for each in chain.get("filters", ()):
+            config = each.get("typed_config", {})
+            if str(config.get("@type", "")).endswith(_CONNECTION_MANAGER):
+                yield config
 
 
-def judge_both(facts: AppFacts, proxy: ProxyConfig) -> Iterator[Finding]:
-    """Yield what does not fit between a process and its proxy."""
-    formats = {_APP_FORMATS[name] for name in facts.formats if name in _APP_FORMATS} if facts.strict else set()
-    if not formats and facts.settings is not None:
-        formats = {_APP_FORMATS[name] for name in facts.settings.propagators if name in _APP_FORMATS}
-    for listener in proxy.listeners:
-        yield from _formats(facts, proxy, listener, formats)
-        yield from _budget(facts, proxy, listener)
-        yield from _request_id(facts, proxy, listener)
-        yield from _rates(facts, proxy, listener)
+def _read_listener(listener: Json, manager: Json, routes: Mapping[str, Json]) -> ProxyListener:
+    route_config = manager.get("route_config") or routes.get(manager.get("rds", {}).get("route_config_name", ""), {})
+    request_id = manager.get("request_id_extension", {}).get("typed_config", {})
+    limits = manager.get("common_http_protocol_options", {})
+    return ProxyListener(
+        name=str(listener.get("name", "")),
+        direction=str(listener.get("traffic_direction", "")),
+        uses_request_id=_unwrapped(request_id.get("use_request_id_for_trace_sampling"), True),
+        makes_request_id=_unwrapped(manager.get("generate_request_id"), True),
+        edge=_unwrapped(manager.get("use_remote_address"), False),
+        removes=tuple(sorted(set(_removed_by_routes(route_config)) & TRACE_HEADERS)),
+        removes_early=tuple(sorted(set(_removed_early(manager)) & TRACE_HEADERS)),
+        max_kb=int(_unwrapped(manager.get("max_request_headers_kb"), 60)),
+        max_count=int(_unwrapped(limits.get("max_headers_count"), 100)),
+        logs_traceparent=_logs_traceparent(manager),
+        **_read_tracing(manager.get("tracing")),
+    )
 
 
-def _formats(facts: AppFacts, proxy: ProxyConfig, listener: ProxyListener, formats: set[str]) -> Iterator[Finding]:
-    if not listener.formats or not formats or formats & set(listener.formats) == set(listener.formats):
-        return
-    names = ", ".join(sorted(formats))
-    if not formats & set(listener.formats):
-        yield Finding(
-            "error", "formats.differ", proxy.where_of(listener),
-            f"its tracer reads and writes {' and '.join(listener.formats)} alone, the application {names}",
-            "neither reads what the other writes: three traces of one request",
-            "USE_B3_WITH_W3C_PROPAGATION for a Zipkin tracer, the OpenTelemetry tracer, or for the application "
-            f"MESHMW_PROPAGATORS={'tracecontext' if 'w3c' in listener.formats else 'b3multi'},baggage",
-        )  # fmt: skip
+def _unwrapped(value: Any, default: Any) -> Any:
+    # A dump may show a wrapper message, such as BoolValue, as its value or as an object with that.
+    if isinstance(value, Mapping):
+        return value.get("value", default)
+    return default if value is None else value
 
 
-def _budget(facts: AppFacts, proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    settings = facts.settings
-    if settings is None:
-        return
-    most_bytes, most_headers = settings.header_budget
-    if most_bytes > listener.max_kb * 1024:
-        yield Finding(
-            "warning", "limits.bytes", proxy.where_of(listener),
-            f"it accepts {listener.max_kb} KiB of request headers, the application sends up to "
-            f"{most_bytes:,} bytes",
-            "a request with much baggage is answered 431, and nothing behind the proxy sees it",
-            f"MESHMW_HEADER_BUDGET={listener.max_kb * 1024}/{most_headers}, or a larger max_request_headers_kb",
-        )  # fmt: skip
-    if most_headers > listener.max_count:
-        yield Finding(
-            "warning", "limits.count", proxy.where_of(listener),
-            f"it accepts {listener.max_count} request headers, the application sends up to {most_headers}",
-            "a request with many headers is answered 431, and nothing behind the proxy sees it",
-            f"MESHMW_HEADER_BUDGET={most_bytes}/{listener.max_count}, or a larger max_headers_count",
-        )  # fmt: skip
+def _removed_by_routes(route_config: Json) -> Iterator[str]:
+    hosts = route_config.get("virtual_hosts", ())
+    for level in (route_config, *hosts, *(route for host in hosts for route in host.get("routes", ()))):
+        yield from (str(name).lower() for name in level.get("request_headers_to_remove", ()))
 
 
-def _request_id(facts: AppFacts, proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    settings = facts.settings
-    if settings is None or "x-request-id" in settings.passthrough_headers:
-        return
-    if listener.tracer and listener.uses_request_id and listener.random_sampling < 100:
-        yield Finding(
-            "warning", "request-id.not-passed-on", proxy.where_of(listener),
-            "it samples by x-request-id, which the application does not pass on",
-            "each hop throws its own dice", "MESHMW_PASSTHROUGH_HEADERS=x-request-id",
-        )  # fmt: skip
+def _removed_early(manager: Json) -> Iterator[str]:
+    for extension in manager.get("early_header_mutation_extensions", ()):
+        for mutation in extension.get("typed_config", {}).get("mutations", ()):
+            yield str(mutation.get("remove", "")).lower()
 
 
-def _rates(facts: AppFacts, proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    settings = facts.settings
-    if settings is None or settings.sampling_ratio is None or not listener.tracer:
-        return
-    percent = settings.sampling_ratio * 100
-    if settings.sampling_owner == "parent" and listener.direction != "OUTBOUND" and percent != listener.random_sampling:
-        yield Finding(
-            "note", "sampling.rates-differ", proxy.where_of(listener),
-            f"the proxy starts {listener.random_sampling:g} % of traces sampled, the application {percent:g} %",
-            "behind this proxy every request has a parent, so the application's ratio decides nothing",
-            "set the rate at the proxy, or MESHMW_SAMPLING_OWNER=service to let the application decide",
-        )  # fmt: skip
+def _logs_traceparent(manager: Json) -> bool | None:
+    logs = manager.get("access_log", ())
+    return any("traceparent" in str(log.get("typed_config", {})).lower() for log in logs) if logs else None
+
+
+def _read_tracing(tracing: Json | None) -> dict[str, Any]:
+    if tracing is None or "provider" not in tracing:
+        return {}
+    config = tracing["provider"].get("typed_config", {})
+    kind = str(tracing["provider"].get("name", "")).lower() + str(config.get("@type", "")).lower()
+    tracer = next((name for name in _TRACERS if name in kind), "unknown")
+    found: dict[str, Any] = {
+        "tracer": tracer,
+        "formats": _read_formats(tracer, config),
+        "random_sampling": _started_sampled(tracing),
+        "collector": _read_collector(config),
+    }
+    if tracer == "zipkin":
+        found["shared_spans"] = _unwrapped(config.get("shared_span_context"), True)
+        found["short_ids"] = not config.get("trace_id_128bit", False)
+    if tracer == "opentelemetry":
+        found["sampler"] = str(config.get("sampler", {}).get("name", "")).rpartition(".")[2]
+        found["writes_nothing"] = bool(tracing.get("no_context_propagation", False))
+    return found
+
+
+def _started_sampled(tracing: Json) -> float:
+    # Envoy samples no more than the smaller of the two.
+    random = float(_percent_value(tracing.get("random_sampling"), 100.0))
+    return min(random, float(_percent_value(tracing.get("overall_sampling"), 100.0)))
+
+
+def _percent_value(value: Any, default: float) -> float:
+    # An empty message is a percentage of zero.
+    return default if value is None else float(value.get("value", 0.0))
+
+
+def _read_formats(tracer: str, config: Json) -> tuple[str, ...]:
+    if tracer == "opentelemetry":
+        return ("w3c",)
+    if tracer == "zipkin":
+        both = config.get("trace_context_option") == "USE_B3_WITH_W3C_PROPAGATION"
+        return ("b3", "w3c") if both else ("b3",)
+    return ()
+
+
+def _read_collector(config: Json) -> str:
+    grpc = config.get("grpc_service", {}).get("envoy_grpc", {}).get("cluster_name", "")
+    http = config.get("http_service", {}).get("http_uri", {}).get("cluster", "")
+    return str(grpc or http or config.get("collector_cluster", ""))
+
+
+def _read_version(server_info: Json) -> tuple[int, ...]:
+    # commit/1.40.0/Clean/RELEASE/BoringSSL
+    parts = str(server_info.get("version", "")).split("/")
+    numbers = parts[1].partition("-")[0].split(".") if len(parts) > 1 else []
+    return tuple(int(number) for number in numbers if number.isdigit())
+
+
+def _failing_clusters(clusters: Json) -> Iterator[str]:
+    for cluster in clusters.get("cluster_statuses", ()):
+        totals = {"cx_connect_fail": 0, "cx_total": 0}
+        for host in cluster.get("host_statuses", ()):
+            for stat in host.get("stats", ()):
+                if stat.get("name") in totals:
+                    totals[stat["name"]] += int(stat.get("value", 0))
+        if totals["cx_connect_fail"] and totals["cx_connect_fail"] >= totals["cx_total"]:
+            yield str(cluster.get("name", ""))

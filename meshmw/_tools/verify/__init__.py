@@ -1,4 +1,8 @@
-"""`verify`: one synthetic request, followed through logs, answers and backends, and judged."""
+"""`follow`: one synthetic request, followed through answer, access logs and backends, and judged.
+
+`probe` makes the request and sends it, `evidence` looks at logs and backends, `judge` says where the trace broke, and a
+`Journey` holds the outcome. `command` is its face; `meshmw.testing` follows the requests of a test in the same way.
+"""
 
 from __future__ import annotations
 
@@ -9,106 +13,10 @@ from typing import Final
 
 from meshmw._notices import without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.verify.evidence import BackendError, LogTail, Seen, Watch, logged_in, probe_hops
+from meshmw._tools.verify.evidence import BackendError, Evidence, Watch, probe_hops
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
-from meshmw._tools.verify.judge import Judgement, judge_hops
-from meshmw._tools.verify.probe import Answer, Echo, Probe
-
-# What an answer, the sources and the spans of a probe show to be wrong, as findings.
-
-
-def of_answer(probe: Probe, answer: Answer) -> list[Finding]:
-    """Return what the answer itself shows."""
-    if answer.status_code < 400:
-        return []
-    return [
-        Finding(
-            "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
-            "a request that is refused on the way does not reach every hop",
-            "give a URL that answers 2xx, or what it needs with --header",
-        )
-    ]  # fmt: skip
-
-
-def of_sources(watch: Watch, seen: Seen, faults: dict[str, str]) -> list[Finding]:
-    """Return what is wrong with the logs and the backends themselves."""
-    findings = [
-        Finding("error", "verify.backend", name, text, "what it holds is not known", "mend its URL, or leave it out")
-        for name, text in faults.items()
-    ]
-    return findings + [finding for tail in watch.tails for finding in _of_log(tail, seen)]
-
-
-def _of_log(tail: LogTail, seen: Seen) -> Iterator[Finding]:
-    if not tail.prints_traceparent:
-        yield Finding(
-            "error", "access-log.not-logged", tail.name, "the access log does not print traceparent",
-            "nobody can see in it what passed", "`meshmw mesh-config` prints a format that does",
-        )  # fmt: skip
-    elif not logged_in(tail, seen):
-        yield Finding(
-            "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
-            "the request did not pass there, or came with neither its trace nor its x-request-id; Envoy "
-            "writes its log every ten seconds",
-            "wait longer with --timeout; give --alone where nothing else uses the mesh, and each new line counts",
-        )  # fmt: skip
-
-
-def of_spans(
-    probe: Probe, judgement: Judgement, watch: Watch, spans: Sequence[JourneySpan], faults: dict[str, str]
-) -> list[Finding]:
-    """Return what the spans show: none at all, other traces, parents that never came."""
-    if probe.variant == "unsampled":
-        return [_recorded_unsampled(spans)] if spans else []
-    if not spans:
-        return [] if not watch.backends or faults else [_no_spans(watch)]
-    wanted = judgement.expected or spans[0].trace_id
-    strays = [span for span in spans if span.trace_id != wanted]
-    orphans = [span for span in spans if span.orphan and span.trace_id == wanted]
-    findings = [_split(strays, len(spans))] if strays else []
-    return [*findings, _fallen_apart(orphans)] if orphans else findings
-
-
-def _split(strays: Sequence[JourneySpan], count: int) -> Finding:
-    first, others = strays[0], len({span.trace_id for span in strays})
-    return Finding(
-        "error", "verify.split", f"{first.service} {first.kind}",
-        f"{len(strays)} of {count} spans are in {others} other trace{'s' if others > 1 else ''}; the "
-        f"first is {first.name!r} of {first.service} in {first.trace_id}",
-        "one request shows up as several traces",
-        "look at the hop before that span: it did not pass the headers on, or in another format",
-    )  # fmt: skip
-
-
-def _fallen_apart(orphans: Sequence[JourneySpan]) -> Finding:
-    first = orphans[0]
-    return Finding(
-        "error", "verify.orphan", f"{first.service} {first.kind}",
-        f"{len(orphans)} spans hang below spans that never came; the first is {first.name!r} of "
-        f"{first.service}, whose parent {first.parent_id} is missing",
-        "the tree falls apart at this place, although the trace id is right",
-        "find who made that parent: a service or a proxy that passes headers on and exports nothing, or not "
-        "yet; wait longer with --timeout",
-    )  # fmt: skip
-
-
-def _recorded_unsampled(spans: Sequence[JourneySpan]) -> Finding:
-    return Finding(
-        "warning", "verify.recorded-unsampled", spans[0].service,
-        f"{len(spans)} spans were recorded of a trace that was sent unsampled, the first by {spans[0].service}",
-        "it costs what the sender decided not to spend, and the trace begins in the middle",
-        "let samplers follow their parent: ParentBased in an application, parent_based in Envoy",
-    )  # fmt: skip
-
-
-def _no_spans(watch: Watch) -> Finding:
-    names = ", ".join(backend.name for backend in watch.backends)
-    return Finding(
-        "error", "verify.no-spans", names, f"no span of the trace came in {watch.timeout:g} seconds",
-        "nothing was recorded, or it is exported elsewhere, or later",
-        "check the exporter's endpoint and the sampler with `meshmw doctor`, or wait longer with --timeout",
-    )  # fmt: skip
-
+from meshmw._tools.verify.judge import Judgement, check_answer, check_sources, check_spans, judge_hops
+from meshmw._tools.verify.probe import Echo, Probe, ProbeAnswer, is_trace_id
 
 _POLL: Final = 0.1
 # Clocks differ from machine to machine; what is older than this is an earlier probe with the same ids.
@@ -116,7 +24,11 @@ _SKEW_NS: Final = 60 * 10**9
 
 
 def follow(
-    probe: Probe, answer: Answer, watch: Watch, began_ns: int, tell: Callable[[str], None] = lambda text: None
+    probe: Probe,
+    answer: ProbeAnswer,
+    watch: Watch,
+    began_ns: int,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Journey:
     """Wait until logs and backends show the probe, and return its journey with the verdict.
 
@@ -125,25 +37,28 @@ def follow(
         answer: What came back.
         watch: What is watched.
         began_ns: When it was sent, in nanoseconds since 1970.
-        tell: Is told now and then what has been seen.
+        progress: Is called now and then with what has been seen.
     """
     deadline = time.monotonic() + watch.timeout
     faults: dict[str, str] = {}
-    seen, since = _look(probe, answer, watch, began_ns, faults), time.monotonic()
+    evidence, since = _look(probe, answer, watch, began_ns, faults), time.monotonic()
     while time.monotonic() < deadline:
-        if _is_complete(seen, watch, probe) and time.monotonic() - since >= watch.settle:
+        if _is_complete(evidence, watch, probe) and time.monotonic() - since >= watch.settle:
             break
-        tell(f"{max(0, len(seen.hops) - 1)} hops, {len(seen.spans)} spans")
+        progress(f"{max(0, len(evidence.hops) - 1)} hops, {len(evidence.spans)} spans")
         time.sleep(min(_POLL, watch.settle))
         now = _look(probe, answer, watch, began_ns, faults)
-        if now != seen:
-            seen, since = now, time.monotonic()
-    return _journey(probe, answer, watch, seen, faults)
+        if now != evidence:
+            evidence, since = now, time.monotonic()
+    return _conclude(probe, answer, watch, evidence, faults)
 
 
-def _look(probe: Probe, answer: Answer, watch: Watch, began_ns: int, faults: dict[str, str]) -> Seen:
-    hops = way(probe, probe_hops(watch.tails, probe, alone=watch.alone), answer.echoes)
-    trace_ids = list(dict.fromkeys([probe.trace_id, *judge_hops(hops, probe).trace_ids, *_named(answer)]))
+def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults: dict[str, str]) -> Evidence:
+    """Return what can be seen now, and note in *faults* which backends cannot be asked."""
+    hops = join_hops(probe, probe_hops(watch.tails, probe, alone=watch.alone), answer.echoes)
+    named = [probe.trace_id, *judge_hops(hops, probe).trace_ids, answer.trace_id]
+    # What a header or a log line says becomes part of a backend's URL.
+    trace_ids = [trace_id for trace_id in dict.fromkeys(named) if is_trace_id(trace_id)]
     spans: dict[tuple[str, str, str], JourneySpan] = {}
     for backend in watch.backends:
         try:
@@ -156,20 +71,22 @@ def _look(probe: Probe, answer: Answer, watch: Watch, began_ns: int, faults: dic
             if span.start_ns >= began_ns - _SKEW_NS:
                 # A Zipkin client and its server may share an id.
                 spans.setdefault((span.trace_id, span.span_id, span.kind), span)
-    return Seen(tuple(hops), with_orphans(spans.values(), probe.parent_id))
+    return Evidence(tuple(hops), with_orphans(spans.values(), probe.parent_id))
 
 
-def _named(answer: Answer) -> list[str]:
-    return [answer.trace_id] if answer.trace_id else []
+def join_hops(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> list[Hop]:
+    """Return the hops from the probe on, with what applications said of themselves put where they are.
 
-
-def way(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> list[Hop]:
-    """Return the hops from the probe on, with what applications said of themselves put where they are."""
-    told = list(echoes)
+    Args:
+        probe: What was sent.
+        proxies: What the logs show, with the applications between the proxies.
+        echoes: What applications said, the first one first.
+    """
+    waiting = list(echoes)
     hops = [Hop(name="probe", kind="client", sent=dict(probe.trace_headers))]
     for hop in proxies:
-        hops.append(_with_echo(hop, told.pop(0)) if hop.kind == "app" and told else hop)
-    hops += [_with_echo(Hop(name=f"application ({echo.where})", kind="app"), echo) for echo in told]
+        hops.append(_with_echo(hop, waiting.pop(0)) if hop.kind == "app" and waiting else hop)
+    hops += [_with_echo(Hop(name=f"application ({echo.where})", kind="app"), echo) for echo in waiting]
     return hops
 
 
@@ -177,50 +94,55 @@ def _with_echo(hop: Hop, echo: Echo) -> Hop:
     return replace(hop, received={**hop.received, **echo.headers}, trace_id=echo.trace_id)
 
 
-def _is_complete(seen: Seen, watch: Watch, probe: Probe) -> bool:
-    logged = all(logged_in(tail, seen) for tail in watch.tails)
-    recorded = len(seen.spans) >= max(1, watch.spans) and not any(span.orphan for span in seen.spans)
-    # What must not come cannot be waited for; the settling time is all that it gets.
+def _is_complete(evidence: Evidence, watch: Watch, probe: Probe) -> bool:
+    logged = all(evidence.hops_in(tail) for tail in watch.tails)
+    recorded = len(evidence.spans) >= max(1, watch.spans) and not any(span.orphan for span in evidence.spans)
+    # Spans that must not come cannot be waited for; the settling time is all that they get.
     return logged and (recorded or not watch.backends or probe.variant == "unsampled")
 
 
-def _journey(probe: Probe, answer: Answer, watch: Watch, seen: Seen, faults: dict[str, str]) -> Journey:
-    judgement = judge_hops(seen.hops, probe)
-    findings = [*judgement.findings, *of_answer(probe, answer), *of_sources(watch, seen, faults)]
-    findings += of_spans(probe, judgement, watch, seen.spans, faults)
-    ordered = by_severity(findings)
-    errors = [finding for finding in ordered if finding.severity == "error"]
-    verdict = _verdict(judgement, errors, seen)
+def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidence, faults: dict[str, str]) -> Journey:
+    judgement = judge_hops(evidence.hops, probe)
+    findings = by_severity(
+        [
+            *judgement.findings,
+            *check_answer(probe, answer),
+            *check_sources(watch, evidence, faults),
+            *check_spans(probe, judgement, watch, evidence.spans, faults),
+        ]
+    )
+    verdict = _verdict(judgement, findings, evidence)
     return Journey(
         title=f"{probe.method} {without_secrets(probe.url)}",
         verdict=verdict,
-        summary=_summary(verdict, judgement, errors, seen.spans),
+        summary=_summary(verdict, judgement, findings, evidence.spans),
         trace_id=judgement.expected or probe.trace_id,
         parent_id=probe.parent_id,
         sent=probe.trace_headers,
         status_code=answer.status_code,
-        hops=tuple(_with_spans(hop, seen.spans) for hop in judgement.hops),
-        spans=seen.spans,
-        findings=ordered,
-        sources=tuple(_sources(watch, answer, seen, faults)),
+        hops=tuple(_with_spans(hop, evidence.spans) for hop in judgement.hops),
+        spans=evidence.spans,
+        findings=findings,
+        sources=tuple(_describe_sources(watch, answer, evidence, faults)),
     )
 
 
-def _verdict(judgement: Judgement, errors: Sequence[Finding], seen: Seen) -> Verdict:
-    if errors:
+def _verdict(judgement: Judgement, findings: Sequence[Finding], evidence: Evidence) -> Verdict:
+    if any(finding.severity == "error" for finding in findings):
         return "broken"
-    return "one" if judgement.sights or seen.spans else "unknown"
+    return "one" if judgement.sightings or evidence.spans else "unknown"
 
 
-def _summary(verdict: Verdict, judgement: Judgement, errors: Sequence[Finding], spans: Sequence[JourneySpan]) -> str:
+def _summary(verdict: Verdict, judgement: Judgement, findings: Sequence[Finding], spans: Sequence[JourneySpan]) -> str:
     if verdict == "broken":
-        return f"BROKEN at {errors[0].where}: {errors[0].what}"
+        # The worst findings come first.
+        return f"BROKEN at {findings[0].where}: {findings[0].what}"
     if verdict == "unknown":
         return (
             "UNKNOWN: nothing shows the trace; give access logs, a backend, or an application that echoes its headers"
         )
     recorded = f" and {len(spans)} spans" if spans else ""
-    sightings = f"{judgement.sights} sighting{'' if judgement.sights == 1 else 's'} of its headers"
+    sightings = f"{judgement.sightings} sighting{'' if judgement.sightings == 1 else 's'} of its headers"
     return f"ONE trace: {sightings}{recorded}, all of one trace"
 
 
@@ -236,11 +158,11 @@ def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
     return replace(hop, span_ids=tuple(dict.fromkeys(made)))
 
 
-def _sources(watch: Watch, answer: Answer, seen: Seen, faults: dict[str, str]) -> Iterable[str]:
+def _describe_sources(watch: Watch, answer: ProbeAnswer, evidence: Evidence, faults: dict[str, str]) -> Iterator[str]:
     count = len(answer.echoes)
     yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} told what arrived"
     for tail in watch.tails:
-        count = logged_in(tail, seen)
+        count = evidence.hops_in(tail)
         yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"
     for backend in watch.backends:
-        yield f"{backend.name}: {faults.get(backend.name) or f'{len(seen.spans)} spans'}"
+        yield f"{backend.name}: {faults.get(backend.name) or f'{len(evidence.spans)} spans'}"

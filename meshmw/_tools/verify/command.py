@@ -1,4 +1,4 @@
-"""`meshmw verify`: one synthetic request, followed through logs, answers and backends."""
+"""`meshmw verify`: sends one request, follows it, and says that it is one trace, or where the trace broke."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Final, cast, get_args
 
 import typer
 from rich.progress import SpinnerColumn, TextColumn
@@ -15,91 +14,38 @@ from rich.text import Text
 from rich.tree import Tree
 
 from meshmw._notices import header_shown, shown
-from meshmw._tools.access_log.lines import format_of
+from meshmw._tools.access_log.formats import format_of
 from meshmw._tools.output import (
     FOUND,
     OK,
     CannotRunError,
-    answers,
-    line,
-    named_file,
-    out,
+    JsonOption,
+    ReportOption,
+    as_command,
+    console,
+    os_error_as_cannot_run,
     print_findings,
     print_json,
-    progress,
-    table,
-    unusable_is_said,
+    print_line,
+    print_table,
+    progress_display,
+    split_named_file,
 )
+from meshmw._tools.report import write_report
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import Backend, HttpBackend, LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
 from meshmw._tools.verify.probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
 
-# How a journey is printed: its hops, the trees of its spans, its findings, and the verdict.
-
-
 # Spans that hang deeper are printed at this depth: nobody reads further to the right.
-_MAX_DEPTH = 40
-_MAX_WIDTH = 4096
-_STYLES = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
+_MAX_DEPTH: Final = 40
+# Wider than any terminal, which then wraps: rich cuts what has no room.
+_MAX_WIDTH: Final = 4096
+_PORTS: Final = re.compile(r"[0-9]{1,5}(,[0-9]{1,5})?")
+_STYLES: Final = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
 
 
-def print_journey(journey: Journey) -> None:
-    """Print a journey for people: hops, spans, findings, verdict."""
-    line(f"{journey.title}: {journey.status_code or 'no answer'}", "bold")
-    for source in journey.sources:
-        line(f"  {source}", "dim")
-    line("")
-    rows = [_hop_cells(before, hop) for before, hop in zip((None, *journey.hops), journey.hops, strict=False)]
-    table(["hop", "received", "sent on", ""], rows)
-    if journey.spans:
-        line("")
-        for tree in _trees(journey).values():
-            # Wider than any terminal, which then wraps: what has no room would be cut.
-            out(_MAX_WIDTH).print(tree)
-    print_findings(journey.findings)
-    line("")
-    line(journey.summary, _STYLES[journey.verdict])
-
-
-def _hop_cells(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
-    marks = ["LOST HERE" if hop.lost else "", "" if hop.change == "unknown" else hop.change, hop.note]
-    received, sent = _shown(hop.received), _shown(hop.sent)
-    # What the hop before sent needs no second look.
-    same = before is not None and received == _shown(before.sent)
-    return hop.name, "" if same else received, sent, "; ".join(filter(None, marks))
-
-
-def _shown(values: Mapping[str, str | None]) -> str:
-    if "traceparent" not in values:
-        b3 = values.get("b3")
-        return f"b3 {header_shown(b3)}" if b3 else ""
-    parent = values["traceparent"]
-    return f"b3 {header_shown(values['b3'])}" if parent is None and values.get("b3") else header_shown(parent)
-
-
-def _trees(journey: Journey) -> dict[str, Tree]:
-    trees: dict[str, Tree] = {}
-    above: list[Tree] = []
-    for span, depth in journey.in_order():
-        if span.trace_id not in trees:
-            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}", style="bold"), guide_style="dim")
-        depth = min(depth, _MAX_DEPTH)
-        branch = above[depth - 1] if depth else trees[span.trace_id]
-        above[depth:] = [branch.add(_span_text(span))]
-    return trees
-
-
-def _span_text(span: JourneySpan) -> Text:
-    milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.1f} ms"
-    text = Text(f"{shown(span.service)} {shown(span.kind)} {shown(span.name)} {milliseconds}")
-    text.append("" if span.maker == "app" else "  proxy", style="dim")
-    if span.orphan:
-        text.append(f"  orphan: its parent {shown(span.parent_id)} is missing", style="bold red")
-    return text
-
-
-@answers
+@as_command
 def verify(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where the request goes, such as the mesh's ingress.")],
     variant: Annotated[
@@ -136,10 +82,8 @@ def verify(
         float, typer.Option("--settle", min=0, help="Seconds without news after which all has come.")
     ] = 1.0,
     insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Accept any TLS certificate.")] = False,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    report: ReportOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Send one request with a synthetic trace, follow it, and say that it is ONE trace, or where it broke.
 
@@ -151,13 +95,14 @@ def verify(
 
     Ends with 0 for one trace without faults, with 1 for a broken one, a fault, or nothing to be seen.
     """
-    probe = _probe(url, variant, random, header or [], method)
-    tails = _tails(access_log or [], log_format)
-    with _backends(jaeger, tempo, otlp, alone) as backends:
+    probe = _build_probe(url, variant, random, header or [], method)
+    tails = _open_tails(access_log or [], log_format)
+    with _open_backends(jaeger, tempo, otlp, alone) as backends:
         watch = Watch(tails=tails, backends=backends, timeout=timeout, settle=settle, spans=spans, alone=alone)
-        journey = _follow(probe, watch, verify_tls=not insecure)
+        journey = _send_and_follow(probe, watch, verify_tls=not insecure)
     if report is not None:
-        _write(report, journey)
+        with os_error_as_cannot_run(report):
+            write_report(journey, report)
     if json:
         print_json(journey.to_json())
     else:
@@ -166,7 +111,7 @@ def verify(
     return OK if is_fine else FOUND
 
 
-def _probe(url: str, variant: str, random: bool, headers: list[str], method: str) -> Probe:
+def _build_probe(url: str, variant: str, random: bool, headers: list[str], method: str) -> Probe:
     if variant not in get_args(Variant):
         raise CannotRunError(f"--variant takes {', '.join(VARIANTS)}, not {shown(variant)!r}")
     added = {}
@@ -181,62 +126,99 @@ def _probe(url: str, variant: str, random: bool, headers: list[str], method: str
     return make_probe(url, cast(Variant, variant), ids=ids, headers=added, method=method)
 
 
-def _tails(given: list[str], log_format: str) -> list[LogTail]:
+def _open_tails(given: list[str], log_format: str) -> list[LogTail]:
     try:
         reader = format_of(log_format)
     except ValueError as error:
         raise CannotRunError(str(error)) from error
     tails = []
     for each in given:
-        name, path = named_file(each)
-        with unusable_is_said(path):
+        name, path = split_named_file(each)
+        with os_error_as_cannot_run(path):
             tails.append(LogTail(path.stem if name is None else name, path, reader))
     return tails
 
 
 @contextlib.contextmanager
-def _backends(jaeger: str, tempo: str, otlp: str, alone: bool) -> Iterator[list[Backend]]:
-    backends: list[Backend] = []
-    if jaeger:
-        backends.append(HttpBackend("jaeger", jaeger))
-    if tempo:
-        backends.append(HttpBackend("tempo", tempo))
+def _open_backends(jaeger: str, tempo: str, otlp: str, alone: bool) -> Iterator[list[Backend]]:
+    backends: list[Backend] = [HttpBackend(name, url) for name, url in (("jaeger", jaeger), ("tempo", tempo)) if url]
     with contextlib.ExitStack() as stack:
         if otlp:
-            backends.append(stack.enter_context(_receiver(otlp, alone)))
+            backends.append(_start_collector(otlp, alone, stack))
         yield backends
 
 
-@contextlib.contextmanager
-def _receiver(ports: str, alone: bool) -> Iterator[Backend]:
-    # Only now: it brings gRPC along.
+def _start_collector(ports: str, alone: bool, stack: contextlib.ExitStack) -> Backend:
+    # It brings gRPC along, which takes a while to load.
     from meshmw.testing import OtlpReceiver
 
-    if not re.fullmatch(r"\d{1,5}(,\d{1,5})?", ports) or max(map(int, ports.split(","))) > 65535:
+    if not _PORTS.fullmatch(ports) or max(map(int, ports.split(","))) > 65535:
         raise CannotRunError(f"--otlp takes one or two port numbers, not {shown(ports)!r}")
-    receiver = OtlpReceiver(*map(int, ports.split(",")))
     try:
-        receiver.__enter__()
+        receiver = stack.enter_context(OtlpReceiver(*map(int, ports.split(","))))
     except (OSError, RuntimeError) as error:
-        receiver.__exit__(None, None, None)
         raise CannotRunError(f"--otlp {ports}: a port cannot be opened: {error}") from error
-    try:
-        name = f"collector at {receiver.grpc_endpoint}, {receiver.http_endpoint}"
-        yield LocalBackend(name, lambda: receiver.spans, everything=alone)
-    finally:
-        receiver.__exit__(None, None, None)
+    name = f"collector at {receiver.grpc_endpoint}, {receiver.http_endpoint}"
+    return LocalBackend(name, lambda: receiver.spans, everything=alone)
 
 
-def _follow(probe: Probe, watch: Watch, *, verify_tls: bool) -> Journey:
-    with progress(SpinnerColumn(), TextColumn("{task.description}", markup=False)) as display:
+def _send_and_follow(probe: Probe, watch: Watch, *, verify_tls: bool) -> Journey:
+    with progress_display(SpinnerColumn(), TextColumn("{task.description}", markup=False)) as display:
         task = display.add_task("waiting for the answer")
         began = time.time_ns()
         answer = send(probe, timeout=max(watch.timeout, 1.0), verify_tls=verify_tls)
         return follow(probe, answer, watch, began, lambda text: display.update(task, description=text))
 
 
-def _write(path: Path, journey: Journey) -> None:
-    from meshmw._tools.report import write_report
+def print_journey(journey: Journey) -> None:
+    """Print a journey for people: hops, spans, findings, verdict."""
+    print_line(f"{journey.title}: {journey.status_code or 'no answer'}", "bold")
+    for source in journey.sources:
+        print_line(f"  {source}", "dim")
+    print_line("")
+    rows = [_hop_row(before, hop) for before, hop in zip((None, *journey.hops), journey.hops, strict=False)]
+    print_table(["hop", "received", "sent on", ""], rows)
+    if journey.spans:
+        print_line("")
+        for tree in _trees(journey).values():
+            console(_MAX_WIDTH).print(tree)
+    print_findings(journey.findings)
+    print_line("")
+    print_line(journey.summary, _STYLES[journey.verdict])
 
-    with unusable_is_said(path):
-        write_report(journey, path)
+
+def _hop_row(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
+    marks = ["LOST HERE" if hop.lost else "", "" if hop.change == "unknown" else hop.change, hop.note]
+    received, sent = _show_parent(hop.received), _show_parent(hop.sent)
+    # What the hop before sent on stands in the row above.
+    same = before is not None and received == _show_parent(before.sent)
+    return hop.name, "" if same else received, sent, "; ".join(filter(None, marks))
+
+
+def _show_parent(values: Mapping[str, str | None]) -> str:
+    if "traceparent" not in values:
+        b3 = values.get("b3")
+        return f"b3 {header_shown(b3)}" if b3 else ""
+    parent = values["traceparent"]
+    return f"b3 {header_shown(values['b3'])}" if parent is None and values.get("b3") else header_shown(parent)
+
+
+def _trees(journey: Journey) -> dict[str, Tree]:
+    trees: dict[str, Tree] = {}
+    above: list[Tree] = []
+    for span, depth in journey.in_order():
+        if span.trace_id not in trees:
+            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}", style="bold"), guide_style="dim")
+        depth = min(depth, _MAX_DEPTH)
+        branch = above[depth - 1] if depth else trees[span.trace_id]
+        above[depth:] = [branch.add(_span_text(span))]
+    return trees
+
+
+def _span_text(span: JourneySpan) -> Text:
+    milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.1f} ms"
+    text = Text(f"{shown(span.service)} {shown(span.kind)} {shown(span.name)} {milliseconds}")
+    text.append("" if span.maker == "app" else "  proxy", style="dim")
+    if span.orphan:
+        text.append(f"  orphan: its parent {shown(span.parent_id)} is missing", style="bold red")
+    return text

@@ -1,9 +1,14 @@
-"""Where spans are looked up: Jaeger, Tempo, or a collector in this process."""
+"""What there is to see of a probe: its spans in backends, and its lines in the proxies' access logs.
+
+A `Watch` names the backends and the logs, and `Evidence` holds what they have shown so far. Of a log, only what is
+appended after `LogTail` was made is taken for the probe's.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +19,54 @@ import httpx
 from meshmw._notices import without_secrets
 from meshmw._tools.access_log import side_of
 from meshmw._tools.access_log.counts import classify
-from meshmw._tools.access_log.formats import Line
-from meshmw._tools.access_log.lines import Format, detect
+from meshmw._tools.access_log.formats import Format, detect
+from meshmw._tools.access_log.text_format import Line
 from meshmw._tools.verify.journey import HEADERS, Hop, JourneySpan, journey_spans, maker_of
 from meshmw._tools.verify.probe import AGENT, Probe
 from meshmw.errors import MeshmwError
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
-_LATEST: Final = 2**63 - 1
 _STATUS: Final = ("UNSET", "OK", "ERROR")
+_LATEST_NS: Final = 2**63 - 1
+# Bytes of a log from before the probe, which show its format.
+_BEFORE: Final = 1 << 16
+# Bytes that are read at once.
+_AT_ONCE: Final = 1 << 24
+_COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Says which logs and backends are watched, and how long.
+
+    Attributes:
+        tails: The access logs, in the order of the way, opened before the probe is sent.
+        backends: Where spans are looked up.
+        timeout: Seconds to wait at most for logs and spans.
+        settle: Seconds without anything new after which everything has come.
+        spans: Spans that must come, 0 for one.
+        alone: Whether nothing else uses the mesh, so that each new line and span is the probe's.
+    """
+
+    tails: Sequence[LogTail] = ()
+    backends: Sequence[Backend] = ()
+    timeout: float = 15.0
+    settle: float = 1.0
+    spans: int = 0
+    alone: bool = False
+
+
+class Evidence(NamedTuple):
+    """Holds what has been seen of a probe so far."""
+
+    hops: tuple[Hop, ...]
+    spans: tuple[JourneySpan, ...]
+
+    def hops_in(self, log: LogTail) -> int:
+        """Return how many hops a log shows."""
+        # Another log's name may begin like this one's.
+        proxies = [hop.name for hop in self.hops if hop.kind == "proxy"]
+        return sum(name == log.name or name.startswith(f"{log.name} ") for name in proxies)
 
 
 class BackendError(MeshmwError):
@@ -30,7 +74,7 @@ class BackendError(MeshmwError):
 
 
 class Backend(Protocol):
-    """Is asked for spans until they are all there."""
+    """Looks up spans, and is asked again until they are all there."""
 
     name: str
 
@@ -43,17 +87,17 @@ class Backend(Protocol):
 
 
 class HttpBackend:
-    """Asks a program over HTTP, by all the paths that its versions have.
+    """Looks spans up over HTTP, under each path that the versions of Jaeger or Tempo have.
 
     Args:
         name: `jaeger` or `tempo`.
         base_url: Such as `http://localhost:16686`, also with a path in front.
-        headers: What it asks for, such as `X-Scope-OrgID`.
+        headers: Header lines that it asks for, such as `X-Scope-OrgID`.
     """
 
     def __init__(self, name: str, base_url: str, headers: Mapping[str, str] | None = None) -> None:
         self.name = f"{name} at {without_secrets(base_url)}"
-        self._asked = _ASKED[name]
+        self._paths = _PATHS[name]
         self._base = base_url.rstrip("/")
         self._headers = {"accept": "application/json", **(headers or {})}
 
@@ -71,7 +115,7 @@ class HttpBackend:
 
     def _of_trace(self, client: httpx.Client, trace_id: str) -> list[JourneySpan]:
         refusals = []
-        for path, read in self._asked:
+        for path, read in self._paths:
             try:
                 response = client.get(f"{self._base}{path.format(trace_id)}")
                 if response.status_code == 200:
@@ -84,17 +128,17 @@ class HttpBackend:
                 raise BackendError(f"{self.name} cannot be reached: {str(error) or type(error).__name__}") from error
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 refusals.append(f"{path.format('ID')} answered something else ({type(error).__name__})")
-        if len(refusals) == len(self._asked):
+        if len(refusals) == len(self._paths):
             raise BackendError(f"{self.name}: {'; '.join(refusals)}")
         return []
 
 
 class LocalBackend:
-    """Takes spans from a collector in this process, such as `meshmw.testing.OtlpReceiver`.
+    """Looks spans up in a collector in this process, such as `meshmw.testing.OtlpReceiver`.
 
     Args:
         name: Where it listens.
-        received: Returns what it has received so far: objects with the attributes of `FinishedSpan`.
+        received: Returns what it has received so far, objects with the attributes of `meshmw.testing.ReceivedSpan`.
         everything: Whether spans of other traces are the probe's as well.
     """
 
@@ -113,22 +157,26 @@ def _from_jaeger(document: Any) -> Iterator[JourneySpan]:
     for trace in document["data"]:
         processes = trace.get("processes") or {}
         for span in trace["spans"]:
-            tags = {tag["key"]: tag.get("value") for tag in span.get("tags") or ()}
-            parents = [each for each in span.get("references") or () if each.get("refType") == "CHILD_OF"]
-            start = _nanoseconds(span["startTime"], 1000)
-            status = str(tags.get("otel.status_code", "ERROR" if tags.get("error") in (True, "true") else "UNSET"))
-            yield JourneySpan(
-                trace_id=str(span["traceID"]).rjust(32, "0"),
-                span_id=str(span["spanID"]).rjust(16, "0"),
-                parent_id=str(parents[0]["spanID"]).rjust(16, "0") if parents else "",
-                service=str((processes.get(span.get("processID")) or {}).get("serviceName", "")),
-                name=str(span.get("operationName", "")),
-                kind=str(tags.get("span.kind", "internal")).upper(),
-                maker=maker_of(str(tags.get("otel.scope.name", tags.get("otel.library.name", ""))), tags),
-                start_ns=start,
-                end_ns=start + _nanoseconds(span.get("duration", 0), 1000),
-                status=status,
-            )
+            process = processes.get(span.get("processID")) or {}
+            yield _jaeger_span(span, str(process.get("serviceName", "")))
+
+
+def _jaeger_span(span: Mapping[str, Any], service: str) -> JourneySpan:
+    tags = {tag["key"]: tag.get("value") for tag in span.get("tags") or ()}
+    parents = [each for each in span.get("references") or () if each.get("refType") == "CHILD_OF"]
+    start = _nanoseconds(span["startTime"], 1000)
+    return JourneySpan(
+        trace_id=str(span["traceID"]).rjust(32, "0"),
+        span_id=str(span["spanID"]).rjust(16, "0"),
+        parent_id=str(parents[0]["spanID"]).rjust(16, "0") if parents else "",
+        service=service,
+        name=str(span.get("operationName", "")),
+        kind=str(tags.get("span.kind", "internal")).upper(),
+        maker=maker_of(str(tags.get("otel.scope.name", tags.get("otel.library.name", ""))), tags),
+        start_ns=start,
+        end_ns=start + _nanoseconds(span.get("duration", 0), 1000),
+        status=str(tags.get("otel.status_code", "ERROR" if tags.get("error") in (True, "true") else "UNSET")),
+    )
 
 
 def _from_otlp(document: Any) -> Iterator[JourneySpan]:
@@ -136,7 +184,7 @@ def _from_otlp(document: Any) -> Iterator[JourneySpan]:
     for wrapper in ("result", "trace"):
         document = document.get(wrapper) or document
     for batch in document.get("resourceSpans") or document.get("batches") or ():
-        resource = _attributes(batch.get("resource") or {})
+        resource = _otlp_attributes(batch.get("resource") or {})
         for scope_spans in batch.get("scopeSpans") or batch.get("instrumentationLibrarySpans") or ():
             scope = (scope_spans.get("scope") or scope_spans.get("instrumentationLibrary") or {}).get("name", "")
             for span in scope_spans.get("spans") or ():
@@ -145,34 +193,34 @@ def _from_otlp(document: Any) -> Iterator[JourneySpan]:
 
 def _otlp_span(span: Mapping[str, Any], service: str, scope: str) -> JourneySpan:
     return JourneySpan(
-        trace_id=_hex(span["traceId"], 16),
-        span_id=_hex(span["spanId"], 8),
-        parent_id=_hex(span.get("parentSpanId") or "", 8),
+        trace_id=_hex_id(span["traceId"], 16),
+        span_id=_hex_id(span["spanId"], 8),
+        parent_id=_hex_id(span.get("parentSpanId") or "", 8),
         service=service,
         name=str(span.get("name", "")),
-        kind=_enum(span.get("kind", 0), _KINDS, "SPAN_KIND_"),
-        maker=maker_of(scope, _attributes(span)),
+        kind=_enum_name(span.get("kind", 0), _KINDS, "SPAN_KIND_"),
+        maker=maker_of(scope, _otlp_attributes(span)),
         start_ns=_nanoseconds(span.get("startTimeUnixNano", 0)),
         end_ns=_nanoseconds(span.get("endTimeUnixNano", 0)),
-        status=_enum((span.get("status") or {}).get("code", 0), _STATUS, "STATUS_CODE_"),
+        status=_enum_name((span.get("status") or {}).get("code", 0), _STATUS, "STATUS_CODE_"),
     )
 
 
 def _nanoseconds(value: Any, each: int = 1) -> int:
-    """Return a time within the 64 bits that a time has: what is beyond could not be drawn."""
-    return min(max(int(value) * each, 0), _LATEST)
+    # A time beyond the 64 bits that OTLP has for it could not be drawn.
+    return min(max(int(value) * each, 0), _LATEST_NS)
 
 
-def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
+def _otlp_attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
     return {each["key"]: next(iter((each.get("value") or {}).values()), "") for each in holder.get("attributes") or ()}
 
 
-def _enum(value: Any, names: Sequence[str], prefix: str) -> str:
+def _enum_name(value: Any, names: Sequence[str], prefix: str) -> str:
     return names[value] if isinstance(value, int) else str(value).removeprefix(prefix)
 
 
-def _hex(text: str, size: int) -> str:
-    """Return an id in hexadecimal digits: OTLP writes it so, and JSON made from protobuf writes base64."""
+def _hex_id(text: str, size: int) -> str:
+    """Return an id of so many bytes in hexadecimal digits; what makes JSON from protobuf writes base64 instead."""
     if not text or len(text) == 2 * size:
         return text.lower()
     try:
@@ -180,22 +228,6 @@ def _hex(text: str, size: int) -> str:
     except binascii.Error:
         return text.lower().rjust(2 * size, "0")
     return decoded.hex() if len(decoded) == size else text.lower().rjust(2 * size, "0")
-
-
-_ASKED: Final[dict[str, tuple[tuple[str, Callable[[Any], Iterator[JourneySpan]]], ...]]] = {
-    "jaeger": (("/api/v3/traces/{}", _from_otlp), ("/api/traces/{}", _from_jaeger)),
-    "tempo": (("/api/v2/traces/{}", _from_otlp), ("/api/traces/{}", _from_otlp)),
-}
-
-# What the proxies' access logs say of one request.
-#
-#  Of a log, only what was appended since the probe
-# began is read.
-
-
-_BEFORE: Final = 1 << 16
-_AT_ONCE: Final = 1 << 24
-_COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 
 
 class LogTail:
@@ -247,7 +279,7 @@ class LogTail:
         with self._path.open("rb") as file:
             file.seek(self._position)
             new = file.read(_AT_ONCE)
-        # The last line may still be on its way.
+        # The last line may not be whole yet.
         whole = new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         self._lines += _lines(whole)
@@ -287,18 +319,19 @@ def _with_applications(proxies: Mapping[tuple[str, str], Hop]) -> Iterator[Hop]:
 
 def _matching(lines: Sequence[tuple[str, str, Line]], probe: Probe) -> list[tuple[str, str, Line]]:
     """Return the lines that share an id with the probe, or with a line that does, in as many steps as it takes."""
-    known = {probe.agent, probe.request_id, probe.trace_id}
-    chosen: dict[int, tuple[str, str, Line]] = {}
-    grew = True
-    while grew:
-        grew = False
-        for index, each in enumerate(lines):
-            ids = _ids(each[2])
-            if index not in chosen and ids & known:
-                chosen[index] = each
-                known |= ids
-                grew = True
-    return [chosen[index] for index in sorted(chosen)]
+    ids = [_ids(line) for _, _, line in lines]
+    lines_with: dict[str, list[int]] = defaultdict(list)
+    for index, each in enumerate(ids):
+        for name in each:
+            lines_with[name].append(index)
+    waiting, chosen = [probe.agent, probe.request_id, probe.trace_id], set[int]()
+    while waiting:
+        # Each id is followed once: strangers decide how many lines lead to one another.
+        for index in lines_with.pop(waiting.pop(), ()):
+            if index not in chosen:
+                chosen.add(index)
+                waiting += ids[index]
+    return [lines[index] for index in sorted(chosen)]
 
 
 def _ids(line: Line) -> set[str]:
@@ -306,7 +339,7 @@ def _ids(line: Line) -> set[str]:
     found = {line.get("request_id", "-"), line.get("trace_id", "-")}
     if parent is not None:
         found.add(f"{parent.trace_id:032x}")
-    # An application's own user agent is everybody's.
+    # Any other user agent may be everybody's.
     if (agent := line.get("user_agent", "")).startswith(AGENT):
         found.add(agent)
     return found - {"-", ""}
@@ -319,17 +352,17 @@ def _hop_at(place: tuple[str, str], lines: Iterable[Line]) -> Hop:
     trace_id = note = ""
     for line in lines:
         if line.get("type") == "DownstreamStart":
-            received = received or _headers(line)
+            received = received or _headers_in(line)
         elif line.get("type") != "DownstreamPeriodic":
-            sent = sent or _headers(line)
+            sent = sent or _headers_in(line)
             trace_id = trace_id or line.get("trace_id", "-").strip("-")
-            note = note or _note(line)
+            note = note or _refusal_note(line)
     full = f"{name} {side}" if side and side != name else name
     return Hop(name=full, kind="proxy", received=received, sent=sent, trace_id=trace_id, note=note)
 
 
-def _headers(line: Line) -> dict[str, str | None]:
-    """Return the trace headers that a line shows; those that the format has not are not known to be absent."""
+def _headers_in(line: Line) -> dict[str, str | None]:
+    """Return the trace headers that a line shows; of one that the format does not print, nothing is known."""
     found: dict[str, str | None] = {}
     for name, column in _COLUMNS.items():
         if column in line or name == "traceparent":
@@ -338,43 +371,12 @@ def _headers(line: Line) -> dict[str, str | None]:
     return found
 
 
-def _note(line: Line) -> str:
+def _refusal_note(line: Line) -> str:
     code, details = line.get("code", ""), line.get("details", "-")
     return f"answered {code} ({details})" if code[:1] in ("4", "5") or code == "0" else ""
 
 
-# What `verify` watches, and what it has seen there.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """Says what is watched and how long.
-
-    Attributes:
-        tails: The access logs, in the order of the way, opened before the probe is sent.
-        backends: Where spans are looked up.
-        timeout: Seconds to wait at most for logs and spans.
-        settle: Seconds in which nothing new must come before what came is all.
-        spans: Spans that must come, 0 for one.
-        alone: Whether nothing else uses the mesh.
-    """
-
-    tails: Sequence[LogTail] = ()
-    backends: Sequence[Backend] = ()
-    timeout: float = 15.0
-    settle: float = 1.0
-    spans: int = 0
-    alone: bool = False
-
-
-class Seen(NamedTuple):
-    """Is what has been seen so far."""
-
-    hops: tuple[Hop, ...]
-    spans: tuple[JourneySpan, ...]
-
-
-def logged_in(tail: LogTail, seen: Seen) -> int:
-    """Return how many hops a log shows; another log's name may begin like this one's."""
-    proxies = [hop.name for hop in seen.hops if hop.kind == "proxy"]
-    return sum(name == tail.name or name.startswith(f"{tail.name} ") for name in proxies)
+_PATHS: Final[dict[str, tuple[tuple[str, Callable[[Any], Iterator[JourneySpan]]], ...]]] = {
+    "jaeger": (("/api/v3/traces/{}", _from_otlp), ("/api/traces/{}", _from_jaeger)),
+    "tempo": (("/api/v2/traces/{}", _from_otlp), ("/api/traces/{}", _from_otlp)),
+}

@@ -1,24 +1,115 @@
-"""`Journey`: what became of one request's trace headers, hop by hop, and the spans that it left."""
+"""`Journey`: what became of one request's trace headers, hop by hop, and the spans that the request left.
+
+`verify` makes one, the command line prints it, `report` draws it. Spans of any backend become `JourneySpan`s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from meshmw._tools import Finding
 
 HopKind = Literal["client", "proxy", "app"]
 Change = Literal["kept", "rewritten", "started", "restarted", "removed", "absent", "malformed", "unknown"]
+Maker = Literal["proxy", "app"]
 Verdict = Literal["one", "broken", "unknown"]
 
-# Each header that a hop may have been seen with. A name that is not in a mapping was not looked at there.
+# The headers that a hop may have been seen with. A name that is not in a mapping was not looked at there.
 HEADERS: Final = ("traceparent", "tracestate", "b3", "x-b3-traceid", "baggage")
+_PROXY_SCOPES: Final = frozenset({"envoy"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    """Holds what is known of one request.
+
+    Attributes:
+        title: What was asked for, such as `GET http://shop/api/checkout`.
+        verdict: `one` trace, `broken`, or `unknown` where nothing could be seen.
+        summary: The verdict in one sentence: where it broke, if it did.
+        trace_id: The trace that was looked for, 32 lower-case hex digits.
+        parent_id: The probe's own span, which nobody exports: a span below it is no orphan.
+        sent: The header lines that the probe sent, by name.
+        status_code: The answer's, or None where none came.
+        hops: In the order in which the request passed them.
+        spans: In the order in which they started.
+        findings: The faults, the worst first.
+        sources: Which logs and backends were looked at and what they showed, in one line each.
+    """
+
+    title: str
+    verdict: Verdict
+    summary: str
+    trace_id: str = ""
+    parent_id: str = ""
+    sent: Mapping[str, str] = field(default_factory=dict)
+    status_code: int | None = None
+    hops: tuple[Hop, ...] = ()
+    spans: tuple[JourneySpan, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    @property
+    def trace_ids(self) -> tuple[str, ...]:
+        """The traces that the spans belong to, in the order in which they began."""
+        return tuple(dict.fromkeys(span.trace_id for span in self.spans))
+
+    @property
+    def roots(self) -> tuple[JourneySpan, ...]:
+        """The spans whose parent is not among the spans: the top of the tree, and every orphan."""
+        present = {(span.trace_id, span.span_id) for span in self.spans}
+        return tuple(span for span in self.spans if (span.trace_id, span.parent_id) not in present)
+
+    def in_order(self) -> Iterator[tuple[JourneySpan, int]]:
+        """Yield each span once with its depth: trees from their roots, then spans that are each other's ancestors."""
+        below: dict[tuple[str, str], list[JourneySpan]] = {}
+        for span in self.spans:
+            below.setdefault((span.trace_id, span.parent_id), []).append(span)
+        yielded: set[int] = set()
+        # A stack rather than recursion: strangers decide how deep a trace is.
+        for top in (*self.roots, *self.spans):
+            waiting = [(top, 0)]
+            while waiting:
+                span, depth = waiting.pop()
+                if id(span) in yielded:
+                    continue
+                yielded.add(id(span))
+                yield span, depth
+                waiting += [(child, depth + 1) for child in reversed(below.get((span.trace_id, span.span_id), ()))]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the journey as plain JSON values."""
+        return {
+            "title": self.title,
+            "verdict": self.verdict,
+            "summary": self.summary,
+            "trace_id": self.trace_id,
+            "parent_id": self.parent_id,
+            "sent": dict(self.sent),
+            "status_code": self.status_code,
+            "hops": [hop.to_json() for hop in self.hops],
+            "spans": [span.to_json() for span in self.spans],
+            "findings": [finding.to_json() for finding in self.findings],
+            "sources": list(self.sources),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Journey:
+        """Read what `to_json()` wrote."""
+        parts = {
+            "hops": tuple(map(Hop.from_json, data["hops"])),
+            "spans": tuple(map(JourneySpan.from_json, data["spans"])),
+            "findings": tuple(Finding(**finding) for finding in data["findings"]),
+            "sources": tuple(data["sources"]),
+        }
+        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """Is one station of the way: what it was sent, what it sent on.
+    """Says what one station of the way received, and what it sent on.
 
     Attributes:
         name: Such as `checkout-sidecar inbound`.
@@ -30,7 +121,7 @@ class Hop:
             none, `restarted` as another trace, `removed` it, or had it `absent` or `malformed` throughout.
         trace_id: The trace that this hop took part in, 32 lower-case hex digits; empty if in none that is known.
         lost: Whether the trace was lost at this hop or on the way to it.
-        note: What is to be said of it, in one sentence.
+        note: What else there is to say of it, in one sentence.
         span_ids: The spans of the journey that this hop made.
     """
 
@@ -66,7 +157,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JourneySpan:
-    """Is one span that the request left.
+    """Describes one span that the request left.
 
     Attributes:
         trace_id: 32 lower-case hex digits.
@@ -88,7 +179,7 @@ class JourneySpan:
     service: str = ""
     name: str = ""
     kind: str = "INTERNAL"
-    maker: Literal["proxy", "app"] = "app"
+    maker: Maker = "app"
     start_ns: int = 0
     end_ns: int = 0
     status: str = "UNSET"
@@ -104,121 +195,13 @@ class JourneySpan:
         return cls(**data)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Journey:
-    """Is what is known of one request.
-
-    Attributes:
-        title: What was asked, such as `GET http://shop/api/checkout`.
-        verdict: `one` trace, `broken`, or `unknown` where nothing could be seen.
-        summary: The verdict in one sentence: where it broke, if it did.
-        trace_id: The trace that was looked for, 32 lower-case hex digits.
-        parent_id: The probe's own span, which nobody exports: a span below it is no orphan.
-        sent: The header lines that the probe sent, by name.
-        status_code: The answer's, or None where none came.
-        hops: In the order in which the request passed them.
-        spans: In the order in which they started.
-        findings: The faults, the worst first.
-        sources: What was looked at, and what it said, in one line each.
-    """
-
-    title: str
-    verdict: Verdict
-    summary: str
-    trace_id: str = ""
-    parent_id: str = ""
-    sent: Mapping[str, str] = field(default_factory=dict)
-    status_code: int | None = None
-    hops: tuple[Hop, ...] = ()
-    spans: tuple[JourneySpan, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    sources: tuple[str, ...] = ()
-
-    @property
-    def trace_ids(self) -> tuple[str, ...]:
-        """The traces that the spans belong to, in the order in which they began."""
-        return tuple(dict.fromkeys(span.trace_id for span in self.spans))
-
-    @property
-    def roots(self) -> tuple[JourneySpan, ...]:
-        """The spans whose parent is not among the spans: the top of the tree, and every orphan."""
-        present = {(span.trace_id, span.span_id) for span in self.spans}
-        return tuple(span for span in self.spans if (span.trace_id, span.parent_id) not in present)
-
-    def in_order(self) -> Iterator[tuple[JourneySpan, int]]:
-        """Yield each span once with its depth: trees from their roots, then spans that are each other's ancestors."""
-        below: dict[tuple[str, str], list[JourneySpan]] = {}
-        for span in self.spans:
-            below.setdefault((span.trace_id, span.parent_id), []).append(span)
-        seen: set[int] = set()
-        # A stack rather than recursion: the depth of a trace is what a stranger sends.
-        for top in (*self.roots, *self.spans):
-            waiting = [(top, 0)]
-            while waiting:
-                span, depth = waiting.pop()
-                if id(span) in seen:
-                    continue
-                seen.add(id(span))
-                yield span, depth
-                waiting += [(child, depth + 1) for child in reversed(below.get((span.trace_id, span.span_id), ()))]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the journey as plain JSON values."""
-        return {
-            "title": self.title,
-            "verdict": self.verdict,
-            "summary": self.summary,
-            "trace_id": self.trace_id,
-            "parent_id": self.parent_id,
-            "sent": dict(self.sent),
-            "status_code": self.status_code,
-            "hops": [hop.to_json() for hop in self.hops],
-            "spans": [span.to_json() for span in self.spans],
-            "findings": [finding.to_json() for finding in self.findings],
-            "sources": list(self.sources),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Journey:
-        """Read what `to_json()` wrote."""
-        parts = {
-            "hops": tuple(map(Hop.from_json, data["hops"])),
-            "spans": tuple(map(JourneySpan.from_json, data["spans"])),
-            "findings": tuple(Finding(**finding) for finding in data["findings"]),
-            "sources": tuple(data["sources"]),
-        }
-        return cls(**{**data, **parts})
-
-
-# Finished spans of any collector, put in order for a `Journey`.
-
-
-PROXY_SCOPES: Final = frozenset({"envoy"})
-
-
-class FinishedSpan(Protocol):
-    """Is a span of any collector: `meshmw.testing.ReceivedSpan` has these, for one."""
-
-    service: str
-    name: str
-    kind: str
-    trace_id: str
-    span_id: str
-    parent_id: str
-    start_ns: int
-    end_ns: int
-    status: str
-    scope: str
-
-
-def journey_spans(spans: Iterable[Any], probe_id: str = "") -> tuple[JourneySpan, ...]:
-    """Return spans of a collector in the order in which they started, with proxies told from applications.
+def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
+    """Return the spans of a collector as those of a journey.
 
     Args:
-        spans: Objects with the attributes of `FinishedSpan`.
-        probe_id: The id of the probe's own span, which is no missing parent.
+        spans: Objects with the attributes of `meshmw.testing.ReceivedSpan`.
     """
-    found = [
+    return tuple(
         JourneySpan(
             trace_id=span.trace_id,
             span_id=span.span_id,
@@ -232,12 +215,16 @@ def journey_spans(spans: Iterable[Any], probe_id: str = "") -> tuple[JourneySpan
             status=span.status,
         )
         for span in spans
-    ]
-    return with_orphans(found, probe_id)
+    )
 
 
 def with_orphans(spans: Iterable[JourneySpan], probe_id: str = "") -> tuple[JourneySpan, ...]:
-    """Return spans in the order in which they started, those without their parent marked."""
+    """Return spans in the order in which they started, those whose parent is not among them marked.
+
+    Args:
+        spans: The spans of one request.
+        probe_id: The id of the probe's own span, which nobody exports and which is no missing parent.
+    """
     ordered = sorted(spans, key=lambda span: (span.start_ns, span.span_id))
     present = {(span.trace_id, span.span_id) for span in ordered}
     return tuple(
@@ -246,9 +233,9 @@ def with_orphans(spans: Iterable[JourneySpan], probe_id: str = "") -> tuple[Jour
     )
 
 
-def maker_of(scope: str, attributes: Mapping[str, Any]) -> Literal["proxy", "app"]:
-    """Tell a proxy's span by its scope, or by the attributes that Envoy's tracers and Linkerd's write."""
-    if scope in PROXY_SCOPES or "guid:x-request-id" in attributes or "upstream_cluster" in attributes:
+def maker_of(scope: str, attributes: Mapping[str, Any]) -> Maker:
+    """Say who made a span, by its scope or by the attributes that Envoy's tracers and Linkerd's write."""
+    if scope in _PROXY_SCOPES or "guid:x-request-id" in attributes or "upstream_cluster" in attributes:
         return "proxy"
     linkerd = str(attributes.get("component", attributes.get("linkerd.io/proxy", "")))
     return "proxy" if linkerd in ("proxy", "linkerd") else "app"

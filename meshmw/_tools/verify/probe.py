@@ -1,4 +1,7 @@
-"""The synthetic request of `meshmw verify`, and its variants."""
+"""The synthetic request of `meshmw verify`: its variants, how it is sent, and what its answer shows.
+
+An application may answer with the headers that it got, as JSON; such an echo is what is known of the application.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final, Literal
 
 import httpx
@@ -24,17 +28,27 @@ VARIANTS: Final = {
     "b3": "B3 alone, in one header",
     "both": "a traceparent, and B3 that names another trace",
 }
-# Ids that a reader of a log recognises at once: 31 zeros and a 1, 15 zeros and a 1.
+# Whoever reads a log recognises these ids at once: 31 zeros and a 1, 15 zeros and a 1.
 SYNTHETIC: Final = (f"{1:032x}", f"{1:016x}")
-MALFORMED: Final = "00-xyz"
+_MALFORMED: Final = "00-xyz"
 AGENT: Final = "meshmw-verify/"
 TRACESTATE: Final = "meshmw=verify"
 _OTHER_TRACE: Final = f"{0xB3:032x}"
 
+_MAX_BODY: Final = 1 << 20
+_MAX_DEPTH: Final = 20
+_MAX_ECHOES: Final = 50
+_HEADERS_KEYS: Final = frozenset({"host", "user-agent", "accept", "x-request-id"})
+_TRACE_KEYS: Final = ("trace_id", "traceid", "trace-id")
+
+
+class ProbeError(MeshmwError):
+    """Says in one line why no answer came."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Is the request to send.
+    """Describes the request to send.
 
     Attributes:
         url: Where to.
@@ -90,44 +104,15 @@ def _trace_headers(variant: Variant, trace_id: str, parent_id: str) -> dict[str,
     if variant == "unsampled":
         return {**sampled, "traceparent": f"00-{trace_id}-{parent_id}-00"}
     if variant == "malformed":
-        return {**sampled, "traceparent": MALFORMED}
+        return {**sampled, "traceparent": _MALFORMED}
     if variant == "b3":
         return {"b3": f"{trace_id}-{parent_id}-1"}
     return {**sampled, "b3": f"{_OTHER_TRACE}-{parent_id}-1"}
 
 
-# The answer to a probe, and what applications tell in it of the headers that arrived.
-
-
-_MAX_BODY: Final = 1 << 20
-_MAX_DEPTH: Final = 20
-_MAX_ECHOES: Final = 50
-_HEADERS_KEYS: Final = frozenset({"host", "user-agent", "accept", "x-request-id"})
-_TRACE_KEYS: Final = ("trace_id", "traceid", "trace-id")
-
-
-class ProbeError(MeshmwError):
-    """Says in one line why no answer came."""
-
-
 @dataclass(frozen=True, slots=True)
-class Echo:
-    """Is what an application said of a request that it got.
-
-    Attributes:
-        where: The place in the answer, such as `answer.downstream`.
-        headers: The trace headers that arrived, as `Hop.received` has them.
-        trace_id: The trace that it was in, where it said so; else empty.
-    """
-
-    where: str
-    headers: Mapping[str, str | None] = field(default_factory=dict)
-    trace_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Is what came back.
+class ProbeAnswer:
+    """Holds what came back.
 
     Attributes:
         status_code: The HTTP status.
@@ -140,8 +125,23 @@ class Answer:
     trace_id: str = ""
 
 
-def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Answer:
-    """Send the request, past any proxy of the environment, and read what the answer tells.
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Holds what an application said of a request that it got.
+
+    Attributes:
+        where: The place in the answer, such as `answer.downstream`.
+        headers: The trace headers that arrived, as `Hop.received` has them.
+        trace_id: The trace that it was in, where it said so; else empty.
+    """
+
+    where: str
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    trace_id: str = ""
+
+
+def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> ProbeAnswer:
+    """Send the request, past any proxy of the environment, and read what the answer shows.
 
     An answer that goes on for longer than *timeout* seconds, or for more than 1 MiB, is read no further.
 
@@ -154,7 +154,7 @@ def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Ans
             httpx.Client(timeout=timeout, verify=verify_tls, trust_env=False) as client,
             client.stream(probe.method, probe.url, headers=dict(probe.headers)) as response,
         ):
-            body = b""
+            body = bytearray()
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > _MAX_BODY or time.monotonic() > deadline:
@@ -163,50 +163,41 @@ def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Ans
         raise ProbeError(
             f"{without_secrets(probe.url)} did not answer: {str(error) or type(error).__name__}"
         ) from error
-    return Answer(response.status_code, echoes_of(body), _trace_of_answer(response.headers))
+    return ProbeAnswer(response.status_code, echoes_of(bytes(body)), _trace_of_answer(response.headers))
 
 
 def echoes_of(body: bytes) -> tuple[Echo, ...]:
-    """Return what the applications on the way said of the headers that they got, if the answer is JSON and tells."""
+    """Return what applications said of the headers that they got, the first one first; nothing where it is no JSON."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return ()
-    found = []
-    for echo in _walk(document, "answer", 0):
-        found.append(echo)
-        if len(found) == _MAX_ECHOES:
-            break
-    return tuple(found)
+    return tuple(islice(_find_echoes(document, "answer", 0), _MAX_ECHOES))
 
 
-def _walk(value: Any, where: str, depth: int) -> Iterator[Echo]:
+def _find_echoes(value: Any, where: str, depth: int) -> Iterator[Echo]:
     if depth > _MAX_DEPTH:
         return
     if isinstance(value, list):
         for index, each in enumerate(value):
-            yield from _walk(each, f"{where}[{index}]", depth + 1)
+            yield from _find_echoes(each, f"{where}[{index}]", depth + 1)
     if not isinstance(value, dict):
         return
-    # An application's headers lie in its own object or in one of their own below it.
-    below = {key: each for key, each in value.items() if isinstance(each, dict) and _headers(each) is not None}
-    headers = _headers(value)
-    for each in below.values():
-        headers = headers or _headers(each)
-    trace_id = next(
-        (str(value[key]) for key in value if key.lower() in _TRACE_KEYS and isinstance(value[key], str)), ""
-    )
+    # An application's headers lie in its own object, or in one of the objects right below that.
+    below = {key: found for key, each in value.items() if isinstance(each, dict) and (found := _headers(each))}
+    headers = _headers(value) or next(iter(below.values()), None)
+    trace_id = next((each for key, each in value.items() if key.lower() in _TRACE_KEYS and isinstance(each, str)), "")
     if headers is not None or trace_id:
-        yield Echo(where, headers or {}, trace_id if _is_trace_id(trace_id) else "")
+        yield Echo(where, headers or {}, trace_id if is_trace_id(trace_id) else "")
     for key, each in value.items():
         if key not in below:
-            yield from _walk(each, f"{where}.{key}", depth + 1)
+            yield from _find_echoes(each, f"{where}.{key}", depth + 1)
 
 
 def _headers(value: Mapping[str, Any]) -> dict[str, str | None] | None:
     """Return the trace headers of an object that is a request's headers; None where it is something else."""
-    names = {str(key).lower(): each for key, each in value.items()}
-    if "traceparent" not in names and not (names.keys() & _HEADERS_KEYS and len(names.keys() & _HEADERS_KEYS) > 1):
+    names = {key.lower(): each for key, each in value.items()}
+    if "traceparent" not in names and len(names.keys() & _HEADERS_KEYS) < 2:
         return None
     return {name: _text(names.get(name)) for name in HEADERS}
 
@@ -217,7 +208,8 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _is_trace_id(text: str) -> bool:
+def is_trace_id(text: str) -> bool:
+    """Say whether a text is 32 lower-case hex digits."""
     return len(text) == 32 and not set(text) - set("0123456789abcdef")
 
 
@@ -226,6 +218,6 @@ def _trace_of_answer(headers: httpx.Headers) -> str:
     timing = headers.get("server-timing", "").partition('traceparent;desc="')[2]
     for text in (headers.get("traceresponse", ""), timing, f"00-{headers.get('x-trace-id', '')}-"):
         candidate = text[3:35]
-        if _is_trace_id(candidate):
+        if is_trace_id(candidate):
             return candidate
     return ""

@@ -1,8 +1,8 @@
 """Where a trace is lost between the hops whose logs are given, in bounded memory.
 
 Requests are joined by `x-request-id`, which proxies keep, and by trace id. Where there are more ids than room, one in
-two, four, eight ... of them is kept, chosen by the id's own checksum: every hop keeps the same ones, so that what is
-joined stays whole.
+two, four, eight ... of them is kept. The id's hash chooses, so that every hop keeps the same ones, and what is joined
+stays whole.
 """
 
 from __future__ import annotations
@@ -12,47 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Generic, TypeVar
-from zlib import crc32
 
 # The log's place in the order given, the listener's in its log, and 0 for what came in or 1 for what went out.
 Station = tuple[int, int, int]
+# A request that is tried again may begin a trace each time; of some hundred tries the first few are enough.
 _TRACES_PER_REQUEST: Final = 4
 
 V = TypeVar("V")
 
 
-class Sample(Generic[V]):
-    """Holds values by id, for all ids or for a share of them that every holder chooses alike.
-
-    Args:
-        limit: How many ids are held at most.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._mask = 0
-        self.values: dict[str, V] = {}
-
-    @property
-    def one_in(self) -> int:
-        """Of how many ids one is held."""
-        return self._mask + 1
-
-    def takes(self, key: str) -> bool:
-        """Say whether an id is among those that are held."""
-        return not self._mask or not crc32(key.encode("utf-8", "surrogateescape")) & self._mask
-
-    def put(self, key: str, value: V) -> None:
-        """Hold a value, and halve the share while there are too many."""
-        self.values[key] = value
-        while len(self.values) > self._limit:
-            self._mask = 2 * self._mask + 1
-            self.values = {held: kept for held, kept in self.values.items() if self.takes(held)}
-
-
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Is what became of traces from one station to the next.
+    """Says what became of traces from one station to the next.
 
     Attributes:
         sender: The station that they left, by its label.
@@ -63,7 +34,8 @@ class Crossing:
         arrived: Those of them that were seen at the receiver.
         flipped: Those that were sampled at the sender, and at the receiver only unsampled.
         example: A trace id that was lost, and what arrived instead, with the request id; empty if none was.
-        in_line: Whether what leaves the sender has to arrive at the receiver: not so for two listeners of one proxy.
+        in_line: Whether what leaves the sender has to arrive at the receiver, which is not so for two listeners of one
+            proxy.
     """
 
     sender: str
@@ -96,8 +68,8 @@ class Crossing:
         }
 
 
-class Hops:
-    """Joins what several hops logged.
+class JoinedLogs:
+    """Joins what several logs hold of the same requests and the same traces.
 
     Args:
         limit: How many request ids, and how many trace ids, are held.
@@ -155,10 +127,10 @@ class Hops:
             if not set(here) & set(there):
                 lost += 1
                 example = example or (here[0], there[0] or "nothing", request_id)
-        flags = [seen for seen in self._traces.values.values() if sender in seen]
-        arrived = [seen for seen in flags if receiver in seen]
-        flipped = sum(seen[sender] and not seen[receiver] for seen in arrived)
-        # One proxy's listeners may have nothing to do with each other, but for what goes in by the first and out again.
+        flags = [sampled for sampled in self._traces.values.values() if sender in sampled]
+        arrived = [sampled for sampled in flags if receiver in sampled]
+        flipped = sum(sampled[sender] and not sampled[receiver] for sampled in arrived)
+        # A proxy's listeners may have nothing to do with each other, but for what comes in by the first and goes out.
         in_line = sender[0] != receiver[0] or sender[1] == receiver[1] or sender[1] == 0
         return Crossing(
             labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example, in_line
@@ -169,3 +141,33 @@ def _label(station: Station, names: Mapping[tuple[int, int], str], stations: Cou
     log, listener, side = station
     name = names[log, listener]
     return f"{name} ({'out' if side else 'in'})" if (log, listener, 1 - side) in stations else name
+
+
+class Sample(Generic[V]):
+    """Holds values by id, for all ids or for a share of them that each sample of a process chooses alike.
+
+    Args:
+        limit: How many ids are held at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._mask = 0
+        self.values: dict[str, V] = {}
+
+    @property
+    def one_in(self) -> int:
+        """Of how many ids one is held."""
+        return self._mask + 1
+
+    def takes(self, key: str) -> bool:
+        """Say whether an id is among those that are held."""
+        # Python keys its hash anew in each process: with a checksum, strangers could choose ids that are all held.
+        return not hash(key) & self._mask
+
+    def put(self, key: str, value: V) -> None:
+        """Hold a value, and halve the share while there are too many."""
+        self.values[key] = value
+        while len(self.values) > self._limit:
+            self._mask = 2 * self._mask + 1
+            self.values = {held: kept for held, kept in self.values.items() if self.takes(held)}

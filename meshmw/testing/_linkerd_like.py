@@ -1,0 +1,215 @@
+"""`LinkerdLike`: a stand-in for Linkerd's proxy, by the rules that its source states. No wheel carries Linkerd itself.
+
+The rules (linkerd2-proxy, `trace-context/src/propagation/w3c.rs` and `service.rs`): a request without a trace header
+passes as it is, for Linkerd never starts a trace. A traceparent of version 00 is continued with a new span id, and B3
+beside it goes stale. Any other version is not seen. Without traceparent, B3 is continued. Tracestate and baggage are
+never touched. Spans are reported for sampled requests alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import json
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from meshmw.testing._proxies import Listener, Proxy, split_address
+from meshmw.testing._spans import ReceivedSpan
+
+# Linkerd checks neither length nor case beyond this, and pads short ids with zeros.
+_W3C: Final = re.compile(r"00-([0-9a-fA-F]{1,32})-([0-9a-fA-F]{1,16})-([0-9a-fA-F]{2})")
+_HOP_BY_HOP: Final = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "proxy-connection"}
+_LOGGED: Final = ("traceparent", "tracestate", "baggage", "b3")
+
+Headers = list[tuple[str, str]]
+
+
+class LinkerdLike:
+    """Runs a sidecar that does to trace headers what Linkerd's proxy does; a context manager.
+
+    Args:
+        proxy: Its listeners; their tracers are ignored.
+        report: Takes the spans that it makes.
+        log: The file that gets its access log, one JSON object a line.
+
+    Attributes:
+        access_log_path: The file with the access log.
+    """
+
+    def __init__(self, proxy: Proxy, report: Callable[[list[ReceivedSpan]], None], log: Path) -> None:
+        self.proxy = proxy
+        self._report = report
+        self._running = contextlib.ExitStack()
+        self._ports: dict[str, int] = {}
+        self._lines: list[dict[str, Any]] = []
+        self._writing = threading.Lock()
+        self.access_log_path = log
+
+    def __enter__(self) -> LinkerdLike:
+        for listener in self.proxy.listeners:
+            hop = _Hop(self.proxy.name, listener, self._report, self._write)
+            handler = type("Handler", (_Handler,), {"hop": hop})
+            server = self._running.enter_context(_Server(("127.0.0.1", 0), handler))
+            self._ports[listener.name] = server.server_port
+            threading.Thread(target=server.serve_forever, args=(0.01,), name=self.proxy.name, daemon=True).start()
+            self._running.callback(server.shutdown)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def port(self, listener: str) -> int:
+        """Return the port of a listener."""
+        return self._ports[listener]
+
+    def url(self, listener: str) -> str:
+        """Return the base URL of a listener."""
+        return f"http://127.0.0.1:{self.port(listener)}"
+
+    def _write(self, line: dict[str, Any]) -> None:
+        # One request's thread at a time, so that the file has the lines in the order of the list, and no fewer.
+        with self._writing:
+            with self.access_log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._lines.append(line)
+
+    def access_log(self) -> list[dict[str, Any]]:
+        """Return its log in the form of `Envoy.access_log`; Linkerd itself cannot log these headers."""
+        return list(self._lines)
+
+
+class Continued(NamedTuple):
+    """Says how a trace goes on.
+
+    Attributes:
+        trace_id: 32 hex digits.
+        parent_id: The caller's span, 16 hex digits.
+        span_id: The proxy's own span, 16 hex digits.
+        sampled: Whether it is reported.
+        headers: What goes on instead of the headers that came.
+    """
+
+    trace_id: str
+    parent_id: str
+    span_id: str
+    sampled: bool
+    headers: Headers
+
+
+def continue_trace(headers: Headers) -> Continued | None:
+    """Return how a request's trace goes on, or None where the headers go on as they are."""
+    found = {name.lower(): value for name, value in reversed(headers)}
+    span_id = secrets.token_hex(8)
+    w3c = _W3C.fullmatch(found.get("traceparent", ""))
+    if w3c is not None:
+        trace_id, parent_id, flags = w3c[1].rjust(32, "0"), w3c[2].rjust(16, "0"), w3c[3]
+        written = {"traceparent": f"00-{trace_id}-{span_id}-{flags}"}
+        sampled = bool(int(flags, 16) & 1)
+    elif found.get("x-b3-traceid") and found.get("x-b3-spanid"):
+        trace_id, parent_id = found["x-b3-traceid"].rjust(32, "0"), found["x-b3-spanid"]
+        written = {"x-b3-spanid": span_id, "x-b3-parentspanid": parent_id}
+        sampled = found.get("x-b3-sampled") == "1"
+    else:
+        return None
+    kept = [(name, value) for name, value in headers if name.lower() not in written]
+    return Continued(trace_id, parent_id, span_id, sampled, kept + list(written.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    service: str
+    listener: Listener
+    report: Callable[[list[ReceivedSpan]], None]
+    log: Callable[[dict[str, Any]], None]
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent: a client that goes away is no news."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hop: _Hop
+
+    def _forward(self) -> None:
+        started = time.time_ns()
+        came = [(name, value) for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP]
+        trace = continue_trace(came)
+        sent = came if trace is None else trace.headers
+        self._log("DownstreamStart", came)
+        body = self._body()
+        with self._answer(sent, body) as (status, headers, answer):
+            self.send_response_only(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+        self._log("DownstreamEnd", sent)
+        if trace is not None and trace.sampled:
+            self.hop.report([self._span(trace, started)])
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _forward  # noqa: N815 - http.server's
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            size = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(size)
+            if len(body) < size:
+                raise ConnectionError("the client broke off")
+            return body
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(chunks)
+
+    @contextlib.contextmanager
+    def _answer(self, headers: Headers, body: bytes) -> Iterator[tuple[int, Headers, bytes]]:
+        connection = http.client.HTTPConnection(*split_address(self.hop.listener.upstream), timeout=60)
+        with contextlib.closing(connection):
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers:
+                connection.putheader(name, value)
+            if body and not any(name.lower() == "content-length" for name, _ in headers):
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            response = connection.getresponse()
+            skipped = {*_HOP_BY_HOP, "content-length"}
+            kept = [(name, value) for name, value in response.getheaders() if name.lower() not in skipped]
+            yield response.status, kept, response.read()
+
+    def _span(self, trace: Continued, started: int) -> ReceivedSpan:
+        inbound = self.hop.listener.direction == "inbound"
+        return ReceivedSpan(
+            service=self.hop.service,
+            name=f"linkerd-like {self.hop.listener.direction}",
+            kind="SERVER" if inbound else "CLIENT",
+            trace_id=trace.trace_id,
+            span_id=trace.span_id,
+            parent_id=trace.parent_id,
+            start_ns=started,
+            end_ns=time.time_ns(),
+            scope="linkerd-like",
+        )
+
+    def _log(self, kind: str, headers: Headers) -> None:
+        found = {name.lower(): value for name, value in reversed(headers)}
+        logged = {name: found.get(name) for name in _LOGGED}
+        self.hop.log({"type": kind, "listener": self.hop.listener.name, "path": self.path, **logged})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent."""
