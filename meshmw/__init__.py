@@ -43,6 +43,16 @@ if TYPE_CHECKING:
     from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
     from meshmw.propagator import MeshPropagator
     from meshmw.settings import Settings
+else:
+    # A type checker refuses a name that is not imported above; it would take this function as leave for any.
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+
 
 # What `from meshmw import *` gives, and what `dir(meshmw)` shows beside the modules.
 __all__ = [
@@ -95,17 +105,6 @@ _MODULES = (
     "wire",
     "wsgi",
 )
-
-# A type checker reads the imports above, and so refuses a name that does not exist; `__getattr__` would allow any.
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name in _MODULES:
-            return import_module(f"{__name__}.{name}")
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return value
 
 
 def __dir__() -> list[str]:

@@ -66,3 +66,39 @@ def test_messaging_keeps_the_clients_types_and_knows_its_options(tmp_path):
         ("call-arg", 'kafka.batch_span([], parent="link")'),
         ("call-arg", "kafka.consumer_span(consumer, propagater=None)"),
     ]
+
+
+PLAIN = """
+import httpx
+
+import meshmw
+
+reveal_type(meshmw.configure(meshmw.Settings(service_name="shop")))
+meshmw.configur()
+meshmw.Settings(service_nam="shop")
+meshmw.asgi.TraceContextMiddlewear
+
+
+async def app(scope: meshmw.asgi.Scope, receive: meshmw.asgi.Receive, send: meshmw.asgi.Send) -> None: ...
+
+
+reveal_type(meshmw.asgi.TraceContextMiddleware(app, trust="restart"))
+meshmw.asgi.TraceContextMiddleware(app, server_spans="Auto")
+meshmw.wsgi.TraceContextMiddleware(print, exclud=["/healthz"])
+reveal_type(meshmw.httpx.Client(base_url="http://shop"))
+with meshmw.httpx.Client() as client:
+    reveal_type(client.get("http://shop"))
+"""
+
+
+def test_a_name_that_does_not_exist_is_refused(tmp_path):
+    revealed, errors = checked(tmp_path, PLAIN)
+    assert revealed == [
+        "meshmw._telemetry.handle.Telemetry",
+        "meshmw.asgi.TraceContextMiddleware",
+        "meshmw.httpx.Client",
+        "httpx._models.Response",
+    ]
+    refused = ("configur(", "service_nam=", "Middlewear", '"Auto"', "exclud=")
+    lines = [line for line in PLAIN.splitlines() if any(each in line for each in refused)]
+    assert [line for line in PLAIN.splitlines() if line in {line for _, line in errors}] == lines
