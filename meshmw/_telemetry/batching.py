@@ -150,7 +150,7 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
     def _remedy(self) -> str:
         if self.collector.failing:
             return "the collector does not take them"
-        return "raise MESHMW_QUEUE_SIZE, set MESHMW_BATCH_PROFILE=high, or record less by MESHMW_SAMPLING_RATIO"
+        return "let more of them wait, as with MESHMW_BATCHING=high/20000, or record less by MESHMW_SAMPLING_RATIO"
 
     def shutdown(self) -> None:
         """Export what is queued for at most `shutdown_seconds`, then cut off the export that is under way."""

@@ -15,9 +15,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from meshmw import __version__
+from meshmw import __version__, _runtime
 from meshmw._context.current import Current
-from meshmw._lifecycle import operation
 from meshmw.concurrency import ThreadPoolExecutor, bind, detached, linked
 from meshmw.propagator import MeshPropagator
 from meshmw.testing._spans import from_sdk
@@ -241,7 +240,7 @@ class TestLinked:
     def test_the_scope_of_its_span_is_this_package_in_its_version(self, exporter, monkeypatch):
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-        monkeypatch.setattr(operation, "TRACER", operation.tracer_of(provider))
+        monkeypatch.setattr(_runtime, "TRACER", _runtime.tracer_of(provider))
         with linked("work"):
             pass
         (span,) = exporter.get_finished_spans()

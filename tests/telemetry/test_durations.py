@@ -20,7 +20,8 @@ import meshmw.flask
 from meshmw import MeshPropagator
 from meshmw._lifecycle import http_conventions as durations
 from meshmw._lifecycle.http import begin_client
-from meshmw._runtime import Runtime
+from meshmw._notices import Throttle
+from meshmw._runtime import TRACER, Runtime
 from meshmw.asgi import TraceContextMiddleware
 from meshmw.httpx import TraceContextTransport
 from meshmw.wsgi import TraceContextMiddleware as WsgiMiddleware
@@ -39,6 +40,7 @@ def measured(monkeypatch):
             f"http.{name.lower()}.request.duration", "s", explicit_bucket_boundaries_advisory=durations._BUCKETS
         )
         monkeypatch.setattr(f"meshmw._lifecycle.http.{name}", own)
+        monkeypatch.setattr(f"meshmw._lifecycle.http.{name}_IS_MEASURED", lambda: True)
         monkeypatch.setattr(durations, name, own)
     monkeypatch.setattr(durations, "_hosts", set())
     monkeypatch.setattr("meshmw._runtime._fallback", Runtime())
@@ -105,7 +107,7 @@ def test_an_answer_of_5xx_and_an_exception_are_errors(measured):
 
 def test_what_happens_after_the_last_byte_changes_nothing_of_what_was_recorded(measured):
     """The meter provider may hold on to the labels that it was given."""
-    operation = begin_client("GET", lambda: {"http.request.method": "GET", "server.address": "a.b"})
+    operation = begin_client("GET", lambda: {"http.request.method": "GET", "server.address": "a.b"}, TRACER)
     operation.status(200, error_from=400)
     operation.end()
     operation.fail(LookupError())
@@ -122,7 +124,8 @@ def test_a_meter_provider_that_raises_fails_no_request_and_is_said_once(monkeypa
             raise RuntimeError
 
     monkeypatch.setattr("meshmw._lifecycle.http.SERVER", Raising("h"))
-    durations._say_once.cache_clear()
+    monkeypatch.setattr("meshmw._lifecycle.http.SERVER_IS_MEASURED", lambda: True)
+    monkeypatch.setattr(durations, "_failures", Throttle())
     spans = InMemorySpanExporter()
     for _ in range(2):
         serve(spans=spans)
@@ -217,7 +220,7 @@ class TestClients:
 
 
 def test_without_a_meter_provider_nothing_is_measured():
-    assert not durations.is_measured(durations.SERVER)
+    assert not durations.SERVER_IS_MEASURED()
 
 
 PROGRAM = """
