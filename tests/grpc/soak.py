@@ -1,4 +1,4 @@
-"""Many bidirectional streams at once, with everything that ends a stream early: `python -m tests.rpc.soak`.
+"""Many bidirectional streams at once, with everything that ends a stream early: `python -m tests.grpc.soak`.
 
 Each stream has a trace of its own and says in each message what its handler sees. At the end every span must be in its
 own trace and have ended once, no log may tell of a failed detach, and threads and memory must be flat.
@@ -321,7 +321,7 @@ def _effective(threads: int = 0) -> tuple[float, int]:
 
 def main() -> int:
     """Soak threads and asyncio, print what was found, and return 0 if all is well."""
-    parser = argparse.ArgumentParser(prog="python -m tests.rpc.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.grpc.soak", description=__doc__)
     parser.add_argument("--streams", type=int, default=64, help="that talk at once")
     parser.add_argument("--messages", type=int, default=1000, help="of each stream that nothing ends")
     parser.add_argument("--rounds", type=int, default=7, help="and one more, in which the server stops")

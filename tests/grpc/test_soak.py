@@ -1,4 +1,4 @@
-"""A short run of `python -m tests.rpc.soak`, in a process of its own as its long runs are."""
+"""A short run of `python -m tests.grpc.soak`, in a process of its own as its long runs are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 def test_streams_that_end_in_every_way_leave_nothing_behind() -> None:
     size = ["--streams", "16", "--messages", "60", "--rounds", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.rpc.soak", *size, "--json"],
+        [sys.executable, "-m", "tests.grpc.soak", *size, "--json"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

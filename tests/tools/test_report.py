@@ -16,8 +16,8 @@ from meshmw._tools import Finding, report
 from meshmw._tools.report import render_report, write_report
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, with_orphans
 from meshmw.errors import MissingExtraError
-from tests.diagnose.chromium import find_chromium, open_chromium
 from tests.programs import not_installed
+from tests.tools.chromium import find_chromium, open_chromium
 
 TRACE, OTHER = "4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"
 PROBE = "00f067aa0ba902b7"

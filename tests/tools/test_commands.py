@@ -545,7 +545,7 @@ def test_the_command_runs_as_a_module_under_its_own_name():
 
 
 def test_the_script_is_the_same_command():
-    with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as file:
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
         (name, target), *others = tomllib.load(file)["project"]["scripts"].items()
     assert (name, others) == ("meshmw", [])
     assert EntryPoint(name, target, "console_scripts").load() is main
