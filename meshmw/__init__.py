@@ -2,7 +2,8 @@
 
 Call `configure()` first. The middleware are in `meshmw.asgi`, `meshmw.wsgi`, `meshmw.flask` and `meshmw.django`, the
 clients in `meshmw.httpx` and `meshmw.httpx2`, the other boundaries in modules named after them. `import meshmw` alone
-reaches them all, and loads each when you first use it.
+reaches them all, and loads each when you first use it; `meshmw.auto` is not
+in `dir(meshmw)`, for to look at it configures the process.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 else:
     # A type checker refuses a name that is not imported above; it would take this function as leave for any.
     def __getattr__(name: str) -> Any:
-        if name in _MODULES:
+        if name in _MODULES or name == "auto":
             return import_module(f"{__name__}.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -85,7 +86,6 @@ _HOMES = {
 }
 _MODULES = (
     "asgi",
-    "auto",
     "baggage",
     "concurrency",
     "django",

@@ -48,7 +48,7 @@ class Runtime:
         propagator: Reads and writes the trace headers.
         exclude: Path patterns of requests that get no SERVER span.
         flush: Exports what is queued, for a server that is about to end the process; None where nothing is to be done.
-        trust: How far callers are believed.
+        trust: How far callers are trusted.
         trusted_peers: Networks in CIDR notation that `trust` was made with, for a middleware with its own.
         server_spans: Who makes the SERVER span: this package unless a host has (`auto`), contrib, or nobody (`off`).
         messaging_parent: Whether processing one message is a child of what sent it, or a new trace that links to that.
@@ -63,7 +63,7 @@ class Runtime:
     trusted_peers: tuple[str, ...] = ()
     server_spans: ServerSpans = DEFAULT_SERVER_SPANS
     messaging_parent: MessagingParent = DEFAULT_MESSAGING_PARENT
-    tracer: trace.Tracer = field(default_factory=lambda: _own_tracer())
+    tracer: trace.Tracer = field(default_factory=_own_tracer)
     header_names: HeaderNames = field(init=False)
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ class MeshPropagator(TextMapPropagator):
         duplicates: Of several traceparents, `restart` takes none; `same-trace` the first, where all name one trace.
         prefer: Which of `w3c` and `b3` decides where they disagree; `auto` takes the one that was written last, where
             B3 tells.
-        trust: `continue` believes the sender; `restart` starts a new trace that links to the sender's; `ignore` does
+        trust: `continue` trusts the sender; `restart` starts a new trace that links to the sender's; `ignore` does
             not look.
         baggage_max_members: Members taken and sent at most.
         baggage_max_bytes: Bytes of baggage taken and sent at most, all header lines together.
@@ -97,7 +97,7 @@ class MeshPropagator(TextMapPropagator):
 
     Attributes:
         formats: What is read and written.
-        trust: How far every sender is believed.
+        trust: How far every sender is trusted.
         passthrough: The headers that are carried on, in lower case.
         rejections: Counts what was refused.
         names_read: The names, in lower case, of the headers that `read` looks at.
@@ -257,7 +257,7 @@ class MeshPropagator(TextMapPropagator):
         """Read lines, or take the result of a host that has just read the same request, so that it counts once.
 
         Returns:
-            What the lines say, and what of it a host that had read them was to believe.
+            What the lines say, and what of it a host that had read them was to trust.
         """
         read_before = _last_extract.get()
         if read_before is not None:

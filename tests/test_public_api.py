@@ -151,7 +151,19 @@ def test_type_checkers_and_the_program_find_the_same_names():
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imported = {alias.name for node in block.body for alias in node.names} - {"Context"}
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
-    assert imported | defined | {"__version__"} == {*meshmw.__all__, *meshmw._MODULES}
+    assert imported | defined | {"__version__"} == {*meshmw.__all__, *meshmw._MODULES, "auto"}
+
+
+def test_to_look_at_the_package_configures_nothing():
+    program = """
+import inspect, meshmw
+from opentelemetry import trace
+inspect.getmembers(meshmw)
+assert type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider"
+assert meshmw.auto.telemetry is meshmw.configure()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_import_is_enough_for_every_public_module():

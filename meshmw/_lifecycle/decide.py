@@ -1,4 +1,4 @@
-"""Whose span serves a request, and what is believed of its headers: one decision, for HTTP, RPC and messages.
+"""Whose span serves a request, and what is trusted of its headers: one decision, for HTTP, RPC and messages.
 
 Law 3: a request belongs to its own headers. A server span's parent comes from them, or the span is one that the host
 framework opened for this very request; a span that leaked into this task or thread from something else is neither.
@@ -31,7 +31,7 @@ from meshmw.propagator import MeshPropagator
 
 # Marks a context in which a request has claimed its SERVER span: whoever finds that span later has a leaked one.
 CLAIM_KEY: Final = create_key("meshmw-claim")
-# On the link of a fresh root to the parent that its request named and that is not believed.
+# On the link of a fresh root to the parent that its request named and that is not trusted.
 REJECTED: Final = {"meshmw.link": "rejected_parent"}
 
 Whose = Literal["host", "ours", "nobody", "contrib"]
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     """Says how one request is served.
 
     Attributes:
-        extraction: What is believed of its headers.
+        extraction: What is trusted of its headers.
         whose: Who makes its span.
         host_span: The span that the host opened for it, where that is adopted.
         kind: The kind of a span of ours.
@@ -59,7 +59,7 @@ class Decision(NamedTuple):
 
     @property
     def links(self) -> list[Link] | None:
-        """Return what a span of ours links to: the parent that the request named and that is not believed."""
+        """Return what a span of ours links to: the parent that the request named and that is not trusted."""
         rejected = self.extraction.rejected
         return None if rejected is None else [Link(rejected, REJECTED)]
 
@@ -77,10 +77,10 @@ def decide(
 
     Args:
         read: What its headers say.
-        trust: How far its sender is believed.
+        trust: How far its sender is trusted.
         around: What is current as it begins.
         propagator: What read the headers.
-        host_read: What a host that has read the same headers before us was told to believe of them.
+        host_read: What a host that has read the same headers before us was told to trust of them.
         marked: A span that the host marked as this request's own.
         spans: Who makes the span where no host has.
     """

@@ -230,7 +230,7 @@ def begin_server(request: Request, decision: Decision, around: Context, tracer: 
 
     Args:
         request: What is asked.
-        decision: Whose its span is, and what is believed of its headers.
+        decision: Whose its span is, and what is trusted of its headers.
         around: What is current.
         tracer: Makes the span.
     """
@@ -244,8 +244,7 @@ def begin_server(request: Request, decision: Decision, around: Context, tracer: 
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
     is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-    links = None if extraction.rejected is None else decision.links
-    span = tracer.start_span(span_name(request.method), below, decision.kind, attributes, links)
+    span = tracer.start_span(span_name(request.method), below, decision.kind, attributes, decision.links)
     if extraction.refused:
         record_refusals(span, extraction, link=False)
     context = Context({**below, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})

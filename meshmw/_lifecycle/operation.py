@@ -110,12 +110,12 @@ class OperationScope:
 
 
 def record_refusals(span: Span, extraction: Extraction, *, link: bool = True) -> None:
-    """Note on a span what was refused of its request's headers, and which parent is not believed.
+    """Note on a span what was refused of its request's headers, and which parent is not trusted.
 
     Args:
         span: The request's.
         extraction: What its headers say.
-        link: Whether the span is still to be linked to the parent that is not believed.
+        link: Whether the span is still to be linked to the parent that is not trusted.
     """
     if (extraction.refused or extraction.rejected is not None) and span.is_recording():
         for header, reason in extraction.refused:

@@ -35,7 +35,7 @@ def begin_server(
     """Begin to serve a call.
 
     Args:
-        decision: Whose its span is, and what is believed of its metadata.
+        decision: Whose its span is, and what is trusted of its metadata.
         around: What is current.
         tracer: Makes the span.
         method: The path, such as `/package.Service/Method`.

@@ -25,10 +25,11 @@ from meshmw._policy.words import ServerSpans, Trust, one_of
 from meshmw._runtime import Runtime, tracer_of
 from meshmw.propagator import MeshPropagator
 
-_CONSEQUENCES: Final[dict[Notice, str]] = {
-    "leaked_span": "- a span of something else was current here; it is no parent",
-    "host_trust": "- a host outside has trusted this caller otherwise: put meshmw around the host, or before it",
-}
+_LEAKED: Final = "- a span of something else was current here; it is no parent"
+_HOST_TRUST: Final = (
+    "- a host outside this middleware has trusted this caller otherwise: wrap the middleware around the host"
+)
+_GRPC_HOST_TRUST: Final = "- contrib's interceptor has trusted this caller otherwise: list this interceptor before it"
 
 
 class ServerOptions(TypedDict, total=False):
@@ -75,7 +76,7 @@ class Serving:
     Args:
         protocol: What the adapter speaks; contrib makes spans for ASGI alone.
         exclude: As all others one of `ServerOptions`.
-        trust: How far callers are believed.
+        trust: How far callers are trusted.
         server_spans: Who makes the SERVER span.
         propagator: Reads the headers.
         tracer_provider: Makes the spans.
@@ -169,8 +170,13 @@ class Serving:
             effective.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
         )
         if decision.notice is not None:
-            propagator.rejections.record("context", decision.notice, _CONSEQUENCES[decision.notice])
+            propagator.rejections.record("context", decision.notice, self._consequence_of(decision.notice))
         return decision
+
+    def _consequence_of(self, notice: Notice) -> str:
+        if notice == "leaked_span":
+            return _LEAKED
+        return _GRPC_HOST_TRUST if self._protocol == "grpc" else _HOST_TRUST
 
 
 class Served(NamedTuple):

@@ -87,8 +87,6 @@ def words_in(annotation):
 def public_callables():
     """Yield each function, class and class method of the public modules under the name by which a user knows it."""
     for short in (*meshmw._MODULES, "wire.traceparent"):
-        if short == "auto":  # configures the process
-            continue
         module = importlib.import_module(f"meshmw.{short}")
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", own):
