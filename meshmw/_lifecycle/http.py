@@ -160,6 +160,7 @@ class HttpOperation(Operation):
         if self.is_over:
             return
         self.is_over = True
+        self._failed_with = None
         if self._owned:
             self.span.end()
         if self.request is not None:

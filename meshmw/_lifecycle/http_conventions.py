@@ -185,7 +185,8 @@ class Measurement:
         """Note the status code, which is an error from *error_from* on."""
         self.labels["http.response.status_code"] = code
         if code >= error_from:
-            self.labels["error.type"] = str(code)
+            # What was raised says more than the answer to it.
+            self.labels.setdefault("error.type", str(code))
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""

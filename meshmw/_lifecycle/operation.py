@@ -42,7 +42,8 @@ class Operation:
         self.context = context
         self._owned = owned
         self.is_over = False
-        self._failed_with: int | None = None
+        # Until the end and no longer: its traceback leads back here.
+        self._failed_with: BaseException | None = None
 
     def current(self) -> Current:
         """Return a block that makes the context current; it must not contain a `yield` to another frame."""
@@ -58,9 +59,9 @@ class Operation:
 
         A framework may have told of an exception that it raises afterwards: each is recorded once.
         """
-        if not self._owned or self.is_over or not isinstance(error, Exception) or self._failed_with == id(error):
+        if not self._owned or self.is_over or not isinstance(error, Exception) or self._failed_with is error:
             return
-        self._failed_with = id(error)
+        self._failed_with = error
         # It asks the application's exception for its text, and that may raise.
         with contextlib.suppress(Exception):
             self.span.record_exception(error)
@@ -72,6 +73,7 @@ class Operation:
         if self.is_over:
             return
         self.is_over = True
+        self._failed_with = None
         if self._owned:
             self.span.end()
 
