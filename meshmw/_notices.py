@@ -16,7 +16,7 @@ from typing import Final
 
 from opentelemetry import metrics
 
-from meshmw._otel import liveness_of
+from meshmw._otel import forget_unknown_providers, liveness_of
 
 LOGGER: Final = logging.getLogger("meshmw")
 
@@ -38,6 +38,11 @@ _UNSAFE: Final = re.compile(
 )
 # From the beginning of a word alone: from each of its characters a long word would take quadratic time.
 _CREDENTIALS: Final = re.compile(r"(?<![^/\s])[^/\s]*@")
+
+for _variable, _name in forget_unknown_providers().items():
+    # An empty variable counts as unset.
+    if _name.strip():
+        LOGGER.warning("%s names a provider that is not installed, and is ignored", _variable)
 
 # A proxy instrument: it starts to count when the application sets a MeterProvider, and costs next to nothing before.
 _EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(

@@ -4,6 +4,7 @@ MeshmwError
 ├── InvalidHeaderError (ValueError)           a header from outside does not follow its format
 ├── SettingsError (ValueError)                settings that cannot be used, all faults together
 ├── MissingExtraError (ModuleNotFoundError)   an optional dependency is not installed
+├── IncompatibleError (RuntimeError)          an installed package does not fit: no setting's fault
 ├── EnvoyError (RuntimeError)                 a test proxy could not be found or would not start
 └── MeshError (ValueError)                    services that cannot be made a test mesh, or one that did not start
 
@@ -15,7 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["EnvoyError", "InvalidHeaderError", "MeshError", "MeshmwError", "MissingExtraError", "SettingsError"]
+__all__ = [
+    "EnvoyError",
+    "IncompatibleError",
+    "InvalidHeaderError",
+    "MeshError",
+    "MeshmwError",
+    "MissingExtraError",
+    "SettingsError",
+]
 
 
 class MeshmwError(Exception):
@@ -67,6 +76,14 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed: run  pip install 'meshmw[{extra}]'")
         self.extra = extra
+
+
+class IncompatibleError(MeshmwError, RuntimeError):
+    """Says which installed package raised while it was imported or set up, where that is no setting's fault."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}"
+        super().__init__(f"{what} is installed and does not work here, whatever the settings say ({said})")
 
 
 class EnvoyError(MeshmwError, RuntimeError):

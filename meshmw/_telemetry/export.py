@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -11,7 +13,7 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
 from meshmw._notices import LOGGER
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
-from meshmw.errors import MissingExtraError
+from meshmw.errors import IncompatibleError, MissingExtraError
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
@@ -66,41 +68,52 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
 
 
 def _spans_over_grpc(endpoint: str) -> SpanExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
     _warn_under_gevent()
     return OTLPSpanExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
 
 
 def _metrics_over_grpc(endpoint: str) -> MetricExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
     _warn_under_gevent()
     return OTLPMetricExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
 
 
 def _spans_over_http(endpoint: str) -> SpanExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for HTTP", "otlp") from error
     from meshmw._telemetry.http_session import session_for
 
     return OTLPSpanExporter(endpoint=endpoint, session=session_for("TRACES"))
 
 
 def _metrics_over_http(endpoint: str) -> MetricExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for HTTP", "otlp") from error
     from meshmw._telemetry.http_session import session_for
 
     return OTLPMetricExporter(endpoint=endpoint, session=session_for("METRICS"))
+
+
+@contextmanager
+def importing(package: str, what: str, extra: str) -> Iterator[None]:
+    """Import an exporter in the block, and say what is wrong where that fails.
+
+    Raises:
+        MissingExtraError: *package*, or one that the extra brings with it, is not installed.
+        IncompatibleError: It is installed and cannot be imported, such as beside another release of the SDK.
+    """
+    try:
+        yield
+    except Exception as error:
+        absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        is_own = f"{package}.".startswith(f"{absent}.") or absent.startswith(package)
+        # The SDK is there: what is missing of it is not of its release.
+        if absent and (is_own or not absent.startswith("opentelemetry.")):
+            raise MissingExtraError(what, extra) from error
+        raise IncompatibleError(what, error) from error
 
 
 def _is_insecure(endpoint: str) -> bool:
