@@ -24,7 +24,7 @@ from meshmw._telemetry.provider import baggage_attributes, build_meter_provider,
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import RESOURCE_VARIABLES, Settings, as_text, first_of, hidden, readable, sdk_disabled
+from meshmw.settings import SHARED_VARIABLES, Settings, as_text, first_of, hidden, readable, sdk_disabled
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 
@@ -132,8 +132,8 @@ def _set_providers(settings: Settings, propagator: MeshPropagator) -> Telemetry:
         whose = "file"
     if is_disabled and whose == "own":
         whose = "disabled"
-    # Both providers read these, and what is ignored in them is said once.
-    with readable(*(RESOURCE_VARIABLES if whose == "own" else ())):
+    # What is ignored in them is said once.
+    with readable(*(SHARED_VARIABLES if whose == "own" else ())):
         meter_provider = None if is_disabled else build_meter_provider(settings)
         provider, processor = _build_provider(settings, meter_provider) if whose == "own" else (None, None)
     if provider is not None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
-from meshmw._notices import LOGGER
+from meshmw._notices import LOGGER, quoted
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
 from meshmw.errors import IncompatibleError, MissingExtraError
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
@@ -52,7 +52,12 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
         return ConsoleSpanExporter(out=sys.stdout)
     if endpoint is None:
         return None
-    return _spans_over_http(endpoint) if settings.exporter == "otlp-http" else _spans_over_grpc(endpoint)
+    if settings.exporter == "otlp-http":
+        return _spans_over_http(endpoint)
+    # Of a standard variable the path is gone by now, and said.
+    if path := urlsplit(endpoint).path.rstrip("/"):
+        LOGGER.warning("endpoint (MESHMW_ENDPOINT) holds a path, %s, which is ignored: gRPC has none", quoted(path))
+    return _spans_over_grpc(endpoint)
 
 
 def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:

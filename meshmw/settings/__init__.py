@@ -17,6 +17,7 @@ from meshmw.settings._sdk import METRIC_VARIABLES as METRIC_VARIABLES
 from meshmw.settings._sdk import PROCESSOR_VARIABLES as PROCESSOR_VARIABLES
 from meshmw.settings._sdk import RESOURCE_VARIABLES as RESOURCE_VARIABLES
 from meshmw.settings._sdk import SAMPLER_VARIABLES as SAMPLER_VARIABLES
+from meshmw.settings._sdk import SHARED_VARIABLES as SHARED_VARIABLES
 from meshmw.settings._sdk import hidden as hidden
 from meshmw.settings._sdk import named_in as named_in
 from meshmw.settings._sdk import readable as readable

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import entry_points
 from typing import Final, NamedTuple
 
 from meshmw._notices import LOGGER, quoted
@@ -32,6 +31,9 @@ _SAMPLER_ARGUMENT: Final = "OTEL_TRACES_SAMPLER_ARG"
 _DETECTORS: Final = "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"
 _OWN_METRICS: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 
+# The SDK reads this whenever a tracer is made, and would warn as often: what it cannot read stays out.
+_READ_LATER: Final = {_OWN_METRICS}
+
 # The import of the SDK reads these already.
 IMPORT_VARIABLES: Final = ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",)
 LIMIT_VARIABLES: Final = (
@@ -46,6 +48,8 @@ LIMIT_VARIABLES: Final = (
 )
 SAMPLER_VARIABLES: Final = (_SAMPLER, _SAMPLER_ARGUMENT)
 RESOURCE_VARIABLES: Final = (_DETECTORS, ATTRIBUTES)
+# Both providers read these.
+SHARED_VARIABLES: Final = (*RESOURCE_VARIABLES, _OWN_METRICS)
 PROCESSOR_VARIABLES: Final = ("OTEL_BSP_EXPORT_TIMEOUT", _OWN_METRICS)
 EXEMPLAR_VARIABLES: Final = ("OTEL_METRICS_EXEMPLAR_FILTER", _OWN_METRICS)
 METRIC_VARIABLES: Final = (
@@ -139,6 +143,8 @@ def readable(*variables: str, warn: bool = True) -> Iterator[None]:
     values, warnings = readable_values(before)
     for warning in warnings if warn else ():
         LOGGER.warning("%s", warning)
+    for name in _READ_LATER & before.keys() - values.keys():
+        del environ[name], before[name]
     with replaced({name: values.get(name) for name in before.keys() | values.keys()}):
         yield
 
@@ -219,10 +225,15 @@ def _whole_attributes(value: str, warnings: list[str]) -> str | None:
     return None if standard.warnings else value
 
 
+def _installed_detectors() -> set[str]:
+    from importlib.metadata import entry_points  # takes 20 ms, for the few who name a detector
+
+    return {each.name for each in entry_points(group="opentelemetry_resource_detector")}
+
+
 def _known_detectors(value: str, warnings: list[str]) -> str:
     names = list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-    # `importlib.metadata` looks at every installed distribution, so only where somebody asks.
-    installed = {each.name for each in entry_points(group="opentelemetry_resource_detector")} if names else set()
+    installed = _installed_detectors() if names else set()
     known = [name for name in names if name == "*" or name in installed]
     for name in (each for each in names if each not in known):
         warnings.append(f"{_DETECTORS} holds {quoted(name)}, which is ignored; no such resource detector is installed")

@@ -195,10 +195,16 @@ class Standard:
                 continue
             if url:
                 if not http:
-                    self.warnings += ignored_path(variable, url)
+                    self._ignore_path(variable, url)
+                    url = urlsplit(url)._replace(path="", query="").geturl()
                 base = variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
                 return (_signal_url(url, signal, base=base) if http else url), variable
         return None
+
+    def _ignore_path(self, variable: str, url: str) -> None:
+        path = urlsplit(url).path.rstrip("/")
+        if path:
+            self.warnings.append(f"{variable} holds a path, {quoted(path)}, which is ignored: gRPC has none")
 
     def _is_http(self) -> bool:
         # A second reader, so that what the first one warns of is said once.
@@ -242,14 +248,6 @@ def _decoded(text: str) -> str | None:
         return unquote_to_bytes(text.encode("utf-8", "replace")).decode()
     except UnicodeDecodeError:
         return None
-
-
-def ignored_path(variable: str, url: str) -> list[str]:
-    """Return a line that says what gRPC leaves out of a URL, or none where it uses all of it."""
-    path = urlsplit(url).path.rstrip("/")
-    if not path:
-        return []
-    return [f"{variable} holds a path, {quoted(path)}, which gRPC does not use and which is ignored"]
 
 
 def _signal_url(url: str, signal: str, *, base: bool) -> str:
