@@ -4,7 +4,8 @@ MeshmwError
 ├── InvalidHeaderError (ValueError)           a header from outside does not follow its format
 ├── SettingsError (ValueError)                settings that cannot be used, all faults together
 ├── MissingExtraError (ModuleNotFoundError)   an optional dependency is not installed
-├── IncompatibleError (RuntimeError)          an installed package does not fit: no setting's fault
+├── IncompatibleExporterError (ImportError)   an exporter is installed, and does not fit the OpenTelemetry that is
+├── IncompatibleError (RuntimeError)          OpenTelemetry's SDK raised, and no setting is at fault
 ├── EnvoyError (RuntimeError)                 a test proxy could not be found or would not start
 └── MeshError (ValueError)                    services that cannot be made a test mesh, or one that did not start
 
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 __all__ = [
     "EnvoyError",
     "IncompatibleError",
+    "IncompatibleExporterError",
     "InvalidHeaderError",
     "MeshError",
     "MeshmwError",
@@ -78,12 +80,26 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
         self.extra = extra
 
 
-class IncompatibleError(MeshmwError, RuntimeError):
-    """Says which installed package raised while it was imported or set up, where that is no setting's fault."""
+class IncompatibleExporterError(MeshmwError, ImportError):
+    """Says that an exporter is there and cannot be used, and that it does not fit the OpenTelemetry that is installed.
 
-    def __init__(self, what: str, error: Exception) -> None:
-        said = f"{type(error).__name__}: {error}"
-        super().__init__(f"{what} is installed and does not work here, whatever the settings say ({said})")
+    Attributes:
+        extra: The extra's name, as in `pip install --upgrade 'meshmw[extra]'`.
+    """
+
+    def __init__(self, what: str, extra: str, cause: str) -> None:
+        super().__init__(
+            f"{what} is installed, and does not fit the OpenTelemetry that is ({cause}): "
+            f"run  pip install --upgrade 'meshmw[{extra}]'"
+        )
+        self.extra = extra
+
+
+class IncompatibleError(MeshmwError, RuntimeError):
+    """Says that OpenTelemetry's SDK raised while it was set up, and what, where no setting is at fault."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"OpenTelemetry's SDK cannot be set up, and no setting is at fault: {cause}")
 
 
 class EnvoyError(MeshmwError, RuntimeError):

@@ -14,7 +14,7 @@ import pytest
 
 from meshmw._telemetry.provider import build_meter_provider, build_provider
 from meshmw._telemetry.resource import build_resource
-from meshmw.errors import IncompatibleError, MissingExtraError, SettingsError
+from meshmw.errors import IncompatibleError, IncompatibleExporterError, MissingExtraError, SettingsError
 from meshmw.settings import Settings, count_in, named_in, readable
 from tests.programs import clean_environment
 
@@ -368,12 +368,13 @@ class TestPathOfAGrpcEndpoint:
 
 
 class TestWhoIsToBlame:
-    def test_an_internal_error_is_not_a_variables(self, monkeypatch):
+    @pytest.mark.parametrize("part", ["PromptBatchSpanProcessor", "TracerProvider", "otlp_reader", "MeterProvider"])
+    def test_an_internal_error_is_not_a_variables(self, monkeypatch, part):
         def broken(*_, **__):
             raise AttributeError("'BatchSpanProcessor' object has no attribute '_batch_processor'")
 
         monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
-        monkeypatch.setattr("meshmw._telemetry.provider.PromptBatchSpanProcessor", broken)
+        monkeypatch.setattr(f"meshmw._telemetry.provider.{part}", broken)
         with pytest.raises(IncompatibleError, match=r"AttributeError: .*_batch_processor") as caught:
             build()
         assert "OTEL_" not in str(caught.value)
@@ -413,10 +414,11 @@ class TestWhoIsToBlame:
         monkeypatch.setattr(sys.modules[package], "__path__", [str(tmp_path)])
         monkeypatch.delitem(sys.modules, f"{package}.trace_exporter", raising=False)
         exporter = "otlp" if protocol == "grpc" else "otlp-http"
-        with pytest.raises(IncompatibleError if expected else MissingExtraError) as caught:
+        with pytest.raises(IncompatibleExporterError if expected else MissingExtraError) as caught:
             build_provider(Settings(exporter=exporter, endpoint="127.0.0.1:9"))
         if expected:
-            assert f"is installed and does not work here, whatever the settings say ({expected}: " in str(caught.value)
+            assert f"is installed, and does not fit the OpenTelemetry that is ({expected}: " in str(caught.value)
+            assert caught.value.extra == "otlp"
         else:
             assert "pip install 'meshmw[otlp]'" in str(caught.value)
 
@@ -432,7 +434,5 @@ class TestProvidersThatVariablesName:
             text=True,
             timeout=60,
         )
-        assert (done.returncode, done.stderr) == (
-            0,
-            f"{name} holds 'absent', which is ignored: no such provider is installed\n",
-        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.endswith(f"{name} holds 'absent', which is ignored: no such provider is installed\n")

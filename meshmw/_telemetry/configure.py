@@ -67,6 +67,8 @@ def configure(settings: Settings | None = None) -> Telemetry:
     Raises:
         SettingsError: Some settings cannot be used. Nothing has been set then.
         MissingExtraError: The exporter is not installed. Nothing has been set then.
+        IncompatibleExporterError: The exporter is installed and cannot be imported. Nothing has been set then.
+        IncompatibleError: OpenTelemetry's SDK raises, and no setting is at fault. Nothing has been set then.
     """
     global _configured
     with _lock:

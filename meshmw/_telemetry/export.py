@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
-from meshmw._notices import LOGGER, quoted
+from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
-from meshmw.errors import IncompatibleError, MissingExtraError
+from meshmw.errors import IncompatibleExporterError, MissingExtraError
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
@@ -108,7 +108,7 @@ def importing(package: str, what: str, extra: str) -> Iterator[None]:
 
     Raises:
         MissingExtraError: *package*, or one that the extra brings with it, is not installed.
-        IncompatibleError: It is installed and cannot be imported, such as beside another release of the SDK.
+        IncompatibleExporterError: It is installed and cannot be imported, such as beside another release of the SDK.
     """
     try:
         yield
@@ -118,7 +118,7 @@ def importing(package: str, what: str, extra: str) -> Iterator[None]:
         # The SDK is there: what is missing of it is not of its release.
         if absent and (is_own or not absent.startswith("opentelemetry.")):
             raise MissingExtraError(what, extra) from error
-        raise IncompatibleError(what, error) from error
+        raise IncompatibleExporterError(what, extra, escaped(f"{type(error).__name__}: {error}", 200)) from error
 
 
 def _is_insecure(endpoint: str) -> bool:

@@ -42,7 +42,8 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
     Raises:
         MissingExtraError: The exporter is not installed.
         SettingsError: The queue is too small, or OpenTelemetry refuses one of the variables that it reads by itself.
-        IncompatibleError: An installed package of OpenTelemetry does not fit.
+        IncompatibleExporterError: The exporter is installed and cannot be imported.
+        IncompatibleError: OpenTelemetry raises, and no variable is at fault.
     """
     try:
         with readable(*PROCESSOR_VARIABLES):
@@ -76,7 +77,8 @@ def build_meter_provider(settings: Settings) -> MeterProvider | None:
     Raises:
         MissingExtraError: The exporter is not installed.
         SettingsError: OpenTelemetry refuses one of the variables that it reads by itself.
-        IncompatibleError: An installed package of OpenTelemetry does not fit.
+        IncompatibleExporterError: The exporter is installed and cannot be imported.
+        IncompatibleError: OpenTelemetry raises, and no variable is at fault.
     """
     if has_meter_provider():
         if settings.metrics != "none" and is_asked_for(settings, "metrics"):
@@ -186,5 +188,5 @@ def _unusable(error: Exception) -> MeshmwError:
     """Return what to raise where OpenTelemetry raises: it names the variable at fault, or blames none."""
     variable = named_in(str(error))
     if variable is None:
-        return IncompatibleError("OpenTelemetry's SDK, or an exporter of it,", error)
+        return IncompatibleError(escaped(f"{type(error).__name__}: {error}", 200))
     return SettingsError([f"{variable} holds what OpenTelemetry refuses: {escaped(str(error), 200)}"])
