@@ -113,7 +113,7 @@ def importing(package: str, what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        absent = (error.name or package) if isinstance(error, ModuleNotFoundError) else ""
         is_own = f"{package}.".startswith(f"{absent}.") or absent.startswith(package)
         # The SDK is there: what is missing of it is not of its release.
         if absent and (is_own or not absent.startswith("opentelemetry.")):
