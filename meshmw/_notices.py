@@ -16,7 +16,7 @@ from typing import Final
 
 from opentelemetry import metrics
 
-from meshmw._otel import liveness_of
+from meshmw._otel import forget_unknown_providers, liveness_of
 
 LOGGER: Final = logging.getLogger("meshmw")
 
@@ -38,6 +38,9 @@ _UNSAFE: Final = re.compile(
 )
 # From the beginning of a word alone: from each of its characters a long word would take quadratic time.
 _CREDENTIALS: Final = re.compile(r"(?<![^/\s])[^/\s]*@")
+
+# Before anybody asks for a provider, as the next line does.
+_FORGOTTEN: Final = forget_unknown_providers()
 
 # A proxy instrument: it starts to count when the application sets a MeterProvider, and costs next to nothing before.
 _EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(
@@ -227,3 +230,9 @@ class SilentRejections(Rejections):
         self, header: str, reason: str, consequence: str, text: str | None = None, *, outcome: str = "refused"
     ) -> None:
         """Do nothing."""
+
+
+for _variable, _name in _FORGOTTEN.items():
+    # An empty variable counts as unset, so nothing is said of it.
+    if _name.strip():
+        LOGGER.warning("%s holds %s, which is ignored: no such provider is installed", _variable, quoted(_name))

@@ -6,6 +6,7 @@ that a new release which breaks an assumption names it. Names that other package
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -81,6 +82,28 @@ class W3CTraceState(OTelTraceState):
         if self._text is None:
             self._text = str(self._state)
         return self._text
+
+
+def forget_unknown_providers() -> dict[str, str]:
+    """Take variables that name a provider which is not installed out of the environment, and return what they held.
+
+    The API reads OTEL_PYTHON_TRACER_PROVIDER and OTEL_PYTHON_METER_PROVIDER whenever somebody asks for a provider and
+    none is set. Where one is empty, or names no entry point, it raises StopIteration, into the import of this package
+    and later into requests.
+    """
+    forgotten = {}
+    for kind in ("tracer_provider", "meter_provider"):
+        variable = f"OTEL_PYTHON_{kind.upper()}"
+        name = os.environ.get(variable)  # noqa: TID251  # before anything can ask for a provider
+        if name is not None and not (name and _is_registered(f"opentelemetry_{kind}", name)):
+            forgotten[variable] = os.environ.pop(variable)  # noqa: TID251
+    return forgotten
+
+
+def _is_registered(group: str, name: str) -> bool:
+    from importlib.metadata import entry_points  # takes 20 ms, for the few who name a provider
+
+    return bool(entry_points(group=group, name=name))
 
 
 def liveness_of(instrument: object) -> Callable[[], object]:

@@ -4,6 +4,8 @@ MeshmwError
 ├── InvalidHeaderError (ValueError)           a header from outside does not follow its format
 ├── SettingsError (ValueError)                settings that cannot be used, all faults together
 ├── MissingExtraError (ModuleNotFoundError)   an optional dependency is not installed
+├── IncompatibleExporterError (ImportError)   an exporter is installed, and does not fit the OpenTelemetry that is
+├── IncompatibleError (RuntimeError)          OpenTelemetry's SDK raised, and no setting is at fault
 ├── EnvoyError (RuntimeError)                 a test proxy could not be found or would not start
 └── MeshError (ValueError)                    services that cannot be made a test mesh, or one that did not start
 
@@ -15,7 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["EnvoyError", "InvalidHeaderError", "MeshError", "MeshmwError", "MissingExtraError", "SettingsError"]
+__all__ = [
+    "EnvoyError",
+    "IncompatibleError",
+    "IncompatibleExporterError",
+    "InvalidHeaderError",
+    "MeshError",
+    "MeshmwError",
+    "MissingExtraError",
+    "SettingsError",
+]
 
 
 class MeshmwError(Exception):
@@ -67,6 +78,28 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed: run  pip install 'meshmw[{extra}]'")
         self.extra = extra
+
+
+class IncompatibleExporterError(MeshmwError, ImportError):
+    """Says that an exporter is there and cannot be used, and that it does not fit the OpenTelemetry that is installed.
+
+    Attributes:
+        extra: The extra's name, as in `pip install --upgrade 'meshmw[extra]'`.
+    """
+
+    def __init__(self, what: str, extra: str, cause: str) -> None:
+        super().__init__(
+            f"{what} is installed, and does not fit the OpenTelemetry that is ({cause}): "
+            f"run  pip install --upgrade 'meshmw[{extra}]'"
+        )
+        self.extra = extra
+
+
+class IncompatibleError(MeshmwError, RuntimeError):
+    """Says that OpenTelemetry's SDK raised while it was set up, and what, where no setting is at fault."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"OpenTelemetry's SDK cannot be set up, and no setting is at fault: {cause}")
 
 
 class EnvoyError(MeshmwError, RuntimeError):

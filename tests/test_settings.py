@@ -295,7 +295,7 @@ class TestPrecedence:
         assert getattr(Settings(**{name: argument}), name) == argument != own_value
 
     def test_the_service_name_variable_beats_the_resource_attribute(self, monkeypatch):
-        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=first,a,service.name = b%20c ,service.name=")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=first,,service.name = b%20c ,service.name=")
         assert Settings().service_name == "b c"
         monkeypatch.setenv("OTEL_SERVICE_NAME", "d")
         assert Settings().service_name == "d"
@@ -516,7 +516,9 @@ class TestDisabled:
     ):
         monkeypatch.setenv("OTEL_SDK_DISABLED", value)
         assert sdk_disabled() is disabled
-        expected = f"OTEL_SDK_DISABLED holds '{value}', which is ignored; meshmw takes true or false"
+        expected = (
+            f"OTEL_SDK_DISABLED holds '{value}', which is ignored; meshmw takes true or false; it counts as false"
+        )
         assert caplog.messages == ([expected] if warned else [])
 
     def test_without_the_variable_it_is_not_disabled(self, monkeypatch, caplog):

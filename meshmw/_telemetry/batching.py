@@ -21,7 +21,7 @@ from meshmw._otel import queue_of, shut_down_within
 from meshmw._telemetry.collector import GuardedSpanExporter, muted
 from meshmw._telemetry.container import memory_headroom
 from meshmw.errors import SettingsError
-from meshmw.settings import Settings, count_in
+from meshmw.settings import LARGEST, Settings, count_in
 
 _BATCH: Final = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 _QUEUE: Final = "OTEL_BSP_MAX_QUEUE_SIZE"
@@ -59,20 +59,25 @@ def batching_of(settings: Settings, headroom: Callable[[], int | None] = memory_
         headroom: Returns the bytes that are left to this container, or None where nothing limits it.
 
     Raises:
-        SettingsError: The queue is smaller than one export.
+        SettingsError: The setting asks for a queue that is smaller than one export.
     """
     name, _, own = settings.batching.partition("/")
     profile = PROFILES[name]
-    batch, delay = count_in(_BATCH) or profile.batch, count_in(_DELAY) or profile.delay
+    asked, delay = count_in(_BATCH), count_in(_DELAY, LARGEST) or profile.delay
+    batch = asked or profile.batch
     # What the setting says of the queue decides over the standard variable, which is then not even warned of.
     standard = None if own else count_in(_QUEUE)
     queue = _fitting_queue(headroom(), profile.queue, batch) if own == "auto" else int(own or standard or profile.queue)
-    if queue < batch:
-        asked = _QUEUE if standard else f"batching={settings.batching}"
-        remedy = f"MESHMW_BATCHING to {name}/{batch}" if own else f"{_QUEUE} to {batch}"
-        fault = f"a queue of {queue} spans ({asked}) is smaller than one export of {batch}"
-        raise SettingsError([f"{fault}: set {remedy} or more, or {_BATCH} to {queue} or less"])
-    return Batching(queue, batch, delay)
+    if asked is not None and asked > queue:
+        batch = profile.batch
+        instead = min(batch, queue)
+        LOGGER.warning("%s holds %d, above the queue of %d, and is ignored; so it is %d", _BATCH, asked, queue, instead)
+    if own and queue < batch:
+        fault = f"a queue of {queue} spans (batching={settings.batching}) is smaller than one export of {batch}"
+        remedy = f"set MESHMW_BATCHING to {name}/{batch} or more, or {_BATCH} to {queue} or less"
+        raise SettingsError([f"{fault}: {remedy}"])
+    # A standard variable stops no application; the specification asks for no export above the queue.
+    return Batching(queue, min(batch, queue), delay)
 
 
 def _fitting_queue(headroom: int | None, without_limit: int, least: int) -> int:

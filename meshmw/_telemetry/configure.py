@@ -24,7 +24,7 @@ from meshmw._telemetry.provider import baggage_attributes, build_meter_provider,
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import Settings, as_text, first_of, hidden, sdk_disabled
+from meshmw.settings import SHARED_VARIABLES, Settings, as_text, first_of, hidden, readable, sdk_disabled
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 
@@ -67,6 +67,8 @@ def configure(settings: Settings | None = None) -> Telemetry:
     Raises:
         SettingsError: Some settings cannot be used. Nothing has been set then.
         MissingExtraError: The exporter is not installed. Nothing has been set then.
+        IncompatibleExporterError: The exporter is installed and cannot be imported. Nothing has been set then.
+        IncompatibleError: OpenTelemetry's SDK raises, and no setting is at fault. Nothing has been set then.
     """
     global _configured
     with _lock:
@@ -127,15 +129,16 @@ def _import_propagate() -> None:
 def _set_providers(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     found = trace.get_tracer_provider()
     whose = "own" if isinstance(found, trace.ProxyTracerProvider) else "existing"
-    meter_provider = None
-    if not sdk_disabled():
-        whose = "file" if _apply_config_file() else whose
-        meter_provider = build_meter_provider(settings)
-    elif whose == "own":
+    is_disabled = sdk_disabled()
+    if not is_disabled and _apply_config_file():
+        whose = "file"
+    if is_disabled and whose == "own":
         whose = "disabled"
-    processor = None
-    if whose == "own":
-        provider, processor = _build_provider(settings, meter_provider)
+    # What is ignored in them is said once.
+    with readable(*(SHARED_VARIABLES if whose == "own" else ())):
+        meter_provider = None if is_disabled else build_meter_provider(settings)
+        provider, processor = _build_provider(settings, meter_provider) if whose == "own" else (None, None)
+    if provider is not None:
         trace.set_tracer_provider(provider)
     elif whose != "disabled":
         _join(settings, trace.get_tracer_provider(), whose)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
-from meshmw._notices import LOGGER
+from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
-from meshmw.errors import MissingExtraError
+from meshmw.errors import IncompatibleExporterError, MissingExtraError
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
@@ -50,7 +52,12 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
         return ConsoleSpanExporter(out=sys.stdout)
     if endpoint is None:
         return None
-    return _spans_over_http(endpoint) if settings.exporter == "otlp-http" else _spans_over_grpc(endpoint)
+    if settings.exporter == "otlp-http":
+        return _spans_over_http(endpoint)
+    # Of a standard variable the path is gone by now, and said.
+    if path := urlsplit(endpoint).path.rstrip("/"):
+        LOGGER.warning("endpoint (MESHMW_ENDPOINT) holds a path, %s, which is ignored: gRPC has none", quoted(path))
+    return _spans_over_grpc(endpoint)
 
 
 def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
@@ -66,41 +73,52 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
 
 
 def _spans_over_grpc(endpoint: str) -> SpanExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
     _warn_under_gevent()
     return OTLPSpanExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
 
 
 def _metrics_over_grpc(endpoint: str) -> MetricExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for gRPC", "otlp") from error
     _warn_under_gevent()
     return OTLPMetricExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
 
 
 def _spans_over_http(endpoint: str) -> SpanExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for HTTP", "otlp") from error
     from meshmw._telemetry.http_session import session_for
 
     return OTLPSpanExporter(endpoint=endpoint, session=session_for("TRACES"))
 
 
 def _metrics_over_http(endpoint: str) -> MetricExporter:
-    try:
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    except ImportError as error:
-        raise MissingExtraError("the OTLP exporter for HTTP", "otlp") from error
     from meshmw._telemetry.http_session import session_for
 
     return OTLPMetricExporter(endpoint=endpoint, session=session_for("METRICS"))
+
+
+@contextmanager
+def importing(package: str, what: str, extra: str) -> Iterator[None]:
+    """Import an exporter in the block, and say what is wrong where that fails.
+
+    Raises:
+        MissingExtraError: *package*, or one that the extra brings with it, is not installed.
+        IncompatibleExporterError: It is installed and cannot be imported, such as beside another release of the SDK.
+    """
+    try:
+        yield
+    except Exception as error:
+        absent = (error.name or package) if isinstance(error, ModuleNotFoundError) else ""
+        is_own = f"{package}.".startswith(f"{absent}.") or absent.startswith(package)
+        # The SDK is there: what is missing of it is not of its release.
+        if absent and (is_own or not absent.startswith("opentelemetry.")):
+            raise MissingExtraError(what, extra) from error
+        raise IncompatibleExporterError(what, extra, escaped(f"{type(error).__name__}: {error}", 200)) from error
 
 
 def _is_insecure(endpoint: str) -> bool:

@@ -17,11 +17,21 @@ from meshmw._otel import has_meter_provider, keep_resource_in_forks
 from meshmw._policy.words import MetricsExporter
 from meshmw._telemetry.batching import PromptBatchSpanProcessor, batching_of
 from meshmw._telemetry.collector import GuardedSpanExporter
-from meshmw._telemetry.export import build_exporter, otlp_reader, shown_endpoint
+from meshmw._telemetry.export import build_exporter, importing, otlp_reader, shown_endpoint
 from meshmw._telemetry.resource import build_resource, known_attributes
 from meshmw._telemetry.span import BaggageAttributes, GuardedSpanProcessors, RemoteParentSampler, RouteRule
-from meshmw.errors import MeshmwError, MissingExtraError, SettingsError
-from meshmw.settings import Settings, first_of
+from meshmw.errors import IncompatibleError, MeshmwError, SettingsError
+from meshmw.settings import (
+    EXEMPLAR_VARIABLES,
+    LIMIT_VARIABLES,
+    METRIC_VARIABLES,
+    PROCESSOR_VARIABLES,
+    SAMPLER_VARIABLES,
+    Settings,
+    first_of,
+    named_in,
+    readable,
+)
 
 _METRICS_VARIABLE: Final = "OTEL_METRICS_EXPORTER"
 
@@ -32,15 +42,19 @@ def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | 
     Raises:
         MissingExtraError: The exporter is not installed.
         SettingsError: The queue is too small, or OpenTelemetry refuses one of the variables that it reads by itself.
+        IncompatibleExporterError: The exporter is installed and cannot be imported.
+        IncompatibleError: OpenTelemetry raises, and no variable is at fault.
     """
     try:
-        processor = _export_processor(settings)
-        provider = _tracer_provider(settings)
+        with readable(*PROCESSOR_VARIABLES):
+            processor = _export_processor(settings)
+        # What the setting says of the sampler decides, and the standard variable is then not even warned of.
+        with readable(*LIMIT_VARIABLES, *(SAMPLER_VARIABLES if settings.sampling_ratio is None else ())):
+            provider = _tracer_provider(settings)
     except MeshmwError:
         raise
     except Exception as error:
-        # OTEL_EXPORTER_OTLP_TIMEOUT, _COMPRESSION and the like: the SDK raises what it likes.
-        raise _refused_variable(error) from error
+        raise _unusable(error) from error
     provider.sampler = RemoteParentSampler(
         provider.sampler,
         # A remote parent's flag may be a proxy's doing: where this service decides, it counts as little as a root's.
@@ -63,6 +77,8 @@ def build_meter_provider(settings: Settings) -> MeterProvider | None:
     Raises:
         MissingExtraError: The exporter is not installed.
         SettingsError: OpenTelemetry refuses one of the variables that it reads by itself.
+        IncompatibleExporterError: The exporter is installed and cannot be imported.
+        IncompatibleError: OpenTelemetry raises, and no variable is at fault.
     """
     if has_meter_provider():
         if settings.metrics != "none" and is_asked_for(settings, "metrics"):
@@ -71,13 +87,14 @@ def build_meter_provider(settings: Settings) -> MeterProvider | None:
     _warn_of_other_exporters(settings)
     if settings.metrics == "none":
         return None
-    try:
-        reader = otlp_reader(settings) if settings.metrics == "otlp" else _prometheus_reader()
-    except MeshmwError:
-        raise
-    except Exception as error:
-        raise _refused_variable(error) from error
-    return _meter_provider(reader, settings)
+    with readable(*(METRIC_VARIABLES if settings.metrics == "otlp" else EXEMPLAR_VARIABLES)):
+        try:
+            reader = otlp_reader(settings) if settings.metrics == "otlp" else _prometheus_reader()
+        except MeshmwError:
+            raise
+        except Exception as error:
+            raise _unusable(error) from error
+        return _meter_provider(reader, settings)
 
 
 def baggage_attributes(settings: Settings) -> SpanProcessor | None:
@@ -105,15 +122,14 @@ class UnflaggedIds(RandomIdGenerator):
 
 
 def _tracer_provider(settings: Settings) -> TracerProvider:
-    known = known_attributes(settings)
     provider = TracerProvider(
         _sampler(settings),
-        Resource.create(known),
+        build_resource(settings),
         shutdown_on_exit=False,
         active_span_processor=GuardedSpanProcessors(settings.warn_window),
         id_generator=None if settings.random_flag else UnflaggedIds(),
     )
-    keep_resource_in_forks(provider, Resource(known))
+    keep_resource_in_forks(provider, Resource(known_attributes(settings)))
     return provider
 
 
@@ -154,10 +170,8 @@ def _warn_of_other_exporters(settings: Settings) -> None:
 
 
 def _prometheus_reader() -> MetricReader:
-    try:
+    with importing("opentelemetry.exporter.prometheus", "the exporter for Prometheus", "prometheus"):
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
-    except ImportError as error:
-        raise MissingExtraError("the exporter for Prometheus", "prometheus") from error
     return PrometheusMetricReader()
 
 
@@ -167,8 +181,12 @@ def _meter_provider(reader: MetricReader, settings: Settings) -> MeterProvider:
         return MeterProvider([reader], build_resource(settings), shutdown_on_exit=settings.metrics != "otlp")
     except Exception as error:
         reader.shutdown()  # takes it out of the registry, and ends its thread
-        raise _refused_variable(error) from error
+        raise _unusable(error) from error
 
 
-def _refused_variable(error: Exception) -> SettingsError:
-    return SettingsError([f"an OTEL_* variable, of which OpenTelemetry says {escaped(str(error), 200)}"])
+def _unusable(error: Exception) -> MeshmwError:
+    """Return what to raise where OpenTelemetry raises: it names the variable at fault, or blames none."""
+    variable = named_in(str(error))
+    if variable is None:
+        return IncompatibleError(escaped(f"{type(error).__name__}: {error}", 200))
+    return SettingsError([f"{variable} holds what OpenTelemetry refuses: {escaped(str(error), 200)}"])

@@ -15,7 +15,15 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource, ResourceDetector
 from opentelemetry.util.types import AttributeValue
 
 from meshmw._telemetry.container import Container, read_container, read_text
-from meshmw.settings import Settings, first_of, is_true, resource_attributes
+from meshmw.settings import (
+    RESOURCE_VARIABLES,
+    Settings,
+    first_of,
+    hidden,
+    is_true,
+    readable,
+    resource_attributes,
+)
 
 # Under these names people hand in what the downward API knows; the last ones are those of OpenTelemetry's operator.
 _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -58,17 +66,19 @@ _LONGEST_HOSTNAME: Final = 63
 
 def build_resource(settings: Settings) -> Resource:
     """Return what is known of the service, over what the SDK's own detectors find."""
-    return Resource.create(known_attributes(settings))
+    with readable(*RESOURCE_VARIABLES):
+        known = known_attributes(settings)
+        # The SDK would read these again in its own way: it decodes no key, and keeps what the settings have refused.
+        with hidden("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"):
+            return Resource.create(known)
 
 
 def known_attributes(settings: Settings) -> dict[str, AttributeValue]:
     """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes."""
-    name = settings.service_name
-    return {
-        **KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes,
-        **resource_attributes(),
-        **({} if name is None else {SERVICE_NAME: name}),
-    }
+    detected = KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes
+    # An empty attribute may be asked for, and does not hide what is known.
+    given = {key: value for key, value in resource_attributes().items() if value or key not in detected}
+    return {**detected, **given, **({} if settings.service_name is None else {SERVICE_NAME: settings.service_name})}
 
 
 class KubernetesResourceDetector(ResourceDetector):

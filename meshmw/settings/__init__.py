@@ -8,10 +8,21 @@ from __future__ import annotations
 from meshmw.settings._model import SettingDoc, Settings
 
 # For the package's own use.
-from meshmw.settings._model import as_text as as_text
+from meshmw.settings._schema import as_text as as_text
+from meshmw.settings._sdk import EXEMPLAR_VARIABLES as EXEMPLAR_VARIABLES
+from meshmw.settings._sdk import IMPORT_VARIABLES as IMPORT_VARIABLES
+from meshmw.settings._sdk import LARGEST as LARGEST
+from meshmw.settings._sdk import LIMIT_VARIABLES as LIMIT_VARIABLES
+from meshmw.settings._sdk import METRIC_VARIABLES as METRIC_VARIABLES
+from meshmw.settings._sdk import PROCESSOR_VARIABLES as PROCESSOR_VARIABLES
+from meshmw.settings._sdk import RESOURCE_VARIABLES as RESOURCE_VARIABLES
+from meshmw.settings._sdk import SAMPLER_VARIABLES as SAMPLER_VARIABLES
+from meshmw.settings._sdk import SHARED_VARIABLES as SHARED_VARIABLES
+from meshmw.settings._sdk import hidden as hidden
+from meshmw.settings._sdk import named_in as named_in
+from meshmw.settings._sdk import readable as readable
 from meshmw.settings._standard import count_in as count_in
 from meshmw.settings._standard import first_of as first_of
-from meshmw.settings._standard import hidden as hidden
 from meshmw.settings._standard import is_set as is_set
 from meshmw.settings._standard import is_true as is_true
 from meshmw.settings._standard import metrics_endpoint as metrics_endpoint

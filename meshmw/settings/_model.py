@@ -14,8 +14,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._policy.words import hint, listed
 from meshmw.errors import SettingsError
-from meshmw.settings._schema import ANY_CASE, Fields, is_none
-from meshmw.settings._standard import VARIABLES, Standard, StandardSource
+from meshmw.settings._schema import ANY_CASE, Fields, as_text, is_none
+from meshmw.settings._standard import VARIABLES, Standard, StandardSource, is_blank
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -120,7 +120,7 @@ class VariableSource(EnvSettingsSource):
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         # The specification calls an empty variable unset; templates also leave blanks and lone commas behind.
-        return {name: value for name, value in super()._load_env_vars().items() if value and value.strip(" \t,")}
+        return {name: value for name, value in super()._load_env_vars().items() if value and not is_blank(value)}
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
         """Return a variable's value, with its words in lower case."""
@@ -129,16 +129,6 @@ class VariableSource(EnvSettingsSource):
         if isinstance(value, str) and (is_word or (is_list and is_none(value))):
             value = value.strip().lower()
         return super().prepare_field_value(field_name, field, value, value_is_complex)
-
-
-def as_text(value: object) -> str:
-    """Return a setting's value as you would write it into its variable."""
-    if isinstance(value, tuple):
-        # The two numbers of a budget are no list.
-        return ("/" if value and isinstance(value[0], int) else ",").join(map(str, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is None else str(value)
 
 
 def takes(field: FieldInfo) -> str:

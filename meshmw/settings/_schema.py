@@ -50,7 +50,7 @@ from meshmw.wire.traceparent import TraceParentPolicy
 
 LONGEST_TEXT: Final = 255
 # A queue of so many spans takes some gigabytes.
-_MOST_SPANS: Final = 1_048_576
+MOST_SPANS: Final = 1_048_576
 # Marks a setting whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
 ANY_CASE: Final = object()
 
@@ -93,6 +93,16 @@ def printable(text: str) -> str:
     return text
 
 
+def as_text(value: object) -> str:
+    """Return a setting's value as you would write it into its variable."""
+    if isinstance(value, tuple):
+        # The two numbers of a budget are no list.
+        return ("/" if value and isinstance(value[0], int) else ",").join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
 def endpoint_url(text: str) -> str:
     """Return the collector's address as a URL, `http://` where no scheme is given.
 
@@ -119,8 +129,16 @@ def spans(text: str) -> int:
     Raises:
         ValueError: It spells none.
     """
-    if not text.isdecimal() or len(text) > LONGEST_TEXT or not 0 < int(text) <= _MOST_SPANS:
+    number = whole_number(text, 1, MOST_SPANS)
+    if number is None:
         raise ValueError("no such number")
+    return number
+
+
+def whole_number(text: str, least: int, most: int) -> int | None:
+    """Return the whole number within two bounds that a text spells, or None where it spells none."""
+    if not text.isdecimal() or len(text) > LONGEST_TEXT or not least <= int(text) <= most:
+        return None
     return int(text)
 
 

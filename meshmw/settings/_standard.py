@@ -9,18 +9,18 @@ Where a variable shall stand in for one more setting, name it in `VARIABLES` and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
-from meshmw._notices import LOGGER, quoted
+from meshmw._notices import LOGGER, quoted, without_secrets
 from meshmw._policy.words import DEFAULT_EXPORTER, DEFAULT_PROPAGATORS, FORMATS, Exporter, MetricsExporter
-from meshmw.settings._schema import LONGEST_TEXT, endpoint_url, printable, spans
+from meshmw.settings._schema import LONGEST_TEXT, MOST_SPANS, Fields, as_text, endpoint_url, printable, whole_number
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
@@ -37,6 +37,9 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
 }
 _PROTOCOLS = {"grpc": "otlp", "http/protobuf": "otlp-http"}
 _HTTP: Final[Exporter] = "otlp-http"
+# RFC 3986, section 2.1.
+_BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 _EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
 
 
@@ -53,6 +56,11 @@ class StandardSource(PydanticBaseSettingsSource):
         values = {name: value for name, (value, _) in standard.read().items()}
         _warn(standard)
         return values
+
+
+def is_blank(text: str) -> bool:
+    """Say whether a variable holds nothing, which the specification calls unset; templates leave lone commas too."""
+    return not text.replace(",", " ").strip()
 
 
 @dataclass
@@ -78,12 +86,21 @@ class Standard:
             "endpoint": self._endpoint,
             "metrics": self._metrics,
         }
-        found = {name: read() for name, read in readers.items() if name not in self.decided}
+        found = {name: self._read(name, read) for name, read in readers.items() if name not in self.decided}
         return {name: value for name, value in found.items() if value is not None}
 
+    def _read(self, name: str, read: Callable[[], tuple[Any, str] | None]) -> tuple[Any, str] | None:
+        said = len(self.warnings)
+        found = read()
+        value = Fields.model_fields[name].default if found is None else found[0]
+        # Which value counts instead is known only when all that the variables hold is read.
+        instead = f"; so {name} is {without_secrets(as_text(value)) or 'left unset'}"
+        self.warnings[said:] = [f"{warning}{instead}" for warning in self.warnings[said:]]
+        return found
+
     def _get(self, variable: str) -> str:
-        value = self.environ.get(variable, "").strip()
-        return value if value.strip(" ,") else ""
+        value = self.environ.get(variable, "")
+        return "" if is_blank(value) else value.strip()
 
     def _ignore(self, variable: str, value: str, takes: str) -> None:
         self.warnings.append(f"{variable} holds {quoted(value)}, which is ignored; meshmw takes {takes}")
@@ -104,14 +121,25 @@ class Standard:
         return None
 
     def _attribute(self, key: str) -> tuple[str, str] | None:
-        return self._printable("OTEL_RESOURCE_ATTRIBUTES", self.attributes().get(key, ""))
+        # A second reader, because whoever makes the resource says what is broken in the variable.
+        return self._printable(ATTRIBUTES, Standard(self.environ).attributes().get(key, ""))
 
     def attributes(self) -> dict[str, str]:
-        """Return what OTEL_RESOURCE_ATTRIBUTES holds; of a key that stands there twice, the last."""
-        pairs = (item.partition("=") for item in self._get("OTEL_RESOURCE_ATTRIBUTES").split(","))
-        found = {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip() and value.strip()}
-        # Bytes of the environment that are no text: OTLP could not carry them.
-        return {_as_utf8(name): _as_utf8(value) for name, value in found.items()}
+        """Return what OTEL_RESOURCE_ATTRIBUTES holds, keys and values percent-decoded; nothing where a pair is broken.
+
+        Of a key that stands there twice the last value counts, unless that is empty. The specification discards all of
+        the variable at any error (https://opentelemetry.io/docs/specs/otel/resource/sdk/).
+        """
+        found: dict[str, str] = {}
+        for item in filter(str.strip, self._get(ATTRIBUTES).split(",")):
+            key, equals, value = (_decoded(part.strip()) for part in item.partition("="))
+            if not key or not equals or value is None:
+                fault = "which is no key=value pair with valid percent-encoding"
+                remedy = "all of it is ignored, as OpenTelemetry's specification asks"
+                self.warnings.append(f"{ATTRIBUTES} holds {quoted(item.strip())}, {fault}; {remedy}")
+                return {}
+            found[key] = value or found.get(key, "")
+        return found
 
     def _names(self, variable: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name.strip().lower() for name in self._get(variable).split(",") if name.strip()))
@@ -162,12 +190,21 @@ class Standard:
             try:
                 url = endpoint_url(self._with_scheme(value, signal)) if value else ""
             except ValueError:
-                self._ignore(variable, value, "a URL such as http://127.0.0.1:4317")
+                # Some vendors take a key in the query.
+                self._ignore(variable, value.partition("?")[0], "a URL such as http://127.0.0.1:4317")
                 continue
             if url:
+                if not http:
+                    self._ignore_path(variable, url)
+                    url = urlsplit(url)._replace(path="", query="").geturl()
                 base = variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
                 return (_signal_url(url, signal, base=base) if http else url), variable
         return None
+
+    def _ignore_path(self, variable: str, url: str) -> None:
+        path = urlsplit(url).path.rstrip("/")
+        if path:
+            self.warnings.append(f"{variable} holds a path, {quoted(path)}, which is ignored: gRPC has none")
 
     def _is_http(self) -> bool:
         # A second reader, so that what the first one warns of is said once.
@@ -180,14 +217,13 @@ class Standard:
         secure = self._get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
         return f"https://{address}" if secure.lower() == "false" else address
 
-    def count(self, variable: str) -> int | None:
+    def count(self, variable: str, most: int) -> int | None:
         """Return a variable's whole number above zero, or None where it holds none."""
         value = self._get(variable)
-        try:
-            return spans(value) if value else None
-        except ValueError:
-            self._ignore(variable, value, "a number from 1 to 1048576")
-            return None
+        number = whole_number(value, 1, most)
+        if value and number is None:
+            self._ignore(variable, value, f"a number from 1 to {most}; its default is used")
+        return number
 
     def _metrics(self) -> tuple[str, str] | None:
         # Other exporters are not ours to set up, and the variable may be meant for a provider that is there already.
@@ -199,12 +235,19 @@ class Standard:
         """Say whether a variable is `true`, in any case; whatever else it holds is false, as the specification says."""
         value = self._get(variable).lower()
         if value not in ("", "true", "false"):
-            self._ignore(variable, value, "true or false")
+            self._ignore(variable, value, "true or false; it counts as false")
         return value == "true"
 
 
-def _as_utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+def _decoded(text: str) -> str | None:
+    """Return a text percent-decoded, or None where an escape is broken, or what is escaped is no UTF-8."""
+    if _BROKEN_ESCAPE.search(text):
+        return None
+    try:
+        # Bytes of the environment that are no text become a question mark: OTLP could not carry them.
+        return unquote_to_bytes(text.encode("utf-8", "replace")).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _signal_url(url: str, signal: str, *, base: bool) -> str:
@@ -260,19 +303,6 @@ def _warn(standard: Standard) -> None:
         LOGGER.warning("%s", warning)
 
 
-@contextmanager
-def hidden(*variables: str) -> Iterator[None]:
-    """Take variables out of the environment, and put them back on leaving.
-
-    OpenTelemetry reads some variables by itself while it is imported, and refuses what the settings take.
-    """
-    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}  # noqa: TID251
-    try:
-        yield
-    finally:
-        os.environ.update(kept)  # noqa: TID251
-
-
 def first_of(*variables: str) -> str:
     """Return what the first of these variables that holds anything holds, or an empty text."""
     values = (os.environ.get(variable, "").strip() for variable in variables)  # noqa: TID251
@@ -297,14 +327,14 @@ def is_true(variable: str) -> bool:
     return first_of(variable).lower() in ("1", "on", "true", "yes")
 
 
-def count_in(variable: str) -> int | None:
+def count_in(variable: str, most: int = MOST_SPANS) -> int | None:
     """Return the whole number above zero in a variable; warn of anything else, which is ignored."""
     standard = Standard(os.environ)  # noqa: TID251
-    found = standard.count(variable)
+    found = standard.count(variable, most)
     _warn(standard)
     return found
 
 
 def resource_attributes() -> dict[str, str]:
-    """Return the attributes that OTEL_RESOURCE_ATTRIBUTES gives the service."""
+    """Return the attributes that OTEL_RESOURCE_ATTRIBUTES gives the service; what is broken in it, `readable` says."""
     return Standard(os.environ).attributes()  # noqa: TID251

@@ -28,7 +28,7 @@ class TestBatching:
         assert batching(batching="high") == Batching(9000, 100, 200)
         assert batching(batching="moderate/150").queue == 150
 
-    @pytest.mark.parametrize("value", ["0", "-5", "many", "1048577", "9" * 5_000])
+    @pytest.mark.parametrize("value", ["0", "-5", "many", "2147483648", "9" * 5_000])
     def test_a_number_that_cannot_be_is_ignored_and_said(self, value, monkeypatch, caplog):
         for name in ("MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE", "SCHEDULE_DELAY"):
             monkeypatch.setenv(f"OTEL_BSP_{name}", value)
@@ -61,19 +61,34 @@ class TestBatching:
             ),
         )
 
-    def test_the_standard_variable_is_named_where_it_decided(self, monkeypatch):
+    def test_a_short_queue_of_the_standard_variable_shortens_the_export(self, monkeypatch, caplog):
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
-        with pytest.raises(
-            SettingsError, match=r"100 spans \(OTEL_BSP_MAX_QUEUE_SIZE\).* OTEL_BSP_MAX_QUEUE_SIZE to 512"
-        ):
-            batching()
+        assert batching() == (100, 100, 5_000)
+        assert caplog.messages == []
         with pytest.raises(SettingsError, match=r"200 spans \(batching=moderate/200\) is smaller"):
             batching(batching="moderate/200")
 
-    def test_an_export_above_the_profiles_queue_names_the_profile(self, monkeypatch):
-        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
-        with pytest.raises(SettingsError, match=r"2048 spans \(batching=moderate\) is smaller .* of 3000"):
-            batching()
+    @pytest.mark.parametrize(
+        ("variables", "settings", "expected"),
+        [
+            ({}, {}, (2_048, 512)),
+            ({"OTEL_BSP_MAX_QUEUE_SIZE": "1000"}, {}, (1_000, 512)),
+            ({"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, {}, (100, 100)),
+            ({}, {"batching": "moderate/2500"}, (2_500, 512)),
+        ],
+    )
+    def test_an_export_above_the_queue_is_ignored(self, monkeypatch, caplog, variables, settings, expected):
+        for name, value in ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "3000"} | variables).items():
+            monkeypatch.setenv(name, value)
+        assert batching(**settings)[:2] == expected
+        queue, batch = expected
+        assert caplog.messages == [
+            f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE holds 3000, above the queue of {queue}, and is ignored; so it is {batch}"
+        ]
+
+    def test_a_delay_may_be_as_long_as_the_specification_allows(self, monkeypatch):
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "2147483647")
+        assert batching().delay == 2_147_483_647
 
     def test_the_provider_is_built_with_it_and_this_machines_memory(self):
         provider, processor = build_provider(Settings(endpoint="127.0.0.1:9", batching="high/auto"))

@@ -116,7 +116,8 @@ class TestRefusal:
             except ValueError as error:
                 print(type(error).__name__, untouched())
             """,
-            OTEL_BSP_MAX_QUEUE_SIZE="1",
+            MESHMW_EXPORTER="otlp-http",
+            OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER="absent",
         )
         assert program.stdout == "SettingsError True\n"
 
