@@ -32,7 +32,7 @@ NAMES = {
         route_middleware
     """,
     "meshmw.errors": """
-        EnvoyError InvalidHeaderError MeshError MeshmwError MissingExtraError SettingsError
+        EnvoyError IncompatibleError IncompatibleExporterError InvalidHeaderError MeshError MeshmwError MissingExtraError SettingsError
     """,
     "meshmw.flask": """
         init_app
