@@ -18,10 +18,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from meshmw._notices import LOGGER, Throttle
 from meshmw._otel import queue_of, shut_down_within
+from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.collector import GuardedSpanExporter, muted
 from meshmw._telemetry.container import memory_headroom
 from meshmw.errors import SettingsError
-from meshmw.settings import Settings, count_in
+from meshmw.settings import Settings, count_in, first_of
 
 _BATCH: Final = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 _QUEUE: Final = "OTEL_BSP_MAX_QUEUE_SIZE"
@@ -64,12 +65,14 @@ def batching_of(settings: Settings, headroom: Callable[[], int | None] = memory_
     name, _, own = settings.batching.partition("/")
     profile = PROFILES[name]
     batch, delay = count_in(_BATCH) or profile.batch, count_in(_DELAY) or profile.delay
-    # What the setting says of the queue decides over the standard variable, which is then not even warned of.
-    standard = None if own else count_in(_QUEUE)
+    # A profile that was chosen by its name alone leaves the queue to the standard variable; where nothing was chosen,
+    # the settings have read that one already, and warned of it.
+    standard = count_in(_QUEUE) if not own and "batching" in settings.model_fields_set else None
     queue = _fitting_queue(headroom(), profile.queue, batch) if own == "auto" else int(own or standard or profile.queue)
     if queue < batch:
-        asked = _QUEUE if standard else f"batching={settings.batching}"
-        remedy = f"MESHMW_BATCHING to {name}/{batch}" if own else f"{_QUEUE} to {batch}"
+        is_own = bool(own) and own != first_of(_QUEUE)
+        asked = f"batching={settings.batching}" if is_own or not (own or standard) else _QUEUE
+        remedy = f"MESHMW_BATCHING to {name}/{batch}" if is_own else f"{_QUEUE} to {batch}"
         fault = f"a queue of {queue} spans ({asked}) is smaller than one export of {batch}"
         raise SettingsError([f"{fault}: set {remedy} or more, or {_BATCH} to {queue} or less"])
     return Batching(queue, batch, delay)
@@ -96,7 +99,7 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
     """
 
     def __init__(
-        self, exporter: GuardedSpanExporter, warn_window: float, batching: Batching = PROFILES["moderate"]
+        self, exporter: GuardedSpanExporter, warn_window: float, batching: Batching = PROFILES[DEFAULT_BATCHING]
     ) -> None:
         super().__init__(exporter, batching.queue, batching.delay, batching.batch)
         self.collector = exporter

@@ -6,9 +6,11 @@ This package alone reads the environment. It knows no framework, and of OpenTele
 from __future__ import annotations
 
 from meshmw.settings._model import SettingDoc, Settings
+from meshmw.settings._model import as_text as as_text
 
 # For the package's own use.
-from meshmw.settings._model import as_text as as_text
+from meshmw.settings._schema import MOST_BYTES as MOST_BYTES
+from meshmw.settings._schema import MOST_MEMBERS as MOST_MEMBERS
 from meshmw.settings._standard import count_in as count_in
 from meshmw.settings._standard import first_of as first_of
 from meshmw.settings._standard import hidden as hidden

@@ -70,6 +70,15 @@ class TestBatching:
         with pytest.raises(SettingsError, match=r"200 spans \(batching=moderate/200\) is smaller"):
             batching(batching="moderate/200")
 
+    def test_the_standard_variable_is_where_the_setting_comes_from(self, monkeypatch):
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5000")
+        assert Settings().batching == "moderate/5000"
+        assert Settings.origins()["batching"] == "OTEL_BSP_MAX_QUEUE_SIZE"
+        assert batching().queue == 5000
+        monkeypatch.setenv("MESHMW_BATCHING", "high")
+        assert Settings.origins()["batching"] == "MESHMW_BATCHING"
+        assert batching() == Batching(5000, 2048, 1000)
+
     def test_an_export_above_the_profiles_queue_names_the_profile(self, monkeypatch):
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3000")
         with pytest.raises(SettingsError, match=r"2048 spans \(batching=moderate\) is smaller .* of 3000"):
