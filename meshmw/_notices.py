@@ -134,27 +134,29 @@ def _escape(match: re.Match[str]) -> str:
 class Throttle:
     """Lets one notice of each key through in a window of time, and counts those that it holds back.
 
-    It remembers 256 keys at most: of further ones nothing is let through.
+    It remembers 256 keys at most. Of further ones nothing is let through, until others' windows are over and they are
+    forgotten, along with how often they were held back.
 
     Args:
         window: Seconds between two notices with the same key; infinity lets each through once.
         clock: A monotonic clock in seconds.
     """
 
-    __slots__ = ("_clock", "_said", "_window")
+    __slots__ = ("_clock", "_full_until", "_said", "_window")
 
     def __init__(self, window: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self._window = window
         self._clock = clock
         # Of each key when it was last let through, and how often it was held back since: one pair in a list.
         self._said: dict[Hashable, list[tuple[float, int]]] = {}
+        self._full_until = -math.inf
 
     def opens(self, key: Hashable = None) -> int | None:
         """Return how many notices were held back since the last one, or None where this one is to be held back too."""
         now = self._clock()
         said = self._said.get(key)
         if said is None:
-            if len(self._said) >= _MOST_KEYS:
+            if len(self._said) >= _MOST_KEYS and not self._forgets(now):
                 return None
             # Of threads that meet here, one puts its list in.
             said = self._said.setdefault(key, first := [(now, 0)])
@@ -172,6 +174,17 @@ class Throttle:
             return None
         said.append((now, 0))
         return held_back
+
+    def _forgets(self, now: float) -> bool:
+        """Forget the keys whose window is over, and say whether there are any; once per window, for it looks at all."""
+        if now < self._full_until:
+            return False
+        self._full_until = now + self._window
+        # Copies, because other threads go on meanwhile: the pair that one of them has taken out is not over.
+        over = [key for key, said in self._said.copy().items() for last, _ in said.copy() if now - last >= self._window]
+        for key in over:
+            self._said.pop(key, None)
+        return bool(over)
 
 
 class Rejections:

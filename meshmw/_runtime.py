@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import trace
 
 from meshmw._context.carriers import HeaderNames
-from meshmw._notices import LOGGER
+from meshmw._notices import LOGGER, quoted
 from meshmw._otel import parts_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
@@ -36,8 +36,27 @@ def _own_tracer() -> trace.Tracer:
 
 
 def tracer_of(provider: trace.TracerProvider | None) -> trace.Tracer:
-    """Return meshmw's tracer of a provider, or with None the process's own."""
-    return TRACER if provider is None else provider.get_tracer("meshmw", __version__)
+    """Return meshmw's tracer of a provider, or with None the process's own.
+
+    Raises:
+        TypeError: It is no tracer provider.
+    """
+    if provider is None:
+        return TRACER
+    if not hasattr(provider, "get_tracer"):
+        raise TypeError(f"tracer_provider takes a TracerProvider, not {quoted(provider)}")
+    return provider.get_tracer("meshmw", __version__)
+
+
+def checked_propagator(propagator: object) -> MeshPropagator | None:
+    """Return the propagator that a caller was given, or None for the configured one.
+
+    Raises:
+        TypeError: It is no `MeshPropagator`.
+    """
+    if propagator is None or isinstance(propagator, MeshPropagator):
+        return propagator
+    raise TypeError(f"propagator takes a MeshPropagator, not {quoted(propagator)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 from opentelemetry import trace
 
@@ -17,7 +17,20 @@ from meshmw import _runtime
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.http import HttpOperation, begin_client
 from meshmw._lifecycle.operation import AttributeValue
+from meshmw._policy.words import check_options
 from meshmw.propagator import MeshPropagator
+
+
+class TransportOptions(TypedDict, total=False):
+    """Names the options that every transport takes.
+
+    Attributes:
+        propagator: Writes the headers; the configured one by default.
+        tracer_provider: Makes the spans; the global one by default.
+    """
+
+    propagator: MeshPropagator | None
+    tracer_provider: trace.TracerProvider | None
 
 
 class OutboundCalls:
@@ -25,22 +38,20 @@ class OutboundCalls:
 
     Args:
         transport: The transport that does the sending.
-        propagator: Writes the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
+        options: Those of `TransportOptions`.
+
+    Raises:
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
     request_class: ClassVar[type[Any]]
     stream_class: ClassVar[type[Any]]
 
-    def __init__(
-        self,
-        transport: Any,
-        *,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: trace.TracerProvider | None = None,
-    ) -> None:
+    def __init__(self, transport: Any, **options: Unpack[TransportOptions]) -> None:
+        check_options(options, TransportOptions)
+        tracer_provider = options.get("tracer_provider")
         self._transport = transport
-        self._propagator = propagator
+        self._propagator = _runtime.checked_propagator(options.get("propagator"))
         # The process's own is looked up for each request: its provider may come later.
         self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
 

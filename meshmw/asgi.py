@@ -30,7 +30,7 @@ from meshmw._policy.trust import RequestView
 from meshmw.errors import MissingExtraError
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
-__all__ = ["BaggageSizeFilter", "TraceContextMiddleware"]
+__all__ = ["BaggageSizeFilter", "ServerOptions", "TraceContextMiddleware"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -84,6 +84,7 @@ class TraceContextMiddleware:
 
     Raises:
         ValueError: An option holds a word or a pattern that is none.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
         MissingExtraError: `server_spans` is `contrib`, and that package is not installed.
     """
 
@@ -163,7 +164,7 @@ class BaggageSizeFilter:
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A limit is negative.
+        ValueError: A limit is no whole number, or one below 0.
     """
 
     def __init__(

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from meshmw._telemetry.configure import configure
 
-__all__ = ("telemetry",)
+__all__ = ["telemetry"]
 
 telemetry = configure()
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

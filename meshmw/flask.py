@@ -1,6 +1,8 @@
 """Flask: the WSGI middleware, and the route's name from Flask's own URL map.
 
-meshmw.flask.init_app(app)
+    meshmw.flask.init_app(app)
+
+The requests are served by `meshmw.wsgi.TraceContextMiddleware`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("Flask", "flask") from missing
 
-__all__ = ["init_app"]
+__all__ = ["ServerOptions", "init_app"]
 
 
 def __dir__() -> list[str]:
@@ -39,6 +41,7 @@ def init_app(app: Flask, **options: Unpack[ServerOptions]) -> None:
 
     Raises:
         ValueError: An option holds a word or a pattern that is none.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
     if isinstance(app.wsgi_app, TraceContextMiddleware):
         return

@@ -17,6 +17,7 @@ from opentelemetry.propagators.textmap import Getter, Setter
 
 from meshmw import _runtime
 from meshmw._context.current import Current
+from meshmw._runtime import checked_propagator
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import MeshPropagator
 
@@ -285,7 +286,7 @@ def _behind(data: Any, size: int) -> Any:
 
 
 def _or_configured(propagator: MeshPropagator | None) -> MeshPropagator:
-    return _runtime.current().propagator if propagator is None else propagator
+    return checked_propagator(propagator) or _runtime.current().propagator
 
 
 def __dir__() -> list[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import httpx
 
 from meshmw._foreign import wraps_transports
-from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
+from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions
 
-__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport"]
+__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport", "TransportOptions"]
 
 
 class _Body(SyncBody, httpx.SyncByteStream):
@@ -30,8 +30,13 @@ class TraceContextTransport(SyncTransport, httpx.BaseTransport):
 
     Args:
         transport: The transport that does the sending, such as `httpx.HTTPTransport()`.
-        propagator: Writes the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
+        options: Each one that you leave out has its default.
+
+            - `propagator`: writes the headers; the configured one by default;
+            - `tracer_provider`: makes the spans; the global one by default.
+
+    Raises:
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
     request_class = httpx.Request

@@ -7,7 +7,7 @@ existing client.
 from __future__ import annotations
 
 from meshmw._foreign import wraps_transports
-from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport
+from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions
 from meshmw.errors import MissingExtraError
 
 try:
@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("httpx2", "httpx2") from missing
 
-__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport"]
+__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport", "TransportOptions"]
 
 
 class _Body(SyncBody, httpx2.SyncByteStream):
@@ -34,8 +34,13 @@ class TraceContextTransport(SyncTransport, httpx2.BaseTransport):
 
     Args:
         transport: The transport that does the sending, such as `httpx2.HTTPTransport()`.
-        propagator: Writes the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
+        options: Each one that you leave out has its default.
+
+            - `propagator`: writes the headers; the configured one by default;
+            - `tracer_provider`: makes the spans; the global one by default.
+
+    Raises:
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
     request_class = httpx2.Request

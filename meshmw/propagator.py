@@ -43,18 +43,19 @@ from meshmw._policy.words import (
     DEFAULT_DUPLICATES,
     DEFAULT_PREFER,
     DEFAULT_PROPAGATORS,
-    DEFAULT_TRACEPARENT_POLICY,
     DEFAULT_TRUST,
     Duplicates,
     Format,
     Prefer,
     Trust,
     items_of,
+    limit_of,
     one_of,
+    words_of,
 )
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
-from meshmw.wire.traceparent import TraceParentPolicy
+from meshmw.wire.traceparent import DEFAULT_TRACEPARENT_POLICY, TraceParentPolicy
 
 if TYPE_CHECKING:
     from meshmw.settings import Settings
@@ -87,13 +88,14 @@ class MeshPropagator(TextMapPropagator):
         baggage_keys: Patterns of the keys that are taken and sent; one with a `!` before it leaves keys out.
         propagate_to: Patterns of the hosts that get trace headers; `*` is every host, `mesh` what is in the mesh.
         baggage_to: Patterns of the hosts, of those, that get baggage.
-        header_budget: The bytes and the number of request headers that every proxy on the way accepts.
+        header_budget: The bytes and the number of request headers that every proxy on the way accepts; bytes alone go
+            with 100 headers.
         passthrough_headers: Headers that outbound requests carry on as they came in.
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A word is none of the named ones, a list is a text, a pattern is malformed, a limit is too small, or
-            a header may not be passed through.
+        ValueError: A word is none of the named ones, a list is a text, a pattern is malformed, a limit is no number or
+            too small, or a header may not be passed through.
 
     Attributes:
         formats: What is read and written.
@@ -117,13 +119,11 @@ class MeshPropagator(TextMapPropagator):
         baggage_keys: Sequence[str] = DEFAULT_BAGGAGE_KEYS,
         propagate_to: Sequence[str] = DEFAULT_PROPAGATE_TO,
         baggage_to: Sequence[str] = DEFAULT_BAGGAGE_TO,
-        header_budget: tuple[int, int] = DEFAULT_HEADER_BUDGET,
+        header_budget: tuple[int, int] | int = DEFAULT_HEADER_BUDGET,
         passthrough_headers: Collection[str] = DEFAULT_PASSTHROUGH_HEADERS,
         warn_window: float = DEFAULT_WARN_WINDOW,
     ) -> None:
-        self.formats: tuple[Format, ...] = tuple(
-            one_of(Format, each, "propagators") for each in items_of(propagators, "propagators")
-        )
+        self.formats: tuple[Format, ...] = words_of(Format, propagators, "propagators")
         self.trust: Trust = one_of(Trust, trust, "trust")
         self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
         self.rejections = Rejections(warn_window)
@@ -138,7 +138,9 @@ class MeshPropagator(TextMapPropagator):
             duplicates=one_of(Duplicates, duplicates, "duplicates"),
             prefer=one_of(Prefer, prefer, "prefer"),
         )
-        baggage_reader = BaggageReader(keys, baggage_max_members, baggage_max_bytes)
+        max_members = limit_of(baggage_max_members, "baggage_max_members")
+        max_bytes = limit_of(baggage_max_bytes, "baggage_max_bytes")
+        baggage_reader = BaggageReader(keys, max_members, max_bytes)
 
         def reader(rejections: Rejections) -> HeaderReader:
             return HeaderReader(
@@ -153,8 +155,8 @@ class MeshPropagator(TextMapPropagator):
         self._writer = HeaderWriter(
             formats=self.formats,
             baggage_keys=keys,
-            baggage_max_members=baggage_max_members,
-            baggage_max_bytes=baggage_max_bytes,
+            baggage_max_members=max_members,
+            baggage_max_bytes=max_bytes,
             rejections=self.rejections,
         )
         self._outgoing = OutgoingHeaders(
@@ -163,7 +165,7 @@ class MeshPropagator(TextMapPropagator):
             scope=OutboundScope(
                 propagate_to=items_of(propagate_to, "propagate_to"),
                 baggage_to=items_of(baggage_to, "baggage_to"),
-                budget=HeaderBudget(*header_budget),
+                budget=HeaderBudget.parse(header_budget),
                 rejections=self.rejections,
             ),
             rejections=self.rejections,

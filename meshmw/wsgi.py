@@ -1,6 +1,8 @@
 """WSGI middleware for any framework: Flask, Django, Bottle, or a bare application (PEP 3333).
 
-app.wsgi_app = meshmw.wsgi.TraceContextMiddleware(app.wsgi_app)
+    app.wsgi_app = meshmw.wsgi.TraceContextMiddleware(app.wsgi_app)
+
+A body that is made step by step runs in the request's context too, and nothing stays current between two steps.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from meshmw._policy.trust import RequestView
 from meshmw.streams import closed_on_drop
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
-__all__ = ["BaggageSizeFilter", "TraceContextMiddleware"]
+__all__ = ["BaggageSizeFilter", "ServerOptions", "TraceContextMiddleware"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,6 +60,7 @@ class TraceContextMiddleware:
 
     Raises:
         ValueError: An option holds a word or a pattern that is none.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
     def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
@@ -100,7 +103,7 @@ class BaggageSizeFilter:
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A limit is negative.
+        ValueError: A limit is no whole number, or one below 0.
     """
 
     def __init__(

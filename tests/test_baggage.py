@@ -15,6 +15,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from meshmw import MeshPropagator, baggage
+from meshmw._notices import quoted
 from meshmw._policy.patterns import BaggageKeys
 
 PROPAGATOR = MeshPropagator()
@@ -182,7 +183,7 @@ class TestBaggageKeys:
     def test_a_bad_pattern_is_named(self, pattern):
         with pytest.raises(ValueError, match="no pattern of baggage keys") as refused:
             BaggageKeys(["good", f"!{pattern}"])
-        assert repr(pattern) in str(refused.value)
+        assert quoted(pattern) in str(refused.value)
 
     @pytest.mark.parametrize(
         ("patterns", "key"),

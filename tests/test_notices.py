@@ -85,3 +85,14 @@ def test_threads_lose_nothing_for_good():
         sys.setswitchinterval(interval)
     assert any(opened)
     assert throttle.opens() == 0
+
+
+def test_a_key_whose_window_is_over_makes_room_for_others():
+    clock = Clock()
+    throttle = Throttle(60, clock)
+    assert [throttle.opens(number) for number in range(300)] == [0] * 256 + [None] * 44
+    clock.now += 30
+    assert throttle.opens("new") is None
+    clock.now += 30
+    assert [throttle.opens(f"{number}") for number in range(300)] == [0] * 256 + [None] * 44
+    assert len(throttle._said) == 256

@@ -20,7 +20,7 @@ NAMES = {
         Telemetry Trust __version__ configure extract inject
     """,
     "meshmw.asgi": """
-        BaggageSizeFilter TraceContextMiddleware
+        BaggageSizeFilter ServerOptions TraceContextMiddleware
     """,
     "meshmw.baggage": """
         get get_all properties using with_member without_member without_members
@@ -32,23 +32,24 @@ NAMES = {
         route_middleware
     """,
     "meshmw.errors": """
-        EnvoyError IncompatibleError IncompatibleExporterError InvalidHeaderError MeshError MeshmwError MissingExtraError SettingsError
+        EnvoyError IncompatibleError IncompatibleExporterError InvalidHeaderError
+        MeshError MeshmwError MissingExtraError SettingsError
     """,
     "meshmw.flask": """
-        init_app
+        ServerOptions init_app
     """,
     "meshmw.frames": """
         BytesGetter BytesSetter JSON_KEY decode encode extract_json inject_json using
     """,
     "meshmw.grpc": """
-        AsyncTraceContextServerInterceptor TraceContextClientInterceptor TraceContextServerInterceptor
-        client_interceptors message_scope
+        AsyncTraceContextServerInterceptor ClientOptions ServerOptions TraceContextClientInterceptor
+        TraceContextServerInterceptor client_interceptors message_scope
     """,
     "meshmw.httpx": """
-        AsyncClient AsyncTraceContextTransport Client TraceContextTransport
+        AsyncClient AsyncTraceContextTransport Client TraceContextTransport TransportOptions
     """,
     "meshmw.httpx2": """
-        AsyncClient AsyncTraceContextTransport Client TraceContextTransport
+        AsyncClient AsyncTraceContextTransport Client TraceContextTransport TransportOptions
     """,
     "meshmw.kafka": """
         Delivery KafkaGetter KafkaSetter Options aconsume batch_span consume consumer_span extract inject
@@ -99,7 +100,7 @@ NAMES = {
         MAX_CHARS MAX_MEMBERS Member REASONS TraceState
     """,
     "meshmw.wsgi": """
-        BaggageSizeFilter TraceContextMiddleware
+        BaggageSizeFilter ServerOptions TraceContextMiddleware
     """,
 }
 OPTIONAL = [

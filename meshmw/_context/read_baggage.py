@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from meshmw._context.carriers import one_line
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
+from meshmw._policy.words import limit_of
 from meshmw.wire import BaggageValue, parse_baggage
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
@@ -81,13 +82,13 @@ class BaggageLimit:
         warn_window: Seconds between two warnings of the same reason.
 
     Raises:
-        ValueError: A limit is less than 0.
+        ValueError: A limit is no whole number, or one below 0.
     """
 
     def __init__(self, max_members: int, max_bytes: int, warn_window: float) -> None:
-        if max_members < 0 or max_bytes < 0:
-            raise ValueError("limits of baggage are 0 or more")
-        self._reader = BaggageReader(BaggageKeys(), max_members, max_bytes)
+        self._reader = BaggageReader(
+            BaggageKeys(), limit_of(max_members, "max_members"), limit_of(max_bytes, "max_bytes")
+        )
         self._rejections = Rejections(warn_window)
 
     def rewrites(self, lines: Sequence[str]) -> dict[str, str | None]:

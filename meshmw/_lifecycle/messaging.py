@@ -11,7 +11,7 @@ A package for another broker has three rooms: `_headers` (what its clients hand 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeAlias, TypedDict, Unpack
+from typing import Final, TypeAlias, TypedDict
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -23,8 +23,8 @@ from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
 from meshmw._lifecycle.operation import Attributes, AttributeValue, LazyAttributes, Operation, record_refusals
 from meshmw._otel import SPAN_KEY
-from meshmw._policy.words import MessagingParent, one_of
-from meshmw._runtime import tracer_of
+from meshmw._policy.words import MessagingParent, check_options, one_of
+from meshmw._runtime import checked_propagator, tracer_of
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
@@ -63,6 +63,10 @@ class Messaging:
         parent: As for `Options`, and so the others. What is None is looked up for each message.
         propagator: Reads and writes the headers.
         tracer_provider: Makes the spans.
+
+    Raises:
+        ValueError: `parent` is none of its words.
+        TypeError: What should be a propagator or a tracer provider is none.
     """
 
     __slots__ = ("_keep_existing", "_parent", "_propagator", "_server", "_tracer", "system")
@@ -81,17 +85,19 @@ class Messaging:
         self._server = server
         self._keep_existing = keep_existing
         self._parent = None if parent is None else one_of(MessagingParent, parent, "parent")
-        self._propagator = propagator
+        self._propagator = checked_propagator(propagator)
         self._tracer = tracer_of(tracer_provider)
 
     def with_options(
-        self, *, server: Attributes = _NOTHING, keep_existing: bool = False, **options: Unpack[Options]
+        self, options: Options, *, server: Attributes = _NOTHING, keep_existing: bool = False
     ) -> Messaging:
         """Return the same system with options of its own, or this one where none is given.
 
         Raises:
-            TypeError: An option is not known.
+            ValueError: `parent` is none of its words.
+            TypeError: An option is not known, or holds no propagator or tracer provider.
         """
+        check_options(options, Options)
         if server or keep_existing or any(option is not None for option in options.values()):
             return Messaging(self.system, server=server, keep_existing=keep_existing, **options)
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Final, Literal, NamedTuple, Protocol, TypedDict
+from typing import Final, Literal, NamedTuple, Protocol, TypedDict, Unpack
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -21,8 +21,8 @@ from meshmw._lifecycle.decide import Decision, Notice, decide
 from meshmw._lifecycle.http import HttpOperation, Request, begin_nested, begin_server
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import RequestView, TrustCallable, TrustPolicy
-from meshmw._policy.words import ServerSpans, Trust, one_of
-from meshmw._runtime import Runtime, tracer_of
+from meshmw._policy.words import ServerSpans, Trust, check_options, one_of
+from meshmw._runtime import Runtime, checked_propagator, tracer_of
 from meshmw.propagator import MeshPropagator
 
 _LEAKED: Final = "- a span of something else was current here; it is no parent"
@@ -75,29 +75,20 @@ class Serving:
 
     Args:
         protocol: What the adapter speaks; contrib makes spans for ASGI alone.
-        exclude: As all others one of `ServerOptions`.
-        trust: How far callers are trusted.
-        server_spans: Who makes the SERVER span.
-        propagator: Reads the headers.
-        tracer_provider: Makes the spans.
+        options: The adapter's.
 
     Raises:
         ValueError: An option holds a word or a pattern that is none.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
-    def __init__(
-        self,
-        protocol: Literal["asgi", "wsgi", "grpc"],
-        *,
-        exclude: Sequence[str] | None = None,
-        trust: Trust | TrustCallable | None = None,
-        server_spans: ServerSpans | None = None,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: TracerProvider | None = None,
-    ) -> None:
+    def __init__(self, protocol: Literal["asgi", "wsgi", "grpc"], **options: Unpack[ServerOptions]) -> None:
+        check_options(options, ServerOptions)
+        exclude, trust = options.get("exclude"), options.get("trust")
+        server_spans, tracer_provider = options.get("server_spans"), options.get("tracer_provider")
         self._protocol = protocol
-        self._exclude = None if exclude is None else PathPatterns(exclude)
-        self._propagator = propagator
+        self._exclude = None if exclude is None else PathPatterns(exclude, "exclude")
+        self._propagator = checked_propagator(options.get("propagator"))
         self._spans = None if server_spans is None else one_of(ServerSpans, server_spans, "server_spans")
         self._trust = trust
         self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)

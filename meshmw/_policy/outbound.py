@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from meshmw._notices import LOGGER, Rejections, Throttle, quoted
 from meshmw._policy.patterns import Networks, parse_address
+from meshmw._policy.words import limit_of
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
 Pair: TypeAlias = tuple[bytes, bytes]
@@ -55,9 +56,7 @@ _MESH_NETWORKS: Final = Networks(
 )
 
 # Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
-MAX_BYTES: Final = 61_440
-MAX_HEADERS: Final = 100
-DEFAULT_HEADER_BUDGET: Final = (MAX_BYTES, MAX_HEADERS)
+DEFAULT_HEADER_BUDGET: Final = (61_440, 100)
 DEFAULT_PROPAGATE_TO: Final = ("*",)
 DEFAULT_BAGGAGE_TO: Final = ("mesh",)
 # Envoy joins its logs and its sampling by it.
@@ -225,9 +224,9 @@ def _is_glob(pattern: str) -> bool:
 def _checked_name(pattern: str) -> str:
     if _is_glob(pattern):
         if not _GLOB.fullmatch(pattern) or _ADDRESS_LIKE.fullmatch(pattern):
-            raise ValueError(f"{pattern!r} is no pattern of host names; addresses are written as in 10.0.0.0/8")
+            raise ValueError(f"{quoted(pattern)} is no pattern of host names; addresses are written as in 10.0.0.0/8")
     elif not _is_name(pattern.removeprefix(".")):
-        raise ValueError(f"{pattern!r} is no host name")
+        raise ValueError(f"{quoted(pattern)} is no host name")
     return pattern
 
 
@@ -271,11 +270,23 @@ class HeaderBudget:
         ValueError: A limit is not greater than its reserve.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES, max_headers: int = MAX_HEADERS) -> None:
+    def __init__(self, max_bytes: int = DEFAULT_HEADER_BUDGET[0], max_headers: int = DEFAULT_HEADER_BUDGET[1]) -> None:
         self._bytes = max_bytes - RESERVED_BYTES
         self._headers = max_headers - RESERVED_HEADERS
         if self._bytes <= 0 or self._headers <= 0:
             raise ValueError(f"a header budget must be over {RESERVED_BYTES} bytes and {RESERVED_HEADERS} headers")
+
+    @classmethod
+    def parse(cls, value: object) -> HeaderBudget:
+        """Return the budget that a caller was given: bytes and a number of headers, or bytes alone.
+
+        Raises:
+            ValueError: It is neither, or too small.
+        """
+        budget = completed_budget(value)
+        if not isinstance(budget, tuple) or len(budget) != 2:
+            raise ValueError(f"header_budget takes bytes, or bytes and a number of headers, not {quoted(value)}")
+        return cls(*(limit_of(each, "header_budget") for each in budget))
 
     def cut(self, headers: Sequence[Pair], request_line: int = 0) -> Cut | None:
         """Return what to send instead of the request's baggage, or None where the request may go as it is.
@@ -309,6 +320,13 @@ class HeaderBudget:
         return b",".join(kept) if kept else None, len(members) - len(kept)
 
 
+def completed_budget(value: object) -> object:
+    """Return a header budget with the default number of headers where it has bytes alone; anything else as it is."""
+    if isinstance(value, int):
+        value = (value,)
+    return (*value, DEFAULT_HEADER_BUDGET[1]) if isinstance(value, tuple) and len(value) == 1 else value
+
+
 def request_line_bytes(method: str, target: bytes) -> int:
     """Return how many bytes the first line of an HTTP/1.1 request takes: method, target, version and CRLF."""
     return len(method) + len(target) + _REQUEST_LINE
@@ -323,5 +341,5 @@ def passable(names: Iterable[str]) -> tuple[str, ...]:
     lowered = tuple(name.lower() for name in names)
     unfit = [name for name in lowered if name in _NEVER or not _HEADER_NAME.fullmatch(name)]
     if unfit:
-        raise ValueError(f"headers that are not passed through: {', '.join(map(ascii, unfit))}")
+        raise ValueError(f"headers that are not passed through: {', '.join(map(quoted, unfit))}")
     return lowered

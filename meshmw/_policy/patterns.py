@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fnmatch import translate
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Final, TypeAlias, TypeVar
+
+from meshmw._notices import quoted
+from meshmw._policy.words import items_of
 
 Value = TypeVar("Value")
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -27,18 +30,20 @@ class PathPatterns:
 
     Args:
         patterns: Such as `/health`, `/metrics`, `/api/*/status`.
+        name: What the caller calls them.
 
     Raises:
-        ValueError: A pattern begins neither with `/` nor with `*`, and would never match.
+        ValueError: They are no list of texts; or one begins neither with `/` nor with `*`, and would never match.
 
     Attributes:
         are_none: Whether there is no pattern at all, so that nobody need ask for each path.
     """
 
-    def __init__(self, patterns: Sequence[str] = ()) -> None:
+    def __init__(self, patterns: Sequence[str] = (), name: str = "exclude") -> None:
+        patterns = items_of(patterns, name)
         for pattern in patterns:
             if not pattern.startswith(("/", "*")):
-                raise ValueError(f"{pattern!r} is no pattern of paths: they begin with /")
+                raise ValueError(f"{name}: {quoted(pattern)} is no pattern of paths: they begin with /")
         self._regex = re.compile("|".join(map(_path_expression, patterns))) if patterns else None
         self.are_none = not patterns
 
@@ -55,18 +60,21 @@ class BaggageKeys:
 
     Args:
         patterns: Such as `tenant`, `acme.*`, `!acme.secret`.
+        opt_in: Whether some key must be asked for: patterns that only leave keys out are refused then.
 
     Raises:
-        ValueError: A pattern holds a character that no key can hold; it is named.
+        ValueError: A pattern holds a character that no key can hold; it is named. Or no key is asked for.
 
     Attributes:
         are_all: Whether every key passes, so that nobody need ask for each.
     """
 
-    def __init__(self, patterns: Sequence[str] = DEFAULT_BAGGAGE_KEYS) -> None:
+    def __init__(self, patterns: Sequence[str] = DEFAULT_BAGGAGE_KEYS, *, opt_in: bool = False) -> None:
         left_out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
         taken = [pattern for pattern in patterns if not pattern.startswith("!")]
         if left_out and not taken:
+            if opt_in:
+                raise ValueError("these patterns leave keys out, and none asks for a key")
             taken = ["*"]
         self._taken = _key_expression(taken)
         self._left_out = _key_expression(left_out)
@@ -86,13 +94,14 @@ class Networks:
 
     Args:
         cidrs: Such as `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
+        name: What the caller calls them.
 
     Raises:
-        ValueError: One of them is no network; it is named.
+        ValueError: They are no list of texts; or one of them is no network; it is named.
     """
 
-    def __init__(self, cidrs: Sequence[str] = ()) -> None:
-        self._networks = tuple(parse_network(cidr) for cidr in cidrs)
+    def __init__(self, cidrs: Sequence[str] = (), name: str = "trusted_peers") -> None:
+        self._networks = tuple(parse_network(cidr) for cidr in items_of(cidrs, name))
 
     def __contains__(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
@@ -126,11 +135,13 @@ def parse_network(text: str) -> Network:
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     if "%" in text:
-        raise ValueError(f"no address and no network: {text!r} has a zone, which is this host's own")
+        raise ValueError(f"no address and no network: {quoted(text)} has a zone, which is this host's own")
     try:
-        network = ip_network(text)
-    except ValueError as error:
-        raise ValueError(f"no address and no network: {error}") from None
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"no address and no network: {quoted(text)}") from None
+    if ip_interface(text).ip != network.network_address:
+        raise ValueError(f"no address and no network: {quoted(text)} has bits beyond its prefix")
     if isinstance(network, IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:
@@ -147,5 +158,5 @@ def _path_expression(pattern: str) -> str:
 def _key_expression(patterns: Sequence[str]) -> re.Pattern[str]:
     for pattern in patterns:
         if not _KEY_PATTERN.fullmatch(pattern):
-            raise ValueError(f"{pattern!r} is no pattern of baggage keys")
+            raise ValueError(f"{quoted(pattern)} is no pattern of baggage keys")
     return re.compile("|".join(map(translate, patterns)) or _NOTHING)

@@ -18,10 +18,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from meshmw._notices import LOGGER, Throttle
 from meshmw._otel import queue_of, shut_down_within
+from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.collector import GuardedSpanExporter, muted
 from meshmw._telemetry.container import memory_headroom
 from meshmw.errors import SettingsError
-from meshmw.settings import LARGEST, Settings, count_in
+from meshmw.settings import LARGEST, Settings, count_in, first_of
 
 _BATCH: Final = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 _QUEUE: Final = "OTEL_BSP_MAX_QUEUE_SIZE"
@@ -65,14 +66,15 @@ def batching_of(settings: Settings, headroom: Callable[[], int | None] = memory_
     profile = PROFILES[name]
     asked, delay = count_in(_BATCH), count_in(_DELAY, LARGEST) or profile.delay
     batch = asked or profile.batch
-    # What the setting says of the queue decides over the standard variable, which is then not even warned of.
-    standard = None if own else count_in(_QUEUE)
+    # A profile that was chosen by its name alone leaves the queue to the standard variable; where nothing was chosen,
+    # the settings have read that one already, and warned of it.
+    standard = count_in(_QUEUE) if not own and "batching" in settings.model_fields_set else None
     queue = _fitting_queue(headroom(), profile.queue, batch) if own == "auto" else int(own or standard or profile.queue)
     if asked is not None and asked > queue:
         batch = profile.batch
         instead = min(batch, queue)
         LOGGER.warning("%s holds %d, above the queue of %d, and is ignored; so it is %d", _BATCH, asked, queue, instead)
-    if own and queue < batch:
+    if own and own != first_of(_QUEUE) and queue < batch:
         fault = f"a queue of {queue} spans (batching={settings.batching}) is smaller than one export of {batch}"
         remedy = f"set MESHMW_BATCHING to {name}/{batch} or more, or {_BATCH} to {queue} or less"
         raise SettingsError([f"{fault}: {remedy}"])
@@ -101,7 +103,7 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
     """
 
     def __init__(
-        self, exporter: GuardedSpanExporter, warn_window: float, batching: Batching = PROFILES["moderate"]
+        self, exporter: GuardedSpanExporter, warn_window: float, batching: Batching = PROFILES[DEFAULT_BATCHING]
     ) -> None:
         super().__init__(exporter, batching.queue, batching.delay, batching.batch)
         self.collector = exporter

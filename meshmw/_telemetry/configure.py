@@ -28,7 +28,7 @@ from meshmw.settings import SHARED_VARIABLES, Settings, as_text, first_of, hidde
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 
-# What a provider has settled once it is there.
+# What cannot be changed any more once there is a provider.
 _FIXED: Final = (
     "service_name",
     "kubernetes_labels",

@@ -17,7 +17,6 @@ from meshmw.errors import IncompatibleExporterError, MissingExtraError
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
-_METRIC_DEFAULTS: Final = {False: "http://localhost:4317", True: "http://localhost:4318/v1/metrics"}
 
 # gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
 # spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
@@ -67,7 +66,8 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
         MissingExtraError: The OTLP exporter is not installed.
     """
     http = metrics_over_http(settings.exporter)
-    endpoint = metrics_endpoint(settings.exporter, settings.endpoint, http=http) or _METRIC_DEFAULTS[http]
+    by_default = f"{_DEFAULTS['otlp-http']}/v1/metrics" if http else _DEFAULTS["otlp"]
+    endpoint = metrics_endpoint(settings.exporter, settings.endpoint, http=http) or by_default
     exporter = _metrics_over_http(endpoint) if http else _metrics_over_grpc(endpoint)
     return CheckedMetricReader(GuardedMetricExporter(exporter, _without_query(endpoint), settings.warn_window))
 

@@ -207,11 +207,14 @@ class BaggageAttributes(SpanProcessor):
     user's or a request's: its further values become `_overflow`, and one warning names the key.
 
     Args:
-        keys: The keys, or patterns with `*` and `?`.
+        keys: The keys, or patterns with `*` and `?`; beside these, patterns with a `!` before them leave keys out.
         longest: The characters of a value that are kept.
         distinct: The values of a key within a window.
         window: The window's length, in seconds.
         clock: A monotonic clock in seconds.
+
+    Raises:
+        ValueError: A pattern is malformed, or all of them leave keys out and none asks for any.
     """
 
     def __init__(
@@ -223,13 +226,13 @@ class BaggageAttributes(SpanProcessor):
         window: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._wanted = BaggageKeys(keys)
+        self._wanted = BaggageKeys(keys, opt_in=True)
         self._longest = longest
         self._distinct = distinct
         self._window = window
         self._clock = clock
         self._throttle = Throttle(window, clock)
-        self._exact = frozenset(key for key in keys if not {"*", "?"} & set(key))
+        self._exact = frozenset(key for key in keys if not key.startswith("!") and not {"*", "?"} & set(key))
         # The values of each key, by the window's number.
         self._windows: dict[int, dict[str, set[str]]] = {}
 

@@ -34,7 +34,7 @@ from meshmw._tools.output import (
 )
 from meshmw._tools.verify.command import verify
 from meshmw._version import __version__
-from meshmw.settings import SettingDoc, Settings, as_text
+from meshmw.settings import SettingDoc, Settings, as_text, is_set, sdk_disabled
 
 # The sample applications lie in the package in a wheel, and beside it in a checkout.
 SAMPLE_FOLDERS: Final = (Path(__file__).parents[1] / "demo", Path(__file__).parents[2])
@@ -59,19 +59,32 @@ def run(arguments: list[str]) -> int:
 def settings(json: JsonOption = False) -> int:
     """Print every setting, its value here, and where the value comes from."""
     values, origins = Settings(), Settings.origins()
+    entries = [(doc, as_text(getattr(values, doc.name)), origins.get(doc.name)) for doc in Settings.documentation()]
+    variable = _SDK_DISABLED.variable
+    entries.append((_SDK_DISABLED, as_text(sdk_disabled()), variable if is_set(variable) else None))
     if json:
-        print_json([_setting_json(doc, values, origins.get(doc.name)) for doc in Settings.documentation()])
+        print_json([_setting_json(*entry) for entry in entries])
         return OK
-    entries = "\n\n".join(_setting_text(doc, values, origins.get(doc.name)) for doc in Settings.documentation())
-    for text in entries.split("\n"):
+    for text in "\n\n".join(_setting_text(*entry) for entry in entries).split("\n"):
         print_line(text)
     return OK
 
 
-def _setting_json(doc: SettingDoc, values: Settings, origin: str | None) -> dict[str, object]:
+# OpenTelemetry's own variable, which needs no setting beside it.
+_SDK_DISABLED: Final = SettingDoc(
+    name="sdk_disabled",
+    variable="OTEL_SDK_DISABLED",
+    standard=(),
+    default="false",
+    takes="true or false",
+    description="Whether no spans are made; headers are still read, validated and passed on.",
+)
+
+
+def _setting_json(doc: SettingDoc, value: str, origin: str | None) -> dict[str, object]:
     return {
         "variable": doc.variable,
-        "value": as_text(getattr(values, doc.name)),
+        "value": value,
         "from": origin,
         "default": doc.default,
         "takes": doc.takes,
@@ -80,11 +93,10 @@ def _setting_json(doc: SettingDoc, values: Settings, origin: str | None) -> dict
     }
 
 
-def _setting_text(doc: SettingDoc, values: Settings, origin: str | None) -> str:
-    value = as_text(getattr(values, doc.name)) or "(none)"
+def _setting_text(doc: SettingDoc, value: str, origin: str | None) -> str:
     return "\n".join(
         (
-            f"{doc.variable}={value}  ({f'from {origin}' if origin else 'default'})",
+            f"{doc.variable}={value or '(none)'}  ({f'from {origin}' if origin else 'default'})",
             f"    {doc.description}",
             f"    Takes {doc.takes}. Default: {doc.default or '(none)'}.",
             *([f"    Where it is not set: {', '.join(doc.standard)}."] if doc.standard else []),

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
+from meshmw._policy.words import one_of
 from meshmw._tools.output import OK, as_command, print_json
 from meshmw.errors import MeshmwError, MissingExtraError
 
@@ -151,8 +152,10 @@ def render_config(target: str, names: MeshNames | None = None) -> str:
         MeshConfigError: There is no such target.
         MissingExtraError: Jinja2 is not installed.
     """
-    if target not in TARGETS:
-        raise MeshConfigError(f"{target!r} is no target: there are {', '.join(TARGETS)}")
+    try:
+        one_of(TARGETS, target, "target")
+    except ValueError as error:
+        raise MeshConfigError(str(error)) from None
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as missing:

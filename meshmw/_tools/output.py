@@ -151,6 +151,19 @@ def split_named_file(given: str) -> tuple[str | None, Path]:
 
 
 @contextlib.contextmanager
+def value_error_as_cannot_run() -> Iterator[None]:
+    """Say in one line what a ValueError of the block says of an argument.
+
+    Raises:
+        CannotRunError: In place of the ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise CannotRunError(str(error)) from error
+
+
+@contextlib.contextmanager
 def os_error_as_cannot_run(path: Path) -> Iterator[None]:
     """Say in one line what an OSError of the block says of a file.
 

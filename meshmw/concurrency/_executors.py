@@ -27,7 +27,7 @@ from meshmw._policy.words import Format
 from meshmw._telemetry.configure import configure, configured
 from meshmw.concurrency._binding import bind
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import Settings
+from meshmw.settings import MOST_BYTES, MOST_MEMBERS, Settings
 from meshmw.streams import GeneratorSteps
 from meshmw.wire.headers import PROPAGATION_HEADERS
 
@@ -40,8 +40,6 @@ _LAST: Final = -1000
 # No proxy is on the way, and the service has decided at its door what it trusts: everything goes, whatever the
 # settings say about other services. The numbers are the largest that the settings can let in.
 _FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage", "b3")
-_MAX_MEMBERS: Final = 1024
-_MAX_BYTES: Final = 61_440
 
 # Interpreters of Python 3.14 share no objects either, though their executor is one of threads.
 _PICKLING: Final = tuple(
@@ -217,7 +215,7 @@ def from_headers(headers: Mapping[str, str]) -> Context:
 @functools.cache
 def _propagator(*formats: Format) -> MeshPropagator:
     return MeshPropagator(
-        formats, baggage_max_members=_MAX_MEMBERS, baggage_max_bytes=_MAX_BYTES, passthrough_headers=()
+        formats, baggage_max_members=MOST_MEMBERS, baggage_max_bytes=MOST_BYTES, passthrough_headers=()
     )
 
 

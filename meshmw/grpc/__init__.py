@@ -12,6 +12,7 @@ writes the headers of both.
 
 from __future__ import annotations
 
+from meshmw._lifecycle.serving import ServerOptions
 from meshmw.errors import MissingExtraError
 
 try:
@@ -19,12 +20,14 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("grpcio", "grpc") from missing
 
-from meshmw.grpc._client import TraceContextClientInterceptor, client_interceptors
+from meshmw.grpc._client import ClientOptions, TraceContextClientInterceptor, client_interceptors
 from meshmw.grpc._server import AsyncTraceContextServerInterceptor, TraceContextServerInterceptor
 from meshmw.grpc._serving import message_scope
 
 __all__ = [
     "AsyncTraceContextServerInterceptor",
+    "ClientOptions",
+    "ServerOptions",
     "TraceContextClientInterceptor",
     "TraceContextServerInterceptor",
     "client_interceptors",

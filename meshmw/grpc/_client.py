@@ -22,7 +22,8 @@ from meshmw import _runtime
 from meshmw._foreign import status_of_ended_call
 from meshmw._lifecycle.operation import Attributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_client, client_attributes, stand_contrib_down
-from meshmw._runtime import tracer_of
+from meshmw._policy.words import check_options
+from meshmw._runtime import checked_propagator, tracer_of
 from meshmw.grpc._metadata import MAX_METADATA_BYTES, OutgoingMetadata, Pairs, parse_target
 from meshmw.propagator import MeshPropagator
 
@@ -66,7 +67,8 @@ class TraceContextClientInterceptor(
               by default. Baggage is cut to whole members to stay 2,048 bytes below.
 
     Raises:
-        ValueError: The target is empty, or the limit is not greater than 2,048.
+        ValueError: The target is empty, or the limit is no whole number or not greater than 2,048.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
     def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
@@ -105,7 +107,8 @@ def client_interceptors(target: str, **options: Unpack[ClientOptions]) -> list[A
         options: Those of `TraceContextClientInterceptor`.
 
     Raises:
-        ValueError: The target is empty, or the limit is not greater than 2,048.
+        ValueError: The target is empty, or the limit is no whole number or not greater than 2,048.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
     outbound = OutboundCalls(target, **options)
     return [kind(outbound) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
@@ -147,27 +150,20 @@ class OutboundCalls:
 
     Args:
         target: What the channel was made with, such as `pricing:50051`: it decides which headers are sent.
-        propagator: Writes the headers; the configured one by default.
-        tracer_provider: Makes the spans; the global one by default.
-        max_metadata_bytes: What every server on the way accepts of metadata; baggage is cut to stay 2,048 below.
+        options: The interceptor's.
 
     Raises:
-        ValueError: The target is empty, or the limit is not greater than 2,048.
+        ValueError: The target is empty, or the limit is no whole number or not greater than 2,048.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        propagator: MeshPropagator | None = None,
-        tracer_provider: TracerProvider | None = None,
-        max_metadata_bytes: int = MAX_METADATA_BYTES,
-    ) -> None:
+    def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
+        check_options(options, ClientOptions)
         self._target = parse_target(target)
         self._attributes = lru_cache(maxsize=256)(self._shared_attributes)
-        self._metadata = OutgoingMetadata(max_metadata_bytes)
-        self._propagator = propagator
-        self._tracer = tracer_of(tracer_provider)
+        self._metadata = OutgoingMetadata(options.get("max_metadata_bytes", MAX_METADATA_BYTES))
+        self._propagator = checked_propagator(options.get("propagator"))
+        self._tracer = tracer_of(options.get("tracer_provider"))
 
     def _shared_attributes(self, method: str) -> Attributes:
         # Many spans share them, so nobody may change them.

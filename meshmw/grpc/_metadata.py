@@ -16,6 +16,7 @@ from opentelemetry.context import Context
 
 from meshmw._foreign import metadata_pair
 from meshmw._policy.outbound import RESERVED_BYTES, Cut, HeaderBudget
+from meshmw._policy.words import limit_of
 from meshmw.propagator import MeshPropagator
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
@@ -76,11 +77,11 @@ class OutgoingMetadata:
             kept for what gRPC and the proxies add.
 
     Raises:
-        ValueError: The limit is not greater than those.
+        ValueError: The limit is no whole number, or not greater than those.
     """
 
     def __init__(self, max_bytes: int = MAX_METADATA_BYTES) -> None:
-        self._room = max_bytes - RESERVED_BYTES
+        self._room = limit_of(max_bytes, "max_metadata_bytes") - RESERVED_BYTES
         self._budget = HeaderBudget(max_bytes, max_headers=1_000_000)
 
     def replace(

@@ -88,12 +88,13 @@ class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor): 
 
     Raises:
         ValueError: An option holds a word or a pattern that is none.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio calls this for each call."""
         method: str = handler_call_details.method
-        if self._serving.leaves(method):
+        if self._serving.passes_untouched(method):
             return continuation(handler_call_details)
         with self._contrib_down(threading.get_ident):
             handler = continuation(handler_call_details)
@@ -121,7 +122,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
     async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the method's handler, wrapped; grpcio awaits this for each call, in the call's own task."""
         method: str = handler_call_details.method
-        if self._serving.leaves(method):
+        if self._serving.passes_untouched(method):
             return await continuation(handler_call_details)
         with self._contrib_down(asyncio.current_task):
             handler = await continuation(handler_call_details)

@@ -57,14 +57,14 @@ class CallServing(Serving):
         options: Those that every server's adapter takes.
 
     Attributes:
-        leaves: Says whether the calls of a method, given its path, pass untouched.
+        passes_untouched: Says whether the calls of a method, given its path, pass as if there were no interceptor.
     """
 
-    leaves: Callable[[str], bool]
+    passes_untouched: Callable[[str], bool]
 
     def __init__(self, untouched: Sequence[str], **options: Unpack[ServerOptions]) -> None:
         super().__init__("grpc", **options)
-        self.leaves = lru_cache(_CACHED_METHODS)(PathPatterns(untouched).match)
+        self.passes_untouched = lru_cache(_CACHED_METHODS)(PathPatterns(untouched, "untouched").match)
 
     @property
     def makes_spans(self) -> bool:

@@ -33,7 +33,7 @@ def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Opti
     Raises:
         TypeError: *client* is none of them, or one that cannot send headers.
     """
-    messaging = KAFKA.with_options(server=server_of(client), keep_existing=keep_existing, **options)
+    messaging = KAFKA.with_options(options, server=server_of(client), keep_existing=keep_existing)
     return instrumented(
         client, _KINDS, messaging, takes="a producer or consumer of kafka-python, aiokafka or confluent-kafka"
     )

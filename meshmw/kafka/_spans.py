@@ -62,7 +62,7 @@ def inject(
     Raises:
         TypeError: What is no pair, a name that is no text, or a value that is neither bytes nor text.
     """
-    return write(KAFKA.with_options(keep_existing=keep_existing, propagator=propagator), headers, context)
+    return write(KAFKA.with_options({"propagator": propagator}, keep_existing=keep_existing), headers, context)
 
 
 def extract(record_or_headers: Any, *, propagator: MeshPropagator | None = None) -> Context:
@@ -74,7 +74,7 @@ def extract(record_or_headers: Any, *, propagator: MeshPropagator | None = None)
         record_or_headers: A record or message of any client, or its headers: pairs or a mapping, of str or bytes.
         propagator: Reads the headers; by default the one that `configure()` made.
     """
-    return read(KAFKA.with_options(propagator=propagator), record_or_headers).into({})
+    return read(KAFKA.with_options({"propagator": propagator}), record_or_headers).into({})
 
 
 def producer_span(
@@ -94,7 +94,7 @@ def producer_span(
         client_id: The producer's.
         tracer_provider: Makes the span; the global one by default.
     """
-    messaging = KAFKA.with_options(tracer_provider=tracer_provider)
+    messaging = KAFKA.with_options({"tracer_provider": tracer_provider})
     return OperationScope(partial(begin_send, messaging, topic, partition, operation, client_id=client_id))
 
 
@@ -117,7 +117,7 @@ def consumer_span(
         client_id: The consumer's.
         **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
     """
-    messaging = KAFKA.with_options(**options)
+    messaging = KAFKA.with_options(options)
     return OperationScope(
         partial(begin_process, messaging, record, operation, consumer_group=consumer_group, client_id=client_id)
     )
@@ -144,7 +144,7 @@ def batch_span(
         propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
-    messaging = KAFKA.with_options(propagator=propagator, tracer_provider=tracer_provider)
+    messaging = KAFKA.with_options({"propagator": propagator, "tracer_provider": tracer_provider})
     flat = flattened(records)
     return OperationScope(
         partial(begin_batch, messaging, flat, operation, consumer_group=consumer_group, client_id=client_id)
@@ -166,7 +166,7 @@ def consume(
         client_id: The consumer's.
         **options: As for `consumer_span`.
     """
-    messaging = KAFKA.with_options(server=server_of(consumer), **options)
+    messaging = KAFKA.with_options(options, server=server_of(consumer))
     fetch = iter(consumer).__next__ if hasattr(consumer, "__iter__") else partial(_poll, consumer)
     return Deliveries(fetch, partial(begin_process, messaging, consumer_group=consumer_group, client_id=client_id))
 
@@ -175,7 +175,7 @@ def aconsume(
     consumer: Any, *, consumer_group: str | None = None, client_id: str | None = None, **options: Unpack[Options]
 ) -> AsyncIterator[Delivery[Any]]:
     """Return what `consume` does, over aiokafka's consumer, confluent-kafka's `AIOConsumer`, or any async iterable."""
-    messaging = KAFKA.with_options(server=server_of(consumer), **options)
+    messaging = KAFKA.with_options(options, server=server_of(consumer))
     fetch = aiter(consumer).__anext__ if hasattr(consumer, "__aiter__") else partial(_apoll, consumer)
     return AsyncDeliveries(fetch, partial(begin_process, messaging, consumer_group=consumer_group, client_id=client_id))
 

@@ -39,7 +39,7 @@ def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Opti
     Raises:
         TypeError: *client* is none of these.
     """
-    messaging = RABBITMQ.with_options(server=server_of(client), keep_existing=keep_existing, **options)
+    messaging = RABBITMQ.with_options(options, server=server_of(client), keep_existing=keep_existing)
     return instrumented(
         client, _KINDS, messaging, takes="a channel of pika, or a channel, exchange or queue of aio-pika"
     )
@@ -135,7 +135,7 @@ class AioPikaChannel(_Tracing, AsyncBlock):
 
     @property
     def default_exchange(self) -> AioPikaExchange:
-        """The exchange that routes by the name of the queue."""
+        """Return the exchange that routes by the name of the queue."""
         return AioPikaExchange(self.__wrapped__.default_exchange, self._messaging)
 
     async def declare_exchange(self, *args: Any, **kwargs: Any) -> AioPikaExchange:

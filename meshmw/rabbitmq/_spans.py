@@ -75,7 +75,7 @@ def inject(
     Raises:
         TypeError: *headers* is none of these.
     """
-    return write(RABBITMQ.with_options(keep_existing=keep_existing, propagator=propagator), headers, context)
+    return write(RABBITMQ.with_options({"propagator": propagator}, keep_existing=keep_existing), headers, context)
 
 
 def extract(message_or_headers: object, *, propagator: MeshPropagator | None = None) -> Context:
@@ -85,7 +85,7 @@ def extract(message_or_headers: object, *, propagator: MeshPropagator | None = N
         message_or_headers: aio-pika's message, pika's properties or tuple, a mapping of headers, or None.
         propagator: Reads the headers; by default the one that `configure()` made.
     """
-    return read(RABBITMQ.with_options(propagator=propagator), message_or_headers).into({})
+    return read(RABBITMQ.with_options({"propagator": propagator}), message_or_headers).into({})
 
 
 def producer_span(
@@ -103,7 +103,7 @@ def producer_span(
         operation: What the application calls it.
         tracer_provider: Makes the span; the global one by default.
     """
-    messaging = RABBITMQ.with_options(tracer_provider=tracer_provider)
+    messaging = RABBITMQ.with_options({"tracer_provider": tracer_provider})
     return OperationScope(partial(begin_send, messaging, exchange, routing_key, operation=operation))
 
 
@@ -130,7 +130,7 @@ def consumer_span(
         **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
     """
     delivered = Message.from_client(message, properties, body, queue)
-    return OperationScope(partial(begin_process, RABBITMQ.with_options(**options), delivered, operation))
+    return OperationScope(partial(begin_process, RABBITMQ.with_options(options), delivered, operation))
 
 
 def batch_span(
@@ -152,7 +152,7 @@ def batch_span(
         propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
-    messaging = RABBITMQ.with_options(propagator=propagator, tracer_provider=tracer_provider)
+    messaging = RABBITMQ.with_options({"propagator": propagator, "tracer_provider": tracer_provider})
     delivered = [Message.from_client(message, queue=queue) for message in messages]
     return OperationScope(partial(begin_batch, messaging, delivered, operation))
 
@@ -169,7 +169,7 @@ def consume(messages: Iterable[T], *, queue: str | None = None, **options: Unpac
         queue: The queue that they come from.
         **options: As for `consumer_span`.
     """
-    messaging = RABBITMQ.with_options(**options)
+    messaging = RABBITMQ.with_options(options)
     return Deliveries(
         iter(messages).__next__, lambda message: begin_process(messaging, Message.from_client(message, queue=queue))
     )
@@ -182,7 +182,7 @@ def aconsume(
 
     A queue tells its own name.
     """
-    messaging, queue = RABBITMQ.with_options(**options), queue or getattr(messages, "name", None)
+    messaging, queue = RABBITMQ.with_options(options), queue or getattr(messages, "name", None)
     return AsyncDeliveries(
         aiter(messages).__anext__, lambda message: begin_process(messaging, Message.from_client(message, queue=queue))
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from meshmw.settings._model import SettingDoc, Settings
 
 # For the package's own use.
+from meshmw.settings._schema import MOST_BYTES as MOST_BYTES
+from meshmw.settings._schema import MOST_MEMBERS as MOST_MEMBERS
 from meshmw.settings._schema import as_text as as_text
 from meshmw.settings._sdk import EXEMPLAR_VARIABLES as EXEMPLAR_VARIABLES
 from meshmw.settings._sdk import IMPORT_VARIABLES as IMPORT_VARIABLES

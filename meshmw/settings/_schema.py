@@ -22,17 +22,18 @@ from meshmw._policy.outbound import (
     RESERVED_BYTES,
     RESERVED_HEADERS,
     Destinations,
+    completed_budget,
     passable,
 )
 from meshmw._policy.patterns import DEFAULT_BAGGAGE_KEYS, BaggageKeys, Networks
 from meshmw._policy.words import (
+    DEFAULT_BATCHING,
     DEFAULT_DUPLICATES,
     DEFAULT_EXPORTER,
     DEFAULT_MESSAGING_PARENT,
     DEFAULT_PREFER,
     DEFAULT_PROPAGATORS,
     DEFAULT_SERVER_SPANS,
-    DEFAULT_TRACEPARENT_POLICY,
     DEFAULT_TRUST,
     Batching,
     Duplicates,
@@ -46,9 +47,12 @@ from meshmw._policy.words import (
     Trust,
 )
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
-from meshmw.wire.traceparent import TraceParentPolicy
+from meshmw.wire.traceparent import DEFAULT_TRACEPARENT_POLICY, TraceParentPolicy
 
 LONGEST_TEXT: Final = 255
+# Of baggage. Envoy refuses a request whose headers together pass its budget, so a longer one could never arrive.
+MOST_MEMBERS: Final = 1_024
+MOST_BYTES: Final = DEFAULT_HEADER_BUDGET[0]
 # A queue of so many spans takes some gigabytes.
 MOST_SPANS: Final = 1_048_576
 # Marks a setting whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
@@ -151,11 +155,7 @@ def _batching_by_number(text: str) -> str:
 
 
 def _header_budget(value: object) -> object:
-    if isinstance(value, str):
-        value = tuple(value.split("/"))
-    elif isinstance(value, int):
-        value = (value,)
-    return (*value, DEFAULT_HEADER_BUDGET[1]) if isinstance(value, tuple) and len(value) == 1 else value
+    return completed_budget(tuple(value.split("/")) if isinstance(value, str) else value)
 
 
 def _path_pattern(text: str) -> str:
@@ -198,6 +198,11 @@ def _key_pattern(text: str) -> str:
     return text
 
 
+def _asked_for(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    BaggageKeys(patterns, opt_in=True)
+    return patterns
+
+
 Text: TypeAlias = Annotated[str, AfterValidator(printable), Field(max_length=LONGEST_TEXT)]
 Formats: TypeAlias = Annotated[tuple[Format, ...], ANY_CASE, NoDecode, BeforeValidator(split)]
 Host: TypeAlias = Annotated[str, AfterValidator(_host_pattern)]
@@ -219,9 +224,8 @@ HeaderNames: TypeAlias = Annotated[
 BudgetBytes: TypeAlias = Annotated[int, Field(ge=4_096, le=8_388_608)]
 BudgetHeaders: TypeAlias = Annotated[int, Field(ge=20, le=10_000)]
 Budget: TypeAlias = Annotated[tuple[BudgetBytes, BudgetHeaders], NoDecode, BeforeValidator(_header_budget)]
-# Envoy refuses a request whose headers together pass its budget, so a longer baggage could never arrive.
-BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=DEFAULT_HEADER_BUDGET[0])]
-BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=1_024)]
+BaggageBytes: TypeAlias = Annotated[int, Field(ge=0, le=MOST_BYTES)]
+BaggageMembers: TypeAlias = Annotated[int, Field(ge=0, le=MOST_MEMBERS)]
 BatchingByNumber: TypeAlias = Annotated[str, AfterValidator(_batching_by_number)]
 Endpoint: TypeAlias = Annotated[str, AfterValidator(endpoint_url)]
 Ratio: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -229,6 +233,9 @@ Seconds: TypeAlias = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False
 
 _TAKES_HOSTS: Final = "a list of mesh, names, .suffixes, patterns with * or ?, addresses and CIDRs, * for all; or none"
 _TAKES_KEYS: Final = "a list of keys or patterns with * and ?, and of those to leave out, each with ! before it"
+_TAKES_SOME_KEYS: Final = (
+    "a list of keys or patterns with * and ?; beside them, a pattern with ! before it leaves keys out"
+)
 
 
 class Fields(BaseSettings):
@@ -287,22 +294,22 @@ class Fields(BaseSettings):
     baggage_max_members: BaggageMembers = Field(
         default=MAX_MEMBERS,
         description="The number of baggage members that are kept, in each direction.",
-        json_schema_extra={"takes": "a number from 0 to 1024"},
+        json_schema_extra={"takes": f"a number from 0 to {MOST_MEMBERS}"},
     )
     baggage_max_bytes: BaggageBytes = Field(
         default=MAX_BYTES,
         description="The bytes of baggage that are kept, in each direction, all header lines together.",
-        json_schema_extra={"takes": f"a number from 0 to {DEFAULT_HEADER_BUDGET[0]}"},
+        json_schema_extra={"takes": f"a number from 0 to {MOST_BYTES}"},
     )
     baggage_keys: KeyPatterns = Field(
         default=DEFAULT_BAGGAGE_KEYS,
         description="The baggage keys that pass, in each direction; where only some are left out, all others pass.",
         json_schema_extra={"takes": f"{_TAKES_KEYS}; or none"},
     )
-    baggage_attributes: KeyPatterns = Field(
+    baggage_attributes: Annotated[KeyPatterns, AfterValidator(_asked_for)] = Field(
         default=(),
         description="The baggage keys whose values become attributes of every span; few values each, no secrets.",
-        json_schema_extra={"takes": _TAKES_KEYS},
+        json_schema_extra={"takes": _TAKES_SOME_KEYS},
     )
     propagate_to: Hosts = Field(
         default=DEFAULT_PROPAGATE_TO,
@@ -356,7 +363,7 @@ class Fields(BaseSettings):
         json_schema_extra={"takes": "true or false"},
     )
     batching: Annotated[Batching | BatchingByNumber, ANY_CASE] = Field(
-        default="moderate",
+        default=DEFAULT_BATCHING,
         description=(
             "How spans are batched: 512 every 5 seconds of 2,048 that may wait, or (high, from 10,000 a second) 2,048 "
             "every second of 8,192."

@@ -19,7 +19,14 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw._notices import LOGGER, quoted, without_secrets
-from meshmw._policy.words import DEFAULT_EXPORTER, DEFAULT_PROPAGATORS, FORMATS, Exporter, MetricsExporter
+from meshmw._policy.words import (
+    DEFAULT_BATCHING,
+    DEFAULT_EXPORTER,
+    DEFAULT_PROPAGATORS,
+    FORMATS,
+    Exporter,
+    MetricsExporter,
+)
 from meshmw.settings._schema import LONGEST_TEXT, MOST_SPANS, Fields, as_text, endpoint_url, printable, whole_number
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -27,6 +34,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "propagators": ("OTEL_PROPAGATORS",),
     "exporter": ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     "endpoint": ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "batching": ("OTEL_BSP_MAX_QUEUE_SIZE",),
     "metrics": ("OTEL_METRICS_EXPORTER",),
 }
 
@@ -84,6 +92,7 @@ class Standard:
             "propagators": self._propagators,
             "exporter": self._exporter,
             "endpoint": self._endpoint,
+            "batching": self._batching,
             "metrics": self._metrics,
         }
         found = {name: self._read(name, read) for name, read in readers.items() if name not in self.decided}
@@ -209,7 +218,7 @@ class Standard:
     def _is_http(self) -> bool:
         # A second reader, so that what the first one warns of is said once.
         found = Standard(self.environ)._exporter() or (DEFAULT_EXPORTER, "")
-        return str(self.decided.get("exporter", found[0])).strip().lower() == "otlp-http"
+        return bool(self.decided.get("exporter", found[0]) == _HTTP)
 
     def _with_scheme(self, address: str, signal: str) -> str:
         if "://" in address:
@@ -222,8 +231,14 @@ class Standard:
         value = self._get(variable)
         number = whole_number(value, 1, most)
         if value and number is None:
-            self._ignore(variable, value, f"a number from 1 to {most}; its default is used")
+            self._ignore(variable, value, f"a number from 1 to {most}")
         return number
+
+    def _batching(self) -> tuple[str, str] | None:
+        # The profile stays what it is by default; the variable says only how many spans may wait.
+        variable = "OTEL_BSP_MAX_QUEUE_SIZE"
+        queue = self.count(variable, MOST_SPANS)
+        return None if queue is None else (f"{DEFAULT_BATCHING}/{queue}", variable)
 
     def _metrics(self) -> tuple[str, str] | None:
         # Other exporters are not ours to set up, and the variable may be meant for a provider that is there already.
@@ -331,6 +346,7 @@ def count_in(variable: str, most: int = MOST_SPANS) -> int | None:
     """Return the whole number above zero in a variable; warn of anything else, which is ignored."""
     standard = Standard(os.environ)  # noqa: TID251
     found = standard.count(variable, most)
+    standard.warnings = [f"{warning}; its default is used" for warning in standard.warnings]
     _warn(standard)
     return found
 

@@ -109,7 +109,7 @@ class Envoy:
 
     @property
     def admin_url(self) -> str:
-        """The base of Envoy's administration interface, such as `http://127.0.0.1:41234`."""
+        """Return the base of Envoy's administration interface, such as `http://127.0.0.1:41234`."""
         host, port = self._admin_address()
         return f"http://{host}:{port}"
 
@@ -132,7 +132,7 @@ class Envoy:
 
     @property
     def access_log_path(self) -> Path:
-        """The file with the access log, one JSON object a line."""
+        """Return the file with the access log, one JSON object a line."""
         return self._run_directory / "access.log"
 
     def access_log(self, at_least: int = 0, timeout: float = 30.0) -> list[dict[str, Any]]:

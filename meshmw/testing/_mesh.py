@@ -105,12 +105,12 @@ class EnvoyMesh:
 
     @property
     def url(self) -> str:
-        """The base URL that requests enter by."""
+        """Return the base URL that requests enter by."""
         return self.edge.url() if self.edge is not None else self.sidecars[self.services[0].name].url("inbound")
 
     @property
     def access_logs(self) -> dict[str, Path]:
-        """Each proxy's access log by the proxy's name, callers before those whom they call."""
+        """Return each proxy's access log by the proxy's name, callers before those whom they call."""
         callers_first = [self.sidecars[service.name] for service in reversed(in_order(self.services))]
         proxies = [*([] if self.edge is None else [self.edge]), *callers_first]
         return {running.proxy.name: running.access_log_path for running in proxies}

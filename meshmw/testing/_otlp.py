@@ -54,17 +54,17 @@ class OtlpReceiver:
 
     @property
     def grpc_endpoint(self) -> str:
-        """Where to send OTLP over gRPC, such as `http://127.0.0.1:40001`."""
+        """Return where to send OTLP over gRPC, such as `http://127.0.0.1:40001`."""
         return f"http://127.0.0.1:{self._grpc_port}"
 
     @property
     def http_endpoint(self) -> str:
-        """Where to send OTLP over HTTP (`/v1/traces`) and Zipkin JSON (`/api/v2/spans`), without the path."""
+        """Return where to send OTLP over HTTP (`/v1/traces`) and Zipkin JSON (`/api/v2/spans`), without the path."""
         return f"http://127.0.0.1:{self._http_port}"
 
     @property
     def spans(self) -> list[ReceivedSpan]:
-        """A copy of every span received since the last `clear()`, in the order of arrival."""
+        """Return a copy of every span received since the last `clear()`, in the order of arrival."""
         with self._arrived:
             return list(self._spans)
 

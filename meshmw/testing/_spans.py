@@ -53,7 +53,7 @@ class ReceivedSpan:
 
     @property
     def milliseconds(self) -> float:
-        """How long the span took."""
+        """Return how long the span took."""
         return (self.end_ns - self.start_ns) / 1e6
 
     def __str__(self) -> str:

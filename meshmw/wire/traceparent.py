@@ -64,7 +64,7 @@ _PARENT_ID: Final = slice(36, 52)
 
 TraceParentPolicy = Literal["strict", "w3c"]
 _POLICIES: Final[tuple[TraceParentPolicy, ...]] = get_args(TraceParentPolicy)
-DEFAULT_POLICY: Final[TraceParentPolicy] = "strict"
+DEFAULT_TRACEPARENT_POLICY: Final[TraceParentPolicy] = "strict"
 
 
 class TraceParent(NamedTuple):
@@ -83,7 +83,7 @@ class TraceParent(NamedTuple):
     trace_flags: int
 
     @classmethod
-    def parse(cls, text: str, policy: TraceParentPolicy = DEFAULT_POLICY) -> TraceParent:
+    def parse(cls, text: str, policy: TraceParentPolicy = DEFAULT_TRACEPARENT_POLICY) -> TraceParent:
         """Read one header line (Trace Context Level 2, sections 3.2.2 and 3.2.4).
 
         Args:
@@ -110,13 +110,14 @@ class TraceParent(NamedTuple):
         return format_traceparent(self.trace_id, self.parent_id, self.trace_flags)
 
 
-def read_traceparent(text: str, policy: TraceParentPolicy = DEFAULT_POLICY) -> tuple[int, int, int, int]:
+def read_traceparent(text: str, policy: TraceParentPolicy = DEFAULT_TRACEPARENT_POLICY) -> tuple[int, int, int, int]:
     """Read one header line as `TraceParent.parse` does, into version, trace-id, parent-id and known trace-flags.
 
     Raises:
         InvalidHeaderError: With one of `REASONS`.
         ValueError: The policy is none of the two.
     """
+    # In these words, and not by `one_of`: the formats import nothing that stands above them.
     if policy not in _POLICIES:
         raise ValueError(f"policy takes {' or '.join(_POLICIES)}, not {policy!r}")
     text = text.strip(OWS)

@@ -21,7 +21,7 @@ from meshmw._lifecycle.http import HttpOperation
 from meshmw._lifecycle.http_conventions import CLIENT_IS_MEASURED
 from meshmw._lifecycle.operation import LazyAttributes, error_type
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY, W3CTraceState
-from meshmw._policy.outbound import MAX_BYTES, MAX_HEADERS, RESERVED_BYTES, RESERVED_HEADERS
+from meshmw._policy.outbound import DEFAULT_HEADER_BUDGET, RESERVED_BYTES, RESERVED_HEADERS
 from meshmw._transports import _attributes
 from meshmw.httpx import _Body
 from meshmw.wire import format_baggage
@@ -29,7 +29,7 @@ from meshmw.wire.traceparent import KNOWN_FLAGS
 from tests.benchmarks.floor_served import NotPlain
 from tests.benchmarks.traffic import provider
 
-_MOST_BYTES, _MOST_HEADERS = MAX_BYTES - RESERVED_BYTES, MAX_HEADERS - RESERVED_HEADERS
+_MOST_BYTES, _MOST_HEADERS = DEFAULT_HEADER_BUDGET[0] - RESERVED_BYTES, DEFAULT_HEADER_BUDGET[1] - RESERVED_HEADERS
 # A traceparent, what our client says of itself, and their ends of line.
 _OWN_BYTES = 11 + 55 + 4 + 13 + 19 + 4
 

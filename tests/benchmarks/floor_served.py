@@ -60,11 +60,11 @@ _tuple_of: Final = tuple.__new__
 
 
 class NotPlain(Exception):
-    """Is raised for a request that asks for more than this."""
+    """Stops a request that asks for more than this."""
 
 
 class _Plain(_AsgiRequest):
-    """Is what others find of this request in its context; filled in by hand."""
+    """Holds what others find of this request in its context; filled in by hand."""
 
     __slots__ = ()
 

@@ -32,7 +32,7 @@ VIRTUAL_HOSTS = ("main", *(f"gw{number}" for number in range(8)))
 
 
 class RabbitMQ:
-    """Is one node, which can be stopped and started again with everything that it has stored.
+    """Runs one node, which can be stopped and started again with everything that it has stored.
 
     Args:
         folder: For all that it writes.

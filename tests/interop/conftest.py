@@ -93,7 +93,7 @@ def _install(config: pytest.Config, node: str, folder: Path) -> None:
 
 
 class Peer:
-    """Is a process in another language that takes a JSON object per line, and answers each with one.
+    """Runs a process in another language that takes a JSON object per line, and answers each with one.
 
     Args:
         command: What to run.

@@ -148,7 +148,7 @@ def test_the_scope_of_a_span_is_this_package_in_its_version(kind):
 
 
 class Unreachable(Exception):
-    """Is what a transport or an application raises."""
+    """Stands for what a transport or an application raises."""
 
 
 class AtTheEnd(SpanProcessor):

@@ -308,7 +308,7 @@ def test_a_path_pattern_that_could_never_match_is_refused(served: Served, patter
 
 
 class _Unspeakable:
-    """Is what an application may leave where a framework leaves its own."""
+    """Stands for what an application may leave where a framework leaves its own."""
 
     def __str__(self):
         raise ValueError("no text")

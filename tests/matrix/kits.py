@@ -31,7 +31,7 @@ class _DetachErrors(logging.Handler):
 
 
 class Kit:
-    """Is one way to trace a service, with what is common to both."""
+    """Traces a service in one way; what both ways have in common stands here."""
 
     name = ""
 
@@ -70,7 +70,7 @@ class Kit:
 
 
 class Meshmw(Kit):
-    """Is meshmw, as its README says to use it."""
+    """Traces with meshmw, as its README says to use it."""
 
     name = "meshmw"
 
@@ -180,7 +180,7 @@ class Meshmw(Kit):
 
 
 class Contrib(Kit):
-    """Is OpenTelemetry's instrumentation packages, each as its documentation says, with their own defaults."""
+    """Traces with OpenTelemetry's instrumentation packages, each as its documentation says, with their own defaults."""
 
     name = "contrib"
 

@@ -21,7 +21,7 @@ Test = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Row:
-    """Is one boundary.
+    """Describes one boundary.
 
     Attributes:
         name: The test's, unique.

@@ -23,7 +23,7 @@ SECONDS = 60
 
 
 class Ids:
-    """Is a trace that a caller has begun."""
+    """Holds a trace that a caller has begun."""
 
     def __init__(self) -> None:
         self.trace = f"{secrets.token_hex(15)}af"
@@ -64,7 +64,7 @@ def wait_for(found: Callable[[], Any]) -> Any:
 
 
 class Connection:
-    """Is one kept connection."""
+    """Keeps one connection."""
 
     def __init__(self, port: int) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)

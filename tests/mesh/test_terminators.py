@@ -30,7 +30,7 @@ SENT = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("tracestate", "a=1"),
 
 @dataclass(frozen=True)
 class Terminator:
-    """Is a program that ends TLS, with its part of the sample and the line that would take the header away."""
+    """Runs a program that ends TLS, with its part of the sample and the line that would take the header away."""
 
     package: str
     config: Path

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmw._notices import quoted
 from meshmw._policy.outbound import Destinations
 from meshmw._policy.patterns import Networks, parse_address, parse_network
 
@@ -233,7 +234,7 @@ class TestPatterns:
     def test_a_bad_pattern_is_named(self, pattern):
         with pytest.raises(ValueError, match=r"no host name|no pattern of|no address and no network") as refused:
             Destinations(["mesh", pattern])
-        assert repr(pattern.removesuffix("."))[1:-1] in str(refused.value)
+        assert quoted(pattern.removesuffix(".")) in str(refused.value)
 
     @given(st.from_regex(r"[a-z]{1,5}(\.[a-z]{1,5}){0,3}", fullmatch=True))
     def test_a_name_means_itself_and_a_suffix_all_below(self, name):

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshmw._policy.outbound import (
-    MAX_BYTES,
-    MAX_HEADERS,
+    DEFAULT_HEADER_BUDGET,
     RESERVED_BYTES,
     RESERVED_HEADERS,
     HeaderBudget,
@@ -22,6 +21,7 @@ from meshmw._policy.outbound import (
 from meshmw.testing import Listener, Proxy
 
 BUDGET = HeaderBudget()
+MAX_BYTES, MAX_HEADERS = DEFAULT_HEADER_BUDGET
 LINE = request_line_bytes("GET", b"/")
 HOST = (b"host", b"shop")
 

@@ -1,8 +1,10 @@
 """Which paths a pattern means."""
 
+import re
+
 import pytest
 
-from meshmw._policy.patterns import PathPatterns
+from meshmw._policy.patterns import Networks, PathPatterns
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,24 @@ from meshmw._policy.patterns import PathPatterns
 )
 def test_a_pattern_is_a_path_and_all_below_it_or_a_glob(patterns, path, expected):
     assert PathPatterns(patterns).match(path) is expected
+
+
+@pytest.mark.parametrize(("make", "name"), [(PathPatterns, "exclude"), (Networks, "trusted_peers")])
+def test_a_text_is_no_list_of_its_characters_and_a_list_holds_texts(make, name):
+    for wrong in ("/", b"/", 5):
+        with pytest.raises(ValueError, match=rf"^{name} takes a list, not {re.escape(repr(wrong))}$"):
+            make(wrong)
+        with pytest.raises(ValueError, match=r"^mine takes a list, not"):
+            make(wrong, "mine")
+    with pytest.raises(ValueError, match=f"^{name} takes a list of texts, and 5 is none$"):
+        make([5])
+
+
+def test_a_pattern_of_paths_that_is_none_is_shown_escaped_and_short():
+    with pytest.raises(ValueError, match=r"^exclude: 'a\\x1bb{58}'\.\.\. \(1002 characters\) is no pattern of paths"):
+        PathPatterns(["a\x1b" + "b" * 1000])
+
+
+def test_a_network_with_bits_beyond_its_prefix_is_named():
+    with pytest.raises(ValueError, match=r"'10\.0\.0\.1/8' has bits beyond its prefix"):
+        Networks(["10.0.0.1/8"])

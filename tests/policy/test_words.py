@@ -100,7 +100,9 @@ def public_callables():
 
 
 def parameters_with_words(found):
-    names = vars(sys.modules[found.__module__])
+    # A class may inherit how it is made, with names that its own module does not know.
+    inherited = getattr(found.__init__, "__globals__", {}) if inspect.isclass(found) else {}
+    names = inherited | vars(sys.modules[found.__module__])
     try:
         parameters = inspect.signature(found).parameters.values()
     except ValueError:  # what is made in C

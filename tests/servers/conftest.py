@@ -36,7 +36,7 @@ _READY = re.compile(r"(?:[Rr]unning on|Listening at:|Serving on) http://127\.0\.
 
 @dataclass(frozen=True)
 class Kind:
-    """Is one way to serve an application.
+    """Describes one way to serve an application.
 
     Attributes:
         interface: `asgi` or `wsgi`.
@@ -99,7 +99,7 @@ ASGI_APPS = {"plain": "meshmw_asgi:app", "contrib": "contrib_asgi:app"}
 
 @dataclass
 class Answer:
-    """Is an HTTP response; `status` 0 where the server closed the connection without one."""
+    """Holds an HTTP response; `status` 0 where the server closed the connection without one."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Answer:
 
 
 class Connection:
-    """Is one kept-alive connection."""
+    """Keeps one connection alive."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS)
@@ -168,7 +168,7 @@ class Connection:
 
 
 class Service:
-    """Is one running server with a test application."""
+    """Runs one server with a test application."""
 
     def __init__(self, name: str, kind: Kind, process: subprocess.Popen[bytes], log_file: Path) -> None:
         self.name = name

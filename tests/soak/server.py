@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """Is one running server; a context manager that stops it.
+    """Runs one server; a context manager that stops it.
 
     Args:
         interface: `asgi` or `wsgi`.

@@ -16,7 +16,7 @@ _FORM = struct.Struct(">qiBB16s8s8s16s8s")
 
 
 class Span(NamedTuple):
-    """Is what a verdict needs to know of a span.
+    """Holds what a verdict needs to know of a span.
 
     Attributes:
         request: The number of the request that it belongs to, as the code that made it knew from its own variables.

@@ -44,7 +44,7 @@ _SENT: Final[dict[Sent, int]] = {"valid": 80, "none": 8, "malformed": 8, "twice"
 
 @dataclass(slots=True)
 class Ask:
-    """Is one request: what is asked, and what came of it."""
+    """Holds one request: what is asked, and what came of it."""
 
     number: int
     route: str
@@ -168,7 +168,7 @@ _PROPAGATOR: Final = MeshPropagator()
 
 
 class Connection:
-    """Is one kept connection, opened anew whenever the last one has gone."""
+    """Keeps one connection, opened anew whenever the last one has gone."""
 
     def __init__(self, port: int) -> None:
         self.port = port

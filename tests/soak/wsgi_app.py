@@ -104,7 +104,7 @@ def apart() -> str:
 
 
 class _Watched:
-    """Is a body that tells when it is closed; a file stays what it is, for sendfile."""
+    """Tells when it, a body, is closed; a file stays what it is, for sendfile."""
 
     def __init__(self, body: Any, before: Any) -> None:
         self._body, self._before = body, before

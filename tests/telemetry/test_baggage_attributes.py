@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from meshmw import Settings
 from meshmw._telemetry.provider import build_provider
 from meshmw._telemetry.span import BaggageAttributes
+from meshmw.errors import SettingsError
 
 
 class Clock:
@@ -110,3 +111,21 @@ def test_the_setting_puts_it_into_the_provider():
     span = provider.get_tracer("t").start_span("s", baggage.set_baggage("tenant", "north"))
     assert span.attributes["tenant"] == "north"
     provider.shutdown()
+
+
+@pytest.mark.parametrize("keys", [["!secret"], ["!secret", "!a.*"]])
+def test_keys_to_leave_out_alone_do_not_ask_for_all_others(keys, monkeypatch):
+    """Members become attributes where somebody asks for them, and only there."""
+    with pytest.raises(ValueError, match="none asks for a key"):
+        BaggageAttributes(keys)
+    with pytest.raises(SettingsError, match=r"argument baggage_attributes holds .*leaves keys out"):
+        Settings(baggage_attributes=keys)
+    monkeypatch.setenv("MESHMW_BAGGAGE_ATTRIBUTES", ",".join(keys))
+    with pytest.raises(SettingsError, match=r"MESHMW_BAGGAGE_ATTRIBUTES holds .*leaves keys out"):
+        Settings()
+
+
+def test_beside_those_asked_for_keys_are_left_out(attributes):
+    processor = BaggageAttributes(["a.*", "!a.secret"])
+    assert attributes(processor, {"a.b": "1", "a.secret": "2", "!a.secret": "3"}) == {"a.b": "1"}
+    assert processor._exact == frozenset()

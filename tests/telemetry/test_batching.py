@@ -90,6 +90,15 @@ class TestBatching:
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "2147483647")
         assert batching().delay == 2_147_483_647
 
+    def test_the_standard_variable_is_where_the_setting_comes_from(self, monkeypatch):
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5000")
+        assert Settings().batching == "moderate/5000"
+        assert Settings.origins()["batching"] == "OTEL_BSP_MAX_QUEUE_SIZE"
+        assert batching().queue == 5000
+        monkeypatch.setenv("MESHMW_BATCHING", "high")
+        assert Settings.origins()["batching"] == "MESHMW_BATCHING"
+        assert batching() == Batching(5000, 2048, 1000)
+
     def test_the_provider_is_built_with_it_and_this_machines_memory(self):
         provider, processor = build_provider(Settings(endpoint="127.0.0.1:9", batching="high/auto"))
         inner = processor._batch_processor

@@ -104,7 +104,7 @@ def test_the_applications_own_exporter_still_logs(caplog):
 
 
 class Waiting(Scripted):
-    """Is stuck in an export until it is shut down, having failed some attempts."""
+    """Hangs in an export until it is shut down, having failed some attempts."""
 
     def __init__(self, attempts):
         super().__init__()

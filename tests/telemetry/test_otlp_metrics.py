@@ -292,7 +292,7 @@ def test_a_flush_that_does_not_arrive_is_no_flush():
 
 
 class Meters:
-    """Is ended, and notes how long it was given, in milliseconds."""
+    """Notes how long it was given to end, in milliseconds."""
 
     def __init__(self, flushed=True):
         self.flushed, self.ended = flushed, []

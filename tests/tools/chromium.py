@@ -38,7 +38,7 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """Is one tab, spoken to in the DevTools protocol."""
+    """Speaks to one tab in the DevTools protocol."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection

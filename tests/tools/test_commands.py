@@ -97,6 +97,17 @@ def test_bad_settings_are_told_and_end_with_2(monkeypatch, capsys):
     assert "MESHMW_EXPORTER holds 'zipkin'" in capsys.readouterr().err
 
 
+def test_the_switch_for_all_telemetry_is_printed_too(monkeypatch, capsys):
+    for text, value, origin in ((None, "false", None), ("TRUE", "true", "OTEL_SDK_DISABLED")):
+        if text is not None:
+            monkeypatch.setenv("OTEL_SDK_DISABLED", text)
+        assert main(["settings"]) == 0
+        assert f"OTEL_SDK_DISABLED={value}  ({f'from {origin}' if origin else 'default'})" in capsys.readouterr().out
+        assert main(["settings", "--json"]) == 0
+        entry = json.loads(capsys.readouterr().out)[-1]
+        assert (entry["variable"], entry["value"], entry["from"]) == ("OTEL_SDK_DISABLED", value, origin)
+
+
 def test_settings_are_printed_with_their_value_and_where_it_comes_from(monkeypatch, capsys):
     monkeypatch.setenv("MESHMW_PROPAGATORS", "b3,tracecontext")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "checkout")
@@ -210,7 +221,7 @@ def test_access_log_takes_formats_fields_and_standard_input(monkeypatch, capsys)
     ("arguments", "fault"),
     [
         (["--field", "traceparent"], "--field takes FIELD=KEY, not 'traceparent'"),
-        (["--format", "nginx"], "'nginx' is no format"),
+        (["--format", "nginx"], "format takes auto, json, envoy, istio or an Envoy format string, not 'nginx'"),
         (["--follow", "a", "b"], "--follow takes one log"),
         (["none.log"], "none.log: No such file"),
         (["edge=none.log"], "none.log: No such file"),
@@ -261,13 +272,12 @@ def test_access_log_is_followed_until_ctrl_c(log, tmp_path):
     ]
 
 
-def test_what_is_printed_while_following_is_bounded_in_each_minute(monkeypatch, capsys):
+def test_what_is_printed_while_following_is_bounded_in_each_minute(capsys):
     from meshmw._tools.access_log.command import InvalidRequestNotices
     from meshmw._tools.access_log.counts import LineTrace
 
     now = [0.0]
-    monkeypatch.setattr("meshmw._tools.access_log.command.time.monotonic", lambda: now[0])
-    notices = InvalidRequestNotices()
+    notices = InvalidRequestNotices(lambda: now[0])
     for minute in range(3):
         now[0] = 60.0 * minute
         for number in range(1_000):
@@ -363,15 +373,15 @@ def test_mesh_config(capsys):
     assert main(["mesh-config", "nginx", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"].startswith("# A server block")
     assert main(["mesh-config", "consul"]) == 2
-    assert "'consul' is no target" in capsys.readouterr().err
+    assert "or k8s, not 'consul'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--variant", "zipkin"], "--variant takes w3c, unsampled, malformed, b3, both, not 'zipkin'"),
+        (["--variant", "zipkin"], "--variant takes w3c, unsampled, malformed, b3 or both, not 'zipkin'"),
         (["--header", "nonsense"], "--header takes 'NAME: VALUE'"),
-        (["--format", "nginx"], "is no format"),
+        (["--format", "nginx"], "an Envoy format string, not 'nginx'"),
         (["--header", "Authorization: Bearer geheim\nx"], "--header 'Authorization': its value holds a control"),
         (["--otlp", "x"], "--otlp takes one or two port numbers"),
         (["--otlp", "999999"], "--otlp takes one or two port numbers"),

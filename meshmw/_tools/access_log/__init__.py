@@ -213,7 +213,7 @@ class Source:
 
     @property
     def position(self) -> int:
-        """How many bytes of the file have been read; 0 of what has no size, such as a pipe."""
+        """Return how many bytes of the file have been read; 0 of what has no size, such as a pipe."""
         return self.raw.tell() if self.raw is not None and self.size else 0
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
-from meshmw._notices import Throttle, shown
+from meshmw._notices import DEFAULT_WARN_WINDOW, Throttle, quoted, shown
 from meshmw._tools.access_log import Analysis, Source, open_source
 from meshmw._tools.access_log.counts import (
     KINDS,
@@ -43,6 +43,7 @@ from meshmw._tools.output import (
     print_table,
     progress_display,
     split_named_file,
+    value_error_as_cannot_run,
 )
 
 
@@ -103,12 +104,10 @@ def _parse_format(log_format: str, fields: list[str]) -> Format | None:
     for field in fields:
         name, equals, key = field.partition("=")
         if not (equals and key):
-            raise CannotRunError(f"--field takes FIELD=KEY, not {shown(field)!r}")
+            raise CannotRunError(f"--field takes FIELD=KEY, not {quoted(field)}")
         keys[name] = key
-    try:
+    with value_error_as_cannot_run():
         return format_of(log_format, keys)
-    except ValueError as error:
-        raise CannotRunError(str(error)) from error
 
 
 def _read_all(analysis: Analysis, given: list[str], reader: Format | None, follow: bool) -> None:
@@ -123,10 +122,8 @@ def _read_all(analysis: Analysis, given: list[str], reader: Format | None, follo
                 display.update(task, completed=source.position)  # type: ignore[arg-type]
 
             try:
-                with _until_interrupt(follow) as more:
+                with value_error_as_cannot_run(), _until_interrupt(follow) as more:
                     analysis.read(source, reader, more, advance)
-            except ValueError as error:
-                raise CannotRunError(str(error)) from error
             finally:
                 source.close()
 
@@ -161,19 +158,18 @@ def _until_interrupt(follow: bool) -> Iterator[Callable[[], bool]]:
 class InvalidRequestNotices:
     """Prints requests without a valid traceparent while a log is followed: each kind and path once a minute.
 
-    A crawler asks for paths without end, so of one minute no more lines are printed than a `Throttle` lets through.
+    A crawler asks for paths without end, so of one minute no more lines are printed than a `Throttle` has keys.
+
+    Args:
+        clock: A monotonic clock in seconds.
     """
 
-    _SECONDS = 60.0
-
-    def __init__(self) -> None:
-        self._throttle, self._began = Throttle(), time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._throttle = Throttle(DEFAULT_WARN_WINDOW, clock)
 
     def __call__(self, hop: str, fields: Line, trace: LineTrace) -> None:
         if trace.kind in ("valid", "refused"):
             return
-        if time.monotonic() - self._began >= self._SECONDS:
-            self._throttle, self._began = Throttle(), time.monotonic()
         path = fields.get("path", "-").partition("?")[0][:100]
         if self._throttle.opens((trace.kind, trace.reason, path)) is None:
             return

@@ -78,11 +78,11 @@ class Place:
 
     @property
     def total(self) -> int:
-        """How many requests there were."""
+        """Return how many requests there were."""
         return self.kinds.total()
 
     def share(self, kind: Kind) -> float:
-        """Which part of the requests was of a kind, from 0 to 1."""
+        """Return which part of the requests was of a kind, from 0 to 1."""
         return self.kinds[kind] / self.total if self.total else 0.0
 
     def add(self, trace: LineTrace, line: Line) -> None:
@@ -133,7 +133,7 @@ class Places:
 
     @property
     def total(self) -> Place:
-        """All requests together."""
+        """Return the counts of all requests together."""
         kinds: Counter[str] = Counter()
         for place in self.places.values():
             kinds.update(place.kinds)
@@ -202,7 +202,7 @@ class AccessLogReport:
 
     @property
     def first_loss(self) -> Crossing | None:
-        """The first place where traces are lost, on the way from the first log to the last."""
+        """Return the first place where traces are lost, on the way from the first log to the last."""
         return next((crossing for crossing in self.crossings if crossing.loses), None)
 
     def to_json(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class JoinedLogs:
 
     @property
     def one_in(self) -> int:
-        """Of how many ids one was joined."""
+        """Return of how many ids one was joined."""
         return max(self._requests.one_in, self._traces.one_in)
 
     def add(self, station: Station, request_id: str, trace_id: str, sampled: bool) -> None:
@@ -157,7 +157,7 @@ class Sample(Generic[V]):
 
     @property
     def one_in(self) -> int:
-        """Of how many ids one is held."""
+        """Return of how many ids one is held."""
         return self._mask + 1
 
     def takes(self, key: str) -> bool:

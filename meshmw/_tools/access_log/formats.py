@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from meshmw._policy.words import one_of
 from meshmw._tools.access_log.text_format import FIELDS, Line, Refusal, TextFormat
 
 ENVOY_DEFAULT: Final = (
@@ -43,6 +44,7 @@ _SHORT: Final = (
 )
 KNOWN_FORMATS: Final = (*(base + tail for tail in _TAILS for base in (ISTIO_DEFAULT, ENVOY_DEFAULT)), _SHORT)
 _NAMED: Final = {"envoy": ENVOY_DEFAULT, "istio": ISTIO_DEFAULT}
+_WORDS: Final = ("auto", "json", *_NAMED)
 # As many as make a good guess, of a log that may hold other programs' lines.
 FIRST_LINES: Final = 200
 
@@ -91,7 +93,7 @@ def format_of(wanted: str, keys: Mapping[str, str] | None = None) -> Format | No
     if wanted == "json" or (wanted == "auto" and keys):
         return JsonFormat(keys)
     if wanted not in _NAMED and "%" not in wanted:
-        raise ValueError(f"{wanted!r} is no format: give auto, json, envoy, istio or an Envoy format string")
+        one_of(_WORDS, wanted, "format", "an Envoy format string")
     return TextFormat.compile(_NAMED.get(wanted, wanted))
 
 

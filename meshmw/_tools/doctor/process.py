@@ -108,7 +108,7 @@ class ProcessFacts:
 
     @property
     def where(self) -> str:
-        """What findings call the process."""
+        """Return what findings call the process."""
         return self.target or "this process"
 
     def to_json(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _try_collector(settings: Settings | None) -> tuple[str, str]:
     if endpoint is None:
         return "", ""
     parts = urlsplit(endpoint)
-    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 4317)
+    port = parts.port or {"https": 443, "http": 80}[parts.scheme]
     address = f"{parts.hostname}:{port}"
     try:
         with socket.create_connection((parts.hostname or "", port), timeout=3):

@@ -6,14 +6,15 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, cast, get_args
+from typing import Annotated, Final
 
 import typer
 from rich.progress import SpinnerColumn, TextColumn
 from rich.text import Text
 from rich.tree import Tree
 
-from meshmw._notices import header_shown, shown
+from meshmw._notices import header_shown, quoted, shown
+from meshmw._policy.words import one_of
 from meshmw._tools.access_log.formats import format_of
 from meshmw._tools.output import (
     FOUND,
@@ -30,6 +31,7 @@ from meshmw._tools.output import (
     print_table,
     progress_display,
     split_named_file,
+    value_error_as_cannot_run,
 )
 from meshmw._tools.report import write_report
 from meshmw._tools.verify import follow
@@ -112,25 +114,23 @@ def verify(
 
 
 def _build_probe(url: str, variant: str, random: bool, headers: list[str], method: str) -> Probe:
-    if variant not in get_args(Variant):
-        raise CannotRunError(f"--variant takes {', '.join(VARIANTS)}, not {shown(variant)!r}")
+    with value_error_as_cannot_run():
+        known: Variant = one_of(Variant, variant, "--variant")
     added = {}
     for text in headers:
         name, colon, value = text.partition(":")
         if not (colon and name.strip()):
-            raise CannotRunError(f"--header takes 'NAME: VALUE', not {shown(text)!r}")
+            raise CannotRunError(f"--header takes 'NAME: VALUE', not {quoted(text)}")
         if not value.strip().isprintable():
-            raise CannotRunError(f"--header {shown(name.strip())!r}: its value holds a control character")
+            raise CannotRunError(f"--header {quoted(name.strip())}: its value holds a control character")
         added[name.strip()] = value.strip()
     ids = random_ids() if random else SYNTHETIC
-    return make_probe(url, cast(Variant, variant), ids=ids, headers=added, method=method)
+    return make_probe(url, known, ids=ids, headers=added, method=method)
 
 
 def _open_tails(given: list[str], log_format: str) -> list[LogTail]:
-    try:
+    with value_error_as_cannot_run():
         reader = format_of(log_format)
-    except ValueError as error:
-        raise CannotRunError(str(error)) from error
     tails = []
     for each in given:
         name, path = split_named_file(each)
@@ -153,7 +153,7 @@ def _start_collector(ports: str, alone: bool, stack: contextlib.ExitStack) -> Ba
     from meshmw.testing import OtlpReceiver
 
     if not _PORTS.fullmatch(ports) or max(map(int, ports.split(","))) > 65535:
-        raise CannotRunError(f"--otlp takes one or two port numbers, not {shown(ports)!r}")
+        raise CannotRunError(f"--otlp takes one or two port numbers, not {quoted(ports)}")
     try:
         receiver = stack.enter_context(OtlpReceiver(*map(int, ports.split(","))))
     except (OSError, RuntimeError) as error:

@@ -252,7 +252,7 @@ class LogTail:
 
     @property
     def lines(self) -> list[Line]:
-        """The lines that have been appended and can be read."""
+        """Return the lines that have been appended and can be read."""
         self._read_new()
         reader = self._reader or detect([*self._lines, *self._before])
         if reader is None:

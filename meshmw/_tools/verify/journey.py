@@ -53,12 +53,12 @@ class Journey:
 
     @property
     def trace_ids(self) -> tuple[str, ...]:
-        """The traces that the spans belong to, in the order in which they began."""
+        """Return the traces that the spans belong to, in the order in which they began."""
         return tuple(dict.fromkeys(span.trace_id for span in self.spans))
 
     @property
     def roots(self) -> tuple[JourneySpan, ...]:
-        """The spans whose parent is not among the spans: the top of the tree, and every orphan."""
+        """Return the spans whose parent is not among the spans: the top of the tree, and every orphan."""
         present = {(span.trace_id, span.span_id) for span in self.spans}
         return tuple(span for span in self.spans if (span.trace_id, span.parent_id) not in present)
 

@@ -72,7 +72,7 @@ class Probe:
 
     @property
     def trace_headers(self) -> dict[str, str]:
-        """The trace headers among its headers."""
+        """Return the trace headers among its headers."""
         return {name: value for name, value in self.headers.items() if name in HEADERS}
 
 

@@ -162,6 +162,6 @@ def test_what_is_no_port_is_not_told(port):
 @pytest.mark.parametrize("record", [7, SimpleNamespace(headers=7)])
 def test_a_record_without_headers_is_received_and_nothing_counted_yet(record):
     propagator = MeshPropagator()
-    messaging = KAFKA_MESSAGING.with_options(propagator=propagator)
+    messaging = KAFKA_MESSAGING.with_options({"propagator": propagator})
     assert read(messaging, record, "receive").span_context is None
     assert propagator.rejections.counts == {}

@@ -26,7 +26,7 @@ go_on = threading.Event()
 
 
 class Counted(io.FileIO):
-    """Is a file that counts how often Python reads it; with sendfile, it never does."""
+    """Counts how often Python reads this file; with sendfile, it never does."""
 
     reads = 0
 
