@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
@@ -125,6 +126,18 @@ def test_a_module_offers_these_names_and_shows_no_others(name):
     shown = set(dir(module)) - (set(meshmw._MODULES) if name == "meshmw" else set())
     assert shown == set(module.__all__)
     assert all(hasattr(module, each) for each in module.__all__)
+
+
+def test_the_module_that_configures_on_import_shows_its_handle_alone():
+    script = "import meshmw.auto; print(dir(meshmw.auto), meshmw.auto.__all__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "MESHMW_EXPORTER": "none"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "['telemetry'] ['telemetry']\n", done.stderr
 
 
 def test_every_module_without_an_underscore_is_public():

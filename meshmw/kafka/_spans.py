@@ -116,6 +116,10 @@ def consumer_span(
         consumer_group: The consumer's group.
         client_id: The consumer's.
         **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
+
+    Raises:
+        ValueError: `parent` is none of its words.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
     messaging = KAFKA.with_options(options)
     return OperationScope(

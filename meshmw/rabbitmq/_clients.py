@@ -37,7 +37,8 @@ def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Opti
         **options: As for `consumer_span`.
 
     Raises:
-        TypeError: *client* is none of these.
+        ValueError: `parent` is none of its words.
+        TypeError: *client* is none of these; or an option is not known, or holds no propagator or tracer provider.
     """
     messaging = RABBITMQ.with_options(options, server=server_of(client), keep_existing=keep_existing)
     return instrumented(

@@ -128,6 +128,10 @@ def consumer_span(
         queue: The queue that the message comes from, which clients do not tell: it is in the span's name.
         operation: What the application calls it.
         **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
+
+    Raises:
+        ValueError: `parent` is none of its words.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
     """
     delivered = Message.from_client(message, properties, body, queue)
     return OperationScope(partial(begin_process, RABBITMQ.with_options(options), delivered, operation))
