@@ -3,7 +3,7 @@
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
-from __future__ import annotations
+from __future__ import contextlib
 
 import logging
 import os
@@ -104,7 +104,9 @@ def build(**settings):
     chosen = Settings(**(SETTINGS | settings))
     meters = build_meter_provider(chosen)
     provider, processor = build_provider(chosen)
-    meters.shutdown(timeout_millis=1)
+    # Nobody listens at the collector's address; what is not sent by then is not looked at.
+    with contextlib.suppress(Exception):
+        meters.shutdown(timeout_millis=1)
     if processor is not None:
         processor.shutdown_seconds = 0
         processor.shutdown()
