@@ -7,6 +7,7 @@ body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add t
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -150,11 +151,14 @@ class AsyncTransport(OutboundCalls):
 
 
 class SyncBody:
-    """Hands on a response's body, and ends its operation when the body closes."""
+    """Hands on a response's body, and ends its operation when no more of it can come, or nobody is left to read it."""
 
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
+        # A response that is dropped without `close()` says so to nobody else, neither does one that is still held
+        # when the process ends.
+        self._end = weakref.finalize(self, operation.end)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -162,21 +166,25 @@ class SyncBody:
         except BaseException as error:
             self._operation.fail(error)
             raise
+        finally:
+            # httpx closes a response that was read to its end, and none that raised or whose reader has stopped.
+            self._end()
 
     def close(self) -> None:
         """Close the body, and end the operation."""
         try:
             self._stream.close()
         finally:
-            self._operation.end()
+            self._end()
 
 
 class AsyncBody:
-    """Hands on an async response's body, and ends its operation when the body closes."""
+    """Hands on an async response's body; in all else it is `SyncBody`."""
 
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
+        self._end = weakref.finalize(self, operation.end)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -185,13 +193,15 @@ class AsyncBody:
         except BaseException as error:
             self._operation.fail(error)
             raise
+        finally:
+            self._end()
 
     async def aclose(self) -> None:
         """Close the body, and end the operation."""
         try:
             await self._stream.aclose()
         finally:
-            self._operation.end()
+            self._end()
 
 
 def _attributes(request: Any) -> dict[str, AttributeValue]:
