@@ -10,15 +10,22 @@ import copy
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from opentelemetry import trace
 
 from meshmw import _runtime
+from meshmw._context.current import Current
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.http import HttpOperation, begin_client
 from meshmw._lifecycle.operation import AttributeValue
+from meshmw._otel import is_contrib_loaded
 from meshmw.propagator import MeshPropagator
+
+_SENT: Final = "meshmw.sent"
+# The transports of both families that send nothing, and what contrib patches on one that it is given.
+_IN_PROCESS: Final = frozenset({"ASGITransport", "WSGITransport", "MockTransport"})
+_PATCHED: Final = frozenset({"handle_request", "handle_async_request"})
 
 
 class OutboundCalls:
@@ -48,8 +55,10 @@ class OutboundCalls:
     def begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or _runtime.current().propagator
-        operation = begin_client(request.method, lambda: _attributes(request), self._tracer or _runtime.tracer())
-        lines, url = request.headers, request.url
+        lines, url, resent = request.headers, request.url, _resent(request)
+        operation = begin_client(
+            request.method, lambda: _attributes(request) | resent, self._tracer or _runtime.tracer(), lines.raw
+        )
         carrying = self._copy(request)
         carrying.headers = type(lines)(
             propagator.replace_lines(
@@ -57,6 +66,15 @@ class OutboundCalls:
             )
         )
         return operation, carrying
+
+    def sending(self, operation: HttpOperation) -> Current:
+        """Return a block in which the transport further in sends, and contrib's telemetry of clients stands back."""
+        return operation.sending() if is_contrib_loaded() and not self._is_in_process() else operation.current()
+
+    def _is_in_process(self) -> bool:
+        """Say whether the transport calls a function of this process, which may send anything, and is not patched."""
+        inner = self._transport
+        return type(inner).__name__ in _IN_PROCESS and _PATCHED.isdisjoint(vars(inner))
 
     def record(self, operation: HttpOperation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""
@@ -95,7 +113,7 @@ class SyncTransport(OutboundCalls):
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
         try:
-            with operation.current():
+            with self.sending(operation):
                 return self.record(operation, self._transport.handle_request(carrying))
         except BaseException as error:
             operation.fail(error)
@@ -126,7 +144,7 @@ class AsyncTransport(OutboundCalls):
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
         try:
-            with operation.current():
+            with self.sending(operation):
                 return self.record(operation, await self._transport.handle_async_request(carrying))
         except BaseException as error:
             operation.fail(error)
@@ -209,3 +227,16 @@ def _attributes(request: Any) -> dict[str, AttributeValue]:
     return semconv.client_attributes(
         method=request.method, scheme=url.scheme, host=url.host, port=url.port, url=str(url)
     )
+
+
+def _resent(request: Any) -> dict[str, AttributeValue]:
+    """Return how often a request was sent before, for whatever reason: a redirect, an authentication, a retry.
+
+    The count stays in the request's extensions, which a redirect takes along.
+    """
+    sent: list[None] | None = request.extensions.get(_SENT)
+    if sent is None:
+        request.extensions[_SENT] = [None]
+        return {}
+    sent.append(None)
+    return {"http.request.resend_count": len(sent) - 1}

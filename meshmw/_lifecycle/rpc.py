@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from meshmw._context.current import Current
 from meshmw._lifecycle.decide import Decision, claimed, context_below
 from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, error_type, record_refusals
-from meshmw._otel import SPAN_KEY, SUPPRESS_KEY
+from meshmw._otel import SPAN_KEY, SUPPRESS_KEY, StandDown, is_suppressed
 
 # The package, and the instrumentation scope of its spans.
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"
@@ -55,6 +55,8 @@ def begin_server(
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> RpcOperation:
     """Begin an outbound call as a child of what is current; a span that contrib opened for this call is adopted.
 
+    Where instrumentation is suppressed there is no span, and the operation's context holds nothing to send.
+
     Args:
         method: The path, such as `/package.Service/Method`.
         attributes: Of the span, if one is made.
@@ -62,6 +64,8 @@ def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> R
     """
     parent = otel_context.get_current()
     current = trace.get_current_span(parent)
+    if is_suppressed(parent):
+        return RpcOperation(trace.INVALID_SPAN, Context(), owned=False, server=False)
     if _is_of_contrib(current, method):
         return RpcOperation(current, parent, owned=False, server=False)
     span = tracer.start_span(_method_name(method), parent, SpanKind.CLIENT, attributes)
@@ -170,7 +174,7 @@ def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractConte
     return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _OnlyHere(whoami)}))
 
 
-class _OnlyHere:
+class _OnlyHere(StandDown):
     """Counts as true in the thread or task that made it, and nowhere else.
 
     grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what

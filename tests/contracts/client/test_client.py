@@ -538,7 +538,13 @@ def test_a_malformed_traceparent_that_the_application_wrote_never_leaves(in_memo
     caller.call(headers={name: VALID.upper(), "tracestate": "a=1", "baggage": "=,ok=1"})
     assert caller.sent.get("traceparent") == ([traceparent_of(caller.span)] if own_trace else None)
     assert "tracestate" not in caller.sent
-    assert caller.sent["baggage"] == ["ok=1"]
+    assert caller.sent.get("baggage") == (None if own_trace else ["ok=1"])
+
+
+@pytest.mark.parametrize("of_baggage", [{}, {"own": "1"}])
+def test_the_context_decides_of_baggage_that_the_application_wrote(caller, of_baggage):
+    caller.call(headers={"Baggage": "written=1"}, within=within(caller, **of_baggage))
+    assert caller.sent.get("baggage") == (["own=1"] if of_baggage else None)
 
 
 def test_a_valid_traceparent_that_the_application_wrote_stays_where_there_is_no_trace_of_ours(in_memory):
