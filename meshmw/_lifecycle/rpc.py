@@ -18,7 +18,14 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from meshmw._context.current import Current
 from meshmw._lifecycle.decide import Decision, claimed, context_below
-from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, error_type, record_refusals
+from meshmw._lifecycle.operation import (
+    Attributes,
+    AttributeValue,
+    Operation,
+    error_type,
+    record_exception,
+    record_refusals,
+)
 from meshmw._otel import SPAN_KEY, SUPPRESS_KEY, StandDown, is_suppressed
 
 # The package, and the instrumentation scope of its spans.
@@ -105,9 +112,7 @@ class RpcOperation(Operation):
 
     def _record(self, code: str | None, error: BaseException | None) -> None:
         if isinstance(error, Exception):
-            # It asks the application's exception for its text, and that may raise.
-            with contextlib.suppress(Exception):
-                self.span.record_exception(error)
+            record_exception(self.span, error)
         failed: str | None = None
         if code is not None:
             self.span.set_attribute("rpc.status_code", code)

@@ -8,6 +8,8 @@ from fnmatch import translate
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, TypeAlias, TypeVar
 
+from meshmw._notices import without_credentials
+
 Value = TypeVar("Value")
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -43,8 +45,23 @@ class PathPatterns:
         self.are_none = not patterns
 
     def match(self, path: str) -> bool:
-        """Say whether a path is meant by one of the patterns."""
+        """Say whether a path is meant by one of the patterns, in whatever form the request's target came."""
+        path = request_path(path) if ":" in path else path
         return self._regex is not None and self._regex.match(path) is not None
+
+
+def request_path(target: str) -> str:
+    """Return the path of a request's target, in whatever form that came, without the credentials of a URL in it.
+
+    Some servers hand on an absolute-form target as the path, with the scheme and the authority before it; that of a
+    CONNECT has none (RFC 9112, section 3.2).
+    """
+    shown = without_credentials(f"http:{target}").removeprefix("http:") if target.startswith("//") else target
+    shown = without_credentials(shown)
+    if shown.startswith("/"):
+        return shown
+    _, found, rest = shown.partition("://")
+    return "/" + rest.partition("/")[2] if found else ""
 
 
 class BaggageKeys:
