@@ -217,8 +217,8 @@ TARGETS = [
     ("http://user:s3/cret@shop/items/7", "/items/7"),
     ("//user:s3cret@shop/items/7", "//REDACTED@shop/items/7"),
     ("/proxy/http://user:s3cret@shop/items/7", "/proxy/http://REDACTED@shop/items/7"),
-    ("user:s3cret@shop:443", ""),
-    ("shop:443", ""),
+    ("user:s3cret@shop:443", "shop:443"),
+    ("shop:443", "shop:443"),
     ("*", "*"),
 ]
 

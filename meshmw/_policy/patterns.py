@@ -54,14 +54,15 @@ def request_path(target: str) -> str:
     """Return the path of a request's target, in whatever form that came, without the credentials of a URL in it.
 
     Some servers hand on an absolute-form target as the path, with the scheme and the authority before it; that of a
-    CONNECT has none (RFC 9112, section 3.2).
+    CONNECT is the authority alone (RFC 9112, section 3.2).
     """
-    shown = without_credentials(f"http:{target}").removeprefix("http:") if target.startswith("//") else target
-    shown = without_credentials(shown)
+    if target.startswith("//"):
+        return without_credentials(f"http:{target}").removeprefix("http:")
+    shown = without_credentials(target)
     if shown.startswith("/"):
         return shown
     _, found, rest = shown.partition("://")
-    return "/" + rest.partition("/")[2] if found else ""
+    return "/" + rest.partition("/")[2] if found else shown.rpartition("@")[2]
 
 
 class BaggageKeys:
