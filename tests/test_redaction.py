@@ -6,10 +6,11 @@ import asyncio
 import logging
 import socketserver
 import time
+from pathlib import Path
 
 import httpx
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -271,3 +272,25 @@ def test_a_url_in_a_query_has_no_password(url):
     query = f"next={url}&kept=1"
     assert "s3cret" not in redact_query(query)
     assert "kept=1" in redact_query(query)
+
+
+def test_what_the_readme_says_leaves_the_query_out():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    source = "class WithoutQuery" + readme.partition("class WithoutQuery")[2].partition("\n\n\n")[0]
+    found = {"SpanProcessor": SpanProcessor}
+    exec(source, found)
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.add_span_processor(found["WithoutQuery"]())
+    options = {"tracer_provider": provider, "propagator": MeshPropagator()}
+
+    async def app(scope, receive, send):
+        transport = TraceContextTransport(httpx.MockTransport(lambda request: httpx.Response(200)), **options)
+        httpx.Client(transport=transport).get("http://shop.internal/a?name=alice")
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"name=alice", "headers": []}
+    asyncio.run(asgi.TraceContextMiddleware(app, **options)(scope, None, None))
+    client, server = exporter.get_finished_spans()
+    assert client.attributes["url.full"] == "http://shop.internal/a"
+    assert server.attributes["url.query"] == "REDACTED"
+    assert "alice" not in client.to_json() + server.to_json()
