@@ -74,7 +74,7 @@ class OutboundCalls:
     def _is_in_process(self) -> bool:
         """Say whether the transport calls a function of this process, which may send anything, and is not patched."""
         inner = self._transport
-        return type(inner).__name__ in _IN_PROCESS and _PATCHED.isdisjoint(vars(inner))
+        return type(inner).__name__ in _IN_PROCESS and _PATCHED.isdisjoint(getattr(inner, "__dict__", ()))
 
     def record(self, operation: HttpOperation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""

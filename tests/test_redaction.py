@@ -21,6 +21,7 @@ from meshmw._lifecycle.rpc import begin_client
 from meshmw._notices import LOGGER, escaped, redacted, without_secrets
 from meshmw._policy.patterns import request_path
 from meshmw.httpx import TraceContextTransport
+from meshmw.logs import JsonFormatter
 
 # What stands in exceptions' texts, by whom. `s3cret` must go, and `kept` must stay.
 TEXTS = {
@@ -200,6 +201,8 @@ def test_a_traceback_in_our_log_is_redacted(caplog):
     assert "REDACTED@rabbit" in formatter.format(record)
     assert "s3cret" not in formatter.format(record)
     assert "Traceback" in formatter.format(record)
+    assert "REDACTED@rabbit" in JsonFormatter().format(record)
+    assert "s3cret" not in JsonFormatter().format(record)
     LOGGER.warning("nothing raised", exc_info=True)
     assert formatter.format(caplog.records[-1]).startswith("nothing raised")
 

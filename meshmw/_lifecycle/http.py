@@ -353,7 +353,7 @@ class Sending(Current):
     __slots__ = ("_stand_down",)
 
     def __init__(self, operation: HttpOperation) -> None:
-        self._stand_down = _WhileSending(operation.span)
+        self._stand_down = _WhileSending(operation.context.get(CLAIM_KEY))
         super().__init__(Context({**operation.context, SUPPRESS_HTTP_KEY: self._stand_down}))
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
@@ -362,20 +362,22 @@ class Sending(Current):
 
 
 class _WhileSending(StandDown):
-    """Counts as true for a client's instrumentation that asks while the request is sent and its span is current.
+    """Counts as true for whichever client's instrumentation asks while the request is sent.
 
-    The application may be called within this process: its server's instrumentation is not meant, and behind a span of
-    that no client's is. Tasks and threads that copy the context and outlive the call are not meant either.
+    Where the application is called within this process it counts no more: neither for its server's instrumentation nor
+    for the calls that it makes. Tasks and threads that copy the context and outlive the call are not meant either.
 
     Args:
-        span: The request's.
+        claim: The span that is claimed for what is served where the request is sent.
     """
 
-    __slots__ = ("_span", "is_over")
+    __slots__ = ("_claim", "is_over")
 
-    def __init__(self, span: Span) -> None:
-        self._span = span
+    def __init__(self, claim: object) -> None:
+        self._claim = claim
         self.is_over = False
 
     def __bool__(self) -> bool:
-        return not self.is_over and trace.get_current_span() is self._span and not is_asked_by_server()
+        if not self.is_over:
+            self.is_over = is_asked_by_server()
+        return not self.is_over and otel_context.get_current().get(CLAIM_KEY) is self._claim

@@ -93,6 +93,31 @@ def test_a_client_that_contrib_has_instrumented_by_itself_makes_one_span(caller)
     assert {"traceparent", "baggage"}.isdisjoint(caller.sent)
 
 
+def test_a_span_of_a_transport_in_between_changes_nothing(instrumented):
+    instrumented.propagator = MeshPropagator(propagate_to=())
+    inner = instrumented.network()
+
+    class Between(instrumented.library.BaseTransport, instrumented.library.AsyncBaseTransport):
+        def handle_request(self, request):
+            with instrumented.tracer.start_as_current_span("attempt"):
+                return inner.handle_request(request)
+
+        async def handle_async_request(self, request):
+            with instrumented.tracer.start_as_current_span("attempt"):
+                return await inner.handle_async_request(request)
+
+        def close(self):
+            inner.close()
+
+        async def aclose(self):
+            await inner.aclose()
+
+    instrumented.network = Between
+    instrumented.call(within=within(instrumented, shop="north"))
+    assert len(instrumented.spans) == 1
+    assert {"traceparent", "baggage"}.isdisjoint(instrumented.sent)
+
+
 def contribs_transport(caller, inner):
     suffix = "" if caller.family == "httpx" else "Httpx2"
     kind = "AsyncOpenTelemetryTransport" if caller.is_async else "SyncOpenTelemetryTransport"
