@@ -155,6 +155,18 @@ def parts_of(propagator: object) -> tuple[object, ...]:
     return tuple(parts) if isinstance(parts, list | tuple) else ()
 
 
+def exception_events(span: Any) -> Iterator[dict[str, Any]]:
+    """Yield what the exception events of a span that has ended say, to be changed in place.
+
+    The SDK keeps it in `_dict` of the event's attributes, which are immutable otherwise. Without that name, nothing is
+    yielded, and texts of exceptions that others have recorded stay as they are.
+    """
+    for event in span.events:
+        said = getattr(event.attributes, "_dict", None)
+        if event.name == "exception" and isinstance(said, dict):
+            yield said
+
+
 def has_meter_provider() -> bool:
     """Say whether somebody has set a meter provider.
 

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import opentelemetry.context as otel_context
 import pytest
@@ -114,6 +115,23 @@ def test_contribs_servers_are_known_by_their_modules_when_they_ask(monkeypatch):
     assert found == [True, False]
     monkeypatch.setattr(_otel, "_CONTRIB_UTILS", "no.such.module")
     assert not _otel.is_contrib_loaded()
+
+
+def test_what_an_exception_event_says_can_be_changed_once_the_span_has_ended():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with pytest.raises(KeyError), provider.get_tracer("app").start_as_current_span("work") as span:
+        span.add_event("other", {"exception.message": "stays"})
+        raise KeyError("s3cret")
+    (ended,) = exporter.get_finished_spans()
+    (said,) = _otel.exception_events(ended)
+    said["exception.message"] = "REDACTED"
+    assert [event.attributes["exception.message"] for event in ended.events] == ["stays", "REDACTED"], (
+        "the SDK no longer keeps the attributes of an event in `_dict`"
+    )
+    assert (
+        list(_otel.exception_events(SimpleNamespace(events=[SimpleNamespace(name="exception", attributes={})]))) == []
+    )
 
 
 class TestTraceState:

@@ -15,11 +15,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from meshmw import MeshPropagator, _notices, asgi, wsgi
+from meshmw import MeshPropagator, Settings, _notices, asgi, wsgi
 from meshmw._lifecycle.http_conventions import redact_query
 from meshmw._lifecycle.rpc import begin_client
 from meshmw._notices import LOGGER, escaped, redacted, without_secrets
 from meshmw._policy.patterns import request_path
+from meshmw._telemetry.collector import GuardedSpanExporter
+from meshmw._telemetry.provider import build_provider
 from meshmw.httpx import TraceContextTransport
 from meshmw.logs import JsonFormatter
 
@@ -189,6 +191,26 @@ def test_an_exception_that_has_no_text_leaves_the_rest_of_the_span():
 
     with pytest.raises(ValueError, match="not enough values"):
         events_of(run)
+
+
+def test_what_the_applications_own_spans_have_recorded_is_exported_redacted():
+    provider, _ = build_provider(Settings(exporter="none"))
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(GuardedSpanExporter(exporter, "collector", 60)))
+    with pytest.raises(Secret), provider.get_tracer("app").start_as_current_span("work"):
+        raise Secret
+    (span,) = exporter.get_finished_spans()
+    assert span.events[0].attributes["exception.message"] == "amqp://REDACTED@rabbit/vhost is down"
+    assert "s3cret" not in str(span.events[0].attributes)
+
+
+@pytest.mark.parametrize("part", ["a://", "a://b:c", "x%3a%2f%2f", "a://b:cccccc", "a://b@", ":@", "a:b@c://d%40"])
+def test_a_target_costs_no_more_than_a_few_times_a_plain_one_whatever_it_holds(part):
+    for text in (part * 65_536)[:65_536], (part * 65_536)[:65_536] + "@", (part * 500)[:2_000] + "@":
+        began = time.perf_counter()
+        for _ in range(10):
+            request_path(text)
+        assert time.perf_counter() - began < 0.05, (part, len(text))
 
 
 def test_a_traceback_in_our_log_is_redacted(caplog):

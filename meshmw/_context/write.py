@@ -26,8 +26,13 @@ from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TR
 
 _TRACE_FORMATS: Final = TRACE_HEADERS | B3_HEADERS
 _STALE_WITH_TRACE: Final = _TRACE_FORMATS | {SENT_HEADER}
-_NOTHING: Final = frozenset[str]()
-_BAGGAGE: Final = frozenset({"baggage"})
+# The names that must not stay on a carrier, by whether baggage and whether a trace is written to it.
+_STALE: Final = {
+    (False, False): frozenset[str](),
+    (True, False): frozenset({"baggage"}),
+    (False, True): _STALE_WITH_TRACE,
+    (True, True): _STALE_WITH_TRACE | {"baggage"},
+}
 _WRITES: Final = {
     "tracecontext": ("traceparent", "tracestate"),
     "baggage": ("baggage",),
@@ -131,10 +136,10 @@ class OutgoingHeaders:
         """Return the headers to write, and the names in lower case of those to remove first."""
         headers = self._writer.write(context)
         # A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
-        stale = _NOTHING if _TRACE_FORMATS.isdisjoint(headers) else _STALE_WITH_TRACE
+        stale = _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
         # A caller's baggage is stale beside a trace too, also where the context has none: it may have been taken away.
         if headers and self._owns_baggage:
-            stale |= _BAGGAGE
+            stale |= {"baggage"}
         carried = passthrough(context)
         kept: dict[str, list[str]] = {}
         for name, value in present:

@@ -66,9 +66,8 @@ def known_root(root: str) -> str | None:
 
 def redact_query(query: str) -> str:
     """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`."""
-    query = without_credentials(query)
     # To replace nothing costs more than to look.
-    return _SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query
+    return without_credentials(_SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query)
 
 
 def server_attributes(

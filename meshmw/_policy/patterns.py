@@ -19,6 +19,8 @@ _KEY_PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]++")
 # `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`, in brackets and with the name of an interface.
 _MAX_ADDRESS_CHARACTERS: Final = 80
 
+# What looking for a URL in a target costs has a bound: one of so many characters is nobody's route.
+_MOST_CHARACTERS: Final = 1_024
 # Matches no text at all.
 _NOTHING: Final = "(?!)"
 DEFAULT_BAGGAGE_KEYS: Final = ("*",)
@@ -54,8 +56,9 @@ def request_path(target: str) -> str:
     """Return the path of a request's target, in whatever form that came, without the credentials of a URL in it.
 
     Some servers hand on an absolute-form target as the path, with the scheme and the authority before it; that of a
-    CONNECT is the authority alone (RFC 9112, section 3.2).
+    CONNECT is the authority alone (RFC 9112, section 3.2). Of what holds a colon 1,024 characters are looked at.
     """
+    target = target[:_MOST_CHARACTERS]
     if target.startswith("//"):
         return without_credentials(f"http:{target}").removeprefix("http:")
     shown = without_credentials(target)
