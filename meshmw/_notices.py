@@ -1,15 +1,18 @@
 """What meshmw says of what it meets: counted every time, said once per window, with text from outside escaped.
 
 This is the only throttle and the only escape of the package. Whoever warns asks a `Throttle`; whoever shows what a
-stranger wrote passes it through `escaped`, `quoted` or `shown`.
+stranger wrote passes it through `escaped`, `quoted` or `shown`. Text in which a secret may stand, such as an
+exception's, passes through `redacted` on its way into a span or a log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Final
@@ -38,6 +41,46 @@ _UNSAFE: Final = re.compile(
 )
 # From the beginning of a word alone: from each of its characters a long word would take quadratic time.
 _CREDENTIALS: Final = re.compile(r"(?<![^/\s])[^/\s]*@")
+
+_HIDDEN: Final = "REDACTED"
+# How much of an exception's text is kept, and so how much is searched for secrets.
+_MOST_CHARACTERS: Final = 32_768
+# RFC 3986, section 3.2.1, as it is and percent-encoded in a query. Passwords that hold a `/`, `?` or `#`, which they
+# may not, are common in DSNs: behind a colon that no port follows, everything up to the @ is one. It holds no `://`:
+# so no part of a text is looked at for two URLs, and the time does not grow faster than the text.
+_URL_CREDENTIALS: Final = re.compile(
+    r"""(?<=[a-z0-9+.=-])(://|%3a%2f%2f)(?:"""
+    r"""[^\s/?#@:"'<>%]*+(?::|%3a)(?!\d{1,5}(?:[/?#]|\Z))(?:[^\s@"'<>:%]++|:(?!//)|%(?!3a%2f%2f|40))*+(?:@|%40)"""
+    r"""(?:[^\s/?#@"'<>&:%]*+@)*+"""
+    r"""|(?:[^\s/?#"'<>&@%]++|%(?!40|2f))*+(?:@|%40))""",
+    re.IGNORECASE,
+)
+# A value in quotes, as `repr` shows it; it may be cut off.
+_QUOTED: Final = r"""b?(?:'(?:[^'\\]|\\.)*+'?|"(?:[^"\\]|\\.)*+"?)"""
+# A header with its value: in a line, in a pair, in a mapping, in a named tuple.
+_SECRET_HEADERS: Final = re.compile(
+    r"\b((?:proxy-|x-)?auth(?:orization|-token)|(?:set-)?cookie2?|(?:x-)?api-?key|x-[a-z-]{1,16}-(?:token|key|secret)"
+    r"""|x-forwarded-client-cert)(["']?\s{0,4}[:=,]\s{0,4}(?:value\s{0,4}=\s{0,4})?)"""
+    rf"(?:{_QUOTED}|[^\r\n]++)",
+    re.IGNORECASE,
+)
+# h11, h2, http.client and requests quote the value that they refuse, and most do not say which header it is of.
+_REFUSED_VALUES: Final = re.compile(
+    rf"""\b(header (?:value|part)[^\r\n'"]{{0,80}}?|character\(s\) in header value: )({_QUOTED})""", re.IGNORECASE
+)
+# RFC 9110, section 11.4. `Basic authentication` is no credential: those hold more than small letters.
+_SCHEMES: Final = re.compile(
+    r"""\b([Bb]earer\s{1,4}|BEARER\s{1,4}|(?:[Bb]asic|BASIC|Negotiate|NTLM)\s{1,4}(?=[a-z]{0,64}[A-Z0-9+/=]))[^\s'",;]++"""
+)
+# `?token=...`, `password='...'`, `"api_key": "..."`
+_SECRET_PAIRS: Final = re.compile(
+    r"""((?<![a-z0-9])(?:pass(?:word|wd|phrase)|pwd|secret|token|api[_-]?key|access[_-]?key|signature|sig|credentials?"""
+    r"""|awsaccesskeyid)(?:_?(?:id|key|value))?(?:=|["']\s{0,4}[:=,]\s{0,4}))"""
+    rf"""(?:{_QUOTED}|[^\s&'",;)}}\]]++)""",
+    re.IGNORECASE,
+)
+# RFC 7519: the first part is a JSON object, which begins so in base64.
+_JSON_WEB_TOKENS: Final = re.compile(r"\beyJ[\w-]++\.[\w-]++(?:\.[\w-]*+)?")
 
 # Before anybody asks for a provider, as the next line does.
 _FORGOTTEN: Final = forget_unknown_providers()
@@ -88,9 +131,61 @@ def quoted(value: object, limit: int = 60) -> str:
 
 def _cut(text: str, limit: int) -> tuple[str, str]:
     # Nothing beyond the cut is shown, so nothing far beyond it need be looked at.
-    hidden = _CREDENTIALS.sub("***@", text[: limit + _LOOKED_AT])
+    hidden = _CREDENTIALS.sub("***@", redacted(text[: limit + _LOOKED_AT]))
     more = f"... ({len(text)} characters)" if len(hidden) > limit else ""
     return hidden[:limit].encode("unicode_escape").decode("ascii"), more
+
+
+def redacted(text: str) -> str:
+    """Return a text for a span or a log in which what looks like a secret is replaced by `REDACTED`.
+
+    Hidden are the user's part of URLs and DSNs, the values of headers that hold credentials and of those that a client
+    refuses, what follows an authentication scheme, the values of parameters and keys that are called a password, a
+    token or the like, and JSON Web Tokens. It takes time that grows with the text and no faster.
+    """
+    text = without_credentials(text)
+    text = _SECRET_HEADERS.sub(rf"\1\2{_HIDDEN}", text)
+    for pattern in (_REFUSED_VALUES, _SCHEMES, _SECRET_PAIRS):
+        text = pattern.sub(rf"\1{_HIDDEN}", text)
+    return _JSON_WEB_TOKENS.sub(_HIDDEN, text)
+
+
+def without_credentials(text: str) -> str:
+    """Return a text with the user's part of each URL replaced by `REDACTED`."""
+    # To look for it costs more than to look for what no such part is without.
+    return _URL_CREDENTIALS.sub(rf"\1{_HIDDEN}@", text) if "@" in text or "%40" in text else text
+
+
+def exception_shown(error: BaseException) -> tuple[str, str]:
+    """Return an exception's text and its traceback for a span or a log, redacted and bounded.
+
+    All that exceptions say passes here: the network's quote what was sent.
+
+    Raises:
+        Exception: The application's exception raises where it is asked for its text.
+    """
+    return _bounded(str(error)), _bounded("".join(traceback.format_exception(error)))
+
+
+def _bounded(text: str) -> str:
+    # No secret becomes visible by the cut: a quoted one need not end, and of a URL a bit more than that is looked at.
+    kept = redacted(text[: _MOST_CHARACTERS + 512])
+    return kept if len(kept) <= _MOST_CHARACTERS else f"{kept[:_MOST_CHARACTERS]}..."
+
+
+class _RedactTracebacks(logging.Filter):
+    """Has each record of our logger show its exception's traceback redacted: an exporter's may quote its headers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record through."""
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+            with contextlib.suppress(Exception):
+                # Formatters show this where it is set, and else make it themselves.
+                record.exc_text = exception_shown(record.exc_info[1])[1].rstrip("\n")
+        return True
+
+
+LOGGER.addFilter(_RedactTracebacks())
 
 
 def shown(text: str | bytes, limit: int | None = 200) -> str:
@@ -113,7 +208,7 @@ def header_shown(value: str | None) -> str:
 
 def without_secrets(url: str) -> str:
     """Return a URL as you may print it: without credentials and without a query, in which a token may stand."""
-    scheme, slashes, rest = url.partition("://")
+    scheme, slashes, rest = without_credentials(url).partition("://")
     authority, slash, path = rest.partition("/")
     path, question, _ = path.partition("?")
     return f"{scheme}{slashes}{authority.rpartition('@')[2].partition('?')[0]}{slash}{path}{question and '?...'}"

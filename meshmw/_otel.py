@@ -7,6 +7,7 @@ that a new release which breaks an assumption names it. Names that other package
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,13 @@ BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("key", "value", Context())))
 # The packages of opentelemetry-python-contrib look for this key in the current context before they do anything.
 # `opentelemetry.instrumentation.utils` writes it, and that package need not be installed.
 SUPPRESS_KEY: Final = "suppress_instrumentation"
+# The API's own keys, which the SDK's exporters and newer contrib packages write; without them there is the one above.
+_SUPPRESS_ALL_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS_KEY)
+SUPPRESS_HTTP_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", SUPPRESS_KEY)
+# Every package of contrib has imported it, and asks its functions whether instrumentation is suppressed.
+_CONTRIB_UTILS: Final = "opentelemetry.instrumentation.utils"
+_SERVERS: Final = ("aiohttp_server", "asgi", "django", "falcon", "fastapi", "flask", "pyramid", "starlette", "tornado")
+_CONTRIB_SERVERS: Final = tuple(f"opentelemetry.instrumentation.{name}" for name in (*_SERVERS, "wsgi"))
 
 # The SDK's encoder says of every attribute that it cannot encode so, with a traceback, and sends the span without it.
 ENCODER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
@@ -106,6 +114,45 @@ def _is_registered(group: str, name: str) -> bool:
     return bool(entry_points(group=group, name=name))
 
 
+class StandDown:
+    """Holds, under one of the keys above, what we say to the instrumentations further in; to us it says nothing."""
+
+    __slots__ = ()
+
+
+def is_suppressed(context: Context, *, http: bool = False) -> bool:
+    """Say whether somebody has suppressed instrumentation in a context, by one of the keys above.
+
+    Args:
+        context: What is current where a call begins.
+        http: Whether it is an HTTP call, of which more may be suppressed.
+    """
+    if not context:
+        return False
+    found = [
+        context.get(SUPPRESS_KEY),
+        context.get(_SUPPRESS_ALL_KEY),
+        context.get(SUPPRESS_HTTP_KEY) if http else None,
+    ]
+    return any(value and not isinstance(value, StandDown) for value in found)
+
+
+def is_contrib_loaded() -> bool:
+    """Say whether any package of contrib is, which is known by the module that all of them import."""
+    return _CONTRIB_UTILS in sys.modules
+
+
+def is_asked_by_server() -> bool:
+    """Say whether the caller's caller is a server's instrumentation that asks contrib's utils for a key.
+
+    It is known by its module's name. Where contrib's modules have other names, a server counts as any client does.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == _CONTRIB_UTILS:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__")).startswith(_CONTRIB_SERVERS)
+
+
 def liveness_of(instrument: object) -> Callable[[], object]:
     """Return a function that returns something true where an instrument belongs to a meter provider.
 
@@ -129,6 +176,18 @@ def parts_of(propagator: object) -> tuple[object, ...]:
     """
     parts = getattr(propagator, "_propagators", ())
     return tuple(parts) if isinstance(parts, list | tuple) else ()
+
+
+def exception_events(span: Any) -> Iterator[dict[str, Any]]:
+    """Yield what the exception events of a span that has ended say, to be changed in place.
+
+    The SDK keeps it in `_dict` of the event's attributes, which are immutable otherwise. Without that name, nothing is
+    yielded, and texts of exceptions that others have recorded stay as they are.
+    """
+    for event in span.events:
+        said = getattr(event.attributes, "_dict", None)
+        if event.name == "exception" and isinstance(said, dict):
+            yield said
 
 
 def has_meter_provider() -> bool:

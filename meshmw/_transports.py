@@ -7,18 +7,26 @@ body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add t
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Final, Self, TypedDict, Unpack
 
 from opentelemetry import trace
 
 from meshmw import _runtime
+from meshmw._context.current import Current
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.http import HttpOperation, begin_client
 from meshmw._lifecycle.operation import AttributeValue
+from meshmw._otel import is_contrib_loaded
 from meshmw._policy.words import check_options
 from meshmw.propagator import MeshPropagator
+
+_SENT: Final = "meshmw.sent"
+# The transports of both families that send nothing, and what contrib patches on one that it is given.
+_IN_PROCESS: Final = frozenset({"ASGITransport", "WSGITransport", "MockTransport"})
+_PATCHED: Final = frozenset({"handle_request", "handle_async_request"})
 
 
 class TransportOptions(TypedDict, total=False):
@@ -58,8 +66,10 @@ class OutboundCalls:
     def begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or _runtime.current().propagator
-        operation = begin_client(request.method, lambda: _attributes(request), self._tracer or _runtime.tracer())
-        lines, url = request.headers, request.url
+        lines, url, resent = request.headers, request.url, _resent(request)
+        operation = begin_client(
+            request.method, lambda: _attributes(request) | resent, self._tracer or _runtime.tracer(), lines.raw
+        )
         carrying = self._copy(request)
         carrying.headers = type(lines)(
             propagator.replace_lines(
@@ -67,6 +77,15 @@ class OutboundCalls:
             )
         )
         return operation, carrying
+
+    def sending(self, operation: HttpOperation) -> Current:
+        """Return a block in which the transport further in sends, and contrib's telemetry of clients stands back."""
+        return operation.sending() if is_contrib_loaded() and not self._is_in_process() else operation.current()
+
+    def _is_in_process(self) -> bool:
+        """Say whether the transport calls a function of this process, which may send anything, and is not patched."""
+        inner = self._transport
+        return type(inner).__name__ in _IN_PROCESS and _PATCHED.isdisjoint(getattr(inner, "__dict__", ()))
 
     def record(self, operation: HttpOperation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""
@@ -105,7 +124,7 @@ class SyncTransport(OutboundCalls):
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
         try:
-            with operation.current():
+            with self.sending(operation):
                 return self.record(operation, self._transport.handle_request(carrying))
         except BaseException as error:
             operation.fail(error)
@@ -136,7 +155,7 @@ class AsyncTransport(OutboundCalls):
         """Send one request; the span ends when the response's body closes."""
         operation, carrying = self.begin(request)
         try:
-            with operation.current():
+            with self.sending(operation):
                 return self.record(operation, await self._transport.handle_async_request(carrying))
         except BaseException as error:
             operation.fail(error)
@@ -161,11 +180,14 @@ class AsyncTransport(OutboundCalls):
 
 
 class SyncBody:
-    """Hands on a response's body, and ends its operation when the body closes."""
+    """Hands on a response's body, and ends its operation when no more of it can come, or nobody is left to read it."""
 
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
+        # A response that is dropped without `close()` says so to nobody else, neither does one that is still held
+        # when the process ends.
+        self._end = weakref.finalize(self, operation.end)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -173,21 +195,25 @@ class SyncBody:
         except BaseException as error:
             self._operation.fail(error)
             raise
+        finally:
+            # httpx closes a response that was read to its end, and none that raised or whose reader has stopped.
+            self._end()
 
     def close(self) -> None:
         """Close the body, and end the operation."""
         try:
             self._stream.close()
         finally:
-            self._operation.end()
+            self._end()
 
 
 class AsyncBody:
-    """Hands on an async response's body, and ends its operation when the body closes."""
+    """Hands on an async response's body; in all else it is `SyncBody`."""
 
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
+        self._end = weakref.finalize(self, operation.end)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -196,13 +222,15 @@ class AsyncBody:
         except BaseException as error:
             self._operation.fail(error)
             raise
+        finally:
+            self._end()
 
     async def aclose(self) -> None:
         """Close the body, and end the operation."""
         try:
             await self._stream.aclose()
         finally:
-            self._operation.end()
+            self._end()
 
 
 def _attributes(request: Any) -> dict[str, AttributeValue]:
@@ -210,3 +238,16 @@ def _attributes(request: Any) -> dict[str, AttributeValue]:
     return semconv.client_attributes(
         method=request.method, scheme=url.scheme, host=url.host, port=url.port, url=str(url)
     )
+
+
+def _resent(request: Any) -> dict[str, AttributeValue]:
+    """Return how often a request was sent before, for whatever reason: a redirect, an authentication, a retry.
+
+    The count stays in the request's extensions, which a redirect takes along.
+    """
+    sent: list[None] | None = request.extensions.get(_SENT)
+    if sent is None:
+        request.extensions[_SENT] = [None]
+        return {}
+    sent.append(None)
+    return {"http.request.resend_count": len(sent) - 1}

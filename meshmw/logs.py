@@ -17,6 +17,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
 from meshmw._lifecycle import serving
+from meshmw._notices import redacted
 
 __all__ = ("FORMAT", "JsonFormatter", "TraceContextFilter", "add_trace_context", "ids_of")
 
@@ -76,7 +77,7 @@ class JsonFormatter(logging.Formatter):
             **ids_of(record),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = redacted(self.formatException(record.exc_info))
         if record.stack_info:
             line["stack"] = record.stack_info
         return _as_json(line)

@@ -6,12 +6,14 @@ name, where it must fall back and hurt nobody.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
 import threading
 import time
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import opentelemetry.context as otel_context
 import pytest
@@ -64,6 +66,72 @@ class TestContext:
         finally:
             detach(token)
         assert utils.is_instrumentation_enabled()
+
+
+@pytest.mark.parametrize("suppress", ["suppress_instrumentation", "suppress_http_instrumentation"])
+def test_what_contrib_suppresses_is_suppressed_for_us(suppress):
+    utils = importlib.import_module("opentelemetry.instrumentation.utils")
+    assert not _otel.is_suppressed(Context())
+    with getattr(utils, suppress)():
+        around = otel_context.get_current()
+        assert _otel.is_suppressed(around, http=True), f"{suppress}() of contrib no longer writes the keys we look for"
+        assert _otel.is_suppressed(around) is (suppress == "suppress_instrumentation")
+
+
+def test_what_the_sdks_exporters_suppress_is_suppressed_for_us():
+    found = []
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter := InMemorySpanExporter()))
+    exporter.export = lambda spans: found.append(_otel.is_suppressed(otel_context.get_current()))
+    provider.get_tracer("app").start_span("work").end()
+    assert found == [True], "the SDK no longer suppresses instrumentation around an export"
+
+
+def test_what_we_say_to_others_further_in_says_nothing_to_us():
+    assert not _otel.is_suppressed(Context({_otel.SUPPRESS_KEY: _otel.StandDown()}))
+
+
+def test_contribs_servers_are_known_by_their_modules_when_they_ask(monkeypatch):
+    utils = importlib.import_module("opentelemetry.instrumentation.utils")
+    assert _otel.is_contrib_loaded()
+    found = []
+
+    class Asked(_otel.StandDown):
+        def __bool__(self):
+            found.append(_otel.is_asked_by_server())
+            return False
+
+    async def app(scope, receive, send):
+        pass
+
+    token = attach(Context({_otel.SUPPRESS_HTTP_KEY: Asked()}))
+    try:
+        asgi = importlib.import_module("opentelemetry.instrumentation.asgi")
+        asyncio.run(asgi.OpenTelemetryMiddleware(app)({"type": "http", "method": "GET", "path": "/"}, None, None))
+        assert found == [True], "contrib's ASGI middleware no longer asks by its utils, from a module of that name"
+        assert utils.is_http_instrumentation_enabled()
+    finally:
+        detach(token)
+    assert found == [True, False]
+    monkeypatch.setattr(_otel, "_CONTRIB_UTILS", "no.such.module")
+    assert not _otel.is_contrib_loaded()
+
+
+def test_what_an_exception_event_says_can_be_changed_once_the_span_has_ended():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with pytest.raises(KeyError), provider.get_tracer("app").start_as_current_span("work") as span:
+        span.add_event("other", {"exception.message": "stays"})
+        raise KeyError("s3cret")
+    (ended,) = exporter.get_finished_spans()
+    (said,) = _otel.exception_events(ended)
+    said["exception.message"] = "REDACTED"
+    assert [event.attributes["exception.message"] for event in ended.events] == ["stays", "REDACTED"], (
+        "the SDK no longer keeps the attributes of an event in `_dict`"
+    )
+    assert (
+        list(_otel.exception_events(SimpleNamespace(events=[SimpleNamespace(name="exception", attributes={})]))) == []
+    )
 
 
 class TestTraceState:

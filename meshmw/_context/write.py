@@ -128,6 +128,7 @@ class OutgoingHeaders:
         self._scope = scope
         self._rejections = rejections
         self._watched = watched
+        self._owns_baggage = "baggage" in writer.fields
 
     def replace(
         self, context: Context, present: Iterable[tuple[str, str]], host: str | None
@@ -136,6 +137,9 @@ class OutgoingHeaders:
         headers = self._writer.write(context)
         # A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
         stale = _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
+        # A caller's baggage is stale beside a trace too, also where the context has none: it may have been taken away.
+        if headers and self._owns_baggage:
+            stale |= {"baggage"}
         carried = passthrough(context)
         kept: dict[str, list[str]] = {}
         for name, value in present:

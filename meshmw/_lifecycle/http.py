@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, ClassVar, Final, Literal
 
 from opentelemetry import context as otel_context
@@ -12,6 +12,7 @@ from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NoOpTracer, ProxyTracer, Span, SpanKind, StatusCode
 
 from meshmw._context.carriers import Lines, are_same
+from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import CLAIM_KEY, Decision, claimed, context_below
 from meshmw._lifecycle.http_conventions import (
@@ -23,7 +24,8 @@ from meshmw._lifecycle.http_conventions import (
     span_name,
 )
 from meshmw._lifecycle.operation import AttributeValue, LazyAttributes, Operation, record_refusals
-from meshmw._otel import SPAN_KEY, real_tracer
+from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, StandDown, is_asked_by_server, is_suppressed, real_tracer
+from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
 from meshmw.wire.traceparent import FLAG_SAMPLED
 
@@ -155,6 +157,10 @@ class HttpOperation(Operation):
             self.span.set_attribute("meshmw.response.incomplete", True)
         self.end()
 
+    def sending(self) -> Current:
+        """Return a block in which a transport further in sends the request, and telemetry of clients stands back."""
+        return Sending(self)
+
     def end(self) -> None:
         """End the span, once, and let go of the request."""
         if self.is_over:
@@ -214,6 +220,29 @@ class MeasuredHttpOperation(HttpOperation):
         super().end()
 
 
+class SuppressedHttpOperation(HttpOperation):
+    """Holds an outbound request that gets no span, because instrumentation is suppressed where it is sent.
+
+    Its context is what goes out: nothing. What is current stays so, with what suppresses.
+
+    Args:
+        method: Its method.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, method: str) -> None:
+        super().__init__(trace.INVALID_SPAN, Context(), method, owned=False)
+
+    def current(self) -> Current:
+        """Return a block in which what is current stays so."""
+        return Current(otel_context.get_current())
+
+    def sending(self) -> Current:
+        """Return the same."""
+        return self.current()
+
+
 def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
 
@@ -268,23 +297,87 @@ def _begin_without_span(request: Request, decision: Decision, around: Context) -
     return HttpOperation(span, context, request.method, request, owned=False, delegated=delegated)
 
 
-def begin_client(method: str, build: Callable[[], dict[str, AttributeValue]], tracer: trace.Tracer) -> HttpOperation:
+def begin_client(
+    method: str, build: Callable[[], dict[str, AttributeValue]], tracer: trace.Tracer, lines: Iterable[Pair] = ()
+) -> HttpOperation:
     """Begin an outbound request as a child of what is current.
+
+    Where instrumentation is suppressed there is no span. Where a client further out, such as contrib's, has opened one
+    for this request, that is adopted.
 
     Args:
         method: Its method.
         build: Returns its attributes. It is called at most once: now where the parent is recorded, and else when
             somebody first looks at them.
         tracer: Makes the span.
+        lines: The request's header lines.
     """
     around = otel_context.get_current()
+    if is_suppressed(around, http=True):
+        return SuppressedHttpOperation(method)
     if type(tracer) is ProxyTracer:
         tracer = real_tracer(tracer)
     parent = around.get(SPAN_KEY)
-    is_likely = isinstance(parent, Span) and parent.is_recording() and type(tracer) not in _IDLE
+    is_likely = False
+    if isinstance(parent, Span) and parent.is_recording():
+        if _is_of_this_call(parent, lines):
+            return HttpOperation(parent, around, method, owned=False)
+        is_likely = type(tracer) not in _IDLE
     attributes = build() if is_likely else LazyAttributes(build)
     span = tracer.start_span(span_name(method), around, SpanKind.CLIENT, attributes)
     context = Context({**around, SPAN_KEY: span})
     if CLIENT_IS_MEASURED():
         return MeasuredHttpOperation(span, context, method, None, Measurement(CLIENT, attributes))
     return HttpOperation(span, context, method)
+
+
+def _is_of_this_call(span: Span, lines: Iterable[Pair]) -> bool:
+    """Say whether the current span is that of a client further out, which has written it on this very request.
+
+    Any format holds the span's id. Without it the request is another one, that the outer call's own server sends, as
+    when an application is called within this process.
+    """
+    if getattr(span, "kind", None) is not SpanKind.CLIENT:
+        return False
+    span_id = b"%016x" % span.get_span_context().span_id
+    return any(span_id in value for _, value in lines)
+
+
+class Sending(Current):
+    """Makes an operation's context current while a transport further in sends, and telemetry of clients stands back.
+
+    Args:
+        operation: The request's.
+    """
+
+    __slots__ = ("_stand_down",)
+
+    def __init__(self, operation: HttpOperation) -> None:
+        self._stand_down = _WhileSending(operation.context.get(CLAIM_KEY))
+        super().__init__(Context({**operation.context, SUPPRESS_HTTP_KEY: self._stand_down}))
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        self._stand_down.is_over = True
+        super().__exit__(kind, *raised)
+
+
+class _WhileSending(StandDown):
+    """Counts as true for whichever client's instrumentation asks while the request is sent.
+
+    Where the application is called within this process it counts no more: neither for its server's instrumentation nor
+    for the calls that it makes. Tasks and threads that copy the context and outlive the call are not meant either.
+
+    Args:
+        claim: The span that is claimed for what is served where the request is sent.
+    """
+
+    __slots__ = ("_claim", "is_over")
+
+    def __init__(self, claim: object) -> None:
+        self._claim = claim
+        self.is_over = False
+
+    def __bool__(self) -> bool:
+        if not self.is_over:
+            self.is_over = is_asked_by_server()
+        return not self.is_over and otel_context.get_current().get(CLAIM_KEY) is self._claim

@@ -13,8 +13,9 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
-from meshmw._notices import LOGGER, Throttle
+from meshmw._notices import LOGGER, Throttle, without_credentials
 from meshmw._otel import liveness_of
+from meshmw._policy.patterns import request_path
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
@@ -66,7 +67,7 @@ def known_root(root: str) -> str | None:
 def redact_query(query: str) -> str:
     """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`."""
     # To replace nothing costs more than to look.
-    return _SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query
+    return without_credentials(_SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query)
 
 
 def server_attributes(
@@ -86,7 +87,8 @@ def server_attributes(
     size = len(f"{method}{scheme}{authority}{protocol_version}{user_agent}")
     repeated = _repeated if size <= _CACHED_CHARACTERS else _of_a_client
     found = repeated(method, scheme, authority, protocol_version, user_agent).copy()
-    found["url.path"] = path
+    # Without a colon it is a plain path, as nearly always.
+    found["url.path"] = request_path(path) if ":" in path else path
     if query:
         found["url.query"] = redact_query(query)
     if client:

@@ -22,7 +22,7 @@ from meshmw._context.carriers import Lines
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
 from meshmw._lifecycle.operation import Attributes, AttributeValue, LazyAttributes, Operation, record_refusals
-from meshmw._otel import SPAN_KEY
+from meshmw._otel import SPAN_KEY, is_suppressed
 from meshmw._policy.words import MessagingParent, check_options, one_of
 from meshmw._runtime import checked_propagator, tracer_of
 from meshmw.propagator import MeshPropagator
@@ -125,6 +125,8 @@ class Messaging:
         """
         propagator = self.propagator
         context = otel_context.get_current() if context is None else context
+        if is_suppressed(context):
+            context = Context()
         kept = propagator.check(present).into({}) if self._keep_existing else {}
         # The request id and its like are the application's wherever it has written them.
         others = [(name, line) for name, found in present.items() if name not in OWNED_HEADERS for line in found]
@@ -141,6 +143,8 @@ class Messaging:
             describe: Returns further attributes.
             operation: What the system calls it.
         """
+        if is_suppressed(otel_context.get_current()):
+            return self.begin_nothing()
         decision = decide_messages("send", (), _ambient())
         return self._begin(decision, otel_context.get_current(), operation, "send", destination, describe)
 
@@ -162,6 +166,8 @@ class Messaging:
             operation: What the system calls it.
             operation_type: `receive` for what is over when the application gets the message.
         """
+        if is_suppressed(otel_context.get_current()):
+            return self.begin_nothing()
         named = () if extraction.span_context is None else (extraction.span_context,)
         word = self._parent or _runtime.current().messaging_parent
         decision = decide_messages(operation_type, named, _ambient(), parent=word)
@@ -194,6 +200,8 @@ class Messaging:
             operation_type: `receive` for what is over when the application gets the messages.
             start_time: When it began, in nanoseconds since 1970; now by default.
         """
+        if is_suppressed(otel_context.get_current()):
+            return self.begin_nothing()
         named = [each.span_context for each in extractions if each.span_context is not None]
         decision = decide_messages(operation_type, named, _ambient(), batch=True)
         count = len(extractions)
@@ -205,7 +213,7 @@ class Messaging:
         return begun
 
     def begin_nothing(self) -> Operation:
-        """Begin what is about no message at all: there is no span, and what is current stays so."""
+        """Begin what gets no span, being about no message or suppressed; what is current stays so."""
         return Operation(trace.INVALID_SPAN, otel_context.get_current(), owned=False)
 
     def _begin(

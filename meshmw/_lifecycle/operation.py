@@ -21,6 +21,7 @@ from opentelemetry.trace import Span, StatusCode
 from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import REJECTED
+from meshmw._notices import exception_shown
 
 
 class Operation:
@@ -62,9 +63,7 @@ class Operation:
         if not self._owned or self.is_over or not isinstance(error, Exception) or self._failed_with is error:
             return
         self._failed_with = error
-        # It asks the application's exception for its text, and that may raise.
-        with contextlib.suppress(Exception):
-            self.span.record_exception(error)
+        record_exception(self.span, error)
         self.span.set_attribute("error.type", error_type(error))
         self.span.set_status(StatusCode.ERROR, type(error).__name__)
 
@@ -109,6 +108,25 @@ class OperationScope:
         if error is not None:
             operation.fail(error)
         operation.end()
+
+
+def record_exception(span: Span, error: Exception) -> None:
+    """Add an exception to a span as an event, without the secrets that its text quotes.
+
+    `Span.record_exception` would take the text as it is.
+    """
+    if span.is_recording():
+        # It asks the application's exception for its text, and that may raise.
+        with contextlib.suppress(Exception):
+            message, stacktrace = exception_shown(error)
+            span.add_event(
+                "exception",
+                {
+                    "exception.type": error_type(error),
+                    "exception.message": message,
+                    "exception.stacktrace": stacktrace,
+                },
+            )
 
 
 def record_refusals(span: Span, extraction: Extraction, *, link: bool = True) -> None:

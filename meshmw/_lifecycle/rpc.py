@@ -18,8 +18,15 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from meshmw._context.current import Current
 from meshmw._lifecycle.decide import Decision, claimed, context_below
-from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, error_type, record_refusals
-from meshmw._otel import SPAN_KEY, SUPPRESS_KEY
+from meshmw._lifecycle.operation import (
+    Attributes,
+    AttributeValue,
+    Operation,
+    error_type,
+    record_exception,
+    record_refusals,
+)
+from meshmw._otel import SPAN_KEY, SUPPRESS_KEY, StandDown, is_suppressed
 
 # The package, and the instrumentation scope of its spans.
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"
@@ -55,6 +62,8 @@ def begin_server(
 def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> RpcOperation:
     """Begin an outbound call as a child of what is current; a span that contrib opened for this call is adopted.
 
+    Where instrumentation is suppressed there is no span, and the operation's context holds nothing to send.
+
     Args:
         method: The path, such as `/package.Service/Method`.
         attributes: Of the span, if one is made.
@@ -62,6 +71,8 @@ def begin_client(method: str, attributes: Attributes, tracer: trace.Tracer) -> R
     """
     parent = otel_context.get_current()
     current = trace.get_current_span(parent)
+    if is_suppressed(parent):
+        return RpcOperation(trace.INVALID_SPAN, Context(), owned=False, server=False)
     if _is_of_contrib(current, method):
         return RpcOperation(current, parent, owned=False, server=False)
     span = tracer.start_span(_method_name(method), parent, SpanKind.CLIENT, attributes)
@@ -101,9 +112,7 @@ class RpcOperation(Operation):
 
     def _record(self, code: str | None, error: BaseException | None) -> None:
         if isinstance(error, Exception):
-            # It asks the application's exception for its text, and that may raise.
-            with contextlib.suppress(Exception):
-                self.span.record_exception(error)
+            record_exception(self.span, error)
         failed: str | None = None
         if code is not None:
             self.span.set_attribute("rpc.status_code", code)
@@ -170,7 +179,7 @@ def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractConte
     return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _OnlyHere(whoami)}))
 
 
-class _OnlyHere:
+class _OnlyHere(StandDown):
     """Counts as true in the thread or task that made it, and nowhere else.
 
     grpcio starts threads and tasks further in. They copy the context, and some of them outlive the call by far; what

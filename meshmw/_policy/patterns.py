@@ -8,7 +8,7 @@ from fnmatch import translate
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Final, TypeAlias, TypeVar
 
-from meshmw._notices import quoted
+from meshmw._notices import quoted, without_credentials
 from meshmw._policy.words import items_of
 
 Value = TypeVar("Value")
@@ -20,6 +20,8 @@ _KEY_PATTERN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z?]++")
 # `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`, in brackets and with the name of an interface.
 _MAX_ADDRESS_CHARACTERS: Final = 80
 
+# What looking for a URL in a target costs has a bound: one of so many characters is nobody's route.
+_MOST_CHARACTERS: Final = 1_024
 # Matches no text at all.
 _NOTHING: Final = "(?!)"
 DEFAULT_BAGGAGE_KEYS: Final = ("*",)
@@ -48,8 +50,25 @@ class PathPatterns:
         self.are_none = not patterns
 
     def match(self, path: str) -> bool:
-        """Say whether a path is meant by one of the patterns."""
+        """Say whether a path is meant by one of the patterns, in whatever form the request's target came."""
+        path = request_path(path) if ":" in path else path
         return self._regex is not None and self._regex.match(path) is not None
+
+
+def request_path(target: str) -> str:
+    """Return the path of a request's target, in whatever form that came, without the credentials of a URL in it.
+
+    Some servers hand on an absolute-form target as the path, with the scheme and the authority before it; that of a
+    CONNECT is the authority alone (RFC 9112, section 3.2). Of what holds a colon 1,024 characters are looked at.
+    """
+    target = target[:_MOST_CHARACTERS]
+    if target.startswith("//"):
+        return without_credentials(f"http:{target}").removeprefix("http:")
+    shown = without_credentials(target)
+    if shown.startswith("/"):
+        return shown
+    _, found, rest = shown.partition("://")
+    return "/" + rest.partition("/")[2] if found else shown.rpartition("@")[2]
 
 
 class BaggageKeys:

@@ -24,8 +24,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from meshmw._notices import LOGGER, Throttle, escaped
-from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, preferences_of
+from meshmw._notices import LOGGER, Throttle, escaped, redacted
+from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, exception_events, preferences_of
 
 T = TypeVar("T")
 
@@ -100,6 +100,13 @@ class Reachability:
         self.failing = False
 
 
+def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:
+    """Hide the secrets in the text of exceptions, which the application's own spans have recorded as they are."""
+    for span in spans:
+        for said in exception_events(span):
+            said.update({key: redacted(text) for key, text in said.items() if isinstance(text, str)})
+
+
 class GuardedSpanExporter(Reachability, SpanExporter):
     """Exports spans through another exporter, and turns whatever that raises into a failure.
 
@@ -133,6 +140,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         """Export, and say whether the spans arrived; never raises."""
         self._busy, self._attempts_failed = True, 0
         try:
+            redact_exceptions(spans)
             result = self._export(lambda: self._exporter.export(spans))
         finally:
             self._busy = False

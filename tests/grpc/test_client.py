@@ -398,6 +398,22 @@ def test_a_call_that_says_it_is_over_and_does_not_know_how_has_no_code(server):
     assert "rpc.status_code" not in caller.span.attributes
 
 
+def test_a_suppressed_call_has_no_span_and_carries_nothing_of_ours(caller, kind):
+    from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+    with using(tenant="north"), suppress_instrumentation():
+        caller.call(kind, {}, {}, metadata=(("x-k", "1"), ("traceparent", "junk")))
+    got = dict(caller.host.metadata)
+    assert got["x-k"] == "1"
+    assert {"traceparent", "baggage", "x-meshmw-sent"}.isdisjoint(got)
+    assert caller.client_spans == []
+
+
+def test_baggage_that_the_caller_wrote_gives_way_to_the_context_with_baggage_and_without(caller, kind):
+    caller.call(kind, metadata=(("baggage", "own=1"),))
+    assert "baggage" not in dict(caller.host.metadata)
+
+
 def contribs(caller):
     from opentelemetry.instrumentation import grpc as contrib
 

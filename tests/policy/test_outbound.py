@@ -9,6 +9,7 @@ import httpx
 import pytest
 from opentelemetry import baggage
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
@@ -136,10 +137,27 @@ class TestWhatTheCallerWrote:
     def test_baggage_by_hand_is_no_sign_of_a_proxy_that_strips(self, caplog: pytest.LogCaptureFixture) -> None:
         propagator = MeshPropagator()
         headers: dict[str, str] = {"baggage": "a=1"}
-        propagator.inject(headers, propagator.extract({"traceparent": INBOUND["traceparent"]}))
+        propagator.inject(headers, Context())
         assert headers["baggage"] == "a=1"
         assert propagator.rejections.counts == {}
         assert not caplog.records
+
+    @pytest.mark.parametrize("current", [{}, {"baggage": "b=2"}])
+    def test_the_context_decides_of_baggage_by_hand_as_soon_as_it_holds_a_trace(self, current: dict[str, str]) -> None:
+        propagator = MeshPropagator()
+        context = propagator.extract({"traceparent": INBOUND["traceparent"], **current})
+        headers: dict[str, str] = {"Baggage": "a=1"}
+        propagator.inject(headers, context)
+        assert {name: value for name, value in headers.items() if name.lower() == "baggage"} == current
+        inbound = {"traceparent": INBOUND["traceparent"], **current}
+        sent = sent_to("http://shop", propagator, headers={"Baggage": "a=1"}, inbound=inbound)
+        assert sent.get("baggage") == current.get("baggage")
+
+    def test_baggage_by_hand_is_the_callers_where_it_is_no_format_of_ours(self) -> None:
+        propagator = MeshPropagator(["tracecontext"])
+        headers: dict[str, str] = {"Baggage": "a=1"}
+        propagator.inject(headers, propagator.extract(INBOUND))
+        assert headers["Baggage"] == "a=1"
 
     def test_a_malformed_header_by_hand_is_said_to_be_the_callers(self, caplog: pytest.LogCaptureFixture) -> None:
         propagator = MeshPropagator()

@@ -4,6 +4,7 @@ import pytest
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from meshmw._context.current import Current
@@ -180,3 +181,26 @@ def test_without_a_recording_sdk_the_message_carries_on_what_came(run, destinati
         assert traceparents(client, client.headers_of(forwarded)) == [VALID]
 
     run(use, tracer_provider=Nothing(), parent=parent)
+
+
+@pytest.mark.parametrize("how", ["send", "send_instrumented"])
+def test_where_instrumentation_is_suppressed_there_is_no_span_and_nothing_is_written(run, destination, how):
+    async def use(client):
+        await client.send_plain(destination, headers=[("traceparent", VALID)])
+        (message,) = await client.receive(destination)
+        client.exporter.clear()
+        with (
+            Current(baggage.set_baggage("tenant", "north", Context())),
+            client.provider.get_tracer("app").start_as_current_span("request") as request,
+            suppress_instrumentation(),
+        ):
+            around = otel_context.get_current()
+            await getattr(client, how)(f"{destination}-on", headers=None)
+            with client.consumer_span(message), client.batch_span([message]):
+                assert otel_context.get_current() == around
+        (sent,) = await client.receive(f"{destination}-on")
+        lines = client.lines_of(client.headers_of(sent))
+        assert {"traceparent", "baggage"}.isdisjoint(lines)
+        assert [ids_of(span) for span in client.spans] == [ids_of(request.get_span_context())]
+
+    run(use)
