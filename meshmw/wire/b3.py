@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
+from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, trimmed
 
 __all__ = ["REASONS", "B3Context", "B3Fault", "examine_b3", "read_b3"]
 
@@ -76,7 +76,7 @@ class B3Context(NamedTuple):
         Raises:
             InvalidHeaderError: With one of `REASONS`.
         """
-        text = text.strip(OWS)
+        text = trimmed(text)
         if (match := _SINGLE.fullmatch(text)) is None:
             raise InvalidHeaderError("b3", *_fault_of_single(text))
         trace_id, span_id, state, lone_state = match.groups()
@@ -101,7 +101,7 @@ class B3Context(NamedTuple):
         Raises:
             InvalidHeaderError: With one of `REASONS`.
         """
-        trace_id, span_id, state, flags = ((text or "").strip(OWS) for text in (trace_id, span_id, sampled, flags))
+        trace_id, span_id, state, flags = (trimmed(text or "") for text in (trace_id, span_id, sampled, flags))
         debug, decision = _read_decision(state, flags)
         if trace_id and span_id:
             return cls(_read_id("trace", trace_id), _read_id("span", span_id), decision, debug)
@@ -201,7 +201,7 @@ def read_b3(
 
 
 def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
-    text = text.strip(OWS)
+    text = trimmed(text)
     if _SINGLE.fullmatch(text):
         return B3Context.parse(text), None
     reason, position = _fault_of_single(text)
@@ -218,7 +218,7 @@ def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
 
 
 def _examine_multi(headers: Mapping[str, str | None]) -> tuple[B3Context | None, list[B3Fault]]:
-    trace_id, span_id, parent, state, flags = ((headers.get(name) or "").strip(OWS) for name in _MULTI)
+    trace_id, span_id, parent, state, flags = (trimmed(headers.get(name) or "") for name in _MULTI)
     faults = []
     if flags and not _FLAGS.fullmatch(flags):
         faults.append(B3Fault("x-b3-flags", "flags", flags))
@@ -233,7 +233,7 @@ def _examine_multi(headers: Mapping[str, str | None]) -> tuple[B3Context | None,
     except InvalidHeaderError as error:
         # Of headers that say nothing else, the junk is said already.
         if error.reason != "empty" or not faults:
-            junk = (headers.get(error.header) or "").strip(OWS) or None
+            junk = trimmed(headers.get(error.header) or "") or None
             faults.append(B3Fault(error.header, error.reason, junk, is_fatal=True))
         return None, faults
 
