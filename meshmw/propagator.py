@@ -22,7 +22,7 @@ from opentelemetry.propagators.textmap import (
 )
 
 from meshmw._context.carriers import Lines, are_same, header_lines
-from meshmw._context.extraction import READ_KEY, Extraction, HeaderReader
+from meshmw._context.extraction import B3_KEY, READ_KEY, Extraction, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import TraceReader
 from meshmw._context.write import HeaderWriter, OutgoingHeaders
@@ -128,6 +128,7 @@ class MeshPropagator(TextMapPropagator):
         self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
         self.rejections = Rejections(warn_window)
         self.names_read = self._names_read()
+        self._unread = PROPAGATION_HEADERS - self.names_read
         self.watched = frozenset(
             name.encode("ascii") for name in (*PROPAGATION_HEADERS, SENT_HEADER, *self.passthrough)
         )
@@ -145,7 +146,8 @@ class MeshPropagator(TextMapPropagator):
         def reader(rejections: Rejections) -> HeaderReader:
             return HeaderReader(
                 trace=trace_reader,
-                baggage=baggage_reader if "baggage" in self.formats else None,
+                baggage=baggage_reader,
+                takes_baggage="baggage" in self.formats,
                 passthrough=self.passthrough,
                 rejections=rejections,
             )
@@ -220,6 +222,9 @@ class MeshPropagator(TextMapPropagator):
             trusted = extraction.trusted(self.trust)
         _last_extract.set((self, lines, extraction, trusted))
         entries = trusted.entries()
+        if context and SPAN_KEY in entries:
+            # What B3 said of another request's parent, or of none, is not said of this one.
+            entries.setdefault(B3_KEY, None)
         # A span that was there before may be anybody's.
         if context is None or SPAN_KEY not in context:
             entries[READ_KEY] = trusted
@@ -266,6 +271,9 @@ class MeshPropagator(TextMapPropagator):
             _last_extract.set(None)
             reader, lines_before, extraction, trusted = read_before
             if reader is self and self._are_same(lines_before, lines):
+                # A host has asked for the headers of our formats alone, and of any other too nothing malformed stays.
+                if unread := {name: lines[name] for name in self._unread & lines.keys()}:
+                    extraction.rewrites.update(self._reader.read(unread).rewrites)
                 return extraction, trusted
         return self._reader.read(lines), None
 

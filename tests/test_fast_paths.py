@@ -107,9 +107,12 @@ def header_reader(formats, policy, duplicates, max_bytes, keys):
     """The same one for all examples: what it remembers of one must not show in another."""
     heard = Heard()
     trace_reader = TraceReader(formats=formats, traceparent_policy=policy, duplicates=duplicates, prefer="w3c")
-    baggage_reader = BaggageReader(BaggageKeys(keys), 64, max_bytes) if "baggage" in formats else None
+    baggage_reader, takes = BaggageReader(BaggageKeys(keys), 64, max_bytes), "baggage" in formats
     passed = ("x-request-id", "x-tenant")
-    return HeaderReader(trace=trace_reader, baggage=baggage_reader, passthrough=passed, rejections=heard), heard
+    reader = HeaderReader(
+        trace=trace_reader, baggage=baggage_reader, takes_baggage=takes, passthrough=passed, rejections=heard
+    )
+    return reader, heard
 
 
 def in_full(extraction):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import signal
+from pathlib import Path
 from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 
 import pytest
 
+import meshmw
 import meshmw._context
 import meshmw._policy
 import meshmw.wire
@@ -23,16 +26,91 @@ PARTS = ["0", "a", "-", " ", ",", "=", ";", "a=1,", "a=1;p;", " \t", ".", "a.", 
 ENDS = ["", "\n", "\x00", '"', "=", "\xff"]
 
 
-def patterns():
-    """Every compiled pattern that a module of these packages keeps, by where it is."""
-    for package in PACKAGES:
-        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            module = importlib.import_module(found.name)
-            for name, value in vars(module).items():
-                named = value.items() if isinstance(value, dict) else [("", value)]
-                for key, pattern in named:
-                    if isinstance(pattern, re.Pattern):
-                        yield pytest.param(pattern, id=f"{found.name}.{name}{key}")
+# Seconds for one pattern on all texts: a linear one takes a few thousandths of it, and a quadratic one minutes.
+HANGS_AFTER = 20.0
+
+
+def patterns_in(value, name, depth=3):
+    """Yield the patterns that a value is or holds, by where it is."""
+    held = {}
+    if isinstance(value, re.Pattern):
+        yield name, value
+    elif isinstance(value, dict):
+        held = value
+    elif isinstance(value, (tuple, list)):
+        held = dict(enumerate(value))
+    elif isinstance(value, type) and value.__module__.startswith("meshmw"):
+        held = vars(value)
+    for key, each in held.items() if depth else ():
+        yield from patterns_in(each, f"{name}.{key}", depth - 1)
+
+
+def patterns(packages=PACKAGES):
+    """Every compiled pattern that a module of these packages keeps, once, by where it is."""
+    seen = set()
+    for package in packages:
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if found.name.endswith("__main__"):
+                continue
+            for name, value in vars(importlib.import_module(found.name)).items():
+                for place, pattern in patterns_in(value, name):
+                    if pattern not in seen:
+                        seen.add(pattern)
+                        yield pytest.param(pattern, id=f"{found.name}.{place}")
+
+
+SOURCE = "".join(path.read_text(encoding="utf-8") for path in Path(meshmw.__file__).parent.rglob("*.py"))
+
+
+def is_searched(place):
+    """Say whether anybody does more with a pattern than to match a text from its beginning."""
+    name = place.rpartition(".")[2]
+    uses = set(re.findall(rf"\b{name}\.([a-z]+)", SOURCE))
+    return not uses or not uses <= {"match", "fullmatch", "pattern"}
+
+
+@pytest.fixture
+def watch():
+    """Ends a test that hangs in a pattern; `re` looks for signals while it matches."""
+
+    def hang(*_):
+        raise AssertionError("64 KiB of this take more than their length")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def literals(parsed):
+    """Yield the characters that a pattern names: what it takes is made of them."""
+    for op, argument in parsed:
+        if op in (ops.LITERAL, ops.NOT_LITERAL):
+            yield chr(argument)
+        for part in argument if isinstance(argument, (tuple, list)) else [argument]:
+            for inner in part if isinstance(part, list) else [part]:
+                if isinstance(inner, _parser.SubPattern):
+                    yield from literals(inner)
+
+
+@pytest.mark.parametrize("pattern", list(patterns([meshmw])))
+def test_64_kib_cost_no_more_than_their_length(pattern, request, watch):
+    methods = ["fullmatch", "match"] + ["search"] * is_searched(request.node.callspec.id)
+    own = list(literals(_parser.parse(pattern.pattern, pattern.flags)))
+    for part in dict.fromkeys([*PARTS, "@", "\n", "x", "".join(own), *own]):
+        for end in ("", "\n", "\x00"):
+            text = (part * SIZE)[:SIZE] + end
+            given = text.encode("utf-8", "replace") if isinstance(pattern.pattern, bytes) else text
+            for method in methods:
+                getattr(pattern, method)(given)
+
+
+@pytest.mark.parametrize("regex", [r"[^/\s]*@", r"a*b", r"(?:a+)+b"])
+def test_a_pattern_that_costs_more_is_found(regex, watch):
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(AssertionError, match="more than their length"):
+        re.compile(regex).search("a" * SIZE)
 
 
 def repeats_that_go_back(parsed):

@@ -13,10 +13,11 @@ from opentelemetry.propagators.textmap import Getter, Setter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from meshmw import MeshPropagator
+from meshmw import MeshPropagator, Settings
 from meshmw._context.extraction import READ_KEY
 from meshmw._otel import W3CTraceState
 from meshmw._policy.words import FORMATS
+from meshmw._telemetry.provider import build_provider
 from meshmw.wire import TraceState as WireTraceState
 from meshmw.wire.headers import B3_HEADERS
 
@@ -195,7 +196,181 @@ def test_an_invalid_b3_never_hides_a_valid_form(propagator):
     assert parent_of(context).trace_id == int("1" * 32, 16)
     context = propagator.extract({**OTHER_B3, "x-b3-traceid": "junk"})
     assert parent_of(context).trace_id == int("1" * 32, 16)
-    assert propagator.rejections.counts == {}
+    assert propagator.rejections.counts == {("b3", "sampled"): 1, ("b3", "incomplete"): 1}
+
+
+IDS = f"{TRACE_ID}-{PARENT_ID}"
+MULTI = {"x-b3-traceid": TRACE_ID, "x-b3-spanid": PARENT_ID}
+# Junk beside good ids: the headers, what remains of them, the reason, the state, what the warning shows.
+JUNK = {
+    "flags": (MULTI | {"x-b3-flags": "debug"}, MULTI, "flags", "", "'debug'"),
+    "flags beside a state": (
+        MULTI | {"x-b3-flags": "-1", "x-b3-sampled": "1"},
+        MULTI | {"x-b3-sampled": "1"},
+        "flags",
+        "1",
+        "'-1'",
+    ),
+    "sampled": (MULTI | {"x-b3-sampled": "yes"}, MULTI, "sampled", "", "'yes'"),
+    "sampled as of the single header": (MULTI | {"x-b3-sampled": "d"}, MULTI, "sampled", "", "'d'"),
+    "sampled twice": (MULTI | {"x-b3-sampled": ["1", "1"]}, MULTI, "sampled", "", "'1,1'"),
+    "sampled of 64 KiB": (MULTI | {"x-b3-sampled": "true" * 16_384}, MULTI, "sampled", "", "'truetrue"),
+    "sampled beside debug": (
+        MULTI | {"x-b3-sampled": "no", "x-b3-flags": "1"},
+        MULTI | {"x-b3-flags": "1"},
+        "sampled",
+        "d",
+        "'no'",
+    ),
+    "parent": (MULTI | {"x-b3-parentspanid": "xyz"}, MULTI, "hex", "", "'xyz'"),
+    "parent too short": (MULTI | {"x-b3-parentspanid": "1"}, MULTI, "length", "", "'1'"),
+    "parent with a control character": (MULTI | {"x-b3-parentspanid": "1\x01"}, MULTI, "control", "", "'1\\x01'"),
+    "a fourth field": ({"b3": f"{IDS}-1-xyz"}, {"b3": f"{IDS}-1"}, "hex", "1", "'xyz'"),
+    "an empty fourth field": ({"b3": f"{IDS}-d-"}, {"b3": f"{IDS}-d"}, "length", "d", "''"),
+    "a fifth field": ({"b3": f"{IDS}-0-{'2' * 16}-x"}, {"b3": f"{IDS}-0"}, "length", "0", f"'{'2' * 16}-x'"),
+    "a third field": ({"b3": f"{IDS}-yes"}, {"b3": IDS}, "sampled", "", "'yes'"),
+    "an empty third field": ({"b3": f"{IDS}-"}, {"b3": IDS}, "sampled", "", "''"),
+    "a third field before a parent": ({"b3": f"{IDS}-2-{'2' * 16}"}, {"b3": IDS}, "sampled", "", "'2-2222"),
+    "no third field before a parent": ({"b3": f"{IDS}--{'2' * 16}"}, {"b3": IDS}, "sampled", "", "'-2222"),
+    "a newline": ({"b3": f"{IDS}-1\n"}, {"b3": IDS}, "control", "", r"'1\n'"),
+    "64 KiB": ({"b3": f"{IDS}-1-{'-' * 65_536}"}, {"b3": f"{IDS}-1"}, "length", "1", "'-----"),
+    "junk in the form that does not decide": (
+        {"b3": f"{IDS}-1", "x-b3-sampled": "yes"},
+        {"b3": f"{IDS}-1"},
+        "sampled",
+        "1",
+        "'yes'",
+    ),
+    "ids in the form that does not decide": (
+        {"b3": f"{IDS}-0", "x-b3-traceid": "xyz", "x-b3-spanid": PARENT_ID},
+        {"b3": f"{IDS}-0"},
+        "length",
+        "0",
+        "'xyz'",
+    ),
+    "the single header": ({"b3": "junk"} | MULTI, MULTI, "sampled", "", "'junk'"),
+}
+
+
+def line_of(value):
+    return value if isinstance(value, str) else ",".join(value)
+
+
+@pytest.mark.parametrize(("headers", "rest", "reason", "state", "shown"), JUNK.values(), ids=JUNK)
+def test_junk_in_an_optional_header_of_b3_costs_nothing_but_itself(
+    propagator, caplog, headers, rest, reason, state, shown
+):
+    found = propagator.read({name: [value] if isinstance(value, str) else value for name, value in headers.items()})
+    assert f"{found.span_context.trace_id:032x}-{found.span_context.span_id:016x}" == IDS
+    assert str(found.b3) == "-".join(filter(None, (IDS, state)))
+    kept = {name: line_of(value) for name, value in headers.items() if name not in found.rewrites}
+    assert kept | {name: text for name, text in found.rewrites.items() if text is not None} == rest
+    assert found.refused == (("b3", reason),)
+    assert propagator.rejections.counts == {("b3", reason): 1}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"b3 refused ({reason}): {shown}" in line
+    assert TRACE_ID not in line
+    assert PARENT_ID not in line
+    assert len(line) < 250
+
+
+def test_what_is_missing_has_no_junk_to_show(propagator, caplog):
+    assert propagator.read({"x-b3-traceid": [TRACE_ID], "x-b3-sampled": ["1"]}).span_context is None
+    assert "b3 refused (incomplete): - no B3 context is taken" in caplog.text
+
+
+def test_of_junk_alone_nothing_is_taken(propagator):
+    found = propagator.read({"x-b3-flags": ["debug"], "b3": []})
+    assert (found.b3, found.refused, found.rewrites["x-b3-flags"]) == (None, (("b3", "flags"),), None)
+    assert propagator.read({"b3": []}).refused == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (["a=1,Vendor=2,c=3"], "'Vendor=2'"),
+        (["a=1", "b"], "'b'"),
+        (["a=1,b=\x01"], r"'\x01'"),
+        (["=1"], "'=1'"),
+        ([",".join(f"k{n}=1" for n in range(33))], "'k32=1'"),
+    ],
+)
+def test_of_a_bad_tracestate_the_member_is_shown_that_is_junk(propagator, caplog, state, shown):
+    found = propagator.read({"traceparent": [VALID], "tracestate": state})
+    assert found.span_context.span_id == int(PARENT_ID, 16)
+    assert found.rewrites == {"tracestate": None}
+    assert f"): {shown} - dropped whole" in caplog.text
+
+
+# A sampling decision that comes without ids (B3, section "Sampling State").
+DECISIONS = {
+    "accept": ({"b3": "1"}, True, "1"),
+    "deny": ({"b3": "0"}, False, "0"),
+    "debug": ({"b3": "d"}, True, "d"),
+    "accept, multi": ({"x-b3-sampled": "1"}, True, "1"),
+    "deny, multi": ({"x-b3-sampled": "0"}, False, "0"),
+    "accept, as older senders spell it": ({"x-b3-sampled": "True"}, True, "1"),
+    "deny, as older senders spell it": ({"x-b3-sampled": "false"}, False, "0"),
+    "debug, multi": ({"x-b3-flags": "1"}, True, "d"),
+    "debug beside deny": ({"x-b3-flags": "1", "x-b3-sampled": "0"}, True, "d"),
+    "accept beside flags that say nothing": ({"x-b3-flags": "0", "x-b3-sampled": "1"}, True, "1"),
+    "accept beside junk": ({"x-b3-flags": "junk", "x-b3-sampled": "1"}, True, "1"),
+}
+IN_MULTI = {"1": {"x-b3-sampled": "1"}, "0": {"x-b3-sampled": "0"}, "d": {"x-b3-flags": "1"}}
+
+
+@pytest.mark.parametrize(("headers", "sampled", "state"), DECISIONS.values(), ids=DECISIONS)
+def test_a_decision_without_ids_goes_out_again_as_it_came_in(headers, sampled, state):
+    for formats in (["b3"], ["b3multi"], ["tracecontext", "b3"], ["b3", "b3multi", "baggage"]):
+        propagator = MeshPropagator(formats)
+        context = propagator.extract(headers)
+        wanted = ({"b3": state} if "b3" in formats else {}) | (IN_MULTI[state] if "b3multi" in formats else {})
+        assert injected(propagator, context) == wanted
+
+
+@pytest.mark.parametrize(("headers", "sampled", "state"), DECISIONS.values(), ids=DECISIONS)
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_decision_without_ids_decides_for_the_trace_that_begins_with_it(headers, sampled, state, ratio):
+    provider, _ = build_provider(Settings(exporter="none", sampling_ratio=ratio))
+    propagator = MeshPropagator(["tracecontext", "b3", "b3multi"])
+    context = propagator.extract(headers)
+    span = provider.get_tracer("t").start_span("GET", context)
+    found = span.get_span_context()
+    assert (found.trace_flags.sampled, span.parent if sampled else None) == (sampled, None)
+    below = trace.set_span_in_context(span, context)
+    out = injected(propagator, below)
+    ids = f"{found.trace_id:032x}-{found.span_id:016x}"
+    assert (out["b3"], out["traceparent"]) == (f"{ids}-{state}", f"00-{ids}-{out['traceparent'][-2:]}")
+    assert int(out["traceparent"][-2:], 16) & 1 == sampled
+    assert {name: out.get(name) for name in ("x-b3-sampled", "x-b3-flags") if name in out} == IN_MULTI[state]
+    inner = provider.get_tracer("t").start_span("inner", below).get_span_context()
+    assert (inner.trace_id, inner.trace_flags.sampled) == (found.trace_id, sampled)
+
+
+def test_a_decision_without_ids_is_no_decision_where_this_service_owns_it():
+    provider, _ = build_provider(Settings(exporter="none", sampling_ratio=0, sampling_owner="service"))
+    context = MeshPropagator(["b3"]).extract({"b3": "1"})
+    assert not provider.get_tracer("t").start_span("GET", context).get_span_context().trace_flags.sampled
+
+
+def test_a_decision_without_ids_is_that_of_a_caller_to_a_rule():
+    provider, _ = build_provider(Settings(exporter="none", sampling_rules=["/health=0", "/half=0.0001"]))
+    context = MeshPropagator(["b3"]).extract({"b3": "1"})
+    for path, sampled in (("/health", False), ("/half", True)):
+        span = provider.get_tracer("t").start_span("GET", context, trace.SpanKind.SERVER, {"url.path": path})
+        assert span.get_span_context().trace_flags.sampled is (sampled if path == "/half" else False)
+
+
+@pytest.mark.parametrize("trust", ["restart", "ignore"])
+def test_the_decision_of_a_stranger_is_none(trust):
+    propagator = MeshPropagator(["b3"], trust=trust)
+    assert injected(propagator, propagator.extract({"b3": "d"})) == {}
+
+
+def test_a_decision_of_an_earlier_request_is_none_for_a_parent_that_came_after_it(propagator):
+    earlier = propagator.extract({"b3": "d"})
+    later = propagator.extract({"traceparent": f"{VALID[:-2]}00"}, earlier)
+    assert injected(propagator, later)["b3"] == f"{IDS}-0"
 
 
 def test_two_b3_lines_are_none(propagator):

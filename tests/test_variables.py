@@ -3,8 +3,9 @@
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
-from __future__ import contextlib
+from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess

@@ -6,7 +6,6 @@ OpenTelemetry's propagators are given a carrier with a getter, or a mapping: tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -18,7 +17,6 @@ Lines: TypeAlias = Mapping[str, Sequence[str]]
 
 _DESCRIBING_HEADERS: Final = frozenset({"host", "user-agent"})
 _UNDECODABLE: Final = ["\ufffd"]
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]++")
 
 
 class HeaderNames:
@@ -79,7 +77,12 @@ def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:
         return True
     if before == _UNDECODABLE:
         return now is not None
-    return _NOT_ASCII.sub("?", ",".join(before or ())) == _NOT_ASCII.sub("?", ",".join(now or ()))
+    return _ascii(before) == _ascii(now)
+
+
+def _ascii(lines: Sequence[str] | None) -> bytes:
+    # In C, for a stranger may have filled 64 KiB with what is decoded in two ways.
+    return ",".join(lines or ()).encode("ascii", "ignore")
 
 
 def wsgi_key(name: str) -> str:

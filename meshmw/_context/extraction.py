@@ -21,7 +21,7 @@ from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
 from meshmw._policy.words import Trust
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, BaggageValue
-from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
+from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER
 from meshmw.wire.traceparent import FLAG_SAMPLED, KNOWN_FLAGS, VERSION_00
 
 B3_KEY: Final = create_key("meshmw-b3")
@@ -35,6 +35,7 @@ PASSTHROUGH_MAX_CHARACTERS: Final = 1024
 TRACE_FLAGS: Final = {f"{bits:02x}": TraceFlags(bits & KNOWN_FLAGS) for bits in range(256)}
 # Shared, as remembered members are: nobody changes what baggage says.
 _NO_MEMBERS: Final[Mapping[str, BaggageValue]] = {}
+_UNPLAIN: Final = B3_HEADERS | {SENT_HEADER}
 _TRACE: Final[tuple[str, ...]] = ("traceparent",)
 _TRACE_AND_BAGGAGE: Final = (*_TRACE, "baggage")
 _STRIPPED: Final = (
@@ -66,7 +67,7 @@ class Extraction(NamedTuple):
     @property
     def says_something(self) -> bool:
         """Say whether any header of this request said anything, and so tells it from other requests."""
-        return bool(self.span_context or self.refused or self.baggage or self.passthrough)
+        return bool(self.span_context or self.b3 or self.refused or self.baggage or self.passthrough)
 
     def trusted(self, trust: Trust) -> Extraction:
         """Return what remains where the sender is trusted so far: all, a link to its span, or nothing of it."""
@@ -107,7 +108,8 @@ class HeaderReader:
 
     Args:
         trace: Reads the parent.
-        baggage: Reads baggage; None where it is not read.
+        baggage: Reads baggage.
+        takes_baggage: Whether baggage is taken; where it is not, the header loses what is bad all the same.
         passthrough: Names, in lower case, of headers to carry on.
         rejections: Counts and warns.
     """
@@ -116,12 +118,14 @@ class HeaderReader:
         self,
         *,
         trace: TraceReader,
-        baggage: BaggageReader | None,
+        baggage: BaggageReader,
         passthrough: Collection[str],
         rejections: Rejections,
+        takes_baggage: bool = True,
     ) -> None:
         self._trace = trace
         self._baggage = baggage
+        self._takes_baggage = takes_baggage
         self._passthrough = tuple(passthrough)
         self._rejections = rejections
         # B3 beside a traceparent is always a decision.
@@ -150,7 +154,8 @@ class HeaderReader:
             return None
         trace_id, parent_id, digits = match.groups()
         flags, state, members, accepted = TRACE_FLAGS[digits], NO_STATE, _NO_MEMBERS, _TRACE
-        if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
+        # B3 is looked at where it is not read too: what is malformed of it must not stay.
+        if not _UNPLAIN.isdisjoint(lines) and (not flags & FLAG_SAMPLED or not B3_HEADERS.isdisjoint(lines)):
             return None
         if "tracestate" in lines:
             found = lines["tracestate"]
@@ -162,7 +167,9 @@ class HeaderReader:
                 state = repeated_trace_state(text)
             except InvalidHeaderError:
                 return None
-        if "baggage" in lines and self._baggage is not None:
+        if "baggage" in lines:
+            if not self._takes_baggage:
+                return None
             found = lines["baggage"]
             text = found[0] if len(found) == 1 else one_line(found)
             if len(text) > REPEATED_BAGGAGE:
@@ -176,16 +183,17 @@ class HeaderReader:
         return Extraction(span_context, members, None, _carried(lines, self._passthrough), {}, (), None)
 
     def _read_baggage(self, reading: Reading) -> Mapping[str, BaggageValue]:
-        if self._baggage is None or "baggage" not in reading.lines:
+        if "baggage" not in reading.lines:
             return _NO_MEMBERS
+        reading.takes = self._takes_baggage
         read = self._baggage.read(reading.lines["baggage"])
         if read.must_change:
             reading.rewrites["baggage"] = read.rewrite
         for reason in read.reasons:
             reading.refuse("baggage", reason, MEMBERS_DROPPED)
         if not read.reasons:
-            reading.accept(("baggage",))
-        return read.members
+            reading.accept("baggage")
+        return read.members if self._takes_baggage else _NO_MEMBERS
 
     def _is_stripped(self, lines: Lines, baggage: Mapping[str, BaggageValue]) -> bool:
         beside = baggage or any(lines.get("tracestate", ()))

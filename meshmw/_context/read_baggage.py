@@ -53,6 +53,8 @@ class BaggageReader:
     def __init__(self, keys: BaggageKeys, max_members: int, max_bytes: int) -> None:
         self._keys = keys
         self._max_members = max_members
+        # Good ones and bad ones.
+        self._most_members = 2 * max_members
         self._max_bytes = max_bytes
         self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
 
@@ -61,9 +63,15 @@ class BaggageReader:
         text = one_line(lines)
         if len(text) <= REPEATED_BAGGAGE:
             return self.repeated(text)
+        if not self._is_soon_over(text):
+            return self._read(text)
         # Where a limit is reached in the beginning, nothing beyond it is looked at, so nothing else need be known.
         read = self.repeated(text[:REPEATED_BAGGAGE].rpartition(",")[0])
         return self._read(text) if _LIMITS.isdisjoint(read.reasons) else read
+
+    def _is_soon_over(self, text: str) -> bool:
+        """Say whether a limit is likely to be reached in the beginning, which is then read once for all."""
+        return self._max_bytes < REPEATED_BAGGAGE or text.count(",", 0, REPEATED_BAGGAGE) > self._most_members
 
     def _read(self, text: str) -> ReadBaggage:
         read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)

@@ -18,7 +18,7 @@ from meshmw._notices import Rejections
 from meshmw._otel import W3CTraceState
 from meshmw._policy.words import Duplicates, Format, Prefer
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire import B3Context, TraceState, read_b3, read_traceparent
+from meshmw.wire import B3Context, TraceState, examine_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.wire.traceparent import FLAG_SAMPLED, TraceParentPolicy, format_traceparent
 
@@ -33,7 +33,11 @@ _CACHE_ENTRIES: Final = 256
 _LONG_CACHE_ENTRIES: Final = 16
 
 _FRESH_ROOT: Final = "- the request starts a new trace"
+_NOT_READ: Final = "- its format is not read here, and nobody further in sees it"
 _FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
+_IGNORED: Final = "- it is ignored; what is good of the other B3 headers, and of the rest of this one, counts"
+_B3_MULTI: Final = B3_HEADERS - {"b3"}
+_SENT: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{2}")
 _SENT_SAMPLED: Final = re.compile(r"[0-9a-f]{16}-0[13]")
 _MAX_DUPLICATES: Final = 8
 _LENIENT_CHARACTERS: Final = 256
@@ -47,18 +51,23 @@ class Reading:
         refused: Pairs of header and reason, in the order in which they were met.
         rejected: The parent that a refused header named, where it still parses: for a link.
         rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
-        accept: Counts a header that is taken.
+        takes: Whether the format that is being read is configured. Of any other only what is malformed is of interest.
     """
 
-    __slots__ = ("_rejections", "accept", "lines", "refused", "rejected", "rewrites")
+    __slots__ = ("_rejections", "lines", "refused", "rejected", "rewrites", "takes")
 
     def __init__(self, lines: Lines, rejections: Rejections) -> None:
         self.lines = lines
+        self.takes = True
         self.refused: tuple[tuple[str, str], ...] = ()
         self.rejected: SpanContext | None = None
         self.rewrites: dict[str, str | None] = {}
         self._rejections = rejections
-        self.accept = rejections.accepted
+
+    def accept(self, header: str) -> None:
+        """Count a header that is taken."""
+        if self.takes:
+            self._rejections.accepted((header,))
 
     def line(self, name: str) -> str | None:
         """Return a header's text, several lines joined, so that no grammar of one value takes two."""
@@ -69,7 +78,7 @@ class Reading:
         self, header: str, reason: str, consequence: str, text: str | None = None, *, remove: Iterable[str] = ()
     ) -> None:
         """Count and log a refusal, note it for the span, and mark headers for removal."""
-        self._rejections.record(header, reason, consequence, text)
+        self._rejections.record(header, reason, consequence if self.takes else _NOT_READ, text)
         self.refused += ((header, reason),)
         for name in remove:
             self.rewrites[name] = None
@@ -107,8 +116,15 @@ class TraceReader:
 
     def read(self, reading: Reading) -> tuple[SpanContext | None, B3Context | None]:
         """Return the parent that was chosen, and the B3 context where that says more than the parent can."""
-        parent = self._read_w3c(reading) if self.reads_w3c else None
-        if not self.reads_b3 or (b3 := _read_b3(reading)) is None:
+        # A format that is not configured is read too: what is malformed of it must not stay either.
+        reading.takes = self.reads_w3c
+        parent = self._read_w3c(reading)
+        reading.takes = self.reads_b3
+        b3 = _read_b3(reading)
+        reading.takes = True
+        if not self.reads_w3c:
+            parent = reading.rejected = None
+        if b3 is None or not self.reads_b3:
             return parent, None
         return self._reconcile(parent, b3, reading)
 
@@ -142,7 +158,7 @@ class TraceReader:
             reading.refuse("traceparent", fault.reason, _FRESH_ROOT, found[0], remove=TRACE_HEADERS)
             reading.rejected = _read_leniently(found[0])
             return None
-        reading.accept(("traceparent",))
+        reading.accept("traceparent")
         _, trace_id, parent_id, flags = parent
         if SENT_HEADER in lines and not flags & FLAG_SAMPLED:
             _note_flip(reading)
@@ -169,13 +185,13 @@ class TraceReader:
 
 
 def _read_trace_state(reading: Reading) -> W3CTraceState:
-    found = reading.lines["tracestate"]
+    line = one_line(reading.lines["tracestate"])
     try:
-        line = one_line(found)
         return repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
     except InvalidHeaderError as fault:
         consequence = "- dropped whole; traceparent is kept"
-        reading.refuse("tracestate", fault.reason, consequence, found[0], remove=["tracestate"])
+        junk = line[fault.position or 0 :].partition(",")[0]
+        reading.refuse("tracestate", fault.reason, consequence, junk, remove=["tracestate"])
         return NO_STATE
 
 
@@ -187,20 +203,18 @@ def _note_flip(reading: Reading) -> None:
 def _read_b3(reading: Reading) -> B3Context | None:
     if B3_HEADERS.isdisjoint(reading.lines):
         return None
-    single, trace_id = reading.line("b3"), reading.line("x-b3-traceid")
-    try:
-        b3 = read_b3(
-            single,
-            trace_id=trace_id,
-            span_id=reading.line("x-b3-spanid"),
-            sampled=reading.line("x-b3-sampled"),
-            flags=reading.line("x-b3-flags"),
-        )
-    except InvalidHeaderError as fault:
-        reading.refuse("b3", fault.reason, "- no B3 context is taken", single or trace_id, remove=B3_HEADERS)
+    b3, faults = examine_b3({name: reading.line(name) for name in B3_HEADERS})
+    if b3 is None:
+        if faults:
+            reading.refuse("b3", faults[0].reason, "- no B3 context is taken", faults[0].junk, remove=B3_HEADERS)
         return None
-    if b3 is not None:
-        reading.accept(("b3",))
+    for fault in faults:
+        reading.refuse("b3", fault.reason, _IGNORED, fault.junk)
+        if fault.is_fatal:
+            reading.rewrites.update(dict.fromkeys(["b3"] if fault.header == "b3" else _B3_MULTI))
+        else:
+            reading.rewrites[fault.header] = fault.rest
+    reading.accept("b3")
     return b3
 
 
@@ -219,9 +233,9 @@ def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
     if b3.trace_id != parent.trace_id:
         return False
     traceparent_span = f"{parent.span_id:016x}"
-    sent = reading.line(SENT_HEADER)
+    sent = _SENT.fullmatch(reading.line(SENT_HEADER) or "")
     if sent is not None:
-        return sent.partition("-")[0] == traceparent_span
+        return sent[1] == traceparent_span
     # Without our client's word, only a proxy directly below the sender can be recognized: it names the sender's span.
     fields = (reading.line("b3") or "").split("-", 4)
     above = fields[3] if len(fields) == 4 else reading.line("x-b3-parentspanid")

@@ -25,13 +25,14 @@ from meshmw.wire import TraceState as WireTraceState
 from meshmw.wire.headers import B3_HEADERS, PROPAGATION_HEADERS, SENT_HEADER, TRACE_HEADERS
 
 _TRACE_FORMATS: Final = TRACE_HEADERS | B3_HEADERS
-_STALE_WITH_TRACE: Final = _TRACE_FORMATS | {SENT_HEADER}
+# Only our client writes it, and each time anew.
+_NEVER_KEPT: Final = frozenset({SENT_HEADER})
 # The names that must not stay on a carrier, by whether baggage and whether a trace is written to it.
 _STALE: Final = {
-    (False, False): frozenset[str](),
-    (True, False): frozenset({"baggage"}),
-    (False, True): _STALE_WITH_TRACE,
-    (True, True): _STALE_WITH_TRACE | {"baggage"},
+    (False, False): _NEVER_KEPT,
+    (True, False): _NEVER_KEPT | {"baggage"},
+    (False, True): _NEVER_KEPT | _TRACE_FORMATS,
+    (True, True): _NEVER_KEPT | _TRACE_FORMATS | {"baggage"},
 }
 _WRITES: Final = {
     "tracecontext": ("traceparent", "tracestate"),
@@ -73,26 +74,34 @@ class HeaderWriter:
         """Return the propagation headers of *context*, named in lower case; none where it holds nothing to send."""
         headers: dict[str, str] = {}
         span = context.get(SPAN_KEY)
-        if span is not None and isinstance(span, Span):
-            self._write_trace(span.get_span_context(), context, headers)
+        parent = span.get_span_context() if span is not None and isinstance(span, Span) else None
+        if parent is not None and parent.is_valid:
+            self._write_trace(parent, context, headers)
+        elif self._writes_b3:
+            self._write_decision(context.get(B3_KEY), headers)
         members = context.get(BAGGAGE_KEY)
         if members and isinstance(members, dict) and "baggage" in self._formats:
             self._write_baggage(members, headers)
         return headers
 
     def _write_trace(self, parent: SpanContext, context: Context, headers: dict[str, str]) -> None:
-        if not parent.is_valid:
-            return
         if "tracecontext" in self._formats:
             headers["traceparent"] = format_traceparent(parent.trace_id, parent.span_id, parent.trace_flags)
             if text := _state_text(parent.trace_state):
                 headers["tracestate"] = text
         if self._writes_b3:
-            b3 = _outgoing_b3(parent, context.get(B3_KEY))
-            if "b3" in self._formats:
-                headers["b3"] = str(b3)
-            if "b3multi" in self._formats:
-                headers.update(b3.to_multi())
+            self._write_b3(_outgoing_b3(parent, context.get(B3_KEY)), headers)
+
+    def _write_b3(self, b3: B3Context, headers: dict[str, str]) -> None:
+        if "b3" in self._formats:
+            headers["b3"] = str(b3)
+        if "b3multi" in self._formats:
+            headers.update(b3.to_multi())
+
+    def _write_decision(self, received: object, headers: dict[str, str]) -> None:
+        """Pass on a decision that came without ids, where nobody has begun the trace that it is for."""
+        if isinstance(received, B3Context) and received.trace_id is None:
+            self._write_b3(received, headers)
 
     def _write_baggage(self, members: dict[str, object], headers: dict[str, str]) -> None:
         permitted = self._keys.permitted(members)
@@ -222,7 +231,8 @@ def _outgoing_b3(parent: SpanContext, received: object) -> B3Context:
     """Return the B3 form of *parent*, with what only B3 can say where the trace came in as B3."""
     sampled: bool | None = parent.trace_flags.sampled
     debug = False
-    if isinstance(received, B3Context) and received.trace_id == parent.trace_id:
+    # A decision without ids is for the trace that begins with it.
+    if isinstance(received, B3Context) and received.trace_id in (parent.trace_id, None):
         debug = received.debug
         if parent.is_remote and received.sampled is None:
             sampled = None

@@ -27,10 +27,14 @@ _CACHED_CLIENTS: Final = 256
 _CACHED_CHARACTERS: Final = 512
 
 # "Query string values for the following keys SHOULD be redacted by default"           HTTP spans, url.query
-_SECRET_IN_QUERY: Final = re.compile(
-    r"((?:^|&)(?:AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)"
-    r"[^&]*"
-)
+_SECRETS: Final = "AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token"
+# Beyond this a query is cut, and beyond so many secrets too: to look through 64 KiB takes as long as 100 requests.
+_MOST_QUERY: Final = 2_048
+_MOST_SECRETS: Final = 32
+_SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
+_NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=", re.DOTALL)
+# A host name has 253 characters, and a port 5.
+_MOST_AUTHORITY: Final = 512
 
 
 def method_attributes(method: str) -> dict[str, AttributeValue]:
@@ -65,9 +69,26 @@ def known_root(root: str) -> str | None:
 
 
 def redact_query(query: str) -> str:
-    """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`."""
-    # To replace nothing costs more than to look.
-    return without_credentials(_SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query)
+    """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`.
+
+    At most 2,048 characters and 32 such values are shown; the rest is cut off.
+    """
+    # Nearly every query may stay as it is, which one look tells.
+    return without_credentials(_redacted(query) if _NOT_PLAIN.search(query) else query)
+
+
+def _redacted(query: str) -> str:
+    # The sign in front lets `re` skip what begins with none.
+    text = f"&{query[:_MOST_QUERY]}"
+    parts: list[str] = []
+    end = 0
+    for count, match in enumerate(_SECRET_IN_QUERY.finditer(text)):
+        if count == _MOST_SECRETS:
+            text = ""
+            break
+        parts += text[end : match.start(1)], "REDACTED"
+        end = match.end()
+    return "".join([*parts, text[end:]])[1:]
 
 
 def server_attributes(
@@ -232,7 +253,7 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
 
     A port that is not given is the scheme's own.
     """
-    address, port = _host_and_port(authority) if authority else (None, None)
+    address, port = _host_and_port(authority) if authority and len(authority) <= _MOST_AUTHORITY else (None, None)
     if not address:
         return {}
     port = port or DEFAULT_PORTS.get(scheme)

@@ -15,7 +15,16 @@ from opentelemetry import baggage
 from opentelemetry.context import Context, get_current
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, SynchronousMultiSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceState, get_current_span
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    TraceState,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.util.types import Attributes
 
 from meshmw._context.extraction import B3_KEY
@@ -24,13 +33,15 @@ from meshmw._otel import SPAN_KEY, announce_ending
 from meshmw._policy.patterns import BaggageKeys, PathPatterns
 from meshmw.wire import B3Context
 
+_ANY_SPAN_ID: Final = 1
+
 
 class RemoteParentSampler(Sampler):
     """Decides as another sampler does, but for some remote parents as that one does for roots.
 
     Those are parents that deferred the decision, which is B3's third state and fits in no trace flag; and all of them
     where this service owns the decision. The trace's id and state stay. Where this process decides, a request's path
-    may have a rule of its own.
+    may have a rule of its own. A decision of B3 that came without ids counts as a remote parent's flag does.
 
     Args:
         sampler: The sampler that decides, such as `ParentBased(TraceIdRatioBased(0.1))`.
@@ -60,6 +71,9 @@ class RemoteParentSampler(Sampler):
         decides = self._decides(parent, context)
         if decides:
             parent_context = Context({key: value for key, value in context.items() if key != SPAN_KEY})
+        elif not (parent.is_valid or self._service_owns) and (state := _decision_alone(context)) is not None:
+            parent = _stand_in(trace_id, state)
+            parent_context = set_span_in_context(NonRecordingSpan(parent), context)
         sampler = self._route_sampler(kind, attributes, decides or not parent.is_valid) if self._rules else None
         try:
             result = (sampler or self._sampler).should_sample(
@@ -95,6 +109,18 @@ class RemoteParentSampler(Sampler):
             LOGGER.warning(
                 "the sampler %s raised; spans are not recorded", type(self._sampler).__qualname__, exc_info=True
             )
+
+
+def _decision_alone(context: Context) -> bool | None:
+    """Return the decision that a request brought without ids, or None."""
+    b3 = context.get(B3_KEY)
+    return b3.sampled if isinstance(b3, B3Context) and b3.trace_id is None else None
+
+
+def _stand_in(trace_id: int, is_sampled: bool) -> SpanContext:
+    """Return a remote parent that has decided so; samplers ask nobody else, and nothing remembers it."""
+    flags = TraceFlags(TraceFlags.SAMPLED if is_sampled else TraceFlags.DEFAULT)
+    return SpanContext(trace_id, _ANY_SPAN_ID, True, flags)
 
 
 class RouteRule(NamedTuple):

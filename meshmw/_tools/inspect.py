@@ -24,7 +24,7 @@ from meshmw._tools.output import (
     print_table,
 )
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire import REASONS, B3Context, TraceParent, TraceState, parse_baggage, parse_member
+from meshmw.wire import REASONS, B3Context, TraceParent, TraceState, examine_b3, parse_baggage, parse_member
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 from meshmw.wire.headers import OWS
 
@@ -37,6 +37,9 @@ _B3_MULTI: Final = {
     "x-b3-sampled": "sampled",
     "x-b3-flags": "flags",
 }
+_OPTIONAL: Final = frozenset({"x-b3-sampled", "x-b3-flags"})
+_IGNORED: Final = "is ignored; the other x-b3-* headers of its request count"
+_FATAL: Final = "makes all x-b3-* headers of its request refused"
 
 
 @as_command
@@ -262,7 +265,9 @@ def _inspect_b3(header: str, text: str) -> Inspection:
     try:
         context = B3Context.parse(text)
     except InvalidHeaderError as error:
-        return _refused(header, text, error, "is refused; a valid traceparent or x-b3-* beside it still counts")
+        kept, _ = examine_b3({"b3": text})
+        consequence = "is refused; a valid traceparent or x-b3-* beside it still counts"
+        return _refused(header, text, error, consequence if kept is None else f"counts as {kept}; the rest is ignored")
     return _accepted(header, text, _b3_fields(context), "counts where b3 or b3multi is among the formats")
 
 
@@ -283,7 +288,7 @@ def _inspect_b3_multi(header: str, text: str) -> Inspection:
     try:
         B3Context.parse_multi(**{**others, _B3_MULTI[header]: text})
     except InvalidHeaderError as error:
-        return _refused(header, text, error, "makes all x-b3-* headers of its request refused")
+        return _refused(header, text, error, _IGNORED if header in _OPTIONAL else _FATAL)
     fields = (Field(header.removeprefix("x-b3-"), text),)
     return _accepted(header, text, fields, "is read with the other x-b3-* headers")
 

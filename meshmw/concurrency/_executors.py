@@ -206,7 +206,7 @@ def to_headers(context: Context) -> dict[str, str]:
 def from_headers(headers: Mapping[str, str]) -> Context:
     """Return a context with what *headers* hold, and nothing else."""
     # Baggage alone is no sign of a proxy that strips headers here.
-    propagator = _propagator(*_FORMATS) if "traceparent" in headers else _propagator("baggage")
+    propagator = _propagator(*_FORMATS) if "traceparent" in headers else _propagator("baggage", "b3")
     read = propagator.read({name: [text] for name, text in headers.items() if name in PROPAGATION_HEADERS})
     passed_on = {name: text for name, text in headers.items() if name not in PROPAGATION_HEADERS}
     return Context({**read.entries(), **({PASSTHROUGH_KEY: passed_on} if passed_on else {})})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from meshmw.wire import b3, baggage, traceparent, tracestate
-from meshmw.wire.b3 import B3Context, read_b3
+from meshmw.wire.b3 import B3Context, B3Fault, examine_b3, read_b3
 from meshmw.wire.baggage import BaggageValue, format_baggage, format_member, parse_baggage, parse_member
 from meshmw.wire.traceparent import TraceParent, format_traceparent, read_traceparent
 from meshmw.wire.tracestate import TraceState
@@ -18,9 +18,11 @@ from meshmw.wire.tracestate import TraceState
 __all__ = [
     "REASONS",
     "B3Context",
+    "B3Fault",
     "BaggageValue",
     "TraceParent",
     "TraceState",
+    "examine_b3",
     "format_baggage",
     "format_member",
     "format_traceparent",

@@ -7,12 +7,13 @@ is never used and never sent: OpenTelemetry forbids passing it on.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
+from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, trimmed
 
-__all__ = ["REASONS", "B3Context", "read_b3"]
+__all__ = ["REASONS", "B3Context", "B3Fault", "examine_b3", "read_b3"]
 
 REASONS: Final = {
     "empty": "there is nothing but spaces, or nothing that says anything",
@@ -26,6 +27,8 @@ REASONS: Final = {
     "flags": "something else than a number in x-b3-flags",
 }
 
+_MULTI: Final = ("x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
+
 # TraceId = 32 or 16 lower-hex characters, SpanId = 16 lower-hex characters              Sections "TraceId", "SpanId"
 _IDS: Final = {
     "trace": re.compile(rf"(?!0++\Z)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})"),
@@ -37,12 +40,18 @@ _SINGLE = re.compile(
     f"(?!0++-)({HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}})({HEXDIGLC}{{16}})(?:-([01d])(?:-{HEXDIGLC}{{16}})?)?|([01d])"
 )
 _SINGLE_MAX_CHARS: Final = 68
+# The two fields that cannot be missing, before whatever somebody has put into the others.
+_IDS_FIRST = re.compile(f"((?!0++-)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}}){HEXDIGLC}{{16}})-")
+_PARENT = re.compile(f"{HEXDIGLC}{{16}}")
 
 # `true` and `false` are older than the specification, which lets a lenient reader take them.
 _SAMPLED: Final = {"1": True, "true": True, "0": False, "false": False}
+# One character more than the longest of them has.
+_SAMPLED_LOOKED_AT: Final = 6
 # Only 1 has a meaning. Finagle, where the header comes from, kept other bits in the same 64-bit number.
 _FLAGS = re.compile("[0-9]{1,20}")
 _DEBUG: Final = "1"
+_STATES: Final = frozenset({"0", "1", "d"})
 
 
 class B3Context(NamedTuple):
@@ -67,7 +76,7 @@ class B3Context(NamedTuple):
         Raises:
             InvalidHeaderError: With one of `REASONS`.
         """
-        text = text.strip(OWS)
+        text = trimmed(text)
         if (match := _SINGLE.fullmatch(text)) is None:
             raise InvalidHeaderError("b3", *_fault_of_single(text))
         trace_id, span_id, state, lone_state = match.groups()
@@ -92,7 +101,7 @@ class B3Context(NamedTuple):
         Raises:
             InvalidHeaderError: With one of `REASONS`.
         """
-        trace_id, span_id, state, flags = ((text or "").strip(OWS) for text in (trace_id, span_id, sampled, flags))
+        trace_id, span_id, state, flags = (trimmed(text or "") for text in (trace_id, span_id, sampled, flags))
         debug, decision = _read_decision(state, flags)
         if trace_id and span_id:
             return cls(_read_id("trace", trace_id), _read_id("span", span_id), decision, debug)
@@ -121,6 +130,46 @@ class B3Context(NamedTuple):
         return f"{self.trace_id:032x}-{self.span_id:016x}" + (f"-{state}" if state else "")
 
 
+class B3Fault(NamedTuple):
+    """Says what is junk in one header, and what remains of the header without it.
+
+    Attributes:
+        header: The header's name.
+        reason: One of `REASONS`.
+        junk: What is junk, and nothing of what is good; `None` where something is missing.
+        rest: What the header may be replaced with, or `None` where it is to be removed.
+        is_fatal: Whether no context can be taken from this form of the headers.
+    """
+
+    header: str
+    reason: str
+    junk: str | None
+    rest: str | None = None
+    is_fatal: bool = False
+
+
+def examine_b3(headers: Mapping[str, str | None]) -> tuple[B3Context | None, tuple[B3Fault, ...]]:
+    """Read whichever B3 headers a request has: `b3` first, then `x-b3-*`; an invalid form never hides a valid one.
+
+    The ids cannot be missing. All else is optional, and junk in it counts as if it were not there. Nothing is raised.
+
+    Args:
+        headers: Text by name in lower case, `b3` and `x-b3-*`.
+
+    Returns:
+        The context, or `None` where no form says anything; and what is junk in either form, in that order.
+    """
+    context, faults = None, []
+    if (single := headers.get("b3")) is not None:
+        context, fault = _examine_single(single)
+        faults += [fault] if fault else []
+    if any(headers.get(name) is not None for name in _MULTI):
+        other, others = _examine_multi(headers)
+        context = context or other
+        faults += others
+    return context, tuple(faults)
+
+
 def read_b3(
     single: str | None,
     *,
@@ -129,7 +178,7 @@ def read_b3(
     sampled: str | None = None,
     flags: str | None = None,
 ) -> B3Context | None:
-    """Read whichever B3 headers a request has: `b3` first, then `x-b3-*`. An invalid form never hides a valid one.
+    """Read whichever B3 headers a request has, as `examine_b3` does.
 
     Args:
         single: The value of `b3`, or `None` where there is no such header.
@@ -144,20 +193,49 @@ def read_b3(
     Raises:
         InvalidHeaderError: If there were headers and none was valid; it speaks of the first form that was there.
     """
-    fault = None
-    if single is not None:
-        try:
-            return B3Context.parse(single)
-        except InvalidHeaderError as error:
-            fault = error
-    if any(text is not None for text in (trace_id, span_id, sampled, flags)):
-        try:
-            return B3Context.parse_multi(trace_id=trace_id, span_id=span_id, sampled=sampled, flags=flags)
-        except InvalidHeaderError as error:
-            fault = fault or error
-    if fault is not None:
-        raise fault
-    return None
+    named = {"x-b3-traceid": trace_id, "x-b3-spanid": span_id, "x-b3-sampled": sampled, "x-b3-flags": flags}
+    context, faults = examine_b3({"b3": single, **named})
+    if context is None and faults:
+        raise InvalidHeaderError(faults[0].header, faults[0].reason)
+    return context
+
+
+def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
+    text = trimmed(text)
+    if _SINGLE.fullmatch(text):
+        return B3Context.parse(text), None
+    reason, position = _fault_of_single(text)
+    ids = _IDS_FIRST.match(text)
+    # Servers have joined two lines with a comma, and neither of the two is the right one.
+    if ids is None or "," in text:
+        begin = text.rfind("-", 0, position) + 1
+        return None, B3Fault("b3", reason, text[begin:], is_fatal=True)
+    state, hyphen, parent = text[ids.end() :].partition("-")
+    if state not in _STATES:
+        return B3Context.parse(ids[1]), B3Fault("b3", reason, f"{state}{hyphen}{parent}", ids[1])
+    rest = f"{ids[1]}-{state}"
+    return B3Context.parse(rest), B3Fault("b3", reason, parent, rest)
+
+
+def _examine_multi(headers: Mapping[str, str | None]) -> tuple[B3Context | None, list[B3Fault]]:
+    trace_id, span_id, parent, state, flags = (trimmed(headers.get(name) or "") for name in _MULTI)
+    faults = []
+    if flags and not _FLAGS.fullmatch(flags):
+        faults.append(B3Fault("x-b3-flags", "flags", flags))
+        flags = ""
+    if state and state[:_SAMPLED_LOOKED_AT].lower() not in _SAMPLED:
+        faults.append(B3Fault("x-b3-sampled", "sampled", state))
+        state = ""
+    if parent and not _PARENT.fullmatch(parent):
+        faults.append(B3Fault("x-b3-parentspanid", _fault_of_parent(parent)[0], parent))
+    try:
+        return B3Context.parse_multi(trace_id=trace_id, span_id=span_id, sampled=state, flags=flags), faults
+    except InvalidHeaderError as error:
+        # Of headers that say nothing else, the junk is said already.
+        if error.reason != "empty" or not faults:
+            junk = trimmed(headers.get(error.header) or "") or None
+            faults.append(B3Fault(error.header, error.reason, junk, is_fatal=True))
+        return None, faults
 
 
 def _read_decision(state: str, flags: str) -> tuple[bool, bool | None]:
@@ -175,6 +253,7 @@ def _read_id(kind: str, text: str) -> int:
 
 
 def _fault_of_id(kind: str, text: str) -> tuple[str, int]:
+    text = text[:_SINGLE_MAX_CHARS]
     if control := NOT_PRINTABLE_ASCII.search(text):
         return "control", control.start()
     if len(text) != 16 and not (kind == "trace" and len(text) == 32):
@@ -187,7 +266,8 @@ def _fault_of_id(kind: str, text: str) -> tuple[str, int]:
 def _fault_of_single(text: str) -> tuple[str, int]:
     if not text:
         return "empty", 0
-    if control := NOT_PRINTABLE_ASCII.search(text):
+    # What is longer is refused for that, and no stranger has the rest looked at.
+    if control := NOT_PRINTABLE_ASCII.search(text[:_SINGLE_MAX_CHARS]):
         return "control", control.start()
     if len(text) > _SINGLE_MAX_CHARS:
         return "length", _SINGLE_MAX_CHARS
@@ -200,12 +280,19 @@ def _fault_of_single(text: str) -> tuple[str, int]:
             reason, position = _fault_of_id(kind, field)
             return reason, at + position
         at += len(field) + 1
-    if fields[2] not in ("0", "1", "d"):
+    if fields[2] not in _STATES:
         return "sampled", at
     # What is left is the parent's parent, of which the form alone is looked at.
-    at += 2
-    other = NOT_HEXDIGLC.search(fields[3])
-    return ("hex", at + other.start()) if other else ("length", at + len(fields[3]))
+    reason, position = _fault_of_parent(fields[3])
+    return reason, at + 2 + position
+
+
+def _fault_of_parent(text: str) -> tuple[str, int]:
+    text = text[:_SINGLE_MAX_CHARS]
+    if control := NOT_PRINTABLE_ASCII.search(text):
+        return "control", control.start()
+    other = NOT_HEXDIGLC.search(text)
+    return ("hex", other.start()) if other else ("length", len(text))
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ __all__ = [
     "PROPAGATION_HEADERS",
     "SENT_HEADER",
     "TRACE_HEADERS",
+    "trimmed",
 ]
 
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
@@ -30,6 +31,8 @@ SENT_HEADER: Final = "x-meshmw-sent"
 # OWS = *( SP / HTAB )                                                              RFC 9110, section 5.6.3
 # Not str.strip() without arguments: that also takes off CR, LF and Unicode spaces, and so lets a bad header pass.
 OWS: Final = " \t"
+# No grammar of one value takes more, and to trim 60,000 spaces takes as long as three requests.
+_TRIMMED: Final = 4_096
 
 # HEXDIGLC = DIGIT / "a" / "b" / "c" / "d" / "e" / "f"                              Trace Context 2, section 3.2.1
 HEXDIGLC: Final = "[0-9a-f]"
@@ -37,6 +40,11 @@ NOT_HEXDIGLC: Final = re.compile("[^0-9a-f]")
 
 # No format here has a use for anything else. HTTP servers decode raw bytes as latin-1, so those arrive as 0x80 to 0xff.
 NOT_PRINTABLE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
+
+
+def trimmed(text: str) -> str:
+    """Return a header's text without OWS at its ends, or as it is where it has more than 4,096 characters."""
+    return text.strip(OWS) if len(text) <= _TRIMMED else text
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ import re
 from typing import Final, Literal, NamedTuple, get_args
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, OWS
+from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, trimmed
 
 __all__ = [
     "FLAG_RANDOM",
@@ -120,7 +120,7 @@ def read_traceparent(text: str, policy: TraceParentPolicy = DEFAULT_TRACEPARENT_
     # In these words, and not by `one_of`: the formats import nothing that stands above them.
     if policy not in _POLICIES:
         raise ValueError(f"policy takes {' or '.join(_POLICIES)}, not {policy!r}")
-    text = text.strip(OWS)
+    text = trimmed(text)
     if match := VERSION_00.fullmatch(text):
         return _numbers("00", *match.groups())
     if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):

@@ -118,6 +118,12 @@ def test_a_malformed_traceparent_is_removed_and_counted(host, kind):
     assert [pair for pair in host.metadata if pair[0] != "user-agent"] == given[2:]
 
 
+def test_malformed_b3_is_gone_where_it_is_no_format(host):
+    host.call(metadata=[("traceparent", TRACEPARENT), ("b3", "junk"), ("x-b3-sampled", "1")])
+    assert {name for name, _ in host.metadata if "b3" in name} == {"x-b3-sampled"}
+    assert host.propagator.rejections.counts == {("b3", "sampled"): 1}
+
+
 def test_what_is_kept_of_malformed_baggage_is_what_the_handler_sees(host):
     host.call(metadata=[("traceparent", TRACEPARENT), ("baggage", "a=1,=,b=2")])
     assert ("baggage", "a=1,b=2") in host.metadata

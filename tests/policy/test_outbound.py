@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import httpx
 import pytest
@@ -163,8 +164,25 @@ class TestWhatTheCallerWrote:
         propagator = MeshPropagator()
         headers = {"Traceparent": "00-xyz", "x-meshmw-sent": "junk"}
         propagator.inject(headers, propagator.extract({}))
-        assert headers == {"x-meshmw-sent": "junk"}
+        assert headers == {}
         assert "written by hand on an outbound call, and is not sent" in caplog.text
+
+    @pytest.mark.parametrize("inbound", [{}, {"baggage": "a=1"}, {"x-request-id": "a"}])
+    @pytest.mark.parametrize("formats", [("tracecontext", "baggage"), ("b3",), ()])
+    def test_nobody_else_says_what_our_client_sent(self, inbound: dict[str, str], formats: tuple[Any, ...]) -> None:
+        propagator = MeshPropagator(formats)
+        for name in ("x-meshmw-sent", "X-Meshmw-Sent"):
+            headers = {name: "b7ad6b7169203331-01", "accept": "*/*"}
+            propagator.inject(headers, propagator.extract(inbound))
+            assert name not in headers
+            assert headers["accept"] == "*/*"
+
+    @pytest.mark.parametrize("formats", [("tracecontext", "baggage"), ("b3",), ("baggage",), ()])
+    def test_what_is_malformed_does_not_go_out_whatever_the_formats(self, formats: tuple[Any, ...]) -> None:
+        propagator = MeshPropagator(formats)
+        headers = {"B3": "junk", "X-B3-Flags": "debug", "traceparent": "00-xyz", "tracestate": "=", "baggage": "=,a=1"}
+        propagator.inject(headers, propagator.extract({}))
+        assert headers == {"baggage": "a=1"}
 
     def test_what_was_said_of_another_call_does_not_stay_on_a_carrier(self) -> None:
         headers = {"X-Meshmw-Sent": "junk"}

@@ -77,6 +77,11 @@ def test_lists_and_b3():
     assert values(inspect(f"b3: {'a' * 32}-{'b' * 16}"))["sampling"] == "deferred"
     assert values(inspect("d", header="B3"))["sampling"] == "debug"
     assert values(inspect("0")) == {"sampling": "not sampled"}
+    assert inspect("x-b3-flags: debug").consequence.startswith("is ignored")
+    assert inspect("x-b3-spanid: x").consequence.startswith("makes all")
+    junk = inspect(f"b3: {'a' * 32}-{'b' * 16}-1-xyz")
+    assert (junk.valid, junk.consequence) == (False, f"counts as {'a' * 32}-{'b' * 16}-1; the rest is ignored")
+    assert inspect("b3: junk").consequence.startswith("is refused")
     assert inspect("x-b3-parentspanid: x").consequence.startswith("is not read")
     assert inspect(f"x-b3-spanid: {'b' * 16}").valid
     assert inspect("x", header="x-unknown").valid

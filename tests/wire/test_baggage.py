@@ -1,6 +1,7 @@
 import copy
 import pickle
 import re
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -181,6 +182,44 @@ def test_writing_leaves_out_what_does_not_fit_and_no_more():
     assert format_baggage({"a": "1", "b": "2"}, max_bytes=7) == ("a=1,b=2", ())
     assert format_baggage({"a": "1", "b": "2"}, max_bytes=6) == ("a=1", ("too_many_bytes",))
     assert format_baggage(items, max_members=0) == ("", ("too_many_members",))
+
+
+@given(
+    st.lists(st.sampled_from(["%", "%20", "=", "%3D", "a", "%e2", "%82", "%ac", "%a", "+", "%0a", "%0D"])).map("".join)
+)
+def test_values_are_decoded_as_the_standard_library_does(value):
+    assert parse_member(f"a={value}")[1] == unquote(value, errors="replace")
+    assert parse_baggage(f"a={value}")[0]["a"] == unquote(value, errors="replace")
+
+
+def test_a_stray_percent_sign_stays_until_there_are_too_many():
+    values, dropped = parse_baggage(",".join(f"k{n}=100%" for n in range(20)))
+    assert (values["k15"], len(values), dropped) == ("100%", 16, ("value",))
+    assert parse_baggage("a=" + "%zz" * 65)[0] == {}
+    assert len(parse_baggage("a=" + "%20" * 2730)[0]["a"]) == 2730
+
+
+def test_bad_members_cost_the_good_ones_nothing_until_there_are_too_many():
+    good = ",a=1"
+    assert parse_baggage("b," * 16 + good) == ({"a": "1"}, ("member",))
+    assert parse_baggage("b," * 17 + good) == ({}, ("member", "too_many_members"))
+    assert parse_baggage("b" * 2047 + good) == ({"a": "1"}, ("member",))
+    assert parse_baggage("b" * 2048 + good) == ({}, ("member", "too_many_members"))
+    assert parse_baggage("b" * 2048) == ({}, ("member",))
+
+
+def test_members_have_256_properties_together():
+    assert parse_baggage("a=1" + ";p" * 256)[1] == ()
+    assert parse_baggage("a=1" + ";p" * 257) == ({}, ("property",))
+    values, dropped = parse_baggage("a=1" + ";p" * 200 + ",b=1" + ";q" * 57 + ",c=1")
+    assert (list(values), dropped) == (["a", "c"], ("property",))
+
+
+def test_spaces_after_a_value_or_an_empty_one_are_no_part_of_it():
+    values, _ = parse_baggage("a= , b=1 \t, c= ;p= , d=\t;q ")
+    assert {key: value.raw for key, value in values.items()} == {"a": "a=", "b": "b=1", "c": "c= ;p=", "d": "d=\t;q"}
+    with pytest.raises(InvalidHeaderError):
+        parse_member("a ,=1")
 
 
 def test_text_beyond_the_window_is_not_looked_at():

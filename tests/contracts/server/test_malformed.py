@@ -131,6 +131,78 @@ def test_a_malformed_b3_beside_a_valid_traceparent_costs_nothing_but_itself(host
     assert list(host.refusals.values()) == [1]
 
 
+B3_IDS = f"{TRACE_ID}-{PARENT_ID}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seen"),
+    [
+        ([("b3", "junk")], {}),
+        ([("b3", f"{B3_IDS}-1-xyz")], {"b3": [f"{B3_IDS}-1"]}),
+        ([("b3", B3_IDS.upper())], {}),
+        ([("x-b3-traceid", "0" * 32), ("x-b3-spanid", PARENT_ID), ("x-b3-sampled", "1")], {}),
+        ([("x-b3-sampled", "1"), ("x-b3-flags", "debug")], {"x-b3-sampled": ["1"]}),
+        ([("b3", "1"), ("x-b3-parentspanid", "xyz")], {"b3": ["1"]}),
+    ],
+)
+@pytest.mark.parametrize("traceparent", [[], [("traceparent", VALID)]], ids=["alone", "beside a traceparent"])
+def test_malformed_b3_is_gone_where_it_is_no_format(new_host, headers, seen, traceparent):
+    host = new_host(formats=("tracecontext", "baggage"))
+    host.get(headers=[*headers, *traceparent])
+    assert {name: lines for name, lines in host.seen.headers.items() if "b3" in name} == seen
+    assert not [name for name in host.seen.outbound if "b3" in name]
+    assert (host.server_span.parent is None) == (not traceparent)
+    assert list(host.refusals.values()) == [1]
+
+
+def test_good_b3_is_left_alone_where_it_is_no_format(new_host):
+    host = new_host(formats=("tracecontext", "baggage"))
+    host.get(headers=[("traceparent", VALID), ("b3", f"{B3_IDS}-1"), ("x-b3-sampled", "1")])
+    assert (host.seen.headers["b3"], host.seen.headers["x-b3-sampled"]) == ([f"{B3_IDS}-1"], ["1"])
+    assert host.refusals == {}
+
+
+@pytest.mark.parametrize("formats", [("b3",), ()])
+def test_malformed_w3c_headers_are_gone_where_they_are_no_format(new_host, formats):
+    host = new_host(formats=formats)
+    host.get(headers=malformed(VALID.upper(), ("baggage", "=,a=1")))
+    assert host.seen.headers.keys().isdisjoint({"traceparent", "tracestate"})
+    assert host.seen.headers["baggage"] == ["a=1"]
+    assert host.seen.baggage == {}
+    assert host.server_span.parent is None
+    assert host.server_span.links == ()
+    assert host.refusals == {("traceparent", "case"): 1, ("baggage", "key"): 1}
+
+
+@pytest.mark.parametrize("formats", [("b3",), ()])
+def test_good_w3c_headers_are_left_alone_where_they_are_no_format(new_host, formats):
+    host = new_host(formats=formats)
+    host.get(headers=[("traceparent", VALID), ("tracestate", "a=1"), ("baggage", "a=1")])
+    seen = {name: host.seen.headers[name] for name in ("traceparent", "tracestate", "baggage")}
+    assert seen == {"traceparent": [VALID], "tracestate": ["a=1"], "baggage": ["a=1"]}
+    assert host.server_span.parent is None
+    assert host.refusals == {}
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        [("x-b3-flags", "debug"), ("x-b3-traceid", TRACE_ID), ("x-b3-spanid", PARENT_ID)],
+        [("x-b3-parentspanid", "xyz"), ("x-b3-traceid", TRACE_ID), ("x-b3-spanid", PARENT_ID)],
+        [("x-b3-sampled", "yes"), ("x-b3-traceid", TRACE_ID), ("x-b3-spanid", PARENT_ID)],
+        [("b3", f"{B3_IDS}-1-xyz")],
+    ],
+    ids=["flags", "parent", "sampled", "fourth field"],
+)
+def test_junk_beside_the_ids_of_b3_costs_nothing_but_itself(host, junk):
+    host.get(headers=junk)
+    assert host.seen.trace_id == int(TRACE_ID, 16)
+    assert {name: lines for name, lines in host.seen.headers.items() if "b3" in name} == (
+        {"b3": [f"{B3_IDS}-1"]} if junk[0][0] == "b3" else {"x-b3-traceid": [TRACE_ID], "x-b3-spanid": [PARENT_ID]}
+    )
+    assert list(host.refusals.values()) == [1]
+
+
 def test_a_malformed_traceparent_falls_back_to_b3(host):
     host.get(headers=malformed("junk", ("b3", f"{TRACE_ID}-{PARENT_ID}-1")))
     assert host.server_span.parent.span_id == int(PARENT_ID, 16)
