@@ -231,11 +231,7 @@ def _header_lines(headers: Headers, wanted: Mapping[bytes, str]) -> dict[str, li
     lines: dict[str, list[str]] = {}
     for name, value in headers:
         if name in wanted:
-            known, text = wanted[name], value.decode("latin-1")
-            if known in lines:
-                lines[known].append(text)
-            else:
-                lines[known] = [text]
+            lines.setdefault(wanted[name], []).append(value.decode("latin-1"))
     return lines
 
 

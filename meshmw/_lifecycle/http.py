@@ -274,7 +274,8 @@ def begin_server(request: Request, decision: Decision, around: Context, tracer: 
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
     is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-    span = tracer.start_span(span_name(request.method), below, decision.kind, attributes, decision.links)
+    links = None if extraction.rejected is None else decision.links
+    span = tracer.start_span(span_name(request.method), below, decision.kind, attributes, links)
     if extraction.refused:
         record_refusals(span, extraction, link=False)
     context = Context({**below, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
