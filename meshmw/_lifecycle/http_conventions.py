@@ -31,6 +31,8 @@ _SECRET_IN_QUERY: Final = re.compile(
     r"((?:^|&)(?:AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)"
     r"[^&]*"
 )
+# One of those, or perhaps a URL with a user's name and password.
+_NOT_PLAIN: Final = re.compile(f"{_SECRET_IN_QUERY.pattern}|@|%40")
 
 
 def method_attributes(method: str) -> dict[str, AttributeValue]:
@@ -67,7 +69,9 @@ def known_root(root: str) -> str | None:
 def redact_query(query: str) -> str:
     """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`."""
     # To replace nothing costs more than to look.
-    return without_credentials(_SECRET_IN_QUERY.sub(r"\1REDACTED", query) if _SECRET_IN_QUERY.search(query) else query)
+    if not _NOT_PLAIN.search(query):
+        return query
+    return without_credentials(_SECRET_IN_QUERY.sub(r"\1REDACTED", query))
 
 
 def server_attributes(
