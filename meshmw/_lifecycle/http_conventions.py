@@ -32,7 +32,8 @@ _SECRETS: Final = "AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature
 _MOST_QUERY: Final = 2_048
 _MOST_SECRETS: Final = 32
 _SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
-_NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=", re.DOTALL)
+# Too long, or with one of those, or perhaps with a URL that has a user's name and password.
+_NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
 # A host name has 253 characters, and a port 5.
 _MOST_AUTHORITY: Final = 512
 
@@ -74,7 +75,7 @@ def redact_query(query: str) -> str:
     At most 2,048 characters and 32 such values are shown; the rest is cut off.
     """
     # Nearly every query may stay as it is, which one look tells.
-    return without_credentials(_redacted(query) if _NOT_PLAIN.search(query) else query)
+    return without_credentials(_redacted(query)) if _NOT_PLAIN.search(query) else query
 
 
 def _redacted(query: str) -> str:
