@@ -74,11 +74,18 @@ def build_resource(settings: Settings) -> Resource:
 
 
 def known_attributes(settings: Settings) -> dict[str, AttributeValue]:
-    """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes."""
-    detected = KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes
+    """Return the settings' service, over OTEL_RESOURCE_ATTRIBUTES, over Kubernetes, over the container's id."""
+    in_kubernetes = KubernetesResourceDetector(labels=settings.kubernetes_labels).detect().attributes
+    detected = {**_container_id(), **in_kubernetes}
     # An empty attribute may be asked for, and does not hide what is known.
     given = {key: value for key, value in resource_attributes().items() if value or key not in detected}
     return {**detected, **given, **({} if settings.service_name is None else {SERVICE_NAME: settings.service_name})}
+
+
+def _container_id(root: Path = Path("/")) -> dict[str, str]:
+    # Docker, podman and ECS have containers too.
+    found = read_container(root).id
+    return {"container.id": found} if found else {}
 
 
 class KubernetesResourceDetector(ResourceDetector):
