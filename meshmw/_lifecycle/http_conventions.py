@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -18,6 +19,7 @@ from meshmw._otel import liveness_of
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
 _MOST_ROOTS: Final = 64
+_LONGEST_ROOT: Final = 255
 _roots: Final[set[str]] = set()
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
 _CACHED_CLIENTS: Final = 256
@@ -50,15 +52,30 @@ def authority_of(host: object, port: object) -> str:
 
 
 def known_root(root: str) -> str | None:
-    """Return the root path of an application, or None for one beyond the first 64.
+    """Return the root path of an application, or None for one beyond the first 64, or of more than 255 characters.
 
     The server sets it, but some let a header decide (`x-forwarded-prefix`), and a route is a metric's label.
     """
     if root and root not in _roots:
-        if len(_roots) >= _MOST_ROOTS:
+        if len(_roots) >= _MOST_ROOTS or len(root) > _LONGEST_ROOT:
             return None
         _roots.add(root)
     return root
+
+
+def has_all(method: str, status: int, lengths: Sequence[str], sent: int) -> bool:
+    """Say whether a client has the whole response, whatever else of it is still to come.
+
+    Args:
+        method: The request's.
+        status: The status code that went out.
+        lengths: What Content-Length promised, by each line of it.
+        sent: The bytes of the body that went out.
+    """
+    # RFC 9110, section 6.4.1: what has no content.
+    if method == "HEAD" or status in (204, 304):
+        return True
+    return len(lengths) == 1 and lengths[0].strip().isdecimal() and sent >= int(lengths[0])
 
 
 def redact_query(query: str) -> str:
@@ -183,7 +200,8 @@ class Measurement:
         """Note the status code, which is an error from *error_from* on."""
         self.labels["http.response.status_code"] = code
         if code >= error_from:
-            self.labels["error.type"] = str(code)
+            # What was raised says more than the answer to it.
+            self.labels.setdefault("error.type", str(code))
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""

@@ -164,7 +164,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             is_over = True
             if span.is_recording():
                 try:
-                    if route := route_of(scope, app, is_missing=status == 404):
+                    if route := route_of(scope, None, is_missing=status == 404):
                         span.update_name(f"{method} {route}")
                         span.set_attribute("http.route", route)
                 except Exception:
