@@ -23,7 +23,7 @@ from meshmw._context.read import BaggageLimit
 from meshmw._frameworks import exception_answered, listen_for_exceptions, route_of, routed_within
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
-from meshmw._lifecycle.http_conventions import authority_of, has_all, server_attributes
+from meshmw._lifecycle.http_conventions import authority_of, is_short, server_attributes
 from meshmw._lifecycle.operation import record_refusals
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import LOGGER
@@ -360,7 +360,7 @@ class _Response:
             return False
         headers: Headers = self._begun.get("headers", ())
         lengths = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-length"]
-        return has_all(str(self._scope.get("method")), self._status, lengths, self._sent)
+        return is_short(str(self._scope.get("method")), self._status, lengths, self._sent) is False
 
 
 _CALLS_THE_APPLICATION: Final = frozenset({TraceContextMiddleware.__call__.__code__})

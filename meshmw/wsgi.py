@@ -6,6 +6,7 @@ app.wsgi_app = meshmw.wsgi.TraceContextMiddleware(app.wsgi_app)
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sized
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack
 
@@ -17,7 +18,7 @@ from meshmw._context.read import BaggageLimit
 from meshmw._frameworks import exception_answered, listen_for_exceptions
 from meshmw._lifecycle.conventions import AttributeValue
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
-from meshmw._lifecycle.http_conventions import authority_of, has_all, protocol_version, server_attributes
+from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.trust import RequestView
 from meshmw.streams import kept
@@ -218,13 +219,10 @@ class _Response:
         self._status: int | None = None
         self._headers: Iterable[tuple[str, str]] = ()
 
-    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Hand the status on; a second one, with *exc_info*, counts where the first has not gone out."""
         # The server refuses it by raising, and then the client keeps the status that it has.
-        if exc_info is None:
-            write = self._start_response(status, headers)
-        else:
-            write = self._start_response(status, headers, exc_info)
+        write: Any = self._start_response(status, headers, *(() if exc_info is None else (exc_info,)))
         if not self._is_out():
             code = str(status)[:3]
             self._status = int(code) if code.isdecimal() else 0
@@ -237,7 +235,8 @@ class _Response:
             self.sent += len(data)
             return write(data)
 
-        return counting
+        # granian's server has none.
+        return counting if callable(write) else write
 
     def hand(self, chunk: bytes) -> bytes:
         """Count a part of the body."""
@@ -258,14 +257,14 @@ class _Response:
         if self.operation.is_over:
             return
         if self._status is None and (self.is_begun or self.is_whole):
-            # A server has nothing to begin such a body with, and raises; granian has a status by itself.
-            self._status = 200 if self._is_out() else 500
+            # A server has nothing to begin such a body with, and raises; granian has a status of its own.
+            self._status = 200 if self._environ.get("SERVER_SOFTWARE") == _GRANIAN else 500
         if self._status:
             self.operation.status(self._status, error_from=500)
-        if self.is_whole or self._has_all():
-            self.operation.end()
-        else:
+        if self._is_short():
             self.operation.break_off()
+        else:
+            self.operation.end()
 
     def _is_out(self) -> bool:
         """Say whether the head of the response has gone out: with the first byte of the body, or as the server does."""
@@ -280,11 +279,13 @@ class _Response:
         if isinstance(error, Exception):
             self.operation.fail(error)
 
-    def _has_all(self) -> bool:
+    def _is_short(self) -> bool:
+        """Say whether the client lacks something; a server may leave a body there once it has what was promised."""
         if not self._status:
-            return False
+            return not self.is_whole
         lengths = [value for name, value in self._headers if name.lower() == "content-length"]
-        return has_all(self._environ["REQUEST_METHOD"], self._status, lengths, self.sent)
+        found = is_short(self._environ["REQUEST_METHOD"], self._status, lengths, self.sent)
+        return not self.is_whole if found is None else found
 
 
 def _watched(body: Iterable[bytes], response: _Response, environ: Environ) -> Iterable[bytes]:
@@ -298,9 +299,9 @@ def _watched(body: Iterable[bytes], response: _Response, environ: Environ) -> It
     # A plain file in the server's own wrapper is left to the server to send.
     if _is_plain_file(body, environ.get("wsgi.file_wrapper")) and _ends_when_closed(body, response):
         return body
-    if type(body) is list and environ.get("SERVER_SOFTWARE") == _GRANIAN:
+    if isinstance(body, list) and environ.get("SERVER_SOFTWARE") == _GRANIAN:
         # It tells the length of a list, and sends whatever else there is in pieces.
-        response.is_whole = True
+        response.sent, response.is_whole = sum(map(len, body)), True
         response.end()
         return body
     return _SizedBody(body, response) if isinstance(body, Sized) else _Body(body, response)
@@ -405,7 +406,8 @@ def _ends_when_closed(body: Any, response: _Response) -> bool:
             response.fail(error)
             raise
         finally:
-            response.is_whole = True
+            # The server sends it, and nobody counts.
+            response.sent, response.is_whole = sys.maxsize, True
             response.end()
 
     try:

@@ -63,8 +63,8 @@ def known_root(root: str) -> str | None:
     return root
 
 
-def has_all(method: str, status: int, lengths: Sequence[str], sent: int) -> bool:
-    """Say whether a client has the whole response, whatever else of it is still to come.
+def is_short(method: str, status: int, lengths: Sequence[str], sent: int) -> bool | None:
+    """Say whether a client still lacks some of a response's body; None where nobody has said how long it is.
 
     Args:
         method: The request's.
@@ -74,8 +74,9 @@ def has_all(method: str, status: int, lengths: Sequence[str], sent: int) -> bool
     """
     # RFC 9110, section 6.4.1: what has no content.
     if method == "HEAD" or status in (204, 304):
-        return True
-    return len(lengths) == 1 and lengths[0].strip().isdecimal() and sent >= int(lengths[0])
+        return False
+    is_known = len(lengths) == 1 and lengths[0].strip().isdecimal()
+    return sent < int(lengths[0]) if is_known else None
 
 
 def redact_query(query: str) -> str:
