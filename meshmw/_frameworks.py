@@ -52,25 +52,26 @@ def route_of(scope: Scope, routed: object = None, *, is_missing: bool = False) -
     """
     if routed is None and _LEFT.isdisjoint(scope):
         return None
-    template, is_mounted = _template(scope), "app_root_path" in scope
-    # A mount keeps the server's root path under a name of its own, when it adds to it.
-    root = known_root(str(scope["app_root_path"] if is_mounted else scope.get("root_path", "")).rstrip("/"))
-    if root is None:
-        return None
-    if template is not None and not is_mounted:
-        return f"{root}{template}" or "/"
+    template = _template(scope)
+    if template is not None and "app_root_path" not in scope:
+        return _below_root(scope, template)
     # The outermost router leaves itself there; middleware within a mounted application stands inside that.
     outermost = scope.get("router") or scope.get("app") or routed
-    found = _match_again(_as_it_came(scope, outermost), _routes_of(outermost))
+    came = _as_it_came(scope, outermost)
+    found = _match_again(came, _routes_of(outermost))
     if found is None:
         return None
     if template is None:
         template = found.template
-    if template is None:
-        # A mount, in which nothing more was matched: what is mounted has no such path, or names none.
-        is_absent = is_missing and "route" not in scope
-        return None if is_absent else f"{root}{found.prefix}" or None
-    return f"{root}{found.prefix}{template}" or "/"
+    if template is None and is_missing and "route" not in scope:
+        # Nothing within the mount was matched: what is mounted has no such path.
+        return None
+    return _below_root(came, f"{found.prefix}{template or ''}")
+
+
+def _below_root(scope: Scope, template: str) -> str | None:
+    root = known_root(str(scope.get("root_path", "")).rstrip("/"))
+    return None if root is None else f"{root}{template}" or None
 
 
 def _template(scope: Scope) -> str | None:
@@ -92,13 +93,12 @@ def _effective_route(scope: Scope, route: object) -> object:
 
 def _as_it_came(scope: Scope, outermost: object) -> Scope:
     """Return what the scope was before the outermost router has seen it."""
-    path, root, mounted = scope["path"], scope.get("root_path", ""), scope.get("app_root_path")
-    if mounted is None:
+    path, root, server_root = scope["path"], scope.get("root_path", ""), scope.get("app_root_path")
+    if server_root is None:
         return {**scope, **_own_root(outermost)}
-    if not path.startswith(root):
-        # Litestar leaves the path without its root.
-        path = f"{root}{path}"
-    came = {**scope, "path": path, "root_path": mounted, "path_params": {}, "fastapi": {}}
+    # A mount adds to the root path, and keeps the server's under another name. Litestar leaves the path without it.
+    path = path if path.startswith(root) else f"{root}{path}"
+    came = {**scope, "path": path, "root_path": server_root, "path_params": {}, "fastapi": {}}
     del came["app_root_path"]
     return came
 

@@ -94,12 +94,20 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("asgi", **options)
         self._tracer_provider = options.get("tracer_provider")
-        self._routed = routed_within(app)
         listen_for_exceptions()
         # What is missing is said here, where a program starts, and not by each request.
         self._contrib: App | None = None
         if options.get("server_spans") == "contrib":
             self._app_under_contrib()
+
+    @property
+    def app(self) -> App:
+        """The ASGI application inside; another may be put in its place."""
+        return self._app
+
+    @app.setter
+    def app(self, app: App) -> None:
+        self._app, self._routed = app, routed_within(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -110,7 +118,7 @@ class TraceContextMiddleware:
         lines = _header_lines(scope["headers"], effective.header_names.asgi)
         request = _AsgiRequest(scope.get("method", "GET"), scope["path"], lines, scope)
         operation = self._serving.begin(request, effective)
-        app = self.app if operation.delegated is None else self._app_under_contrib()
+        app = self._app if operation.delegated is None else self._app_under_contrib()
         marks = _stand_hosts_down(scope)
         scope[OPERATION] = operation
         response = _Response(self._routed, operation, scope, send)
@@ -133,11 +141,11 @@ class TraceContextMiddleware:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is no request of ours; after the lifespan, which the outermost sees, export what is queued."""
         if scope["type"] != "lifespan" or OPERATION in scope:
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         scope[OPERATION] = None
         try:
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send)
         finally:
             scope.pop(OPERATION, None)
             # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
@@ -151,7 +159,7 @@ class TraceContextMiddleware:
     async def _served_by_contrib(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve inside contrib's span, and note on it what contrib does not know."""
         record_refusals(trace.get_current_span(), scope[OPERATION].delegated)
-        await self.app(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 class BaggageSizeFilter:

@@ -16,7 +16,11 @@ from meshmw._lifecycle.conventions import DEFAULT_PORTS, Attributes, AttributeVa
 from meshmw._notices import LOGGER, Throttle
 from meshmw._otel import liveness_of
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+# RFC 9110, RFC 5789 and the QUERY method, as the conventions ask.
+STANDARD_METHODS: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
+)
+_methods = STANDARD_METHODS
 
 _MOST_ROOTS: Final = 64
 _LONGEST_ROOT: Final = 255
@@ -32,16 +36,26 @@ _SECRET_IN_QUERY: Final = re.compile(
 )
 
 
+def know_methods(listed: str) -> None:
+    """Take the methods of a comma-separated list for known, and no others; where it is empty, the standard ones.
+
+    `OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS` holds such a list. It is case-sensitive, as methods are.
+    """
+    global _methods
+    _methods = frozenset(filter(None, map(str.strip, listed.split(",")))) or STANDARD_METHODS
+    _repeated.cache_clear()
+
+
 def method_attributes(method: str) -> dict[str, AttributeValue]:
     """Return `http.request.method`, which is `_OTHER` with the original beside it for an unknown method."""
-    if method in METHODS:
+    if method in _methods:
         return {"http.request.method": method}
     return {"http.request.method": "_OTHER", "http.request.method_original": method[:64]}
 
 
 def span_name(method: str, route: str | None = None) -> str:
     """Return `{method} {route}`, or the method alone; an unknown method is named `HTTP`."""
-    verb = method if method in METHODS else "HTTP"
+    verb = method if method in _methods else "HTTP"
     return f"{verb} {route}" if route else verb
 
 
