@@ -11,6 +11,8 @@ from fastapi import APIRouter, FastAPI
 from flask import Flask
 from litestar.middleware import DefineMiddleware
 from litestar.params import FromPath
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -459,3 +461,25 @@ def test_django_is_named_with_every_include_and_the_root(make, name, path, expec
         else:
             host.get(path, SCRIPT_NAME=root)
     assert host.server_span.name.replace("^", "") == expected.format(root)
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_300_requests_below_a_mount_with_a_parameter_are_few_series(monkeypatch, name_of, is_copied):
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    histogram = provider.get_meter("test").create_histogram("http.server.request.duration")
+    monkeypatch.setattr("meshmw._lifecycle.http.SERVER", histogram)
+    monkeypatch.setattr("meshmw._lifecycle.http.SERVER_IS_MEASURED", lambda: True)
+    app = Starlette(routes=[Mount("/t/{t:int}", routes=[ITEM]), Mount("/f/{f:float}", plain)])
+    app = Copying(app) if is_copied else app
+    for turn in range(300):
+        asked = f"/t/{turn:07}/items/{turn}" if turn % 2 else f"/t/{turn:07}/none/{turn}"
+        name_of(app, asked, method=f"X{turn}", scheme=f"s{turn}", http_version=f"{turn}.9")
+    (resource,) = reader.get_metrics_data().resource_metrics
+    points = [
+        point for scope in resource.scope_metrics for metric in scope.metrics for point in metric.data.data_points
+    ]
+    provider.shutdown()
+    expected = {"/t/{t}/items/{item}", None if is_copied else "/t/{t}"}
+    assert {point.attributes.get("http.route") for point in points} == expected
+    assert [point.count for point in points] == [150, 150]

@@ -105,7 +105,8 @@ def serve_slowly(app, host):
                 is_over.set()
                 await asyncio.sleep(0.05)
 
-        await app(host.scope("/stream", ()), receive, send)
+        spec = {"version": "3.0", "spec_version": "2.3"}  # uvicorn's: frameworks listen whether the client is there
+        await app(host.scope("/stream", (), asgi=spec), receive, send)
 
     asyncio.run(serve())
     return bytes(got)
