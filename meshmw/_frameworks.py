@@ -1,73 +1,87 @@
-"""What ASGI frameworks tell of a request: the route template that they matched, and what they answered 500 for.
+"""What frameworks tell of a request: the route template that they matched, and the exception that they answer with 500.
 
 Starlette and FastAPI leave the route in the scope, Litestar its template. A route is a template or it is absent: no
-segment of a path that a stranger has chosen stands in it. Where an application was mounted, the scope holds the matched
-path alone; so its template is looked up among the application's mounts, and never made by comparing values.
+segment of a path that a stranger has chosen stands in it. Where applications are mounted, and where a middleware has
+hidden the scope in which the framework wrote, the request goes through the application's own routes once more.
 
-Quart and Litestar answer 500 themselves, and raise nothing; their own signals and hooks tell the exception. Nothing is
-imported here that the application has not imported.
+Nothing is imported here that the application has not imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, Final, TypeAlias
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from meshmw._lifecycle.http import OPERATION, HttpOperation
 from meshmw._lifecycle.http_conventions import known_root
 
 Scope: TypeAlias = MutableMapping[str, Any]
 
-# Starlette's `Match.FULL`.
+# Starlette's `Match.FULL`; one that fits but for its method is lower, and none is zero.
 _FULL: Final = 2
 # What every mount's template ends in: the rest of the path, which what is mounted names itself.
 _REST: Final = "/{path}"
+# Where middleware keeps the application that it stands around.
+_INNER: Final = ("app", "_app", "application", "func", "__wrapped__")
 _MOST_LAYERS: Final = 64
-# One of these is in each scope in which something was matched.
-_LEFT: Final = frozenset({"route", "path_template", "app_root_path"})
+# One of these is in each scope that a framework has seen.
+_LEFT: Final = frozenset({"app", "route", "path_template", "app_root_path"})
 
 
-def route_of(scope: Scope, app: object, *, is_missing: bool = False) -> str | None:
+class Matched(NamedTuple):
+    """Says which routes a request goes through.
+
+    Attributes:
+        prefix: The templates of all mounts, one after another.
+        template: That of the route in the innermost; None where no route matched.
+    """
+
+    prefix: str = ""
+    template: str | None = None
+
+
+def route_of(scope: Scope, routed: object = None, *, is_missing: bool = False) -> str | None:
     """Return the template of the matched route, with the root path and with those of all mounts; None without one.
 
     Args:
         scope: As the framework has left it.
-        app: The application, or the middleware around it.
+        routed: The application that has routes, of those that stand inside the middleware; None where none is known.
         is_missing: Whether the answer says that there is no such path.
     """
-    if _LEFT.isdisjoint(scope):
-        # A middleware further in may have handed on a copy of the scope, and kept what the framework wrote there.
-        if is_missing or not (hasattr(app, "app") or hasattr(app, "routes")):
-            return None
-        found = _matched_again(scope, _routes_of(app))
-        if found is None:
-            return None
-        scope = found
-    template = _template(scope)
-    if template is None and not _mounted_path(scope):
+    if routed is None and _LEFT.isdisjoint(scope):
         return None
+    template = _template(scope)
+    if template is not None and "app_root_path" not in scope:
+        return _below_root(scope, template)
     # The outermost router leaves itself there; middleware within a mounted application stands inside that.
-    routes = _routes_of(scope.get("router", app))
-    root, mounts = known_root(_root_path(scope)), _mount_template(_mounted_path(scope), routes)
-    if root is None or mounts is None:
+    outermost = scope.get("router") or scope.get("app") or routed
+    came = _as_it_came(scope, outermost)
+    found = _match_again(came, _routes_of(outermost))
+    if found is None:
         return None
     if template is None:
-        # A mount, in which nothing more was matched: what is mounted has no such path, or names none.
-        if is_missing and "route" not in scope:
-            return None
-        return f"{root}{mounts}" or None
-    return f"{root}{mounts}{template}" or "/"
+        template = found.template
+    if template is None and is_missing and "route" not in scope:
+        # Nothing within the mount was matched: what is mounted has no such path.
+        return None
+    return _below_root(came, f"{found.prefix}{template or ''}")
+
+
+def _below_root(scope: Scope, template: str) -> str | None:
+    root = known_root(str(scope.get("root_path", "")).rstrip("/"))
+    return None if root is None else f"{root}{template}" or None
 
 
 def _template(scope: Scope) -> str | None:
-    route = scope.get("route")
-    if route is None:
-        found = scope.get("path_template")
-        return found if isinstance(found, str) and found else None
-    if hasattr(route, "routes"):
-        return None
+    """Return the template of the route that is no mount, as the scope tells it."""
+    route, told = scope.get("route"), scope.get("path_template")
+    template = told if isinstance(told, str) and told else None
+    if route is None or hasattr(route, "routes"):
+        return template
     found = getattr(_effective_route(scope, route), "path_format", None) or getattr(route, "path", None)
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) else template
 
 
 def _effective_route(scope: Scope, route: object) -> object:
@@ -77,108 +91,150 @@ def _effective_route(scope: Scope, route: object) -> object:
     return context if getattr(context, "original_route", None) is route else route
 
 
-def _root_path(scope: Scope) -> str:
-    """Return the root path that the server has set; a mount keeps it under a name of its own when it adds to it."""
-    return str(scope.get("app_root_path", scope.get("root_path", ""))).rstrip("/")
+def _as_it_came(scope: Scope, outermost: object) -> Scope:
+    """Return what the scope was before the outermost router has seen it."""
+    path, root, server_root = scope["path"], scope.get("root_path", ""), scope.get("app_root_path")
+    if server_root is None:
+        return {**scope, **_own_root(outermost)}
+    # A mount adds to the root path, and keeps the server's under another name. Litestar leaves the path without it.
+    path = path if path.startswith(root) else f"{root}{path}"
+    came = {**scope, "path": path, "root_path": server_root, "path_params": {}, "fastapi": {}}
+    del came["app_root_path"]
+    return came
 
 
-def _mounted_path(scope: Scope) -> str:
-    """Return the part of the path that mounts have matched, as the client wrote it."""
-    if "app_root_path" not in scope:
-        return ""
-    return str(scope.get("root_path", "")).removeprefix(str(scope["app_root_path"])).rstrip("/")
+def _match_again(scope: Scope, routes: Iterable[Any]) -> Matched | None:
+    """Return which of Starlette's routes match: the first that does whole, or else the first but for its method."""
+    level, chosen, below = 0, None, {}
+    for route in _without_routers(routes):
+        match, child = route.matches(scope)
+        if match.value > level:
+            level, chosen, below = match.value, route, child
+        if level == _FULL:
+            break
+    if chosen is None:
+        return None
+    route = getattr(chosen, "starlette_route", None) or chosen
+    template = getattr(route, "path_format", None)
+    if not hasattr(route, "routes"):
+        return Matched(template=template if isinstance(template, str) else None)
+    prefix = template.removesuffix(_REST) if isinstance(template, str) else ""
+    inner = routed_within(getattr(route, "app", None))
+    found = _match_again({**scope, **below, **_own_root(inner)}, _routes_of(inner)) or Matched()
+    return Matched(prefix + found.prefix, found.template)
 
 
-def _mount_template(path: str, routes: Iterable[Any]) -> str | None:
-    """Return the template of the mounts that have matched a path, the first that fit; None where none do."""
-    if not path:
-        return ""
+def _without_routers(routes: Iterable[Any]) -> Iterator[Any]:
+    """Yield routes that can be asked, and in place of a router that FastAPI has included the routes that it brings."""
     for route in routes:
-        if hasattr(route, "host_regex"):
-            found = _mount_template(path, _routes_within(route))
-            if found is not None:
-                return found
-        template = getattr(route, "path_format", None)
-        match = route.path_regex.match(f"{path}/") if _is_mount(route) else None
-        if match is None or not isinstance(template, str):
-            continue
-        rest = path[len(f"{path}/") - len(f"/{match['path']}") :]
-        below = _mount_template(rest, _routes_within(route))
-        if below is not None:
-            return template.removesuffix(_REST) + below
-    return None
+        if hasattr(route, "effective_route_contexts"):
+            yield from route.effective_route_contexts()
+        elif hasattr(route, "matches"):
+            yield route
 
 
-def _is_mount(route: object) -> bool:
-    return str(getattr(route, "path_format", "")).endswith(_REST) and hasattr(route, "routes")
-
-
-def _routes_within(route: Any) -> Iterable[Any]:
-    return route.routes or _routes_of(getattr(route, "app", None))
+def _own_root(app: object) -> dict[str, str]:
+    """Return what FastAPI puts in the place of the server's root path, if it was told one."""
+    root = getattr(app, "root_path", None)
+    return {"root_path": root} if isinstance(root, str) and root else {}
 
 
 def _routes_of(app: object) -> Iterable[Any]:
-    """Return the routes of the application that stands inside middleware."""
-    for layer in _layers(app):
-        found = getattr(layer, "routes", None)
-        if isinstance(found, list | tuple):
-            return found
-    return ()
+    found = getattr(app, "routes", None)
+    return found if isinstance(found, list | tuple) else ()
 
 
-def _matched_again(scope: Scope, routes: Iterable[Any]) -> Scope | None:
-    """Return what the scope is after Starlette's routing, whose routes say of a scope whether they match it."""
-    for route in routes:
-        if not hasattr(route, "matches"):
+def routed_within(app: object) -> object:
+    """Return the application with routes that stands inside middleware; None where there is none, or more than one."""
+    found, seen, waiting = [], set[int](), [app]
+    while waiting and len(seen) < _MOST_LAYERS:
+        layer = waiting.pop()
+        if layer is None or id(layer) in seen:
             continue
-        match, child = route.matches(scope)
-        if getattr(match, "value", None) != _FULL or not isinstance(child, Mapping):
+        seen.add(id(layer))
+        if isinstance(getattr(layer, "routes", None), list | tuple):
+            found.append(layer)
+        else:
+            waiting += _layers_within(layer)
+    return found[0] if len(found) == 1 else None
+
+
+def _layers_within(layer: Any) -> Iterator[object]:
+    # A method is its object's. Middleware is an object with an attribute, or a function around a variable.
+    yield getattr(layer, "__self__", None)
+    for name in _INNER:
+        yield getattr(layer, name, None)
+    for cell in getattr(layer, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:
             continue
-        found = {**scope, "route": route, **child}
-        if _is_mount(route) or hasattr(route, "host_regex"):
-            return _matched_again(found, _routes_within(route)) or found
-        return found
+
+
+def listen_for_exceptions() -> None:
+    """Have Flask, Quart and Django tell the operation of each request for what exception they answer 500."""
+    if sys.modules.get("flask"):
+        from flask import got_request_exception as in_flask
+
+        in_flask.connect(_record_for_flask)
+    if sys.modules.get("quart"):
+        from quart.signals import got_request_exception, got_websocket_exception
+
+        got_request_exception.connect(_record_for_quart)
+        got_websocket_exception.connect(_record_for_quart)
+    if sys.modules.get("django"):
+        from django.core.signals import got_request_exception as in_django  # type: ignore[import-untyped]
+
+        in_django.connect(_record_for_django, dispatch_uid="meshmw")
+
+
+def _record_for_flask(_app: object, exception: BaseException, **_: object) -> None:
+    from flask import request
+
+    _record(request.environ, exception)
+
+
+async def _record_for_quart(_app: object, exception: BaseException, **_: object) -> None:
+    from quart import has_request_context, request, websocket
+
+    _record(request.scope if has_request_context() else websocket.scope, exception)
+
+
+def _record_for_django(request: Any = None, **_: object) -> None:
+    # Django says for which request, and leaves the exception where `sys` finds it.
+    error = sys.exception()
+    if error is not None and request is not None:
+        _record(carrier_of(request), error)
+
+
+def carrier_of(request: Any) -> Mapping[str, Any]:
+    """Return the scope or environ that a request of Django's came in."""
+    # An ASGIRequest has its scope; META of a WSGIRequest is the environ.
+    found: Mapping[str, Any] = getattr(request, "scope", request.META)
+    return found
+
+
+def exception_answered(boundary: Collection[CodeType]) -> BaseException | None:
+    """Return the exception that is being handled further in than a function of ours; None where there is none.
+
+    Starlette, FastAPI and Litestar send their answer to an exception while they handle it. One that is handled further
+    out, by whoever calls this application in place of another, is not this request's.
+
+    Args:
+        boundary: The code of the functions that call the application.
+    """
+    error = sys.exception()
+    # A traceback begins in the frame that handles the exception.
+    handled_in = error.__traceback__.tb_frame if error is not None and error.__traceback__ is not None else None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code not in boundary:
+        if frame is handled_in:
+            return error
+        frame = frame.f_back
     return None
 
 
-def listen_for_exceptions(app: object) -> None:
-    """Have a Quart or Litestar application tell the operation of each request for what exception it answers 500."""
-    for owner in _layers(app):
-        kind = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(owner).__mro__}
-        if ("quart", "Quart") in kind:
-            _listen_to_quart(owner)
-        elif ("litestar", "Litestar") in kind:
-            owner.after_exception.append(_record_for_litestar)
-
-
-def _layers(app: Any) -> Iterator[Any]:
-    """Yield an application, or the one whose method it is, and whatever stands inside it."""
-    for _ in range(_MOST_LAYERS):
-        if app is None:
-            return
-        yield getattr(app, "__self__", app)
-        app = getattr(app, "app", None)
-
-
-def _listen_to_quart(app: Any) -> None:
-    from quart import has_request_context, request, websocket
-    from quart.signals import got_request_exception
-
-    async def record(_app: object, exception: BaseException, **_: object) -> None:
-        scope = request.scope if has_request_context() else websocket.scope
-        _record(scope, exception)
-
-    # Without a weak reference, which would let go of a function that nobody else holds.
-    got_request_exception.connect(record, app, weak=False)
-
-
-async def _record_for_litestar(error: Exception, scope: Any) -> None:
-    # An exception with a status below 500 is an answer.
-    if getattr(error, "status_code", 500) >= 500:
-        _record(scope, error)
-
-
-def _record(scope: Mapping[str, Any], error: BaseException) -> None:
-    operation = scope.get(OPERATION)
+def _record(carrier: Mapping[str, Any], error: BaseException) -> None:
+    operation = carrier.get(OPERATION)
     if isinstance(operation, HttpOperation):
         operation.fail(error)

@@ -20,9 +20,9 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._frameworks import listen_for_exceptions, route_of
+from meshmw._frameworks import exception_answered, listen_for_exceptions, route_of, routed_within
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
-from meshmw._lifecycle.http_conventions import authority_of, server_attributes
+from meshmw._lifecycle.http_conventions import authority_of, is_short, server_attributes
 from meshmw._lifecycle.operation import AttributeValue, record_refusals
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import DEFAULT_WARN_WINDOW, LOGGER
@@ -55,6 +55,8 @@ _NOBODY: Final = (None, None)
 # A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
 _HANDSHAKE_STATUS: Final = {"websocket.accept": 101, "websocket.close": 403}
 # The response with which a handshake is refused has the same messages, named with a prefix.
+# With these a WebSocket is closed for an exception: RFC 6455's own, and Litestar's, which are a status plus 4000.
+_FAILURES: Final = frozenset({1011, *range(4500, 4600)})
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", *_HANDSHAKE_STATUS})
 _BODIES: Final = frozenset({"http.response.body", "http.response.zerocopysend", "websocket.http.response.body"})
 # Nothing of the response comes after one of these.
@@ -92,11 +94,20 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("asgi", **options)
         self._tracer_provider = options.get("tracer_provider")
-        listen_for_exceptions(app)
+        listen_for_exceptions()
         # What is missing is said here, where a program starts, and not by each request.
         self._contrib: App | None = None
         if options.get("server_spans") == "contrib":
             self._app_under_contrib()
+
+    @property
+    def app(self) -> App:
+        """The ASGI application inside; another may be put in its place."""
+        return self._app
+
+    @app.setter
+    def app(self, app: App) -> None:
+        self._app, self._routed = app, routed_within(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -107,10 +118,10 @@ class TraceContextMiddleware:
         lines = _header_lines(scope["headers"], effective.header_names.asgi)
         request = _AsgiRequest(scope.get("method", "GET"), scope["path"], lines, scope)
         operation = self._serving.begin(request, effective)
-        app = self.app if operation.delegated is None else self._app_under_contrib()
+        app = self._app if operation.delegated is None else self._app_under_contrib()
         marks = _stand_hosts_down(scope)
         scope[OPERATION] = operation
-        response = _Response(self.app, operation, scope, send)
+        response = _Response(self._routed, operation, scope, send)
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:
@@ -130,11 +141,11 @@ class TraceContextMiddleware:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is no request of ours; after the lifespan, which the outermost sees, export what is queued."""
         if scope["type"] != "lifespan" or OPERATION in scope:
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         scope[OPERATION] = None
         try:
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send)
         finally:
             scope.pop(OPERATION, None)
             # uvicorn now dies of the SIGTERM that stopped it, and no exit handler runs.
@@ -148,7 +159,7 @@ class TraceContextMiddleware:
     async def _served_by_contrib(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve inside contrib's span, and note on it what contrib does not know."""
         record_refusals(trace.get_current_span(), scope[OPERATION].delegated)
-        await self.app(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 class BaggageSizeFilter:
@@ -261,30 +272,34 @@ class _Response:
     A framework that answers 5xx for an exception raises it afterwards, so such an operation waits for its return.
 
     Args:
-        app: What is asked for the route.
+        routed: The application that is asked for the route where the scope does not tell it.
         operation: The request's.
         scope: Where the framework leaves the route.
         send: The server's own.
     """
 
-    __slots__ = ("_app", "_complete", "_operation", "_scope", "_send", "_status", "_trailers")
+    __slots__ = ("_begun", "_is_whole", "_operation", "_routed", "_scope", "_send", "_sent", "_status", "_trailers")
 
-    def __init__(self, app: App, operation: HttpOperation, scope: Scope, send: Send) -> None:
-        self._app = app
+    def __init__(self, routed: object, operation: HttpOperation, scope: Scope, send: Send) -> None:
+        self._routed = routed
         self._operation = operation
         self._scope = scope
         self._send = send
-        self._status: int | None = None
+        self._status = 0
         self._trailers = False
-        self._complete = False
+        self._sent = 0
+        # None while the last message is with the server.
+        self._is_whole: bool | None = False
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, and read from it how far the response is."""
         kind: str = message["type"]
         if kind in _BODIES:
             is_last = not (self._trailers or message.get("more_body"))
+            if not is_last:
+                self._sent += len(message.get("body", b""))
         else:
-            if kind in _STARTS and self._status is None:
+            if kind in _STARTS and not self._status:
                 self._start(kind, message)
             is_last = kind in _WHOLE or (kind == "http.response.trailers" and not message.get("more_trailers"))
         # What the server's own `send` returns is handed out as it is, but for the message that ends the operation.
@@ -297,23 +312,28 @@ class _Response:
         send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _send_last(self, message: Message) -> None:
-        # From here on the server has it all. It may report that the client has gone before its `send` returns, and the
-        # framework then cancels the application.
-        self._complete = True
+        # A server that has it all may report that the client has gone before its `send` returns. A framework that hears
+        # of it cancels what it no longer needs, and returns; where the cancellation comes from outside, it raises.
+        self._is_whole = None
         try:
             await self._send(message)
         except Exception:
-            self._complete = False
+            self._is_whole = False
             raise
-        if self._status is not None and self._status >= 500:
+        self._is_whole = True
+        if self._status >= 500:
             self._operation.answered()
         else:
             self.end()
 
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before it had answered."""
-        if self._status is None and isinstance(error, Exception):
-            self._operation.status(500, error_from=500)
+        self._is_whole = bool(self._is_whole)
+        if isinstance(error, Exception):
+            # It may be the server's, which has refused the last of it.
+            self._sent = -1
+            if not self._status:
+                self._operation.status(500, error_from=500)
         self._operation.fail(error)
 
     def end(self) -> None:
@@ -323,20 +343,36 @@ class _Response:
             return
         if operation.is_open:
             try:
-                if route := route_of(self._scope, self._app, is_missing=self._status == 404):
+                if route := route_of(self._scope, self._routed, is_missing=self._status == 404):
                     operation.route(route)
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
-        if self._complete:
+        if self._is_whole is not False or self._has_all():
             operation.end()
         else:
             operation.break_off()
 
     def _start(self, kind: str, message: Message) -> None:
+        self._begun = message
         self._trailers = message.get("trailers", False)
         self._status = status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
         self._operation.status(status, error_from=500)
+        if status >= 403 and (status >= 500 or message.get("code") in _FAILURES):
+            error = exception_answered(_CALLS_THE_APPLICATION)
+            if error is not None:
+                self._operation.fail(error)
+
+    def _has_all(self) -> bool:
+        """Say whether the client has all that was promised, though the application would have sent more messages."""
+        if not self._status or self._trailers:
+            return False
+        headers: Headers = self._begun.get("headers", ())
+        lengths = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-length"]
+        return is_short(str(self._scope.get("method")), self._status, lengths, self._sent) is False
+
+
+_CALLS_THE_APPLICATION: Final = frozenset({TraceContextMiddleware.__call__.__code__})
 
 
 def require_contrib() -> Any:

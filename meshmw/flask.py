@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
 try:
-    from flask import got_request_exception, request, request_started
+    from flask import request, request_started
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("Flask", "flask") from missing
 
@@ -47,19 +47,11 @@ def init_app(app: Flask, **options: Unpack[ServerOptions]) -> None:
         return
     app.wsgi_app = TraceContextMiddleware(app.wsgi_app, **options)  # type: ignore[method-assign]  # as Flask documents
     request_started.connect(_name_after_rule, app)
-    got_request_exception.connect(_record, app)
 
 
 def _name_after_rule(_app: Flask, **_: Any) -> None:
     operation = request.environ.get(OPERATION)
     if isinstance(operation, HttpOperation) and request.url_rule is not None:
-        root = known_root(str(request.environ.get("SCRIPT_NAME", "")).rstrip("/"))
+        root = known_root(request.root_path)
         if root is not None:
             operation.route(f"{root}{request.url_rule.rule}")
-
-
-def _record(_app: Flask, exception: Exception, **_: Any) -> None:
-    """Note an exception that Flask answers itself, with 500."""
-    operation = request.environ.get(OPERATION)
-    if isinstance(operation, HttpOperation):
-        operation.fail(exception)

@@ -8,6 +8,7 @@ A body that is made step by step runs in the request's context too, and nothing 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sized
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack
 
@@ -16,8 +17,9 @@ from opentelemetry import context as otel_context
 from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
+from meshmw._frameworks import exception_answered, listen_for_exceptions
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
-from meshmw._lifecycle.http_conventions import protocol_version, server_attributes
+from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
 from meshmw._lifecycle.operation import AttributeValue
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import DEFAULT_WARN_WINDOW
@@ -33,6 +35,10 @@ Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
+# By SERVER_SOFTWARE: it sends the head as soon as the application returns.
+_GRANIAN: Final = "Granian"
+# These send it with the first part of the body, though PEP 3333 says with the first that is not empty.
+_HASTY: Final = ("gunicorn/", "WSGIServer/", "Werkzeug/")
 # Whose steps are no work of the application's, and need not be in the request's context.
 _PLAIN: Final = frozenset({list, tuple})
 
@@ -66,6 +72,7 @@ class TraceContextMiddleware:
     def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
         self.app = app
         self._serving = Serving("wsgi", **options)
+        listen_for_exceptions()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -77,7 +84,7 @@ class TraceContextMiddleware:
         operation = self._serving.begin(request, effective)
         environ[OPERATION] = operation
 
-        response = _Response(operation, environ["REQUEST_METHOD"], start_response)
+        response = _Response(operation, environ, start_response)
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:
@@ -90,7 +97,8 @@ class TraceContextMiddleware:
             detach(token, operation.context, ended_by)
             if ended_by is not None:
                 response.end()
-        return _watched(body, response, environ.get("wsgi.file_wrapper"))
+        response.is_returned = True
+        return _watched(body, response, environ)
 
 
 class BaggageSizeFilter:
@@ -169,7 +177,7 @@ def _path(environ: Environ) -> str:
 
 
 def _own_authority(environ: Mapping[str, Any]) -> str:
-    return f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
+    return authority_of(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT", ""))
 
 
 def _rewrite(environ: MutableMapping[str, Any], rewrites: Mapping[str, str | None]) -> None:
@@ -186,78 +194,124 @@ class _Response:
 
     Args:
         operation: The request's.
-        method: Its method.
+        environ: What it came in.
         start_response: The server's own.
+
+    Attributes:
+        operation: The request's.
+        is_returned: Whether the application has returned a body.
+        is_begun: Whether the server was handed a part of it, be it empty.
+        is_out: Whether the head of the response went out, as far as the bytes of the body tell.
+        is_whole: Whether the application has come to the end of the body.
+        sent: The bytes of the body that the server was handed.
     """
 
-    __slots__ = ("_headers", "_method", "_start_response", "_status", "is_whole", "operation", "sent")
+    __slots__ = (
+        "_environ",
+        "_headers",
+        "_start_response",
+        "_status",
+        "is_begun",
+        "is_out",
+        "is_returned",
+        "is_whole",
+        "operation",
+        "sent",
+    )
 
-    def __init__(self, operation: HttpOperation, method: str, start_response: StartResponse) -> None:
+    def __init__(self, operation: HttpOperation, environ: Environ, start_response: StartResponse) -> None:
         self.operation = operation
         self.sent = 0
-        self.is_whole = False
-        self._method = method
+        self.is_returned = self.is_begun = self.is_out = self.is_whole = False
+        self._environ = environ
         self._start_response = start_response
-        self._status = 0
+        self._status: int | None = None
         self._headers: Iterable[tuple[str, str]] = ()
 
-    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Hand the status on; a second one, with *exc_info*, counts where the first has not gone out."""
         # The server refuses it by raising, and then the client keeps the status that it has.
-        if exc_info is None:
-            write = self._start_response(status, headers)
-        else:
-            write = self._start_response(status, headers, exc_info)
-        self._status = int(status[:3]) if status[:3].isdecimal() else 0
-        self._headers = headers
+        write: Any = self._start_response(status, headers, *(() if exc_info is None else (exc_info,)))
+        if not self._is_out():
+            code = str(status)[:3]
+            self._status = int(code) if code.isdecimal() else 0
+            self._headers = headers
+            if self._status >= 500:
+                self._note_exception(exc_info)
 
         def counting(data: bytes) -> object:
+            self.is_out = True
             self.sent += len(data)
             return write(data)
 
-        return counting
+        # granian's server has none.
+        return counting if callable(write) else write
+
+    def hand(self, chunk: bytes) -> bytes:
+        """Count a part of the body."""
+        self.is_begun = True
+        if chunk:
+            self.is_out = True
+            self.sent += len(chunk)
+        return chunk
 
     def fail(self, error: BaseException) -> None:
-        """Record an error; a server answers 500 for an application that raised before a byte went out."""
-        if not self.sent and isinstance(error, Exception):
+        """Record an error; a server answers 500 for an application that raised before the head went out."""
+        if isinstance(error, Exception) and not self._is_out():
             self._status = 500
-        self._tell_status()
         self.operation.fail(error)
 
     def end(self) -> None:
         """End the operation, once, as incomplete where not all went out."""
         if self.operation.is_over:
             return
-        self._tell_status()
-        if self.is_whole or self._has_no_more():
-            self.operation.end()
-        else:
-            self.operation.break_off()
-
-    def _tell_status(self) -> None:
+        if self._status is None and (self.is_begun or self.is_whole):
+            # A server has nothing to begin such a body with, and raises; granian has a status of its own.
+            self._status = 200 if self._environ.get("SERVER_SOFTWARE") == _GRANIAN else 500
         if self._status:
             self.operation.status(self._status, error_from=500)
+        if self._is_short():
+            self.operation.break_off()
+        else:
+            self.operation.end()
 
-    def _has_no_more(self) -> bool:
-        """Say whether the server may leave the body there: it has as much as was promised, or none is to be sent."""
+    def _is_out(self) -> bool:
+        """Say whether the head of the response has gone out: with the first byte of the body, or as the server does."""
+        if self.is_out or not self.is_returned:
+            return self.is_out
+        software = str(self._environ.get("SERVER_SOFTWARE", ""))
+        return software == _GRANIAN or (self.is_begun and software.startswith(_HASTY))
+
+    def _note_exception(self, exc_info: Any) -> None:
+        """Record the exception that the application answers with 5xx."""
+        error = exc_info[1] if isinstance(exc_info, tuple) else exception_answered(_CALLS_THE_APPLICATION)
+        if isinstance(error, Exception):
+            self.operation.fail(error)
+
+    def _is_short(self) -> bool:
+        """Say whether the client lacks something; a server may leave a body there once it has what was promised."""
         if not self._status:
-            return False
-        # RFC 9110, section 6.4.1: what has no content.
-        if self._method == "HEAD" or self._status in (204, 304):
-            return True
+            return not self.is_whole
         lengths = [value for name, value in self._headers if name.lower() == "content-length"]
-        return len(lengths) == 1 and lengths[0].strip().isdecimal() and self.sent >= int(lengths[0])
+        found = is_short(self._environ["REQUEST_METHOD"], self._status, lengths, self.sent)
+        return not self.is_whole if found is None else found
 
 
-def _watched(body: Iterable[bytes], response: _Response, file_wrapper: object) -> Iterable[bytes]:
+def _watched(body: Iterable[bytes], response: _Response, environ: Environ) -> Iterable[bytes]:
     """Return a body for the server that ends the operation when it is over.
 
     Args:
         body: What the application returned.
         response: The request's; the context is current during each step of the body and at no other time.
-        file_wrapper: The server's own, as it stands in the environ; a plain file in it is left to the server to send.
+        environ: What says how the server sends bodies.
     """
-    if _is_plain_file(body, file_wrapper) and _ends_when_closed(body, response):
+    # A plain file in the server's own wrapper is left to the server to send.
+    if _is_plain_file(body, environ.get("wsgi.file_wrapper")) and _ends_when_closed(body, response):
+        return body
+    if isinstance(body, list) and environ.get("SERVER_SOFTWARE") == _GRANIAN:
+        # It tells the length of a list, and sends whatever else there is in pieces.
+        response.sent, response.is_whole = sum(map(len, body)), True
+        response.end()
         return body
     return _SizedBody(body, response) if isinstance(body, Sized) else _Body(body, response)
 
@@ -286,9 +340,7 @@ class _Body:
             step = self._next
             if step is None:
                 step = self._next = self._begin()
-            chunk: bytes = self._run(step)
-            response.sent += len(chunk) if chunk else 0
-            return chunk
+            return response.hand(self._run(step))
         except StopIteration:
             response.is_whole = True
             response.end()
@@ -316,6 +368,9 @@ class _Body:
         # What a generator has made current would be detached into the request's context, in the server's thread.
         self._kept = closed_on_drop(steps, self._run)
         return steps.__next__
+
+
+_CALLS_THE_APPLICATION: Final = frozenset({TraceContextMiddleware.__call__.__code__, _Body.__next__.__code__})
 
 
 class _SizedBody(_Body):
@@ -349,7 +404,7 @@ def _ends_when_closed(body: Any, response: _Response) -> bool:
     Only an object of the server's own class is sent by sendfile, so none of ours can stand around it. Whether the
     last byte went out is not to be seen from there.
     """
-    step = StepContext(response.operation.context)
+    step, response.is_out = StepContext(response.operation.context), True
     close = getattr(body, "close", None)
 
     def close_and_end() -> None:
@@ -360,7 +415,8 @@ def _ends_when_closed(body: Any, response: _Response) -> bool:
             response.fail(error)
             raise
         finally:
-            response.is_whole = True
+            # The server sends it, and nobody counts.
+            response.sent, response.is_whole = sys.maxsize, True
             response.end()
 
     try:

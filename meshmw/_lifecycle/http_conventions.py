@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,10 +18,15 @@ from meshmw._notices import LOGGER, Throttle, without_credentials
 from meshmw._otel import liveness_of
 from meshmw._policy.patterns import request_path
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+# RFC 9110, RFC 5789 and the QUERY method, as the conventions ask.
+STANDARD_METHODS: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
+)
+_methods = STANDARD_METHODS
 
 # How many root paths may stand in routes, which are labels of metrics.
 _MOST_ROOTS: Final = 64
+_LONGEST_ROOT: Final = 255
 _roots: Final[set[str]] = set()
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
 _CACHED_CLIENTS: Final = 256
@@ -38,16 +44,26 @@ _NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|
 _MOST_AUTHORITY: Final = 512
 
 
+def know_methods(listed: str) -> None:
+    """Take the methods of a comma-separated list for known, and no others; where it is empty, the standard ones.
+
+    `OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS` holds such a list. It is case-sensitive, as methods are.
+    """
+    global _methods
+    _methods = frozenset(filter(None, map(str.strip, listed.split(",")))) or STANDARD_METHODS
+    _repeated.cache_clear()
+
+
 def method_attributes(method: str) -> dict[str, AttributeValue]:
     """Return `http.request.method`, which is `_OTHER` with the original beside it for an unknown method."""
-    if method in METHODS:
+    if method in _methods:
         return {"http.request.method": method}
     return {"http.request.method": "_OTHER", "http.request.method_original": method[:64]}
 
 
 def span_name(method: str, route: str | None = None) -> str:
     """Return `{method} {route}`, or the method alone; an unknown method is named `HTTP`."""
-    verb = method if method in METHODS else "HTTP"
+    verb = method if method in _methods else "HTTP"
     return f"{verb} {route}" if route else verb
 
 
@@ -58,15 +74,31 @@ def authority_of(host: object, port: object) -> str:
 
 
 def known_root(root: str) -> str | None:
-    """Return the root path of an application, or None for one beyond the first 64.
+    """Return the root path of an application, or None for one beyond the first 64, or of more than 255 characters.
 
     The server sets it, but some let a header decide (`x-forwarded-prefix`), and a route is a metric's label.
     """
     if root and root not in _roots:
-        if len(_roots) >= _MOST_ROOTS:
+        if len(_roots) >= _MOST_ROOTS or len(root) > _LONGEST_ROOT:
             return None
         _roots.add(root)
     return root
+
+
+def is_short(method: str, status: int, lengths: Sequence[str], sent: int) -> bool | None:
+    """Say whether a client still lacks some of a response's body; None where nobody has said how long it is.
+
+    Args:
+        method: The request's.
+        status: The status code that went out.
+        lengths: What Content-Length promised, by each line of it.
+        sent: The bytes of the body that went out.
+    """
+    # RFC 9110, section 6.4.1: what has no content.
+    if method == "HEAD" or status in (204, 304):
+        return False
+    is_known = len(lengths) == 1 and lengths[0].strip().isdecimal()
+    return sent < int(lengths[0]) if is_known else None
 
 
 def redact_query(query: str) -> str:

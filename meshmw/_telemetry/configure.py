@@ -16,6 +16,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from meshmw._lifecycle.http_conventions import know_methods
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._runtime import Runtime, install
 from meshmw._telemetry.export import shown_endpoint
@@ -27,6 +28,7 @@ from meshmw.propagator import MeshPropagator
 from meshmw.settings import SHARED_VARIABLES, Settings, as_text, first_of, hidden, readable, sdk_disabled
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
+_KNOWN_METHODS: Final = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
 
 # What cannot be changed any more once there is a provider.
 _FIXED: Final = (
@@ -107,6 +109,7 @@ def _configure(settings: Settings) -> Telemetry:
     runtime = Runtime.from_settings(settings, propagator)
     telemetry = _set_providers(settings, propagator)
     propagate.set_global_textmap(propagator)
+    know_methods(first_of(_KNOWN_METHODS))
     install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))
     atexit.register(telemetry.shutdown)
     if telemetry.exports:

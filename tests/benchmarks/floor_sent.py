@@ -61,7 +61,7 @@ class SentInOneFunction(httpx.BaseTransport):
         around = otel_context.get_current()
         method, url, sent = request.method, request.url, request.headers.raw
         parent: Any = around.get(SPAN_KEY)
-        if method not in semconv.METHODS or CLIENT_IS_MEASURED() or parent is None or not isinstance(parent, Span):
+        if method not in semconv.STANDARD_METHODS or CLIENT_IS_MEASURED() or not isinstance(parent, Span):
             raise NotPlain
         if type(request.headers) is not httpx.Headers or not self._mesh.matches(url.host) or url.userinfo:
             raise NotPlain

@@ -153,7 +153,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
                 attributes["url.query"] = semconv.redact_query(query.decode("latin-1"))
             attributes["client.address"] = attributes["network.peer.address"] = client[0]
             attributes["network.peer.port"] = client[1]
-        if method not in semconv.METHODS or SERVER_IS_MEASURED() or logged.is_wanted:
+        if method not in semconv.STANDARD_METHODS or SERVER_IS_MEASURED() or logged.is_wanted:
             raise NotPlain
         span = start_span(method, Context(entries), SpanKind.SERVER, attributes)
         entries[SPAN_KEY] = entries[CLAIM_KEY] = span
@@ -170,7 +170,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             is_over = True
             if span.is_recording():
                 try:
-                    if route := route_of(scope, app, is_missing=status == 404):
+                    if route := route_of(scope, None, is_missing=status == 404):
                         span.update_name(f"{method} {route}")
                         span.set_attribute("http.route", route)
                 except Exception:

@@ -49,6 +49,60 @@ def test_an_authority_is_said_if_it_is_one(authority, scheme, expected):
     assert http_conventions.address_attributes("server", authority, scheme) == expected
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "authority"),
+    [
+        ("10.0.0.1", 80, "10.0.0.1:80"),
+        ("pod", "8000", "pod:8000"),
+        ("::1", 80, "[::1]:80"),
+        ("[::1]", "8000", "[::1]:8000"),
+        ("fe80::1%eth0", 80, "[fe80::1%eth0]:80"),
+        ("::ffff:10.0.0.1", 80, "[::ffff:10.0.0.1]:80"),
+    ],
+)
+def test_an_address_of_ipv6_stands_in_brackets(host, port, authority):
+    assert semconv.authority_of(host, port) == authority
+    expected = {"server.address": host.strip("[]"), "server.port": int(port)}
+    assert semconv.address_attributes("server", authority, "http") == expected
+
+
+@pytest.fixture
+def known():
+    """Sets the methods that are known, and the standard ones again afterwards."""
+    yield semconv.know_methods
+    semconv.know_methods("")
+
+
+@pytest.mark.parametrize(
+    ("listed", "method", "expected"),
+    [
+        ("", "GET", ("GET", "GET", None)),
+        ("", "QUERY", ("QUERY", "QUERY", None)),
+        ("", "PROPFIND", ("HTTP", "_OTHER", "PROPFIND")),
+        (" , ,", "GET", ("GET", "GET", None)),
+        ("PROPFIND", "PROPFIND", ("PROPFIND", "PROPFIND", None)),
+        # It takes the place of the standard ones.
+        ("PROPFIND", "GET", ("HTTP", "_OTHER", "GET")),
+        (" GET , ,PROPFIND,", "GET", ("GET", "GET", None)),
+        ("GET,PROPFIND", "propfind", ("HTTP", "_OTHER", "propfind")),
+        ("get", "get", ("get", "get", None)),
+        ("get", "GET", ("HTTP", "_OTHER", "GET")),
+        ("GET", "", ("HTTP", "_OTHER", "")),
+    ],
+)
+def test_a_method_is_known_if_it_is_listed(known, listed, method, expected):
+    request = {"scheme": "http", "path": "/", "query": "", "authority": "shop", "protocol_version": "1.1"}
+    request |= {"client": None, "client_port": None, "user_agent": None}
+    before = semconv.server_attributes(method=method, **request)
+    known(listed)
+    name, shown, original = expected
+    found = semconv.server_attributes(method=method, **request)
+    assert (semconv.span_name(method), found["http.request.method"]) == (name, shown)
+    assert found.get("http.request.method_original") == original
+    known("")
+    assert semconv.server_attributes(method=method, **request) == before
+
+
 @given(st.text())
 def test_no_authority_can_raise(authority):
     http_conventions.address_attributes("server", authority, "http")

@@ -43,6 +43,10 @@ def test_the_path_is_the_whole_one_and_never_empty(environ, path):
     [
         ({"HTTP_HOST": "items.local:81", "SERVER_NAME": "pod", "SERVER_PORT": "8000"}, "items.local", 81),
         ({"SERVER_NAME": "pod", "SERVER_PORT": "8000"}, "pod", 8000),
+        ({"SERVER_NAME": "::1", "SERVER_PORT": "8000"}, "::1", 8000),
+        ({"SERVER_NAME": "[::1]", "SERVER_PORT": "8000"}, "::1", 8000),
+        ({"HTTP_HOST": "[2001:db8::1]", "SERVER_NAME": "pod", "SERVER_PORT": "80"}, "2001:db8::1", 80),
+        ({"SERVER_NAME": "pod", "SERVER_PORT": "http"}, None, None),
         ({}, None, None),
     ],
 )

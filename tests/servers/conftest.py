@@ -90,6 +90,13 @@ WORKERS = {
         "asgi", f"{_PRELOAD} --worker-class {_UVICORN_WORKER}", ("gunicorn", "uvicorn_worker"), "warm_app:asgi"
     ),
     "gunicorn-recycling": Kind("wsgi", f"{_GUNICORN} --max-requests 3", ("gunicorn",)),
+    "uvicorn-uvloop": Kind("asgi", _UVICORN.replace("asyncio", "uvloop"), ("uvicorn", "uvloop")),
+    "hypercorn-uvloop": Kind(
+        "asgi", "hypercorn {app} --bind 127.0.0.1:0 --worker-class uvloop", ("hypercorn", "uvloop")
+    ),
+    "granian-uvloop": Kind("asgi", f"{_GRANIAN} --interface asgi --loop uvloop", ("granian", "uvloop")),
+    "wsgiref": Kind("wsgi", "odd_wsgi wsgiref", ()),
+    "werkzeug-bare": Kind("wsgi", "odd_wsgi werkzeug", ("werkzeug",)),
     "hypercorn-recycling": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0 --max-requests 3", ("hypercorn",)),
 }
 POLICIES = ("strict", "w3c")

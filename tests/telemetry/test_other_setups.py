@@ -74,6 +74,36 @@ print(injected())
         assert "WARNING" not in program.stderr
 
 
+class TestKnownMethods:
+    @pytest.mark.parametrize(
+        ("variable", "names"),
+        [
+            (None, "GET HTTP"),
+            ("", "GET HTTP"),
+            (" PROPFIND , MKCOL", "HTTP PROPFIND"),
+            ("GET,PROPFIND", "GET PROPFIND"),
+            ("get,propfind", "HTTP HTTP"),
+        ],
+    )
+    def test_a_list_takes_the_place_of_the_standard_ones(self, run_program, variable, names):
+        """As the conventions ask: a list that is comma-separated and case-sensitive, read once."""
+        variables = {} if variable is None else {"OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS": variable}
+        program = run_program(
+            """
+import os
+from meshmw._lifecycle.http_conventions import span_name
+assert (span_name("GET"), span_name("PROPFIND")) == ("GET", "HTTP")
+configure(Settings(exporter="none"))
+os.environ["OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"] = "OTHER"
+configure()
+print(span_name("GET"), span_name("PROPFIND"))
+""",
+            **variables,
+        )
+        assert program.stdout == f"{names}\n", program.stderr
+        assert "WARNING" not in program.stderr
+
+
 class TestConfigFile:
     def test_the_file_makes_the_provider_and_the_propagator_stays_strict(self, run_program, config_file):
         program = run_program(

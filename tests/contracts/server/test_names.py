@@ -368,6 +368,16 @@ def test_the_servers_own_address_stands_in_for_a_host_header(make):
 
 
 @pytest.mark.parametrize(
+    ("server", "address"), [(("::1", 8080), "::1"), (["fe80::1%eth0", 8080, 0, 2], "fe80::1%eth0")]
+)
+def test_the_servers_own_address_may_be_one_of_ipv6(make, server, address):
+    host = make("BareASGI")
+    host.get(changes={"headers": [], "server": server})
+    found = host.server_span.attributes
+    assert (found["server.address"], found["server.port"]) == (address, 8080)
+
+
+@pytest.mark.parametrize(
     "environ",
     [
         {"REMOTE_PORT": "none"},
