@@ -10,11 +10,11 @@ Nothing is imported here that the application has not imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from meshmw._lifecycle.http import OPERATION, HttpOperation
+from meshmw._lifecycle.http import current_operation
 from meshmw._lifecycle.http_conventions import known_root
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -176,7 +176,7 @@ def listen_for_exceptions() -> None:
     if sys.modules.get("flask"):
         from flask import got_request_exception as in_flask
 
-        in_flask.connect(_record_for_flask)
+        in_flask.connect(_record)
     if sys.modules.get("quart"):
         from quart.signals import got_request_exception, got_websocket_exception
 
@@ -188,30 +188,22 @@ def listen_for_exceptions() -> None:
         in_django.connect(_record_for_django, dispatch_uid="meshmw")
 
 
-def _record_for_flask(_app: object, exception: BaseException, **_: object) -> None:
-    from flask import request
-
-    _record(request.environ, exception)
-
-
-async def _record_for_quart(_app: object, exception: BaseException, **_: object) -> None:
-    from quart import has_request_context, request, websocket
-
-    _record(request.scope if has_request_context() else websocket.scope, exception)
+def _record(_app: object, exception: BaseException, **_: object) -> None:
+    operation = current_operation()
+    if operation is not None:
+        operation.fail(exception)
 
 
-def _record_for_django(request: Any = None, **_: object) -> None:
-    # Django says for which request, and leaves the exception where `sys` finds it.
+async def _record_for_quart(app: object, exception: BaseException, **_: object) -> None:
+    # A function that is not async would be called in a thread.
+    _record(app, exception)
+
+
+def _record_for_django(sender: object, **_: object) -> None:
+    # Django leaves the exception where `sys` finds it.
     error = sys.exception()
-    if error is not None and request is not None:
-        _record(carrier_of(request), error)
-
-
-def carrier_of(request: Any) -> Mapping[str, Any]:
-    """Return the scope or environ that a request of Django's came in."""
-    # An ASGIRequest has its scope; META of a WSGIRequest is the environ.
-    found: Mapping[str, Any] = getattr(request, "scope", request.META)
-    return found
+    if error is not None:
+        _record(sender, error)
 
 
 def exception_answered(boundary: Collection[CodeType]) -> BaseException | None:
@@ -232,9 +224,3 @@ def exception_answered(boundary: Collection[CodeType]) -> BaseException | None:
             return error
         frame = frame.f_back
     return None
-
-
-def _record(carrier: Mapping[str, Any], error: BaseException) -> None:
-    operation = carrier.get(OPERATION)
-    if isinstance(operation, HttpOperation):
-        operation.fail(error)

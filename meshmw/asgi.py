@@ -297,7 +297,7 @@ class _Response:
         if kind in _BODIES:
             is_last = not (self._trailers or message.get("more_body"))
             if not is_last:
-                self._sent += len(message.get("body", b""))
+                self._sent += len(message.get("body") or b"")
         else:
             if kind in _STARTS and not self._status:
                 self._start(kind, message)
@@ -348,10 +348,10 @@ class _Response:
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
-        if self._is_whole is not False or self._has_all():
-            operation.end()
-        else:
+        if self._is_whole is False and not self._has_all():
             operation.break_off()
+        else:
+            operation.end()
 
     def _start(self, kind: str, message: Message) -> None:
         self._begun = message
@@ -368,7 +368,9 @@ class _Response:
         if not self._status or self._trailers:
             return False
         headers: Headers = self._begun.get("headers", ())
-        lengths = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-length"]
+        lengths = [
+            bytes(value).decode("latin-1") for name, value in headers if bytes(name).lower() == b"content-length"
+        ]
         return is_short(str(self._scope.get("method")), self._status, lengths, self._sent) is False
 
 

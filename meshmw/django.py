@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
 from typing import Any
 
-from meshmw._frameworks import carrier_of, listen_for_exceptions
+from meshmw._frameworks import listen_for_exceptions
 from meshmw._lifecycle.http import OPERATION, HttpOperation
 from meshmw._lifecycle.http_conventions import known_root
 
@@ -49,7 +49,9 @@ vars(route_middleware).update(sync_capable=True, async_capable=True)
 
 
 def _name_after_pattern(request: Any) -> None:
-    operation, match = carrier_of(request).get(OPERATION), request.resolver_match
+    # An ASGIRequest has its scope; META of a WSGIRequest is the environ.
+    carrier, match = getattr(request, "scope", request.META), request.resolver_match
+    operation = carrier.get(OPERATION)
     if isinstance(operation, HttpOperation) and match is not None:
         root = known_root(str(request.META.get("SCRIPT_NAME", "")).rstrip("/"))
         if root is not None:

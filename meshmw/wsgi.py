@@ -292,7 +292,8 @@ class _Response:
         """Say whether the client lacks something; a server may leave a body there once it has what was promised."""
         if not self._status:
             return not self.is_whole
-        lengths = [value for name, value in self._headers if name.lower() == "content-length"]
+        # A number is no text, and Werkzeug's server takes it for one.
+        lengths = [str(value) for name, value in self._headers if name.lower() == "content-length"]
         found = is_short(self._environ["REQUEST_METHOD"], self._status, lengths, self.sent)
         return not self.is_whole if found is None else found
 

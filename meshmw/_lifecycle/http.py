@@ -243,6 +243,16 @@ class SuppressedHttpOperation(HttpOperation):
         return self.current()
 
 
+def current_operation() -> HttpOperation | None:
+    """Return the operation of the request that is served here: of several protocols within one another, the outermost.
+
+    None where no middleware of ours began it, and once it is over.
+    """
+    request = otel_context.get_current().get(_REQUEST_KEY)
+    found = request.carrier.get(OPERATION) if isinstance(request, Request) else None
+    return found if isinstance(found, HttpOperation) else None
+
+
 def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
 

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import litestar
 import pytest
 import quart
+from asgiref.wsgi import WsgiToAsgi
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import got_request_exception
 from django.http import Http404, HttpResponse
 from django.test import override_settings
 from django.urls import path
@@ -152,6 +154,16 @@ def test_a_handler_that_raises_leaves_both_exceptions(wsgi_host):
     wsgi_host.get("/fail")
     assert exceptions_of(wsgi_host.server_span) == ["LookupError", "ValueError"]
     assert wsgi_host.server_span.attributes["error.type"] == "ValueError"
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_flask_in_an_asgi_application(host, within):
+    app = new_flask()
+    if within:
+        meshmw.flask.init_app(app, **host.options)
+    host.app = asgi.TraceContextMiddleware(WsgiToAsgi(app), **host.options)
+    assert host.get("/fail").status == 500
+    assert_recorded(host)
 
 
 def test_a_flask_request_that_is_none_of_ours_is_left_alone(wsgi_host):
@@ -524,6 +536,15 @@ def test_an_answer_of_djangos_is_no_exception(django_host, kind):
     host = django_host(kind, "meshmw.django.route_middleware")
     assert host.get("/none").status == 404
     assert_not_recorded(host)
+
+
+def test_djangos_signal_may_tell_of_no_exception_and_of_no_request():
+    asgi.TraceContextMiddleware(plain_middleware)
+    got_request_exception.send(sender=None)
+    try:
+        raise ERROR
+    except LookupError:
+        got_request_exception.send(sender=None)
 
 
 # The metric says the same.

@@ -463,6 +463,14 @@ def test_django_is_named_with_every_include_and_the_root(make, name, path, expec
     assert host.server_span.name.replace("^", "") == expected.format(root)
 
 
+def test_djangos_routes_are_absent_below_the_65th_root(make, roots):
+    host = make("DjangoWSGI")
+    roots.update(f"/root{turn}" for turn in range(64))
+    host.get("/items/7", SCRIPT_NAME="/root64")
+    host.get("/items/7", SCRIPT_NAME="/root63")
+    assert [span.name for span in host.server_spans] == ["GET", "GET /root63/items/<item>"]
+
+
 @pytest.mark.parametrize("is_copied", [False, True])
 def test_300_requests_below_a_mount_with_a_parameter_are_few_series(monkeypatch, name_of, is_copied):
     reader = InMemoryMetricReader()

@@ -162,6 +162,8 @@ def test_a_response_that_was_whole_stays_so_though_what_comes_after_it_is_cancel
     [
         ("GET", 200, [(b"content-length", b"3")], False),
         ("GET", 200, [(b"Content-Length", b" 2 ")], False),
+        ("GET", 200, [(memoryview(b"content-length"), memoryview(b"3"))], False),
+        ("GET", 200, [("content-length", "3")], True),
         ("GET", 200, [(b"content-length", b"4")], True),
         ("GET", 200, [(b"content-length", b"three")], True),
         ("GET", 200, [(b"content-length", b"3"), (b"content-length", b"3")], True),
@@ -431,6 +433,7 @@ FIVE = [PLAIN, ("Content-Length", "5")]
     [
         ("GET", "200 OK", FIVE, 1, False),
         ("GET", "200 OK", [PLAIN, ("content-length", " 5")], 1, False),
+        ("GET", "200 OK", [PLAIN, ("Content-Length", 5)], 1, False),
         ("GET", "200 OK", [PLAIN, ("Content-Length", "6")], 1, True),
         ("GET", "200 OK", [PLAIN, ("Content-Length", "five")], 1, True),
         ("GET", "200 OK", [*FIVE, *FIVE], 1, True),
