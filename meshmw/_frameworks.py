@@ -9,6 +9,7 @@ Nothing is imported here that the application has not imported.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from types import CodeType, FrameType
@@ -152,10 +153,12 @@ def routed_within(app: object) -> object:
         if layer is None or id(layer) in seen:
             continue
         seen.add(id(layer))
-        if isinstance(getattr(layer, "routes", None), list | tuple):
-            found.append(layer)
-        else:
-            waiting += _layers_within(layer)
+        # A property of the application's own may raise anything, and no route is worth that.
+        with contextlib.suppress(Exception):
+            if isinstance(getattr(layer, "routes", None), list | tuple):
+                found.append(layer)
+            else:
+                waiting += _layers_within(layer)
     return found[0] if len(found) == 1 else None
 
 

@@ -33,7 +33,7 @@ GRAMMAR = {
     "traceparent": rf"00-{HEX32}-{HEX16}-0[0-3]",
     "tracestate": rf"{STATE_MEMBER}(?:,{STATE_MEMBER}){{0,31}}",
     "baggage": rf"{BAGGAGE_MEMBER}(?:,{BAGGAGE_MEMBER}){{0,63}}",
-    "b3": rf"{HEX32}-{HEX16}(?:-[01d])?",
+    "b3": rf"(?:{HEX32}-{HEX16}(?:-[01d])?)|[01d]",
     "x-b3-traceid": HEX32,
     "x-b3-spanid": HEX16,
     "x-b3-sampled": "[01]",

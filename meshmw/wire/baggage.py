@@ -142,7 +142,8 @@ def parse_baggage(
             dropped["too_many_members"] = None
             break
         properties += part.count(";")
-        match = (MEMBER if properties <= _MOST_PROPERTIES else _WITHOUT_PROPERTIES).fullmatch(part)
+        has_few = properties <= _MOST_PROPERTIES
+        match = MEMBER.fullmatch(part) if has_few else _WITHOUT_PROPERTIES.fullmatch(part)
         if match is not None:
             raw, key, value = match.groups()
             if count == max_members or size + len(raw) + 1 > max_bytes:

@@ -105,3 +105,16 @@ for group in GROUPS.values():
         assert asyncio.run(ask(make())) == 200, make
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_search_for_the_worst_finds_a_shape_for_each_place():
+    program = """
+from tests.benchmarks.hostile import PLACES, Search, report
+table = report(tries=3, rounds=1, shown=len(PLACES))
+assert all(f"| `{place}`:" in table for place in PLACES), table
+one, other = Search(1), Search(1)
+assert [one._made("baggage") for _ in range(20)] == [other._made("baggage") for _ in range(20)]
+shape = one._made("b3")
+assert shape.text(1) != shape.text(2)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

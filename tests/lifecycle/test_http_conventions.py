@@ -125,6 +125,21 @@ def test_values_of_known_signatures_are_redacted(query, expected):
     assert semconv.redact_query(query) == expected
 
 
+def test_a_long_query_is_cut_and_so_is_one_with_many_secrets():
+    assert semconv.redact_query("a" * 2048) == "a" * 2048
+    assert semconv.redact_query("a" * 2049) == "a" * 2048
+    assert semconv.redact_query("q=1&sig=" + "x" * 60_000) == "q=1&sig=REDACTED"
+    assert semconv.redact_query("a" * 2040 + "&sig=secret") == "a" * 2040 + "&sig=REDACTED"
+    assert semconv.redact_query("a" * 2044 + "&sig=secret") == "a" * 2044 + "&sig"
+    many = "&".join(f"sig=secret{n}" for n in range(40))
+    assert semconv.redact_query(many) == "&".join(["sig=REDACTED"] * 32)
+
+
+def test_an_authority_longer_than_any_host_is_none():
+    assert semconv.address_attributes("server", "a" * 513, "http") == {}
+    assert semconv.address_attributes("server", "a" * 512, "http")["server.port"] == 80
+
+
 def test_an_unknown_method_is_other_and_its_text_is_bounded():
     assert semconv.method_attributes("PROPFIND" * 20) == {
         "http.request.method": "_OTHER",
