@@ -368,9 +368,12 @@ class _Response:
         if not self._status or self._trailers:
             return False
         headers: Headers = self._begun.get("headers", ())
-        lengths = [
-            bytes(value).decode("latin-1") for name, value in headers if bytes(name).lower() == b"content-length"
-        ]
+        try:
+            found = [bytes(value) for name, value in headers if bytes(name).lower() == b"content-length"]
+        except TypeError:
+            # ASGI asks for bytes, and h11 takes text for them too.
+            return False
+        lengths = [value.decode("latin-1") for value in found]
         return is_short(str(self._scope.get("method")), self._status, lengths, self._sent) is False
 
 
