@@ -50,7 +50,8 @@ def patterns(packages=PACKAGES):
     seen = set()
     for package in packages:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if found.name.endswith("__main__"):
+            # To import the second configures this process.
+            if found.name.endswith(("__main__", "meshmw.auto")):
                 continue
             for name, value in vars(importlib.import_module(found.name)).items():
                 for place, pattern in patterns_in(value, name):

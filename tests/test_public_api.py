@@ -80,18 +80,18 @@ NAMES = {
         write_report
     """,
     "meshmw.wire": """
-        B3Context BaggageValue REASONS TraceParent TraceState format_baggage format_member
+        B3Context B3Fault BaggageValue REASONS TraceParent TraceState examine_b3 format_baggage format_member
         format_traceparent parse_baggage parse_member read_b3 read_traceparent
     """,
     "meshmw.wire.b3": """
-        B3Context REASONS read_b3
+        B3Context B3Fault REASONS examine_b3 read_b3
     """,
     "meshmw.wire.baggage": """
         BaggageValue MAX_BYTES MAX_MEMBERS REASONS format_baggage format_member parse_baggage parse_member
     """,
     "meshmw.wire.headers": """
         B3_HEADERS HEXDIGLC NOT_HEXDIGLC NOT_PRINTABLE_ASCII OWS PROPAGATION_HEADERS SENT_HEADER
-        TRACE_HEADERS
+        TRACE_HEADERS trimmed
     """,
     "meshmw.wire.traceparent": """
         FLAG_RANDOM FLAG_SAMPLED KNOWN_FLAGS REASONS TraceParent TraceParentPolicy format_traceparent

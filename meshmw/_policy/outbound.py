@@ -118,8 +118,6 @@ class OutboundScope:
         """
         if not self._propagate_to.matches(host):
             return {}, _WRITTEN
-        if SENT_HEADER not in stale:
-            stale |= {SENT_HEADER}
         if self._baggage_to.matches(host):
             headers.update(carried)
             # Only there: to strangers our own header says nothing.

@@ -89,12 +89,14 @@ def build_meter_provider(settings: Settings) -> MeterProvider | None:
         return None
     with readable(*(METRIC_VARIABLES if settings.metrics == "otlp" else EXEMPLAR_VARIABLES)):
         try:
+            # First: a reader collects as soon as it is made, and the SDK warns of one that has no provider yet.
+            resource = build_resource(settings)
             reader = otlp_reader(settings) if settings.metrics == "otlp" else _prometheus_reader()
         except MeshmwError:
             raise
         except Exception as error:
             raise _unusable(error) from error
-        return _meter_provider(reader, settings)
+        return _meter_provider(reader, resource, settings)
 
 
 def baggage_attributes(settings: Settings) -> SpanProcessor | None:
@@ -175,10 +177,10 @@ def _prometheus_reader() -> MetricReader:
     return PrometheusMetricReader()
 
 
-def _meter_provider(reader: MetricReader, settings: Settings) -> MeterProvider:
+def _meter_provider(reader: MetricReader, resource: Resource, settings: Settings) -> MeterProvider:
     try:
         # At the end of the process a collector has as long as for spans, and not the SDK's 30 seconds.
-        return MeterProvider([reader], build_resource(settings), shutdown_on_exit=settings.metrics != "otlp")
+        return MeterProvider([reader], resource, shutdown_on_exit=settings.metrics != "otlp")
     except Exception as error:
         reader.shutdown()  # takes it out of the registry, and ends its thread
         raise _unusable(error) from error

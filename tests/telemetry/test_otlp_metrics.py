@@ -129,7 +129,7 @@ def test_a_collector_that_is_not_there_is_said_once_and_holds_up_no_end(run_prog
         MESHMW_METRICS="otlp",
         MESHMW_EXPORTER="none",
         MESHMW_ENDPOINT="127.0.0.1:9",
-        OTEL_METRIC_EXPORT_INTERVAL="20",
+        OTEL_METRIC_EXPORT_INTERVAL="200",
         OTEL_EXPORTER_OTLP_METRICS_TIMEOUT="1",
     )
     assert program.returncode == 0
