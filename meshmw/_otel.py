@@ -163,11 +163,6 @@ def liveness_of(instrument: object) -> Callable[[], object]:
     return partial(getattr, instrument, "_real_instrument", True)
 
 
-def real_tracer(tracer: trace.Tracer) -> trace.Tracer:
-    """Return the tracer that a stand-in made before there was a provider keeps in `_real_tracer`, else *tracer*."""
-    return getattr(tracer, "_real_tracer", None) or tracer
-
-
 def parts_of(propagator: object) -> tuple[object, ...]:
     """Return what a composite propagator keeps in `_propagators`: OpenTelemetry wraps those of OTEL_PROPAGATORS in one.
 

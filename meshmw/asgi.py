@@ -339,8 +339,6 @@ class _Response:
     def end(self) -> None:
         """End the operation under the route that the framework left in the scope."""
         operation = self._operation
-        if operation.is_over:
-            return
         if operation.is_open:
             try:
                 if route := route_of(self._scope, self._routed, is_missing=self._status == 404):

@@ -191,24 +191,6 @@ class TestProxies:
         assert _otel.liveness_of(MeterProvider(shutdown_on_exit=False).get_meter("t").create_counter("c"))()
         assert _otel.liveness_of(object())()
 
-    def test_a_tracer_keeps_the_real_one_in_real_tracer(self):
-        run_parts(
-            """
-            from opentelemetry import trace
-            from opentelemetry.sdk.trace import Tracer, TracerProvider
-            from meshmw._otel import real_tracer
-            tracer = trace.get_tracer("t")
-            assert real_tracer(tracer) is tracer
-            trace.set_tracer_provider(TracerProvider())
-            tracer.start_span("s")
-            assert isinstance(real_tracer(tracer), Tracer), "a tracer no longer keeps the real one in `_real_tracer`"
-            """
-        )
-
-    def test_a_tracer_without_the_name_is_itself(self):
-        tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
-        assert _otel.real_tracer(tracer) is tracer
-
     def test_what_stands_for_a_meter_provider_is_known_by_its_class(self):
         run_parts(
             """

@@ -68,7 +68,7 @@ def as_lines(value: object) -> list[str]:
 
 def one_line(lines: Sequence[str]) -> str:
     """Return a header's lines as the one that they stand for (RFC 9110, section 5.3)."""
-    return lines[0] if len(lines) == 1 else ",".join(lines)
+    return ",".join(lines)
 
 
 def are_same(before: Sequence[str] | None, now: Sequence[str] | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from meshmw._context.carriers import Lines, one_line
+from meshmw._context.carriers import Lines
 from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, BaggageReader
 from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, Reading, TraceReader, repeated_trace_state
 from meshmw._notices import Rejections
@@ -133,8 +133,7 @@ class HeaderReader:
 
     def read(self, lines: Lines) -> Extraction:
         """Return what the lines say; refused headers are counted, warned of and listed."""
-        plain = self._read_plain(lines) if self._reads_plain else None
-        return self.read_with_care(lines) if plain is None else plain
+        return (self._reads_plain and self._read_plain(lines)) or self.read_with_care(lines)
 
     def read_with_care(self, lines: Lines) -> Extraction:
         """Return what `read` does, of a plain request too without the one pass."""
@@ -148,8 +147,8 @@ class HeaderReader:
 
     def _read_plain(self, lines: Lines) -> Extraction | None:
         """Return what the lines of a plain request say. Of any other request return None, and count nothing."""
-        found = lines.get("traceparent")
-        match = VERSION_00.fullmatch(found[0]) if found and len(found) == 1 else None
+        # Several lines make a text that no grammar of one value takes; one line stays as it is.
+        match = VERSION_00.fullmatch(",".join(lines.get("traceparent", ())))
         if match is None:
             return None
         trace_id, parent_id, digits = match.groups()
@@ -158,9 +157,7 @@ class HeaderReader:
         if not _UNPLAIN.isdisjoint(lines) and (not flags & FLAG_SAMPLED or not B3_HEADERS.isdisjoint(lines)):
             return None
         if "tracestate" in lines:
-            found = lines["tracestate"]
-            # Nearly every header is one line: here and below that is not worth a call.
-            text = found[0] if len(found) == 1 else one_line(found)
+            text = ",".join(lines["tracestate"])
             if len(text) > REPEATED_STATE:
                 return None
             try:
@@ -170,8 +167,7 @@ class HeaderReader:
         if "baggage" in lines:
             if not self._takes_baggage:
                 return None
-            found = lines["baggage"]
-            text = found[0] if len(found) == 1 else one_line(found)
+            text = ",".join(lines["baggage"])
             if len(text) > REPEATED_BAGGAGE:
                 return None
             members, _, must_change = self._baggage.repeated(text)
@@ -205,8 +201,7 @@ def _carried(lines: Lines, names: Collection[str]) -> dict[str, str]:
     found = {}
     for name in names:
         if name in lines:
-            values = lines[name]
-            text = values[0] if len(values) == 1 else one_line(values)
+            text = ",".join(lines[name])
             if 0 < len(text) <= PASSTHROUGH_MAX_CHARACTERS and text.isascii() and text.isprintable():
                 found[name] = text
     return found

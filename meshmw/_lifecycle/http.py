@@ -24,7 +24,7 @@ from meshmw._lifecycle.http_conventions import (
     span_name,
 )
 from meshmw._lifecycle.operation import AttributeValue, LazyAttributes, Operation, record_refusals
-from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, StandDown, is_asked_by_server, is_suppressed, real_tracer
+from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, StandDown, is_asked_by_server, is_suppressed
 from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
 from meshmw.wire.traceparent import FLAG_SAMPLED
@@ -277,9 +277,6 @@ def begin_server(request: Request, decision: Decision, around: Context, tracer: 
     extraction = decision.extraction
     if decision.whose != "ours":
         return _begin_without_span(request, decision, around)
-    if type(tracer) is ProxyTracer:
-        # Made before there was a provider: to go through it takes two calls more.
-        tracer = real_tracer(tracer)
     below, remote = extraction.into(around), extraction.span_context
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
     is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
@@ -326,8 +323,6 @@ def begin_client(
     around = otel_context.get_current()
     if is_suppressed(around, http=True):
         return SuppressedHttpOperation(method)
-    if type(tracer) is ProxyTracer:
-        tracer = real_tracer(tracer)
     parent = around.get(SPAN_KEY)
     is_likely = False
     if isinstance(parent, Span) and parent.is_recording():
