@@ -11,7 +11,7 @@ import functools
 import gc
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 
 def kafka_servers(client: Any) -> list[str]:
@@ -116,41 +116,24 @@ def status_of_ended_call(call: Any) -> Any:
     return None
 
 
-ClientClass = TypeVar("ClientClass", bound=type[Any])
-
-
-def wraps_transports(wrapper: type[Any]) -> Callable[[ClientClass], ClientClass]:
-    """Return a decorator for a subclass of an httpx client, by which each transport of the client is used in *wrapper*.
+def replace_transports(
+    client: Any, choosing: Callable[[Callable[..., Any]], Callable[..., Any]], wrapped: Callable[[Any], Any]
+) -> None:
+    """Have a subclass of an httpx client use other transports than those that it was given.
 
     httpx has no public hook for that. It asks its `_transport_for_url` for the transport of each request: the client's
-    own, a proxy's or a mounted one. A client that does not ask has its `_transport` and `_mounts` wrapped when it is
-    made; where these are gone too, its requests carry no trace.
+    own, a proxy's or a mounted one. A client that does not ask has its `_transport` and `_mounts` replaced when it is
+    made; where these are gone too, it uses what it was given.
+
+    Args:
+        client: The subclass.
+        choosing: Takes the function that httpx asks, and returns the one to ask instead.
+        wrapped: Takes a transport, and returns the one to use instead.
     """
-
-    def wrapped(transport: Any) -> Any:
-        return transport if transport is None or isinstance(transport, wrapper) else wrapper(transport)
-
-    def decorate(client: ClientClass) -> ClientClass:
-        if hasattr(client, "_transport_for_url"):
-            _wrap_when_asked(client, wrapped)
-        else:
-            _wrap_when_made(client, wrapped)
-        return client
-
-    return decorate
-
-
-def _wrap_when_asked(client: Any, wrapped: Callable[[Any], Any]) -> None:
-    choose = client._transport_for_url
-
-    @functools.wraps(choose)
-    def transport_for_url(self: Any, url: Any) -> Any:
-        return wrapped(choose(self, url))
-
-    client._transport_for_url = transport_for_url
-
-
-def _wrap_when_made(client: Any, wrapped: Callable[[Any], Any]) -> None:
+    choose = getattr(client, "_transport_for_url", None)
+    if choose is not None:
+        client._transport_for_url = choosing(choose)
+        return
     make = client.__init__
 
     @functools.wraps(make)

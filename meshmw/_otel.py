@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
+from operator import contains
 from typing import TYPE_CHECKING, Any, Final
 
 import opentelemetry.context
@@ -31,10 +32,12 @@ BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("key", "value", Context())))
 # `opentelemetry.instrumentation.utils` writes it, and that package need not be installed.
 SUPPRESS_KEY: Final = "suppress_instrumentation"
 # The API's own keys, which the SDK's exporters and newer contrib packages write; without them there is the one above.
-_SUPPRESS_ALL_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS_KEY)
+SUPPRESS_ALL_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS_KEY)
 SUPPRESS_HTTP_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", SUPPRESS_KEY)
 # Every package of contrib has imported it, and asks its functions whether instrumentation is suppressed.
 _CONTRIB_UTILS: Final = "opentelemetry.instrumentation.utils"
+# Returns whether any package of contrib is loaded. It is asked for every call, so it is a function of C.
+IS_CONTRIB_LOADED: Final = partial(contains, sys.modules, _CONTRIB_UTILS)
 _SERVERS: Final = ("aiohttp_server", "asgi", "django", "falcon", "fastapi", "flask", "pyramid", "starlette", "tornado")
 _CONTRIB_SERVERS: Final = tuple(f"opentelemetry.instrumentation.{name}" for name in (*_SERVERS, "wsgi"))
 
@@ -112,34 +115,6 @@ def _is_registered(group: str, name: str) -> bool:
     from importlib.metadata import entry_points  # takes 20 ms, for the few who name a provider
 
     return bool(entry_points(group=group, name=name))
-
-
-class StandDown:
-    """Holds, under one of the keys above, what we say to the instrumentations further in; to us it says nothing."""
-
-    __slots__ = ()
-
-
-def is_suppressed(context: Context, *, http: bool = False) -> bool:
-    """Say whether somebody has suppressed instrumentation in a context, by one of the keys above.
-
-    Args:
-        context: What is current where a call begins.
-        http: Whether it is an HTTP call, of which more may be suppressed.
-    """
-    if not context:
-        return False
-    found = [
-        context.get(SUPPRESS_KEY),
-        context.get(_SUPPRESS_ALL_KEY),
-        context.get(SUPPRESS_HTTP_KEY) if http else None,
-    ]
-    return any(value and not isinstance(value, StandDown) for value in found)
-
-
-def is_contrib_loaded() -> bool:
-    """Say whether any package of contrib is, which is known by the module that all of them import."""
-    return _CONTRIB_UTILS in sys.modules
 
 
 def is_asked_by_server() -> bool:

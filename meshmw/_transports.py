@@ -7,23 +7,27 @@ body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add t
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
 
 from opentelemetry import trace
 
 from meshmw import _runtime
 from meshmw._context.current import Current
+from meshmw._foreign import replace_transports
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.http import HttpOperation, begin_client
 from meshmw._lifecycle.operation import AttributeValue
-from meshmw._otel import is_contrib_loaded
+from meshmw._otel import IS_CONTRIB_LOADED
 from meshmw._policy.words import check_options
 from meshmw.propagator import MeshPropagator
 
 _SENT: Final = "meshmw.sent"
+# Where a client keeps the wrappers of its transports, by the transport's id.
+_WRAPPERS: Final = "_meshmw_wrappers"
 # The transports of both families that send nothing, and what contrib patches on one that it is given.
 _IN_PROCESS: Final = frozenset({"ASGITransport", "WSGITransport", "MockTransport"})
 _PATCHED: Final = frozenset({"handle_request", "handle_async_request"})
@@ -66,10 +70,9 @@ class OutboundCalls:
     def begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or _runtime.current().propagator
+        tracer = self._tracer or _runtime.tracer()
         lines, url, resent = request.headers, request.url, _resent(request)
-        operation = begin_client(
-            request.method, lambda: _attributes(request) | resent, self._tracer or _runtime.tracer(), lines.raw
-        )
+        operation = begin_client(request.method, lambda: _attributes(request) | resent, tracer, lines.raw)
         carrying = self._copy(request)
         carrying.headers = type(lines)(
             propagator.replace_lines(
@@ -80,7 +83,7 @@ class OutboundCalls:
 
     def sending(self, operation: HttpOperation) -> Current:
         """Return a block in which the transport further in sends, and contrib's telemetry of clients stands back."""
-        return operation.sending() if is_contrib_loaded() and not self._is_in_process() else operation.current()
+        return operation.sending() if IS_CONTRIB_LOADED() and not self._is_in_process() else operation.current()
 
     def _is_in_process(self) -> bool:
         """Say whether the transport calls a function of this process, which may send anything, and is not patched."""
@@ -115,6 +118,37 @@ class OutboundCalls:
         for name, value in state[1].items() if isinstance(state, tuple) else ():
             setattr(carrying, name, value)
         return carrying
+
+
+ClientClass = TypeVar("ClientClass", bound=type[Any])
+
+
+def wraps_transports(wrapper: type[OutboundCalls]) -> Callable[[ClientClass], ClientClass]:
+    """Return a decorator for a subclass of an httpx client, by which each transport of the client is used in *wrapper*.
+
+    A client keeps the wrapper of each transport that it was seen to use; one that is put in a transport's place later
+    gets its own.
+    """
+
+    def wrapped(transport: Any) -> Any:
+        return transport if transport is None or isinstance(transport, wrapper) else wrapper(transport)
+
+    def choosing(choose: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(choose)
+        def transport_for_url(self: Any, url: Any) -> Any:
+            transport, known = choose(self, url), vars(self).setdefault(_WRAPPERS, {})
+            # A wrapper holds its transport, so nothing else gets that id.
+            if id(transport) not in known:
+                known[id(transport)] = wrapped(transport)
+            return known[id(transport)]
+
+        return transport_for_url
+
+    def decorate(client: ClientClass) -> ClientClass:
+        replace_transports(client, choosing, wrapped)
+        return client
+
+    return decorate
 
 
 class SyncTransport(OutboundCalls):

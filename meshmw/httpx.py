@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import httpx
 
-from meshmw._foreign import wraps_transports
-from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions
+from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions, wraps_transports
 
 __all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport", "TransportOptions"]
 

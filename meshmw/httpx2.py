@@ -6,8 +6,7 @@ existing client.
 
 from __future__ import annotations
 
-from meshmw._foreign import wraps_transports
-from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions
+from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions, wraps_transports
 from meshmw.errors import MissingExtraError
 
 try:

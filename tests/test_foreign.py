@@ -28,7 +28,7 @@ import meshmw.httpx
 import meshmw.httpx2
 from meshmw import MeshPropagator, _foreign
 from meshmw._context.current import Current
-from meshmw._foreign import wraps_transports
+from meshmw._transports import wraps_transports
 
 CLIENTS = [
     (httpx, meshmw.httpx, False),

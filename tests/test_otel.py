@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import os
+import sys
 import threading
 import time
 from importlib.metadata import version
@@ -36,6 +37,7 @@ from opentelemetry.trace import TraceState as OTelTraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshmw import _otel
+from meshmw._lifecycle.operation import StandDown, is_suppressed
 from meshmw._otel import W3CTraceState
 from meshmw.wire import TraceState
 from tests.programs import run_parts
@@ -71,32 +73,32 @@ class TestContext:
 @pytest.mark.parametrize("suppress", ["suppress_instrumentation", "suppress_http_instrumentation"])
 def test_what_contrib_suppresses_is_suppressed_for_us(suppress):
     utils = importlib.import_module("opentelemetry.instrumentation.utils")
-    assert not _otel.is_suppressed(Context())
+    assert not is_suppressed(Context())
     with getattr(utils, suppress)():
         around = otel_context.get_current()
-        assert _otel.is_suppressed(around, http=True), f"{suppress}() of contrib no longer writes the keys we look for"
-        assert _otel.is_suppressed(around) is (suppress == "suppress_instrumentation")
+        assert is_suppressed(around, http=True), f"{suppress}() of contrib no longer writes the keys we look for"
+        assert is_suppressed(around) is (suppress == "suppress_instrumentation")
 
 
 def test_what_the_sdks_exporters_suppress_is_suppressed_for_us():
     found = []
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter := InMemorySpanExporter()))
-    exporter.export = lambda spans: found.append(_otel.is_suppressed(otel_context.get_current()))
+    exporter.export = lambda spans: found.append(is_suppressed(otel_context.get_current()))
     provider.get_tracer("app").start_span("work").end()
     assert found == [True], "the SDK no longer suppresses instrumentation around an export"
 
 
 def test_what_we_say_to_others_further_in_says_nothing_to_us():
-    assert not _otel.is_suppressed(Context({_otel.SUPPRESS_KEY: _otel.StandDown()}))
+    assert not is_suppressed(Context({_otel.SUPPRESS_KEY: StandDown()}))
 
 
 def test_contribs_servers_are_known_by_their_modules_when_they_ask(monkeypatch):
     utils = importlib.import_module("opentelemetry.instrumentation.utils")
-    assert _otel.is_contrib_loaded()
+    assert _otel.IS_CONTRIB_LOADED()
     found = []
 
-    class Asked(_otel.StandDown):
+    class Asked(StandDown):
         def __bool__(self):
             found.append(_otel.is_asked_by_server())
             return False
@@ -113,8 +115,8 @@ def test_contribs_servers_are_known_by_their_modules_when_they_ask(monkeypatch):
     finally:
         detach(token)
     assert found == [True, False]
-    monkeypatch.setattr(_otel, "_CONTRIB_UTILS", "no.such.module")
-    assert not _otel.is_contrib_loaded()
+    monkeypatch.delitem(sys.modules, "opentelemetry.instrumentation.utils")
+    assert not _otel.IS_CONTRIB_LOADED()
 
 
 def test_what_an_exception_event_says_can_be_changed_once_the_span_has_ended():

@@ -23,8 +23,15 @@ from meshmw._lifecycle.http_conventions import (
     Measurement,
     span_name,
 )
-from meshmw._lifecycle.operation import AttributeValue, LazyAttributes, Operation, record_refusals
-from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, StandDown, is_asked_by_server, is_suppressed
+from meshmw._lifecycle.operation import (
+    AttributeValue,
+    LazyAttributes,
+    Operation,
+    StandDown,
+    is_suppressed,
+    record_refusals,
+)
+from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, is_asked_by_server
 from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
 from meshmw.wire.traceparent import FLAG_SAMPLED

@@ -21,8 +21,15 @@ from meshmw import _runtime
 from meshmw._context.carriers import Lines
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import MessageDecision, OperationType, decide_messages
-from meshmw._lifecycle.operation import Attributes, AttributeValue, LazyAttributes, Operation, record_refusals
-from meshmw._otel import SPAN_KEY, is_suppressed
+from meshmw._lifecycle.operation import (
+    Attributes,
+    AttributeValue,
+    LazyAttributes,
+    Operation,
+    is_suppressed,
+    record_refusals,
+)
+from meshmw._otel import SPAN_KEY
 from meshmw._policy.words import MessagingParent, check_options, one_of
 from meshmw._runtime import checked_propagator, tracer_of
 from meshmw.propagator import MeshPropagator

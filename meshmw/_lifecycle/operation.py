@@ -22,6 +22,7 @@ from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import REJECTED
 from meshmw._notices import exception_shown
+from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY
 
 
 class Operation:
@@ -108,6 +109,29 @@ class OperationScope:
         if error is not None:
             operation.fail(error)
         operation.end()
+
+
+class StandDown:
+    """Holds, under a key that suppresses, what we say to the instrumentations further in; to us it says nothing."""
+
+    __slots__ = ()
+
+
+def is_suppressed(context: Context, *, http: bool = False) -> bool:
+    """Say whether somebody has suppressed instrumentation in a context, by one of OpenTelemetry's keys.
+
+    Args:
+        context: What is current where an operation begins.
+        http: Whether it is an HTTP call, of which more may be suppressed.
+    """
+    if not context:
+        return False
+    found = [
+        context.get(SUPPRESS_KEY),
+        context.get(SUPPRESS_ALL_KEY),
+        context.get(SUPPRESS_HTTP_KEY) if http else None,
+    ]
+    return any(value and not isinstance(value, StandDown) for value in found)
 
 
 def record_exception(span: Span, error: Exception) -> None:

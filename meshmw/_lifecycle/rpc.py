@@ -22,11 +22,13 @@ from meshmw._lifecycle.operation import (
     Attributes,
     AttributeValue,
     Operation,
+    StandDown,
     error_type,
+    is_suppressed,
     record_exception,
     record_refusals,
 )
-from meshmw._otel import SPAN_KEY, SUPPRESS_KEY, StandDown, is_suppressed
+from meshmw._otel import SPAN_KEY, SUPPRESS_KEY
 
 # The package, and the instrumentation scope of its spans.
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"

@@ -677,6 +677,30 @@ def test_a_client_wraps_its_own_transport_mounts_and_proxy(in_memory):
     assert len({dict(lines)["traceparent"][:35] for lines in caller.got}) == 1
 
 
+def test_a_client_makes_one_wrapper_for_each_transport_that_it_uses_also_for_one_put_in_later(in_memory):
+    caller = in_memory()
+    url = caller.library.URL("http://shop.internal/a")
+
+    def transport():
+        return caller.library.MockTransport(caller.answer)
+
+    async def use(client):
+        first, mounted = (client._transport_for_url(each) for each in (url, caller.library.URL("http://mounted.mesh")))
+        await caller_result(client.get(url))
+        assert client._transport_for_url(url) is first is not mounted
+        for replaced in (transport(), transport()):
+            client._transport = replaced
+            await caller_result(client.get(url))
+        assert client._transport_for_url(url)._transport is replaced
+        (pattern,) = client._mounts
+        client._mounts[pattern] = late = transport()
+        assert client._transport_for_url(caller.library.URL("http://mounted.mesh"))._transport is late
+
+    caller.run(use, within=within(caller), transport=transport(), mounts={"http://mounted.mesh": transport()})
+    assert len({dict(lines)["traceparent"][:35] for lines in caller.got}) == 1
+    assert len(caller.got) == 3
+
+
 def test_a_transport_that_is_given_wrapped_is_not_wrapped_twice(in_memory):
     caller = in_memory()
     caller.call()
