@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sized
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack
+from operator import call
+from typing import Any, Final, TypeAlias, Unpack
 
 from opentelemetry import context as otel_context
 
 from meshmw._context.carriers import wsgi_key
-from meshmw._context.current import StepContext, detach
+from meshmw._context.current import Run, StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
 from meshmw._frameworks import exception_answered, listen_for_exceptions
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
@@ -29,8 +30,6 @@ from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
 __all__ = ["BaggageSizeFilter", "ServerOptions", "TraceContextMiddleware"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
@@ -328,7 +327,7 @@ class _Body:
     def __init__(self, body: Iterable[bytes], response: _Response) -> None:
         self._body: Iterable[bytes] = body
         self._response = response
-        self._run = _directly if type(body) in _PLAIN else StepContext(response.operation.context).run
+        self._run: Run = call if type(body) in _PLAIN else StepContext(response.operation.context).run
         self._next: Callable[[], bytes] | None = None
         self._kept: object = None
 
@@ -367,8 +366,9 @@ class _Body:
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)
         # What a generator has made current would be detached into the request's context, in the server's thread.
-        self._kept = closed_on_drop(steps, self._run)
-        return steps.__next__
+        if self._run is not call:
+            self._kept = closed_on_drop(steps, self._run)
+        return steps.__next__  # type: ignore[no-any-return]
 
 
 _CALLS_THE_APPLICATION: Final = frozenset({TraceContextMiddleware.__call__.__code__, _Body.__next__.__code__})
@@ -381,10 +381,6 @@ class _SizedBody(_Body):
 
     def __len__(self) -> int:
         return len(self._body)  # type: ignore[arg-type]  # made for sized bodies alone
-
-
-def _directly(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    return step(*args, **kwargs)
 
 
 def _is_plain_file(body: Any, file_wrapper: object) -> bool:
