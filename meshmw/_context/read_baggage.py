@@ -35,7 +35,7 @@ class ReadBaggage(NamedTuple):
     @property
     def rewrite(self) -> str | None:
         """Return the line to put in the header's place, or None where nothing of it is left."""
-        return ",".join(value.raw for value in self.members.values()) or None
+        return ",".join([value.raw for value in self.members.values()]) or None
 
 
 class BaggageReader:
