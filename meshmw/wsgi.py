@@ -24,7 +24,7 @@ from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_
 from meshmw._lifecycle.operation import AttributeValue
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import DEFAULT_WARN_WINDOW
-from meshmw._policy.trust import RequestView
+from meshmw._policy.trust import RequestView, wsgi_path
 from meshmw.streams import closed_on_drop
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
@@ -79,7 +79,7 @@ class TraceContextMiddleware:
             return self.app(environ, start_response)
         effective = self._serving.effective()
         lines = _header_lines(environ, effective.header_names.wsgi)
-        request = _WsgiRequest(environ["REQUEST_METHOD"], _path(environ), lines, environ)
+        request = _WsgiRequest(environ["REQUEST_METHOD"], wsgi_path(environ) or "/", lines, environ)
         operation = self._serving.begin(request, effective)
         environ[OPERATION] = operation
 
@@ -165,14 +165,6 @@ class _WsgiRequest(Request):
 def _header_lines(environ: Environ, wanted: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the wanted lines of an environ by name in lower case; servers have joined repeated ones with a comma."""
     return {name: [environ[key]] for key, name in wanted.items() if key in environ}
-
-
-def _path(environ: Environ) -> str:
-    """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
-    text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
-    if text.isascii():
-        return text or "/"
-    return text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _own_authority(environ: Mapping[str, Any]) -> str:

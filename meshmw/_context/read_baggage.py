@@ -11,6 +11,7 @@ from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.words import limit_of
 from meshmw.wire import BaggageValue, parse_baggage
+from meshmw.wire.baggage import whole_members
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
 REPEATED_BAGGAGE: Final = 8192
@@ -56,28 +57,30 @@ class BaggageReader:
         # Good ones and bad ones.
         self._most_members = 2 * max_members
         self._max_bytes = max_bytes
-        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
+        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read_line)
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
-        text = one_line(lines)
-        if len(text) <= REPEATED_BAGGAGE:
-            return self.repeated(text)
-        if not self._is_soon_over(text):
-            return self._read(text)
-        # Where a limit is reached in the beginning, nothing beyond it is looked at, so nothing else need be known.
-        read = self.repeated(text[:REPEATED_BAGGAGE].rpartition(",")[0])
-        return self._read(text) if _LIMITS.isdisjoint(read.reasons) else read
+        size = sum(map(len, lines)) + len(lines) - 1
+        if size <= REPEATED_BAGGAGE:
+            return self.repeated(one_line(lines))
+        beginning, _ = whole_members(lines, REPEATED_BAGGAGE)
+        # Where a limit is likely to be reached in the beginning, that is read first, once for all that begin so: if it
+        # is, nothing beyond is looked at, so nothing else need be known.
+        if self._max_bytes < REPEATED_BAGGAGE or beginning.count(",") > self._most_members:
+            read = self.repeated(beginning)
+            if not _LIMITS.isdisjoint(read.reasons):
+                return read
+        return self._read(lines, size)
 
-    def _is_soon_over(self, text: str) -> bool:
-        """Say whether a limit is likely to be reached in the beginning, which is then read once for all."""
-        return self._max_bytes < REPEATED_BAGGAGE or text.count(",", 0, REPEATED_BAGGAGE) > self._most_members
+    def _read_line(self, line: str) -> ReadBaggage:
+        return self._read([line], len(line))
 
-    def _read(self, text: str) -> ReadBaggage:
-        read, reasons = parse_baggage(text, max_members=self._max_members, max_bytes=self._max_bytes)
+    def _read(self, lines: Sequence[str], size: int) -> ReadBaggage:
+        read, reasons = parse_baggage(lines, max_members=self._max_members, max_bytes=self._max_bytes)
         members = self._keys.permitted(read)
         # Blanks and commas are refused by no rule, and count for the next proxy all the same.
-        must_change = bool(reasons) or len(members) < len(read) or len(text) > self._max_bytes
+        must_change = bool(reasons) or len(members) < len(read) or size > self._max_bytes
         return ReadBaggage(members, reasons, must_change)
 
 

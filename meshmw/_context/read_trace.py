@@ -166,7 +166,7 @@ class TraceReader:
         return SpanContext(trace_id, parent_id, True, TraceFlags(flags), state)
 
     def _read_copies(self, found: Sequence[str], reading: Reading) -> _Fields:
-        copies = [text for line in found for text in line.split(",", _MAX_DUPLICATES)]
+        copies = one_line(found).split(",", _MAX_DUPLICATES)
         if self._duplicates == "restart" or len(copies) > _MAX_DUPLICATES:
             raise InvalidHeaderError("traceparent", "duplicate")
         parents = [self._read_copy(text) for text in copies]

@@ -20,6 +20,8 @@ _WORDS: Final[dict[str, Trust]] = {word: word for word in get_args(Trust)}
 
 # Envoy quotes a whole certificate chain where it is told to, which takes some thousand characters.
 _MAX_CHARACTERS: Final = 16_384
+# To decode 64 KiB that are no UTF-8 takes as long as seven requests.
+_MOST_PATH: Final = 4_096
 # XFCC = element *( "," element ); element = pair *( ";" pair ); a value with `,` `;` or `=` is quoted, `"` is `\"`
 _PAIR: Final = re.compile(r'[ \t]*+([A-Za-z]++)=("(?:[^"\\]|\\.)*+"|[^",;]*+)[ \t]*+([,;]|\Z)', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -66,10 +68,7 @@ class RequestView:
             value = environ.get(key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}")
             return None if value is None else str(value)
 
-        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        # PEP 3333 hands out the path's bytes as latin-1.
-        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-        return cls(environ.get("REQUEST_METHOD", "GET"), path, environ.get("REMOTE_ADDR") or None, lookup)
+        return cls(environ.get("REQUEST_METHOD", "GET"), wsgi_path(environ), environ.get("REMOTE_ADDR") or None, lookup)
 
     def header(self, name: str) -> str | None:
         """Return a header's text, several lines joined with commas, or None; the case of the name does not matter."""
@@ -84,6 +83,15 @@ class RequestView:
         """
         header = self.header("x-forwarded-client-cert")
         return None if header is None else spiffe_id(header)
+
+
+def wsgi_path(environ: Mapping[str, Any]) -> str:
+    """Return the path of a WSGI request, decoded; of one that is not ASCII the first 4,096 bytes."""
+    path = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    if path.isascii():
+        return path
+    # PEP 3333 hands out the path's bytes as latin-1.
+    return path[:_MOST_PATH].encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 TrustCallable: TypeAlias = Callable[[RequestView], Trust]

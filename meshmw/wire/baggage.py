@@ -102,7 +102,7 @@ class BaggageValue(str):
 
     def __new__(cls, value: str, raw: str) -> BaggageValue:
         """Join a decoded value to its raw text."""
-        self = super().__new__(cls, value)
+        self = str.__new__(cls, value)
         self.raw = raw
         return self
 
@@ -131,7 +131,7 @@ def parse_baggage(
         The values by key, and the `REASONS` why others were left out, each once. Nothing is raised.
     """
     kept: dict[str, BaggageValue] = {}
-    text, was_cut = _window([lines] if isinstance(lines, str) else lines, _WINDOW * max_bytes)
+    text, was_cut = whole_members([lines] if isinstance(lines, str) else lines, _WINDOW * max_bytes)
     dropped: dict[str, None] = {}
     count, bad, size, escapes = 0, 0, -1, 0
     for found in _parts(text):
@@ -168,8 +168,10 @@ def parse_baggage(
 
 def _parts(text: str) -> Iterator[re.Match[str]]:
     """Find what stands between commas: a member with its key and its value, or what is none."""
-    many = _TOO_MANY_PROPERTIES.match(text)
-    end = len(text) if many is None else text.rfind(",", 0, many.end()) + 1
+    many = _TOO_MANY_PROPERTIES.match(text) if text.count(";") > _MOST_PROPERTIES else None
+    if many is None:
+        return _PART.finditer(text)
+    end = text.rfind(",", 0, many.end()) + 1
     return chain(_PART.finditer(text, 0, end), _PART_WITHOUT_PROPERTIES.finditer(text, end))
 
 
@@ -261,8 +263,8 @@ def _outgoing(key: object, value: object, max_bytes: int) -> str:
     return format_member(key, text)
 
 
-def _window(lines: Sequence[str], room: int) -> tuple[str, bool]:
-    """Return what is looked at of all lines, as one, and whether that is not all."""
+def whole_members(lines: Sequence[str], room: int) -> tuple[str, bool]:
+    """Return all lines as one, or the whole members of so many characters, and whether those are not all."""
     taken: list[str] = []
     for line in lines:
         taken.append(line[: room + 1])

@@ -243,6 +243,11 @@ class TestRequestView:
         assert request.header("content-length") is None
         assert request.spiffe_id == ID
 
+    def test_of_a_long_path_that_is_not_ascii_the_beginning_is_decoded(self):
+        assert RequestView.from_wsgi({"PATH_INFO": "/" + "a" * 65_535}).path == "/" + "a" * 65_535
+        request = RequestView.from_wsgi({"SCRIPT_NAME": "/\xc3\xa9", "PATH_INFO": "\xff" * 65_536})
+        assert request.path == "/\xe9" + "\ufffd" * 4_093
+
     def test_of_a_bare_environ(self):
         request = RequestView.from_wsgi({"REMOTE_ADDR": ""})
         assert (request.method, request.path, request.peer) == ("GET", "", None)
