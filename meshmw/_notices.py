@@ -100,7 +100,7 @@ REASONS: Final = {
     "traceparent": {
         "missing": "tracestate or baggage came without it, as if a proxy had stripped it",
         "conflict": "B3 names another parent, and decides by `prefer`",
-        "flipped": "our client sent it sampled, and it arrived unsampled; it is believed",
+        "flipped": "our client sent it sampled, and it arrived unsampled; it is trusted",
     },
     "tracestate": {"header_budget": "it was left out of an outbound gRPC call, whose other metadata are too big"},
     "baggage": {"header_budget": "members were left out of an outbound request, which proxies would have refused"},
@@ -300,7 +300,7 @@ class Rejections:
         return dict(self._counts)
 
     def accepted(self, headers: tuple[str, ...]) -> None:
-        """Count headers that were read and believed."""
+        """Count headers that were read and trusted."""
         # Without a meter provider there is nobody to count for.
         if _IS_LIVE():
             for header in headers:
@@ -316,7 +316,7 @@ class Rejections:
             reason: The reason code.
             consequence: What happens now, for the engineer who reads the line.
             text: What the header held, where it may be shown. Only an escaped excerpt is logged.
-            outcome: `refused`, or `noted` where it is believed all the same.
+            outcome: `refused`, or `noted` where it is trusted all the same.
         """
         _EXTRACTIONS.add(1, {"header": header, "outcome": outcome, "reason": reason})
         self._counts[header, reason] += 1

@@ -127,33 +127,19 @@ class MeshPropagator(TextMapPropagator):
         self.trust: Trust = one_of(Trust, trust, "trust")
         self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
         self.rejections = Rejections(warn_window)
-        self.names_read = self._names_read()
+        self.names_read = _names_read(self.formats, self.passthrough)
         self._unread = PROPAGATION_HEADERS - self.names_read
         self.watched = frozenset(
             name.encode("ascii") for name in (*PROPAGATION_HEADERS, SENT_HEADER, *self.passthrough)
         )
         keys = BaggageKeys(items_of(baggage_keys, "baggage_keys"))
-        trace_reader = TraceReader(
-            formats=self.formats,
-            traceparent_policy=one_of(TraceParentPolicy, traceparent_policy, "traceparent_policy"),
-            duplicates=one_of(Duplicates, duplicates, "duplicates"),
-            prefer=one_of(Prefer, prefer, "prefer"),
-        )
         max_members = limit_of(baggage_max_members, "baggage_max_members")
         max_bytes = limit_of(baggage_max_bytes, "baggage_max_bytes")
-        baggage_reader = BaggageReader(keys, max_members, max_bytes)
-
-        def reader(rejections: Rejections) -> HeaderReader:
-            return HeaderReader(
-                trace=trace_reader,
-                baggage=baggage_reader,
-                takes_baggage="baggage" in self.formats,
-                passthrough=self.passthrough,
-                rejections=rejections,
-            )
-
-        self._reader = reader(self.rejections)
-        self._checker = reader(SilentRejections())
+        scope = _outbound_scope(propagate_to, baggage_to, header_budget, self.rejections)
+        trace = _trace_reader(self.formats, traceparent_policy, duplicates, prefer)
+        baggage = BaggageReader(keys, max_members, max_bytes)
+        self._reader = self._header_reader(trace, baggage, self.rejections)
+        self._checker = self._header_reader(trace, baggage, SilentRejections())
         self._writer = HeaderWriter(
             formats=self.formats,
             baggage_keys=keys,
@@ -164,25 +150,19 @@ class MeshPropagator(TextMapPropagator):
         self._outgoing = OutgoingHeaders(
             writer=self._writer,
             checker=self._checker,
-            scope=OutboundScope(
-                propagate_to=items_of(propagate_to, "propagate_to"),
-                baggage_to=items_of(baggage_to, "baggage_to"),
-                budget=HeaderBudget.parse(header_budget),
-                rejections=self.rejections,
-            ),
+            scope=scope,
             rejections=self.rejections,
             watched=self.watched,
         )
 
-    def _names_read(self) -> frozenset[str]:
-        names = set(self.passthrough)
-        if "tracecontext" in self.formats:
-            names |= TRACE_HEADERS | {SENT_HEADER}
-        if "baggage" in self.formats:
-            names.add("baggage")
-        if "b3" in self.formats or "b3multi" in self.formats:
-            names |= B3_HEADERS
-        return frozenset(names)
+    def _header_reader(self, trace: TraceReader, baggage: BaggageReader, rejections: Rejections) -> HeaderReader:
+        return HeaderReader(
+            trace=trace,
+            baggage=baggage,
+            takes_baggage="baggage" in self.formats,
+            passthrough=self.passthrough,
+            rejections=rejections,
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MeshPropagator:
@@ -319,6 +299,42 @@ class MeshPropagator(TextMapPropagator):
             target: The request's target, as its first line names it.
         """
         return self._outgoing.replace_lines(lines, context, host, method, target)
+
+
+def _names_read(formats: Collection[Format], passthrough: Collection[str]) -> frozenset[str]:
+    names = set(passthrough)
+    if "tracecontext" in formats:
+        names |= TRACE_HEADERS | {SENT_HEADER}
+    if "baggage" in formats:
+        names.add("baggage")
+    if "b3" in formats or "b3multi" in formats:
+        names |= B3_HEADERS
+    return frozenset(names)
+
+
+def _trace_reader(
+    formats: Collection[Format], traceparent_policy: TraceParentPolicy, duplicates: Duplicates, prefer: Prefer
+) -> TraceReader:
+    return TraceReader(
+        formats=formats,
+        traceparent_policy=one_of(TraceParentPolicy, traceparent_policy, "traceparent_policy"),
+        duplicates=one_of(Duplicates, duplicates, "duplicates"),
+        prefer=one_of(Prefer, prefer, "prefer"),
+    )
+
+
+def _outbound_scope(
+    propagate_to: Sequence[str],
+    baggage_to: Sequence[str],
+    header_budget: tuple[int, int] | int,
+    rejections: Rejections,
+) -> OutboundScope:
+    return OutboundScope(
+        propagate_to=items_of(propagate_to, "propagate_to"),
+        baggage_to=items_of(baggage_to, "baggage_to"),
+        budget=HeaderBudget.parse(header_budget),
+        rejections=rejections,
+    )
 
 
 # A host that reads a request need not make the result current: Starlette takes the parent out of it, and no more.

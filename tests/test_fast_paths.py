@@ -236,7 +236,8 @@ def test_a_raw_text_is_checked_the_same_whatever_its_length(raw):
     authority=st.none() | st.text(max_size=20) | st.just("a" * 600) | st.just("a.b:80"),
     scheme=st.sampled_from(["http", "x"]),
     user_agent=st.none() | st.text(max_size=20) | st.just("a" * 600),
-    path=st.text(max_size=3),
+    # With a colon it may be a target in absolute form, of which only the path is said.
+    path=st.text(st.characters(exclude_characters=":"), max_size=3),
 )
 def test_attributes_are_the_same_the_second_time_and_the_callers_own(method, authority, scheme, user_agent, path):
     asked = {"method": method, "authority": authority, "scheme": scheme, "user_agent": user_agent, "path": path}

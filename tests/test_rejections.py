@@ -92,7 +92,7 @@ def test_the_counts_that_are_handed_out_are_a_copy(rejections):
     assert rejections.counts == {("a", "x"): 1}
 
 
-def test_a_header_that_was_believed_is_no_refusal(rejections, caplog):
+def test_a_header_that_was_trusted_is_no_refusal(rejections, caplog):
     rejections.accepted(("traceparent",))
     assert rejections.counts == {}
     assert lines(caplog) == []

@@ -124,7 +124,8 @@ class TrustPolicy:
     ) -> None:
         self._callable = _checked(trust) if callable(trust) else None
         word: Trust = "restart" if callable(trust) else one_of(Trust, trust, "trust", "a callable")
-        self._peers = Networks(trusted_peers) if trusted_peers else None
+        networks = Networks(trusted_peers)
+        self._peers = networks if trusted_peers else None
         self._otherwise: Trust = "restart" if self._peers is not None and word == "continue" else word
         self._rejections = Rejections() if rejections is None else rejections
         self.static: Trust | None = word if self._peers is None and self._callable is None else None

@@ -1,4 +1,4 @@
-"""Which parent is believed: duplicates, formats that disagree, flags that flipped, what a refused one leaves."""
+"""Which parent is trusted: duplicates, formats that disagree, flags that flipped, what a refused one leaves."""
 
 from __future__ import annotations
 

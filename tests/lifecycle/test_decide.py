@@ -131,7 +131,7 @@ def _as_said(extraction: Extraction) -> str:
     return "a refused parent" if extraction.refused else "nothing"
 
 
-def test_a_span_of_ours_links_to_the_parent_that_is_not_believed():
+def test_a_span_of_ours_links_to_the_parent_that_is_not_trusted():
     (link,) = Decision(SAYS["a refused parent"], "ours").links
     assert (link.context, dict(link.attributes)) == (STRANGER, REJECTED)
     assert Decision(SAYS["a parent"], "ours").links is None

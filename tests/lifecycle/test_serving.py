@@ -1,4 +1,4 @@
-"""How far a caller is believed, who makes the span, and what the span tells, in ASGI and in WSGI alike."""
+"""How far a caller is trusted, who makes the span, and what the span tells, in ASGI and in WSGI alike."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class TestTrust:
         strict.inject(outgoing, strict.extract({**dict(VALID), "x-cloud-trace-context": "a/1"}))
         assert outgoing == {"x-request-id": "abc"}
 
-    def test_his_sampled_flag_is_not_believed(self, served: Served) -> None:
+    def test_his_sampled_flag_is_not_trusted(self, served: Served) -> None:
         unsampled = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-00")]
         served.get(unsampled, propagator=MeshPropagator(), trust="restart")
         assert served.span.context.trace_flags.sampled
@@ -217,7 +217,7 @@ class TestTrust:
         assert (served.seen["trace_id"] == TRACE_ID) is continued
         assert bool(served.span.links) is not continued
 
-    def test_a_host_that_believed_the_caller_is_not_adopted_and_it_is_said(self, served: Served) -> None:
+    def test_a_host_that_trusted_the_caller_is_not_adopted_and_it_is_said(self, served: Served) -> None:
         propagator = MeshPropagator()
         tracer = served.provider.get_tracer("host")
         context = propagator.extract(dict(VALID))

@@ -1,4 +1,4 @@
-"""Whom a request is believed to come from: forged, missing and malformed first."""
+"""Whom a request is taken to come from: forged, missing and malformed first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmw import Settings
 from meshmw._notices import Rejections
 from meshmw._policy.trust import RequestView, TrustPolicy, spiffe_id
+from meshmw.errors import SettingsError
 
 ID = "spiffe://cluster.local/ns/shop/sa/checkout"
 
@@ -24,6 +26,19 @@ def view(peer=None, path="/", **headers):
             "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()],
         }
     )
+
+
+@pytest.mark.parametrize("peers", ["", "10.0.0.0/8", b"", None, ["10.0.0.0/33"], [""]])
+def test_peers_that_are_no_list_of_networks_are_refused(peers):
+    with pytest.raises(ValueError, match=r"trusted_peers|network"):
+        TrustPolicy("continue", peers)
+
+
+def test_in_settings_a_text_lists_networks_and_an_empty_one_lists_none():
+    assert Settings(trusted_peers="").trusted_peers == ()
+    assert Settings(trusted_peers="10.0.0.0/8, ::1").trusted_peers == ("10.0.0.0/8", "::1")
+    with pytest.raises(SettingsError, match="trusted_peers"):
+        Settings(trusted_peers=[""])
 
 
 class TestCallable:

@@ -93,6 +93,6 @@ def test_what_comes_in_decides_what_goes_out(service, vector, new_ids):
 
 
 def seen_parent(vector, ids):
-    """Return what the application sees of a traceparent that is believed: the sender's own text."""
+    """Return what the application sees of a traceparent that is trusted: the sender's own text."""
     [line] = [line for line in vector["lines"] if line.lower().startswith("traceparent:")]
     return expand(line, ids).partition(":")[2].strip()

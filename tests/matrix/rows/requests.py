@@ -63,7 +63,7 @@ def malformed_is_removed(kit: Any) -> None:
 def duplicate(kit: Any) -> None:
     one, two = Ids(), Ids()
     trace, _ = told(ask_once(uvicorn_serves, kit.asgi(answer), "/", one.traceparent, two.traceparent))
-    assert trace not in (one.trace, two.trace), "one of the two is believed"
+    assert trace not in (one.trace, two.trace), "one of the two is trusted"
 
 
 @row(GROUP, "a context that uvicorn leaks on a kept connection is no parent")

@@ -86,7 +86,7 @@ def websocket_malformed(kit: Any) -> None:
         token = otel_context.attach(context)
         seen = trace_here()
         otel_context.detach(token)
-        assert seen == "0" * 32, "it is believed"
+        assert seen == "0" * 32, "it is trusted"
 
 
 @row(GROUP, "binary messages: a bounded, versioned header", needs="write_frame")
