@@ -24,6 +24,8 @@ STANDARD_METHODS: Final = frozenset(
 )
 _methods = STANDARD_METHODS
 
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
 # How many root paths may stand in routes, which are labels of metrics.
 _MOST_ROOTS: Final = 64
 _LONGEST_ROOT: Final = 255
@@ -42,6 +44,31 @@ _SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
 _NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
 # A host name has 253 characters, and a port 5.
 _MOST_AUTHORITY: Final = 512
+
+# "this metric SHOULD be specified with ExplicitBucketBoundaries of"              HTTP metrics
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
+_VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
+_MOST_HOSTS: Final = 100
+
+_METER: Final = metrics.get_meter("meshmw")
+SERVER: Final = _METER.create_histogram(
+    "http.server.request.duration",
+    unit="s",
+    description="Duration of HTTP server requests.",
+    explicit_bucket_boundaries_advisory=_BUCKETS,
+)
+CLIENT: Final = _METER.create_histogram(
+    "http.client.request.duration",
+    unit="s",
+    description="Duration of HTTP client requests.",
+    explicit_bucket_boundaries_advisory=_BUCKETS,
+)
+# Asked for each request: measuring without a meter provider would cost its labels.
+SERVER_IS_MEASURED: Final = liveness_of(SERVER)
+CLIENT_IS_MEASURED: Final = liveness_of(CLIENT)
+_hosts: Final[set[str]] = set()
+_failures: Final = Throttle()
 
 
 def know_methods(listed: str) -> None:
@@ -191,32 +218,6 @@ def protocol_version(version: str) -> str:
     return number.removesuffix(".0") if number in {"2.0", "3.0"} else number
 
 
-# "this metric SHOULD be specified with ExplicitBucketBoundaries of"              HTTP metrics
-_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-_SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
-_VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
-_MOST_HOSTS: Final = 100
-
-_METER: Final = metrics.get_meter("meshmw")
-SERVER: Final = _METER.create_histogram(
-    "http.server.request.duration",
-    unit="s",
-    description="Duration of HTTP server requests.",
-    explicit_bucket_boundaries_advisory=_BUCKETS,
-)
-CLIENT: Final = _METER.create_histogram(
-    "http.client.request.duration",
-    unit="s",
-    description="Duration of HTTP client requests.",
-    explicit_bucket_boundaries_advisory=_BUCKETS,
-)
-# Asked for each request: measuring without a meter provider would cost its labels.
-SERVER_IS_MEASURED: Final = liveness_of(SERVER)
-CLIENT_IS_MEASURED: Final = liveness_of(CLIENT)
-_hosts: Final[set[str]] = set()
-_failures: Final = Throttle()
-
-
 class Measurement:
     """Times one request, from when it is made.
 
@@ -276,9 +277,6 @@ def _host(attributes: Attributes) -> dict[str, AttributeValue]:
             return {"server.address": "_OTHER"}
         _hosts.add(host)
     return {"server.address": address} | ({} if port is None else {"server.port": port})
-
-
-DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[str, AttributeValue]:

@@ -24,6 +24,9 @@ from meshmw._lifecycle.decide import REJECTED
 from meshmw._notices import exception_shown
 from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY
 
+AttributeValue = str | int
+Attributes = Mapping[str, AttributeValue]
+
 
 class Operation:
     """Holds one unit of work at a boundary.
@@ -166,12 +169,6 @@ def record_refusals(span: Span, extraction: Extraction, *, link: bool = True) ->
             span.add_event("meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
         if link and extraction.rejected is not None:
             span.add_link(extraction.rejected, REJECTED)
-
-
-AttributeValue = str | int
-
-
-Attributes = Mapping[str, AttributeValue]
 
 
 class LazyAttributes(Mapping[str, AttributeValue]):
