@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import re
 import signal
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
@@ -16,6 +20,7 @@ import meshmw
 import meshmw._context
 import meshmw._policy
 import meshmw.wire
+from meshmw._policy.outbound import Destinations
 from meshmw._policy.patterns import BaggageKeys, PathPatterns
 from meshmw._policy.trust import spiffe_id
 
@@ -30,7 +35,7 @@ ENDS = ["", "\n", "\x00", '"', "=", "\xff"]
 HANGS_AFTER = 20.0
 
 
-def patterns_in(value, name, depth=3):
+def patterns_in(value, name, depth=5):
     """Yield the patterns that a value is or holds, by where it is."""
     held = {}
     if isinstance(value, re.Pattern):
@@ -41,6 +46,8 @@ def patterns_in(value, name, depth=3):
         held = dict(enumerate(value))
     elif isinstance(value, type) and value.__module__.startswith("meshmw"):
         held = vars(value)
+    elif is_dataclass(value) and type(value).__module__.startswith("meshmw"):
+        held = {each.name: getattr(value, each.name) for each in fields(value)}
     for key, each in held.items() if depth else ():
         yield from patterns_in(each, f"{name}.{key}", depth - 1)
 
@@ -58,6 +65,66 @@ def patterns(packages=PACKAGES):
                     if pattern not in seen:
                         seen.add(pattern)
                         yield pytest.param(pattern, id=f"{found.name}.{place}")
+
+
+# What is made of settings or of an argument is tested below, by what it decides.
+MADE_WHEN_ASKED = {
+    "_policy/outbound.py:Destinations.__init__",
+    "_policy/patterns.py:PathPatterns.__init__",
+    "_policy/patterns.py:_key_expression",
+    "_tools/access_log/text_format.py:_tight_pattern",
+    "_tools/access_log/text_format.py:_build_strict_pattern",
+    # Reads a file of the kernel.
+    "_telemetry/handle.py:_is_caught_outside_python",
+}
+
+
+def uses_of_re(node, place):
+    """Yield where functions compile or use patterns by `re` itself; no module shows those."""
+    for child in ast.iter_child_nodes(node):
+        inner = place
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            inner = [*place, child]
+        if (
+            isinstance(child, ast.Attribute)
+            and isinstance(child.value, ast.Name)
+            and child.value.id == "re"
+            and child.attr in {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer"}
+            and any(not isinstance(each, ast.ClassDef) for each in place)
+        ):
+            yield ".".join(each.name for each in place)
+        yield from uses_of_re(child, inner)
+
+
+def test_every_pattern_is_one_that_these_tests_know():
+    home = Path(meshmw.__file__).parent
+    found = {
+        f"{path.relative_to(home)}:{place}"
+        for path in home.rglob("*.py")
+        for place in uses_of_re(ast.parse(path.read_text(encoding="utf-8")), [])
+    }
+    assert found == MADE_WHEN_ASKED
+    assert list(uses_of_re(ast.parse("import re\ndef f():\n    return [re.sub('a*b', '', 'a')]"), [])) == ["f"]
+
+
+def test_every_pattern_that_an_import_compiles_is_found():
+    program = """
+import re, sys
+compiled, compile = [], re.compile
+def noted(*asked, **flags):
+    found = compile(*asked, **flags)
+    caller = sys._getframe(1)
+    if caller.f_globals["__name__"].startswith("meshmw") and caller.f_code.co_name == "<module>":
+        compiled.append(found)
+    return found
+re.compile = noted
+import meshmw
+from tests.test_linear_patterns import patterns
+known = {each.values[0] for each in patterns([meshmw])}
+assert len(compiled) > 70, len(compiled)
+assert not (hidden := set(compiled) - known), hidden
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 SOURCE = "".join(path.read_text(encoding="utf-8") for path in Path(meshmw.__file__).parent.rglob("*.py"))
@@ -144,6 +211,7 @@ def test_64_kib_of_anything_are_matched_or_not(pattern):
     [
         PathPatterns(["/a*a*a", "*/a/*/a", "/?*?*", "/a"]).match,
         BaggageKeys(["a*a*a*a", "?*?*?", "*a"]).permits,
+        Destinations(["*a*a.*a", "?*?*.?", "*.a"]).matches,
         spiffe_id,
     ],
 )
