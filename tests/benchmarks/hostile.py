@@ -119,7 +119,7 @@ class Entrance:
     longest_name: int = MOST
 
 
-def report(*, seed: int = 15, tries: int = 100, rounds: int = 3, shown: int = 6) -> str:
+def report(*, seed: int = 15, tries: int = 60, rounds: int = 3, shown: int = 6) -> str:
     """Return a table for each entrance of the dearest shape of each place, the worst first.
 
     Args:
