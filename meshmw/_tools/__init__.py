@@ -1,9 +1,8 @@
 """The commands of `meshmw`: each looks at headers, logs, proxies or traces, and says what breaks them and what to do.
 
-A command is a folder (`doctor`, `verify`, `access_log`) or a file (`inspect`, `mesh_config`); `settings` and `demo` are
-in `commands`. In each, some functions look, others judge what was seen, and the command itself only prints. A judge is
-a pure function that returns a `Finding` for each fault. `commands` puts the commands together, `output` is how all of
-them print, `report` makes a page of what `verify` saw.
+A command is a folder (`doctor`, `verify`, `access_log`), the file `inspect`, or a part of `commands`, which puts all of
+them together. In each, some functions look, others judge what was seen, and the command itself only prints. A judge is
+a pure function that returns a `Finding` for each fault. `output` is how all commands print.
 
 The tools may use all of meshmw, and `meshmw.testing` uses the tools. Only the commands and `output` know Typer and
 rich, so that what tests use needs neither.

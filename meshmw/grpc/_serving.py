@@ -4,7 +4,8 @@
 ends the operation. The handler runs in a copy of the context variables that is entered for each step and thrown away at
 the end: nothing is attached in a context of anybody else's, and nothing can fail to detach.
 
-`message_scope` is for one message of a stream, in a handler or in a client.
+`message_scope` is for one message of a stream, in a handler or in a client. `header_lines` and `header_text` read the
+metadata, and `rewrite_metadata` removes from them what a handler must not see.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,14 +28,14 @@ from opentelemetry.context import Context
 
 from meshmw._context.carriers import Lines
 from meshmw._context.current import Current
-from meshmw._foreign import is_end_of_call
+from meshmw._foreign import is_end_of_call, metadata_pair
 from meshmw._lifecycle.operation import AttributeValue, LazyAttributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_server, server_attributes
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import RequestView
 from meshmw.baggage import with_member, without_member
-from meshmw.grpc._metadata import header_lines, header_text, peer_address, rewrite_metadata
+from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
 # Kubernetes asks for the health of each server every few seconds, and tools for what it serves.
 UNTOUCHED: Final = (
@@ -47,6 +48,10 @@ _CACHED_METHODS: Final = 256
 _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 # By these a handler hears that its call is over; grpcio has further ones, which it does not export.
 _OVER: Final = (asyncio.CancelledError, concurrent.futures.CancelledError, GeneratorExit)
+
+
+# As grpcio hands them out: pairs of a name and of a text or, for `-bin`, bytes.
+Metadata: TypeAlias = Iterable[tuple[str, Any]]
 
 
 class CallServing(Serving):
@@ -341,3 +346,44 @@ class message_scope:  # noqa: N801
         for key, value in self._members.items():
             context = without_member(key, context) if value is None else with_member(key, value, context=context)
         return context
+
+
+def header_lines(metadata: Metadata | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the lines of the headers that a server reads, by name; grpcio itself keeps only the last of several."""
+    wanted = _wanted(passthrough)
+    lines: dict[str, list[str]] = {}
+    for key, value in metadata or ():
+        if key in wanted:
+            lines.setdefault(key, []).append(value if isinstance(value, str) else value.decode("latin-1"))
+    return lines
+
+
+@lru_cache(maxsize=64)
+def _wanted(passthrough: tuple[str, ...]) -> frozenset[str]:
+    return PROPAGATION_HEADERS | {SENT_HEADER, "user-agent", *passthrough}
+
+
+def header_text(metadata: Metadata | None, name: str) -> str | None:
+    """Return a header's text, several lines joined with commas (RFC 9110, 5.3), or None."""
+    lines = [value for key, value in metadata or () if key == name and isinstance(value, str)]
+    return ",".join(lines) if lines else None
+
+
+def rewrite_metadata(metadata: Any, rewrites: Mapping[str, str | None]) -> Any:
+    """Return inbound metadata with every line of the named headers replaced by one line, or by none."""
+    if not rewrites or not metadata:
+        return metadata
+    kept = [pair for pair in metadata if pair[0] not in rewrites]
+    return (*kept, *(metadata_pair(metadata, name, text) for name, text in rewrites.items() if text is not None))
+
+
+# One connection carries many calls.
+@lru_cache(maxsize=256)
+def peer_address(peer: str) -> tuple[str, int | None] | None:
+    """Return address and port of what grpcio calls a peer: `ipv4:10.0.0.9:41000`, `ipv6:%5B::1%5D:41000`, `unix:`."""
+    scheme, _, rest = peer.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return (rest, None) if rest else None
+    address, _, port = rest.partition(",")[0].rpartition(":")
+    address = address.replace("%5B", "").replace("%5D", "").strip("[]")
+    return (address, int(port)) if address and port.isdecimal() else None

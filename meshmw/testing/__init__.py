@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshmw._tools import Finding
-    from meshmw._tools.report import write_report
     from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
+    from meshmw._tools.verify.report import write_report
     from meshmw.testing._context_check import strict_context
     from meshmw.testing._envoy import Envoy, find_envoy, start_envoys
     from meshmw.testing._linkerd_like import LinkerdLike
@@ -87,7 +87,7 @@ __all__ = [
 
 _HOMES = {
     "meshmw._tools": ["Finding"],
-    "meshmw._tools.report": ["write_report"],
+    "meshmw._tools.verify.report": ["write_report"],
     "meshmw._tools.verify.journey": ["Hop", "Journey", "JourneySpan"],
     "meshmw.testing._context_check": ["strict_context"],
     "meshmw.testing._envoy": ["Envoy", "find_envoy", "start_envoys"],

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from meshmw._tools.access_log.text_format import Line
+from meshmw._tools.access_log.formats import Line
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Journey

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from meshmw._tools.access_log.formats import (
     ENVOY_DEFAULT,
+    FIELDS,
     ISTIO_DEFAULT,
     KNOWN_FORMATS,
     JsonFormat,
+    TextFormat,
     detect,
     format_of,
 )
-from meshmw._tools.access_log.text_format import FIELDS, TextFormat
 
 TRACED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TAIL = " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"

@@ -1,7 +1,7 @@
 """`meshmw doctor`: says what would break traces in a process, in its proxies, and between them.
 
-`process` and `proxy` look, `judge_process` and `judge_proxy` judge what was seen, and this file puts both together and
-prints it. Only the command uses the folder, so its face is here.
+`process` and `proxy` look, `judge` judges what was seen, and this file puts both together and prints it. Only the
+command uses the folder, so its face is here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.doctor.judge_process import judge_process
-from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
+from meshmw._tools.doctor.judge import judge_both, judge_process, judge_proxy
 from meshmw._tools.doctor.process import ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener, ask_proxy, read_dump
 from meshmw._tools.output import (

@@ -1,7 +1,8 @@
 """`follow`: one synthetic request, followed through answer, access logs and backends, and judged.
 
 `probe` makes the request and sends it, `evidence` looks at logs and backends, `judge` says where the trace broke, and a
-`Journey` holds the outcome. `command` is its face; `meshmw.testing` follows the requests of a test in the same way.
+`Journey` holds the outcome. `command` prints it, and `report` makes a page of it. `meshmw.testing` follows the requests
+of a test in the same way.
 """
 
 from __future__ import annotations

@@ -33,11 +33,11 @@ from meshmw._tools.output import (
     split_named_file,
     value_error_as_cannot_run,
 )
-from meshmw._tools.report import write_report
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import Backend, HttpBackend, LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
 from meshmw._tools.verify.probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
+from meshmw._tools.verify.report import write_report
 
 # Spans that hang deeper are printed at this depth: nobody reads further to the right.
 _MAX_DEPTH: Final = 40
