@@ -44,6 +44,7 @@ from meshmw.wire.headers import PROPAGATION_HEADERS
 
 __all__ = [
     "ProcessPoolExecutor",
+    "Scope",
     "Thread",
     "ThreadPoolExecutor",
     "bind",
