@@ -21,6 +21,7 @@ from typing import Annotated, Final
 
 import typer
 
+from meshmw._notices import quoted
 from meshmw._policy.words import one_of
 from meshmw._tools.access_log.command import access_log
 from meshmw._tools.doctor import doctor
@@ -177,14 +178,14 @@ class MeshNames:
         for name in ("service", "namespace"):
             value = getattr(self, name)
             if not _NAME.fullmatch(value) or "." in value:
-                raise MeshConfigError(f"{name} is {value!r}: it takes small letters, digits and hyphens")
+                raise MeshConfigError(f"{name} is {quoted(value)}: it takes small letters, digits and hyphens")
         for name in ("collector", "upstream"):
             _split_address(name, getattr(self, name))
         for name in ("app_port", "listen_port"):
             if not 0 < getattr(self, name) < 65536:
                 raise MeshConfigError(f"{name} is {getattr(self, name)}: it takes a port number")
         if not _IMAGE.fullmatch(self.image):
-            raise MeshConfigError(f"image is {self.image!r}: it takes a container image's name")
+            raise MeshConfigError(f"image is {quoted(self.image)}: it takes a container image's name")
         if not 0 <= self.sampling <= 100:
             raise MeshConfigError(f"sampling is {self.sampling:g}: it takes percent, 0 to 100")
 
@@ -192,7 +193,7 @@ class MeshNames:
 def _split_address(name: str, address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not _NAME.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
-        raise MeshConfigError(f"{name} is {address!r}: it takes host:port")
+        raise MeshConfigError(f"{name} is {quoted(address)}: it takes host:port")
     return host, int(port)
 
 

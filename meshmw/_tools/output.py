@@ -31,6 +31,9 @@ INTERRUPTED: Final = 130
 EXIT_CODES: Final = "Exit codes: 0 nothing is wrong, 1 something was found, 2 it could not be run, 130 Ctrl-C."
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+LogFormatOption = Annotated[
+    str, typer.Option("--format", "-f", help="The logs' format: auto, json, envoy, istio, or a format string.")
+]
 ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")]
 
 _STYLES: Final = {"error": "bold red", "warning": "yellow", "note": "cyan"}

@@ -9,6 +9,7 @@ from opentelemetry.propagators.textmap import Getter, Setter
 
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
 from meshmw._lifecycle.operation import Attributes
+from meshmw._notices import quoted
 
 SentHeaders: TypeAlias = list[tuple[str, bytes]]
 
@@ -117,7 +118,7 @@ def _value(name: object, value: object, null: bytes | None) -> bytes | None:
         return value.encode("utf-8")
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    raise TypeError(f"the value of header {name!r} is bytes or text, not {type(value).__name__}")
+    raise TypeError(f"the value of header {quoted(name)} is bytes or text, not {type(value).__name__}")
 
 
 def record_attributes(record: Any, **more: Any) -> Attributes:

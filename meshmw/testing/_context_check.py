@@ -20,6 +20,7 @@ import opentelemetry.context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
+from meshmw._notices import quoted
 from meshmw._otel import runtime_context, set_runtime_context
 
 # A background exporter may be at work when the check ends: what it attached, it detaches within moments, or after a
@@ -122,4 +123,4 @@ def _name(context: Context) -> str:
     span = trace.get_current_span(context)
     if not span.get_span_context().is_valid:
         return f"no span, keys {sorted(context)}"
-    return f"span {getattr(span, 'name', 'of a remote parent')!r} ({span.get_span_context().span_id:016x})"
+    return f"span {quoted(getattr(span, 'name', 'of a remote parent'))} ({span.get_span_context().span_id:016x})"

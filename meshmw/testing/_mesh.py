@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
+from meshmw._notices import quoted
 from meshmw._tools.verify.journey import Journey
 from meshmw.errors import MeshError
 from meshmw.testing._envoy import Envoy
@@ -245,7 +246,7 @@ class EnvoyMesh:
             while not _accepts(self._ports[name]):
                 if process.poll() is not None or time.monotonic() > deadline:
                     how = "ended" if process.poll() is not None else f"does not listen after {timeout:g} seconds"
-                    raise MeshError(f"service {name!r} {how}:\n{self.log(name)[-2000:]}")
+                    raise MeshError(f"service {quoted(name)} {how}:\n{self.log(name)[-2000:]}")
                 time.sleep(_POLL)
 
 
@@ -282,7 +283,7 @@ def _is_whole(spans: Sequence[ReceivedSpan], services: frozenset[str]) -> bool:
 def _absolute(command: list[str]) -> list[str]:
     program = shutil.which(command[0])
     if program is None:
-        raise MeshError(f"{command[0]!r} is not a program that can be run here")
+        raise MeshError(f"{quoted(command[0])} is not a program that can be run here")
     return [program, *command[1:]]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from meshmw._notices import quoted
 from meshmw._policy.words import one_of
 from meshmw.errors import MeshError
 
@@ -76,9 +77,9 @@ class Service:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise MeshError(f"{self.name!r} is no name of a service: use lower-case letters, digits and '-'")
+            raise MeshError(f"{quoted(self.name)} is no name of a service: use lower-case letters, digits and '-'")
         if (self.app is None) == (self.command is None):
-            raise MeshError(f"service {self.name!r} needs an app, such as 'shop.main:app', or a command")
+            raise MeshError(f"service {quoted(self.name)} needs an app, such as 'shop.main:app', or a command")
         check_word(Interface, self.interface, "interface")
         if self.sidecar is not None:
             check_word(Sidecar, self.sidecar, "sidecar")
@@ -128,7 +129,7 @@ def in_order(services: Sequence[Service]) -> list[Service]:
             raise MeshError(f"services call each other in a circle: {' -> '.join((*callers, service.name))}")
         for name in service.calls:
             if name not in by_name:
-                raise MeshError(f"service {service.name!r} calls {name!r}, which is not in the mesh")
+                raise MeshError(f"service {quoted(service.name)} calls {quoted(name)}, which is not in the mesh")
             add(by_name[name], (*callers, service.name))
         ordered.setdefault(service.name, service)
 

@@ -33,6 +33,7 @@ from meshmw._tools.output import (
     OK,
     CannotRunError,
     JsonOption,
+    LogFormatOption,
     as_command,
     error_console,
     os_error_as_cannot_run,
@@ -49,30 +50,34 @@ from meshmw.wire import REASONS
 _ADD_IT: Final = "add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one"
 
 
+FilesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=]FILE...",
+        help="Logs, also gzipped, in the order of the way that requests take; - or nothing is standard input.",
+    ),
+]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option("--field", metavar="FIELD=KEY", help="Where JSON holds a field: traceparent=labels.tp"),
+]
+FollowOption = Annotated[
+    bool, typer.Option("--follow", "-F", help="Go on as the log grows, and say what is new, until Ctrl-C.")
+]
+TopOption = Annotated[int, typer.Option("--top", min=1, help="Routes to print for each log.")]
+MaxMissingOption = Annotated[
+    float, typer.Option("--max-missing", min=0, max=100, help="Percent without traceparent that is no fault.")
+]
+
+
 @as_command
 def access_log(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME=]FILE...",
-            help="Logs, also gzipped, in the order of the way that requests take; - or nothing is standard input.",
-        ),
-    ] = None,
-    log_format: Annotated[
-        str,
-        typer.Option("--format", "-f", help="auto, json, envoy, istio, or the proxy's own format string."),
-    ] = "auto",
-    fields: Annotated[
-        list[str] | None,
-        typer.Option("--field", metavar="FIELD=KEY", help="Where JSON holds a field: traceparent=labels.tp"),
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-F", help="Go on as the log grows, and say what is new, until Ctrl-C.")
-    ] = False,
-    top: Annotated[int, typer.Option("--top", min=1, help="Routes to print for each log.")] = 20,
-    max_missing: Annotated[
-        float, typer.Option("--max-missing", min=0, max=100, help="Percent without traceparent that is no fault.")
-    ] = 100.0,
+    files: FilesArgument = None,
+    log_format: LogFormatOption = "auto",
+    fields: FieldOption = None,
+    follow: FollowOption = False,
+    top: TopOption = 20,
+    max_missing: MaxMissingOption = 100.0,
     json: JsonOption = False,
 ) -> int:
     """Count, for each route and upstream, which requests came with a valid, missing, empty or malformed traceparent.

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry import trace
 
+from meshmw._notices import quoted
 from meshmw._otel import exporters_of, parts_of
 from meshmw._telemetry.export import endpoint_of
 from meshmw.errors import MeshmwError, SettingsError
@@ -52,7 +53,7 @@ def load_app(target: str) -> Any:
     """
     module_name, colon, path = target.partition(":")
     if not (colon and module_name and path):
-        raise AppError(f"{target!r} is not MODULE:APP, such as shop.main:app")
+        raise AppError(f"{quoted(target)} is not MODULE:APP, such as shop.main:app")
     try:
         found: Any = importlib.import_module(module_name)
         for name in path.removesuffix("()").split("."):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple
 
-from meshmw._notices import without_secrets
+from meshmw._notices import quoted, without_secrets
 from meshmw._tools import Finding
 from meshmw._tools.verify.evidence import Evidence, LogTail, Watch
 from meshmw._tools.verify.journey import Change, Hop, JourneySpan
@@ -321,7 +321,7 @@ def _split(strays: Sequence[JourneySpan], count: int) -> Finding:
     return Finding(
         "error", "verify.split", f"{first.service} {first.kind}",
         f"{len(strays)} of {count} spans are in {others} other trace{'s' if others > 1 else ''}; the "
-        f"first is {first.name!r} of {first.service} in {first.trace_id}",
+        f"first is {quoted(first.name)} of {first.service} in {first.trace_id}",
         "one request shows up as several traces",
         "look at the hop before that span: it did not pass the headers on, or in another format",
     )  # fmt: skip
@@ -331,7 +331,7 @@ def _fallen_apart(orphans: Sequence[JourneySpan]) -> Finding:
     first = orphans[0]
     return Finding(
         "error", "verify.orphan", f"{first.service} {first.kind}",
-        f"{len(orphans)} spans hang below spans that never came; the first is {first.name!r} of "
+        f"{len(orphans)} spans hang below spans that never came; the first is {quoted(first.name)} of "
         f"{first.service}, whose parent {first.parent_id} is missing",
         "the tree falls apart at this place, although the trace id is right",
         "find who made that parent: a service or a proxy that passes headers on and exports nothing, or not "
