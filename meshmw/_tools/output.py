@@ -113,13 +113,7 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Print a table; a cell that has no room is folded, never cut.
-
-    Args:
-        columns: Their headings.
-        rows: A cell for each column.
-        numbers: The headings of the columns that are aligned to the right.
-    """
+    """Print a table; a cell that has no room is folded, never cut. The columns *numbers* are aligned to the right."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, justify="right" if column in numbers else "left", overflow="fold")

@@ -219,13 +219,7 @@ class OutboundCalls:
 
 
 class OutboundCall:
-    """Holds one call: a block in which grpcio makes it and contrib stands back; what the block raises ends it.
-
-    Args:
-        operation: The call's operation.
-        metadata: Of the call, with the trace headers in them.
-        whoami: Names the thread or the task that runs.
-    """
+    """Holds one call: a block in which grpcio makes it and contrib stands back; what the block raises ends it."""
 
     __slots__ = ("_contrib_down", "_operation", "metadata")
 

@@ -41,12 +41,7 @@ _MAX_METHODS: Final = 1_024
 
 
 class MethodInterceptor:
-    """Holds the options of a server interceptor, and each method's handler once it is wrapped.
-
-    Args:
-        untouched: Path patterns of calls that pass as if there were no interceptor.
-        options: Those that every server's adapter takes.
-    """
+    """Holds the options of a server interceptor, and each method's handler once it is wrapped."""
 
     def __init__(self, *, untouched: Sequence[str] = UNTOUCHED, **options: Unpack[ServerOptions]) -> None:
         self._serving = CallServing(untouched, **options)
@@ -229,12 +224,7 @@ def _streaming(serve: Serve, behavior: Behavior, to_iterator: Callable[[Any], An
 
 
 class _Responses(Iterator[Any]):
-    """Takes each response of a handler in the call's context, and ends the call with the last one.
-
-    Args:
-        served: The call.
-        source: What the handler returned.
-    """
+    """Takes each response of a handler in the call's context, and ends the call with the last one."""
 
     __slots__ = ("_served", "_source")
 

@@ -57,10 +57,6 @@ Metadata: TypeAlias = Iterable[tuple[str, Any]]
 class CallServing(Serving):
     """Holds the options of one server interceptor, over what `configure()` decided, and begins to serve calls.
 
-    Args:
-        untouched: Path patterns of calls that pass as if there were no interceptor.
-        options: Those that every server's adapter takes.
-
     Attributes:
         passes_untouched: Says whether the calls of a method, given its path, pass as if there were no interceptor.
     """
@@ -154,11 +150,7 @@ class ServedCall:
         self.finish(error)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End the operation with the status that the client gets; the first end counts.
-
-        Args:
-            error: What the handler raised, if it did.
-        """
+        """End the operation with the status that the client gets; the first end counts."""
         code, aborted = self._status.code, self._status.aborted
         says_over = error is not None and (isinstance(error, _OVER) or is_end_of_call(error))
         # An abort on an aio server tells the client before anything else happens here.
@@ -178,9 +170,6 @@ class ServedCall:
 
 class NestedCall:
     """Runs the steps of one handler as they are: the same interceptor further out serves the call, and ends it.
-
-    Args:
-        context: The servicer context that it gave.
 
     Attributes:
         run: Calls a function and returns what it returns.

@@ -143,11 +143,7 @@ class ConfluentProducer(_Sending, Block):
 
 
 class HandOver:
-    """Makes a send current while its record is handed to the client, and ends it only where that raises.
-
-    Args:
-        operation: The send.
-    """
+    """Makes a send current while its record is handed to the client, and ends it only where that raises."""
 
     __slots__ = ("_current", "_operation")
 
@@ -195,10 +191,6 @@ class DeliveryReport:
     """Takes the report of a delivery from librdkafka, hands it on to the application's callback, and ends the send.
 
     The send ends at the latest when librdkafka lets go of this object: it may be configured to report failures alone.
-
-    Args:
-        operation: The send.
-        callback: The application's own, if it has given one.
     """
 
     __slots__ = ("_callback", "_operation")

@@ -54,11 +54,7 @@ def strict_context() -> Iterator[None]:
 
 
 class _Recorder:
-    """Stands in for the API's runtime context: does what that does, and notes each token until it is detached.
-
-    Args:
-        replaced: The runtime context that it stands in for.
-    """
+    """Stands in for the API's runtime context: does what that does, and notes each token until it is detached."""
 
     def __init__(self, replaced: Any) -> None:
         self._replaced = replaced

@@ -166,9 +166,6 @@ class InvalidRequestNotices:
     """Prints requests without a valid traceparent while a log is followed: each kind and path once a minute.
 
     A crawler asks for paths without end, so of one minute no more lines are printed than a `Throttle` has keys.
-
-    Args:
-        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

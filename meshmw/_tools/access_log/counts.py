@@ -261,11 +261,7 @@ class JoinedLogs:
             traces[station] = (*known, trace_id)
 
     def crossings(self, names: Mapping[tuple[int, int], str]) -> tuple[Crossing, ...]:
-        """Return what became of traces between each two stations in a row.
-
-        Args:
-            names: What each log and listener is called.
-        """
+        """Return what became of traces between each two stations in a row; *names* are those of logs and listeners."""
         ordered = sorted(self.stations)
         labels = {station: _label(station, names, self.stations) for station in ordered}
         return tuple(self._crossing(sender, receiver, labels) for sender, receiver in pairwise(ordered))
@@ -298,11 +294,7 @@ def _label(station: Station, names: Mapping[tuple[int, int], str], stations: Cou
 
 
 class Sample(Generic[V]):
-    """Holds values by id, for all ids or for a share of them that each sample of a process chooses alike.
-
-    Args:
-        limit: How many ids are held at most.
-    """
+    """Holds values by id, for all ids or for a share of them that each sample of a process chooses alike."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

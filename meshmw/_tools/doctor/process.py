@@ -118,13 +118,7 @@ class ProcessFacts:
 
 
 def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) -> ProcessFacts:
-    """Return what this process has, with an application or without.
-
-    Args:
-        target: What the application was loaded from.
-        app: The application.
-        connect: Whether to try a connection to the collector.
-    """
+    """Return what this process has, with an application or without."""
     settings, fault = _read_settings()
     disabled = sdk_disabled()
     collector, collector_fault = _try_collector(None if disabled else settings) if connect else ("", "")

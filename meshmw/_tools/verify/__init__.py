@@ -35,10 +35,10 @@ def follow(
 
     Args:
         probe: What was sent.
-        answer: What came back.
-        watch: What is watched.
+        answer: Its answer.
+        watch: The logs and backends, and how long to wait for them.
         began_ns: When it was sent, in nanoseconds since 1970.
-        progress: Is called now and then with what has been seen.
+        progress: Takes a text from time to time that says what has been seen.
     """
     deadline = time.monotonic() + watch.timeout
     faults: dict[str, str] = {}
@@ -76,13 +76,7 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
 
 
 def join_hops(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> list[Hop]:
-    """Return the hops from the probe on, with what applications said of themselves put where they are.
-
-    Args:
-        probe: What was sent.
-        proxies: What the logs show, with the applications between the proxies.
-        echoes: What applications said, the first one first.
-    """
+    """Return the hops from the probe on, with what applications said of themselves put where they are."""
     waiting = list(echoes)
     hops = [Hop(name="probe", kind="client", sent=dict(probe.trace_headers))]
     for hop in proxies:

@@ -196,11 +196,7 @@ class JourneySpan:
 
 
 def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
-    """Return the spans of a collector as those of a journey.
-
-    Args:
-        spans: Objects with the attributes of `meshmw.testing.ReceivedSpan`.
-    """
+    """Return `meshmw.testing.ReceivedSpan`s, or objects with the same attributes, as spans of a journey."""
     return tuple(
         JourneySpan(
             trace_id=span.trace_id,

@@ -268,13 +268,7 @@ def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
 
 
 def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what is wrong with the logs and the backends themselves.
-
-    Args:
-        watch: What is watched.
-        evidence: What it has shown.
-        faults: Why a backend could not be asked, by the backend's name.
-    """
+    """Yield what is wrong with the logs and with the backends, of which *faults* says why one could not be asked."""
     for name, fault in faults.items():
         yield Finding(
             "error", "verify.backend", name, fault, "what it holds is not known", "mend its URL, or leave it out"
