@@ -282,8 +282,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 class Thread(threading.Thread):
     """Runs the standard library's thread in a copy of the context variables of whoever starts it.
 
-    A subclass with a `run()` of its own is run in the copy too. Who gives a `context`, as of Python 3.14, has chosen
-    another.
+    A subclass with a `run()` of its own is run in the copy too. A `context` that you give, as of Python 3.14,
+    is used instead.
 
     Args:
         args: As for the standard thread.

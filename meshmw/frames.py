@@ -95,7 +95,7 @@ def extract_json(
 def encode(context: Context | None = None, *, propagator: MeshPropagator | None = None) -> bytes:
     """Return the trace headers of a context as bytes to put before a message; 16,384 at most.
 
-    There is always a frame, if one without fields: a receiver that expects one must not take a message's own first
+    There is always a frame, even one without fields: a receiver that expects one must not take a message's own first
     bytes for it.
 
     Args:

@@ -1,7 +1,8 @@
 """Put trace and span ids on log records: a filter, a format, JSON, and a processor for structlog.
 
-They stand on the access logs of uvicorn, hypercorn and gunicorn too, which are written outside the request's context:
-there the server's adapter notes which request a task serves. Without a span there are no ids, and never ids of zeros.
+They put the ids on the access logs of uvicorn, hypercorn and gunicorn too. Servers write these outside the request's
+context, so the server's adapter notes which request a task serves. Without a span there are no ids, and never ids of
+zeros.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class TraceContextClientInterceptor(
 
 
 class _CallDetails(grpc.ClientCallDetails):  # type: ignore[misc]
-    """Stands for a call's details with other metadata; what they lack, as other interceptors' may, grpcio fills in."""
+    """Wraps a call's details with other metadata; grpcio fills in what another interceptor's details may lack."""
 
     def __init__(self, details: Any, metadata: tuple[Any, ...]) -> None:
         self._details = details
@@ -219,7 +219,7 @@ class OutboundCalls:
 
 
 class OutboundCall:
-    """Holds one call: a block in which grpcio makes it and contrib stands back; what the block raises ends it."""
+    """Holds one call: a block in which grpcio makes it, and contrib makes no span. What the block raises ends it."""
 
     __slots__ = ("_contrib_down", "_operation", "metadata")
 
@@ -358,7 +358,7 @@ def _without_tracestate(pairs: Pairs, size: int, propagator: MeshPropagator) -> 
 
 
 def _text(given: object) -> str:
-    """Return a key or a value as text: grpcio takes bytes and None too, and has its own words for anything else."""
+    """Return a key or a value as text; empty for None, and for what grpcio itself refuses."""
     return given if isinstance(given, str) else given.decode("latin-1") if isinstance(given, bytes) else ""
 
 
@@ -373,7 +373,7 @@ def _length(key: object, value: object) -> int:
 
 
 def _counted(key: object, value: object) -> bytes:
-    """Return a value as the budget is to see it; only the text of baggage matters, of all others the length."""
+    """Return a value as the budget needs it: the text of baggage, and as many bytes as any other value has."""
     if isinstance(value, str) and key == "baggage":
         return value.encode("latin-1")
     return bytes(_length(key, value))

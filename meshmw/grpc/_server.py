@@ -33,7 +33,7 @@ Behavior = Callable[..., Any]
 B = TypeVar("B", bound=Behavior)
 # Begins to serve a call, given the servicer context.
 Serve = Callable[[Any], Served]
-# Returns what is called in place of a handler's function, which is told whether its responses are a stream.
+# Takes a handler's function, and whether it streams responses, and returns the function in its place.
 Wrap = Callable[[Behavior, bool], Behavior]
 
 # A generic handler may serve any method that callers name.

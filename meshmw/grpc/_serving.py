@@ -210,7 +210,7 @@ class _Status:
 
 
 class TracedServicerContext:
-    """Stands for grpcio's servicer context, with clean metadata, callbacks inside the trace, and a note of the status.
+    """Wraps grpcio's servicer context: clean metadata, callbacks inside the trace, and a note of the status.
 
     Args:
         context: grpcio's own, of a sync or an aio server, or of a sync handler on an aio server.

@@ -25,12 +25,12 @@ C = TypeVar("C")
 def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Options]) -> C:
     """Return a producer or consumer that works as *client*, and traces what it sends or fetches.
 
-    A producer's records carry the trace, and each has a PRODUCER span that ends when the broker has answered. What a
-    consumer fetches has a `receive` span, if it is anything; the application's own work on a record begins where
-    `consumer_span` or `consume` says, because no iterator can tell when that ends.
+    A producer's records carry the trace, and each has a PRODUCER span that ends when the broker has answered. Each
+    fetch of a consumer that returns something has a `receive` span. The work on a record has a span where you use
+    `consumer_span` or `consume`: no iterator knows when that work ends.
 
-    The result has every attribute of the client, and is no instance of its class: what asks for one gets
-    `__wrapped__`, the client itself. Nothing is changed for other producers and consumers.
+    The result has every attribute of the client, but is not an instance of its class. Code that needs one gets the
+    client itself as `__wrapped__`. Other producers and consumers do not change.
 
     Args:
         client: A producer or consumer of kafka-python, aiokafka or confluent-kafka.
@@ -80,7 +80,7 @@ class _Sending(Instrumented):
 
 
 class KafkaPythonProducer(_Sending, Block):
-    """Stands for kafka-python's producer."""
+    """Wraps kafka-python's producer."""
 
     _null = b""
 
@@ -96,7 +96,7 @@ class KafkaPythonProducer(_Sending, Block):
 
 
 class AiokafkaProducer(_Sending, AsyncBlock):
-    """Stands for aiokafka's producer."""
+    """Wraps aiokafka's producer."""
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
         """Queue a record that carries the trace; the span ends when the future that this returns has its result."""
@@ -113,7 +113,7 @@ class AiokafkaProducer(_Sending, AsyncBlock):
 
 
 class ConfluentProducer(_Sending, Block):
-    """Stands for confluent-kafka's producer."""
+    """Wraps confluent-kafka's producer."""
 
     _method = "produce"
 
@@ -269,7 +269,7 @@ class _Fetching(Instrumented):
 
 
 class KafkaPythonConsumer(_Fetching, Block):
-    """Stands for kafka-python's consumer."""
+    """Wraps kafka-python's consumer."""
 
     def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch records."""
@@ -284,7 +284,7 @@ class KafkaPythonConsumer(_Fetching, Block):
 
 
 class AiokafkaConsumer(_Fetching, AsyncBlock):
-    """Stands for aiokafka's consumer."""
+    """Wraps aiokafka's consumer."""
 
     async def getone(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a record."""
@@ -304,7 +304,7 @@ class AiokafkaConsumer(_Fetching, AsyncBlock):
 
 
 class ConfluentConsumer(_Fetching, Block):
-    """Stands for confluent-kafka's consumer."""
+    """Wraps confluent-kafka's consumer."""
 
     def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a message."""
@@ -317,7 +317,7 @@ class ConfluentConsumer(_Fetching, Block):
 
 
 class ConfluentAsyncConsumer(_Fetching, AsyncBlock):
-    """Stands for confluent-kafka's asynchronous consumer."""
+    """Wraps confluent-kafka's asynchronous consumer."""
 
     async def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a message."""

@@ -42,7 +42,7 @@ def headers_of(carrier: Any) -> Iterable[Any]:
     Raises:
         TypeError: It is neither.
     """
-    # One client's records are tuples too: what has headers is asked for them first.
+    # kafka-python's records are tuples too, so that a record's attribute is looked for before its items.
     found = carrier if isinstance(carrier, list) else getattr(carrier, "headers", carrier)
     if callable(found):
         found = found()
@@ -155,7 +155,7 @@ def topic_of(record: Any) -> str | None:
 def field(record: Any, name: str) -> Any:
     """Return a field of a record: an attribute of two clients' records, a method of confluent-kafka's messages."""
     found = getattr(record, name, None)
-    # What a deserializer has made may be callable too, and is the application's own to call.
+    # A deserialized value may be callable too, and only the application may call that.
     return found() if callable(getattr(type(record), name, None)) and callable(found) else found
 
 

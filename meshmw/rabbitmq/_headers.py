@@ -122,7 +122,7 @@ class Message(NamedTuple):
 
     @classmethod
     def from_client(cls, message: Any, properties: Any = None, body: Any = None, queue: str | None = None) -> Message:
-        """Return one that was given in any of the ways in which clients hand it out."""
+        """Make one of a client's message, of pika's three values, or of their tuple."""
         if isinstance(message, tuple):
             message, properties, body = (*message, None, None, None)[:3]
         if properties is None:
@@ -135,7 +135,7 @@ class Message(NamedTuple):
         return destination(_text(self.method, "exchange"), _text(self.method, "routing_key"), self.queue or "")
 
     def attributes(self) -> dict[str, AttributeValue]:
-        """Return what a span says of it."""
+        """Return a span's attributes for it."""
         tag = getattr(self.method, "delivery_tag", None)
         return {
             **self.destination.attributes(),
@@ -166,7 +166,7 @@ class Message(NamedTuple):
 def rabbitmq_attributes(
     *, routing_key: str | None = None, delivery_tag: int | None = None
 ) -> dict[str, AttributeValue]:
-    """Return what only RabbitMQ's messages have: a routing key, and the number by which they are settled."""
+    """Return what only RabbitMQ's messages have: a routing key, and the number by which they are acknowledged."""
     found: dict[str, AttributeValue] = {}
     if routing_key:
         found["messaging.rabbitmq.destination.routing_key"] = routing_key

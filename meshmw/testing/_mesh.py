@@ -66,7 +66,7 @@ def start_mesh(
         receiver: The collector of them all; one of the mesh's own if None.
         sidecar: The style of each sidecar that the service itself does not choose: `none` (a real Envoy that does not
             trace), `otel`, `zipkin-b3`, `zipkin-b3-w3c` (a real Envoy with that tracer), `strip` (a real Envoy that
-            removes the trace headers of what comes in), `linkerd-like` (a stand-in, see `linkerd_like`).
+            removes the trace headers of what comes in), `linkerd-like` (a stand-in, see `LinkerdLike`).
         edge: The style of the Envoy in front; None for no Envoy in front.
 
     Raises:

@@ -85,7 +85,7 @@ def access_log(
     Given the logs of several hops, name the first place where traces are lost, and where the sampled flag is cleared.
 
     Envoy's and Istio's default formats, what is often appended to them, and JSON are recognised. A line that can be
-    read in several ways, because a header in it holds quotes or spaces, is counted as ambiguous and not believed.
+    read in several ways, because a header in it holds quotes or spaces, is counted as ambiguous and not used.
 
     Memory is constant: 1,000 pairs of route and upstream are told apart in each log, the rest is (other); 50,000
     request and trace ids are joined across logs, of more a share that is the same in every log.
@@ -267,7 +267,7 @@ def _check_lines(hop: HopLog) -> Iterator[Finding]:
         yield Finding(
             "note", "access-log.ambiguous", hop.name, f"{_lines(hop.ambiguous)} can be read in several ways",
             "Envoy's text formats escape nothing, so that a user agent with quotes in it can look like other fields; "
-            "such lines are counted and not believed",
+            "such lines are counted and not used",
             "log as JSON",
         )  # fmt: skip
     if hop.broken:

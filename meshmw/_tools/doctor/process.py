@@ -65,7 +65,7 @@ def load_app(target: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFacts:
-    """Holds what one process has.
+    """Holds what one process has that concerns traces.
 
     Attributes:
         target: What was loaded, such as `shop.main:app`; empty for this process without an application.

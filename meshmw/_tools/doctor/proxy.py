@@ -126,7 +126,7 @@ class ProxyConfig:
     Attributes:
         where: The address that was asked.
         node: Its node id.
-        version: Such as `(1, 40, 0)`; empty where it does not tell.
+        version: Such as `(1, 40, 0)`; empty where it is not known.
         listeners: Its HTTP listeners.
         failing: Clusters to which connections have failed and none has been made.
     """

@@ -155,7 +155,7 @@ def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
 
 def _describe_sources(watch: Watch, answer: ProbeAnswer, evidence: Evidence, faults: dict[str, str]) -> Iterator[str]:
     count = len(answer.echoes)
-    yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} told what arrived"
+    yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} echoed the headers"
     for tail in watch.tails:
         count = evidence.hops_in(tail)
         yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"

@@ -180,12 +180,12 @@ def _check_flag(judgement: Judgement, sighting: _Sighting, probe: Probe) -> None
         return
     hop = judgement.hops[sighting.hop]
     where = hop.name if sighting.side == "out" else f"before {hop.name}"
-    found = _cleared(where) if wanted else _set_again(where)
+    found = _flag_cleared(where) if wanted else _flag_set_again(where)
     if found.code not in {finding.code for finding in judgement.findings}:
         judgement.findings.append(found)
 
 
-def _cleared(where: str) -> Finding:
+def _flag_cleared(where: str) -> Finding:
     return Finding(
         "warning", "verify.flipped", where, f"the sampled flag is cleared at or {where}",
         "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears "
@@ -195,7 +195,7 @@ def _cleared(where: str) -> Finding:
     )  # fmt: skip
 
 
-def _set_again(where: str) -> Finding:
+def _flag_set_again(where: str) -> Finding:
     return Finding(
         "warning", "verify.sampled-again", where, f"the sampled flag is set again at or {where}",
         "the trace begins in the middle: the spans before it were not recorded",
@@ -305,12 +305,12 @@ def check_spans(
     else:
         wanted = judgement.expected or spans[0].trace_id
         if strays := [span for span in spans if span.trace_id != wanted]:
-            yield _split(strays, len(spans))
+            yield _split_trace(strays, len(spans))
         if orphans := [span for span in spans if span.orphan and span.trace_id == wanted]:
-            yield _fallen_apart(orphans)
+            yield _orphaned(orphans)
 
 
-def _split(strays: Sequence[JourneySpan], count: int) -> Finding:
+def _split_trace(strays: Sequence[JourneySpan], count: int) -> Finding:
     first, others = strays[0], len({span.trace_id for span in strays})
     return Finding(
         "error", "verify.split", f"{first.service} {first.kind}",
@@ -321,7 +321,7 @@ def _split(strays: Sequence[JourneySpan], count: int) -> Finding:
     )  # fmt: skip
 
 
-def _fallen_apart(orphans: Sequence[JourneySpan]) -> Finding:
+def _orphaned(orphans: Sequence[JourneySpan]) -> Finding:
     first = orphans[0]
     return Finding(
         "error", "verify.orphan", f"{first.service} {first.kind}",
