@@ -483,7 +483,7 @@ def test_an_abort_that_is_called_wrongly_is_an_exception(make_host, style):
     assert event.attributes["exception.type"] == "TypeError"
 
 
-def test_only_what_is_known_of_a_peer_is_told():
+def test_only_what_is_known_of_a_peer_is_an_attribute():
     assert "client.port" not in server_attributes("/S/m", ("/run/s", None), None)
     assert server_attributes("/S/m", None, None) == {"rpc.system.name": "grpc", "rpc.method": "S/m"}
 
@@ -615,7 +615,7 @@ def test_the_span_of_contribs_interceptor_further_out_is_adopted(make_host, styl
     assert host.propagator.rejections.counts == {}
 
 
-def test_where_contrib_has_believed_a_caller_that_is_not_trusted_our_span_starts_a_trace_of_its_own(make_host):
+def test_where_contrib_has_trusted_a_caller_that_we_do_not_our_span_starts_a_trace_of_its_own(make_host):
     host = type(make_host("threads"))("threads")
     host.outside = [contrib(host)]
     make_host("threads", host=host, trust="restart")
