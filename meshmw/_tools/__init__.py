@@ -10,7 +10,7 @@ rich, so that what tests use needs neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -18,8 +18,27 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 
+class JsonValue:
+    """Gives a dataclass `to_json`."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values: lists and objects, down to the last one."""
+        names: Iterable[str] = self.__dataclass_fields__  # type: ignore[attr-defined]  # a dataclass has it
+        return {name: _as_json(getattr(self, name)) for name in names}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, JsonValue):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_as_json(each) for each in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(JsonValue):
     """Says what breaks traces, where, why, and what to do about it.
 
     Attributes:
@@ -42,10 +61,6 @@ class Finding:
     def is_fault(self) -> bool:
         """Says whether a command that found this ends with 1."""
         return self.severity != "note"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the finding as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -6,17 +6,14 @@ To add a target of `mesh-config`, put its template into `templates/mesh_config` 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Final
 
 import typer
@@ -35,6 +32,7 @@ from meshmw._tools.output import (
     as_command,
     print_json,
     print_line,
+    signals_handled,
 )
 from meshmw._tools.verify.command import verify
 from meshmw._version import __version__
@@ -325,23 +323,9 @@ def _run_samples(arguments: list[str], folder: Path) -> int:
     command = dies_with_parent([sys.executable, "-m", "sample_apps", *arguments])
     # In a session of its own the child gets no Ctrl-C from the terminal: it comes once, from here.
     process = subprocess.Popen(command, cwd=folder, start_new_session=True)  # noqa: S603
-    with _signals_passed_on(process):
+    # The child stops what it has started; this process waits for that.
+    with signals_handled(lambda *_: process.send_signal(signal.SIGTERM)):
         return process.wait()
-
-
-@contextlib.contextmanager
-def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the child, which stops what it has started, and not this process."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 app = typer.Typer(

@@ -9,9 +9,11 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Final, ParamSpec
 
 import typer
@@ -136,6 +138,17 @@ def print_findings(findings: Iterable[Finding]) -> None:
             body.add_column(overflow="fold")
             body.add_row(Text(f"  {label}", style="dim"), Text(shown(text, None)))
             printer.print(body)
+
+
+@contextlib.contextmanager
+def signals_handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let *handle* take Ctrl-C and SIGTERM within the block."""
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def split_named_file(given: str) -> tuple[str | None, Path]:

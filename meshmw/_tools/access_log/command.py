@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Annotated, Final
 
 import typer
@@ -42,6 +40,7 @@ from meshmw._tools.output import (
     print_line,
     print_table,
     progress_display,
+    signals_handled,
     split_named_file,
     value_error_as_cannot_run,
 )
@@ -150,16 +149,8 @@ def _until_interrupt(follow: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     stopped: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled(lambda number, _: stopped.append(number)):
         yield lambda: not stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class InvalidRequestNotices:

@@ -16,6 +16,7 @@ from opentelemetry import trace
 from meshmw._notices import quoted
 from meshmw._otel import exporters_of, parts_of
 from meshmw._telemetry.export import endpoint_of
+from meshmw._tools import JsonValue
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, sdk_disabled
@@ -64,7 +65,7 @@ def load_app(target: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessFacts:
+class ProcessFacts(JsonValue):
     """Holds what one process has that concerns traces.
 
     Attributes:
@@ -114,7 +115,7 @@ class ProcessFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as plain JSON values, without the settings."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
+        return {name: value for name, value in JsonValue.to_json(self).items() if name != "settings"}
 
 
 def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) -> ProcessFacts:
