@@ -64,11 +64,11 @@ _NOTHING: Final = Extraction(
     span_context=None, baggage={}, b3=None, passthrough={}, rewrites={}, refused=(), rejected=None
 )
 
-# After the finalizers of the application, which may make spans: the lowest number is the last.
+# After the application's finalizers, which may make spans. The lowest priority runs last.
 _LAST: Final = -1000
 
-# No proxy is on the way, and the service has decided at its door what it trusts: everything goes, whatever the
-# settings say about other services. The numbers are the largest that the settings can let in.
+# No proxy is between the processes, and the service decided what it trusts when the request came in. So everything is
+# sent, whatever the settings say about other services. The limits are the largest that settings can have.
 _FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage", "b3")
 
 # Interpreters of Python 3.14 share no objects either, though their executor is one of threads.
@@ -217,7 +217,7 @@ def _streaming(fn: Callable[..., Any], bound: contextvars.Context, steps: Callab
 
 def _is_kind(kind: Callable[[object], bool], fn: Callable[..., Any]) -> bool:
     """Say whether a callable, function or object, is of a kind that `inspect` knows for functions."""
-    # A class is called to make an object; what that object is called for is another matter.
+    # To call a class makes an object. What that object's own `__call__` is does not matter here.
     return kind(fn) or (not isinstance(fn, type) and kind(fn.__call__))  # type: ignore[operator]  # an object may have the method that is of the kind
 
 
@@ -309,7 +309,7 @@ class Thread(threading.Thread):
         try:
             super().start()
         except BaseException:
-            # What a first start left belongs to the thread that runs.
+            # After a first start that succeeded, these belong to the thread that runs.
             if is_first:
                 del self.run
                 self._was_started = False
@@ -319,7 +319,7 @@ class Thread(threading.Thread):
         context, run = contextvars.copy_context(), self.run
 
         def run_in_context() -> None:
-            # The thread lives on as an object: it shall not keep the request's context alive.
+            # The object outlives the work, and must not keep the request's context alive.
             del self.run
             context.run(run)
 

@@ -51,7 +51,7 @@ class TraceContextFilter(logging.Filter):
             if not hasattr(record, name):
                 setattr(record, name, ids.get(name, ""))
         if not hasattr(record, "trace"):
-            # A record may bring one of the two along, under the same name and for another purpose.
+            # A record may have an attribute of one of these names for another purpose.
             record.trace = "".join(f" {name}={ids[name]}" for name in _IDS[:2] if name in ids)
         return True
 
@@ -90,7 +90,7 @@ def _as_json(line: dict[str, Any]) -> str:
     except (TypeError, ValueError, RecursionError):
         # A key that is no text, a number that is none in JSON, or something that holds itself.
         text = json.dumps({key: each if isinstance(each, str) else repr(each) for key, each in line.items()})
-    # Half a surrogate pair, as undecodable bytes become, cannot be written as UTF-8; its escape can.
+    # Undecodable bytes become lone surrogates, which UTF-8 cannot hold; it can hold their escapes.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -135,7 +135,7 @@ def _served_context(record: logging.LogRecord) -> SpanContext | None:
 
 def _is_about(served: serving.Served, record: logging.LogRecord, arguments: Any) -> bool:
     if record.name in _SERVER_ERRORS:
-        # Of all that servers say there, only an application's exception comes from the task that served.
+        # On these loggers, only the record of an application's exception comes from the task that served.
         return record.exc_info is not None
     if isinstance(arguments, Mapping):
         method, path = arguments.get("m"), arguments.get("U")

@@ -121,8 +121,7 @@ class GeneratorSteps(Generator[Y, S, R], Generic[Y, S, R]):
         self._run(self._source.close)
 
     def __del__(self) -> None:
-        # The source's own end of life would run its `finally` blocks in the context of whoever triggered the
-        # garbage collection.
+        # Else the garbage collector would run the source's `finally` blocks in whatever context it happens to meet.
         self.close()
 
 

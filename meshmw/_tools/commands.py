@@ -71,7 +71,7 @@ LOG_FIELDS: Final = (
     ("trace_id", "%TRACE_ID%"),
 )
 _TEMPLATES: Final = Path(__file__).parent / "templates" / "mesh_config"
-# Names and images stand in YAML, in NGINX's and in HAProxy's files without quotes, so nothing else may be in them.
+# Templates put names and images without quotes into YAML, NGINX's and HAProxy's files, so nothing else may be in them.
 _NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/:@]{0,254}")
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
     if sys.stdout is None:  # closed, as `>&-` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
     for stream in (sys.stdout, sys.stderr):
-        # A terminal may lack a character that a log holds.
+        # A log may hold a character that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -321,7 +321,7 @@ def _run_samples(arguments: list[str], folder: Path) -> int:
     from meshmw.testing import dies_with_parent
 
     command = dies_with_parent([sys.executable, "-m", "sample_apps", *arguments])
-    # In a session of its own the child gets no Ctrl-C from the terminal: it comes once, from here.
+    # The child has a session of its own, so that Ctrl-C reaches it once, from here, and not from the terminal as well.
     process = subprocess.Popen(command, cwd=folder, start_new_session=True)  # noqa: S603
     # The child stops what it has started; this process waits for that.
     with signals_handled(lambda *_: process.send_signal(signal.SIGTERM)):

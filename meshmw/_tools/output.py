@@ -62,7 +62,7 @@ def as_command(function: Callable[P, int]) -> Callable[P, None]:
             error_console().print("stopped")
             code = INTERRUPTED
         except BrokenPipeError:
-            # Whoever reads has enough, as `| head` does.
+            # The reader of the pipe has closed it, as `| head` does.
             _silence_output()
             code = OK
         except OSError as error:
@@ -79,7 +79,7 @@ def _print_error(error: Exception) -> None:
 
 
 def _silence_output() -> None:
-    # The interpreter flushes at its end, and would complain of what it cannot write.
+    # The interpreter flushes standard output when it ends, and would print an error for what it cannot write.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

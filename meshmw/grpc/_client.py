@@ -188,7 +188,7 @@ class OutboundCalls:
         self._tracer = tracer_of(options.get("tracer_provider"))
 
     def _shared_attributes(self, method: str) -> Attributes:
-        # Many spans share them, so nobody may change them.
+        # Many spans share these attributes, so they must not change.
         return MappingProxyType(client_attributes(method, self._target.address, self._target.port))
 
     def begin(self, details: Any, whoami: Callable[[], object]) -> OutboundCall:
@@ -201,7 +201,7 @@ class OutboundCalls:
         Raises:
             Exception: What the caller gave is no metadata; the span has ended.
         """
-        # grpcio's aio interceptors are given bytes.
+        # An aio interceptor gets the method as bytes.
         method = details.method if isinstance(details.method, str) else details.method.decode("utf-8")
         operation = begin_client(method, self._attributes(method), self._tracer)
         try:
@@ -250,14 +250,15 @@ class OutboundCall:
 
         try:
             if hasattr(call, "add_callback"):
-                # A call that its owner drops is cancelled by that, so it must not be held here.
+                # grpcio cancels a call when its owner drops it, so nothing here may hold it.
                 reference = weakref.ref(call)
                 is_under_way = call.add_callback(lambda: end(reference()))
             else:
                 call.add_done_callback(end)
                 is_under_way = True
         except (AttributeError, NotImplementedError):
-            # It is no call; or it is what stands for one where a call of `grpc.aio` was awaited further in.
+            # The result is no call, or an interceptor further in awaited a call of `grpc.aio` and returned a stand-in
+            # for it.
             is_under_way = False
         if not is_under_way:
             end(call)
@@ -267,7 +268,7 @@ def _code_of_call(call: Any) -> str | None:
     try:
         status = status_of_ended_call(call)
     except (AttributeError, TypeError):
-        # It is no call, or grpcio's stand-in for what is none: an answer then.
+        # The result is an answer and not a call, or grpcio's stand-in for an answer.
         return "OK"
     return None if status is None else str(status.name)
 

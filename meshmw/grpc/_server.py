@@ -125,7 +125,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             return None
         if _is_asynchronous(_behavior(handler)):
             return self._wrap_once(method, handler, self._in_loop)
-        # A thread learns from nothing but the call's own task that the call is over, so each call has its own handler.
+        # In a thread, only the call's own task shows that the call is over, so each call has its own handler.
         return _with_behavior(handler, self._in_thread_of(method, asyncio.current_task()))
 
     def _in_loop(self, method: str) -> Wrap:
@@ -148,7 +148,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             return served
 
         def wrap(behavior: Behavior, response_streaming: bool) -> Behavior:
-            # grpcio takes lists here, and whatever else can be iterated.
+            # grpcio takes a list here, and any other iterable.
             return _streaming(serve_stream, behavior, iter) if response_streaming else _returning(serve, behavior)
 
         return wrap
@@ -265,7 +265,8 @@ def _generating(serve: Serve, behavior: Behavior) -> Behavior:
                 yield response
         except BaseException as error:
             try:
-                # The generator stands at a `yield` where the client has gone; its own end of life would be elsewhere.
+                # Where the client has gone, the generator waits at a `yield`; the garbage collector would close it
+                # elsewhere.
                 await steps.aclose()
             finally:
                 served.finish(error)
@@ -285,7 +286,7 @@ def _sending(serve: Serve, behavior: Behavior) -> Behavior:
                 served.finish()
             return send_response(response)
 
-        # It may never come to its end where the client has gone.
+        # Where the client has gone, the handler may never come to its end.
         context.add_callback(served.finish)
         try:
             served.run(behavior, request, served.context, send)

@@ -37,7 +37,7 @@ from meshmw._policy.trust import RequestView
 from meshmw.baggage import with_member, without_member
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
-# Kubernetes asks for the health of each server every few seconds, and tools for what it serves.
+# Kubernetes asks for a server's health every few seconds, and tools ask what it serves.
 UNTOUCHED: Final = (
     "/grpc.health.v1.Health",
     "/grpc.reflection.v1.ServerReflection",
@@ -46,7 +46,7 @@ UNTOUCHED: Final = (
 # A service has fewer methods, and a stranger who makes names up must not fill the memory.
 _CACHED_METHODS: Final = 256
 _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
-# By these a handler hears that its call is over; grpcio has further ones, which it does not export.
+# What grpcio raises in a handler whose call is over. It has further exceptions, which it does not export.
 _OVER: Final = (asyncio.CancelledError, concurrent.futures.CancelledError, GeneratorExit)
 
 
@@ -241,7 +241,7 @@ class TracedServicerContext:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._context, name)
-        # Each kind of server has one of the two; what they register is to see the call's context.
+        # A server with threads has the first, an aio server the second. Callbacks run in the call's context.
         if name == "add_callback":
             return lambda callback: found(lambda: self._copy().run(callback))
         if name == "add_done_callback":
@@ -291,7 +291,7 @@ class TracedServicerContext:
 
     def _name(self, code: Any) -> str:
         """Return the name of a status code; grpcio makes UNKNOWN of what is none."""
-        # A server with threads takes no numbers.
+        # Only aio servers take numbers.
         if isinstance(code, int) and not isinstance(self._context, grpc.ServicerContext):
             code = _BY_NUMBER.get(code)
         return str(code.name) if isinstance(code, grpc.StatusCode) else "UNKNOWN"

@@ -129,7 +129,7 @@ class ConfluentProducer(_Sending, Block):
         if is_reported:
             given["on_delivery"] = DeliveryReport(operation, callback)
         with HandOver(operation):
-            # By name, because what stood before a place that is empty now would slip into it.
+            # By name: the callback has left its place, and what stood behind it would move up.
             result = self.__wrapped__.produce(**given)
         if not is_reported:
             operation.end()

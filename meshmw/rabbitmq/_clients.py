@@ -226,7 +226,7 @@ class _AioPikaMessages(_Tracing, AsyncBlock):
 
 
 def _new_properties() -> Any:
-    # Who has a channel has pika.
+    # The channel is pika's, so pika is installed.
     from pika import BasicProperties  # type: ignore[import-untyped]
 
     return BasicProperties()

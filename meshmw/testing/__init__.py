@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         roots,
     )
 else:
-    # Not for a type checker, which would take any name for one that exists.
+    # A type checker must not see this function: it would accept any name.
     def __getattr__(name: str) -> Any:
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,7 +100,7 @@ class _Recorder:
         return any(attachment.thread in others for attachment in self._still_open())
 
     def _still_open(self) -> list[_Attachment]:
-        # A token also counts as used where the variable itself was reset with it, which only the token's text tells.
+        # Somebody may have reset the context variable itself with the token; only the token's text says so.
         return [each for each in list(self._open.values()) if not repr(each.token).startswith("<Token used")]
 
 

@@ -75,7 +75,7 @@ class LinkerdLike:
         return f"http://127.0.0.1:{self.port(listener)}"
 
     def _write(self, line: dict[str, Any]) -> None:
-        # One request's thread at a time, so that the file has the lines in the order of the list, and no fewer.
+        # One thread at a time, so that the file and the list hold the same lines in the same order.
         with self._writing:
             with self.access_log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

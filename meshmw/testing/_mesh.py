@@ -179,7 +179,7 @@ class EnvoyMesh:
         wanted = frozenset(services) or frozenset(service.name for service in self.services)
         with contextlib.suppress(AssertionError):
             self.receiver.wait_for(lambda spans: _is_whole(spans, wanted), timeout)
-        # One that comes late would be missed by an assertion that there is nothing else.
+        # A span that comes late would escape an assertion that there are no others.
         known = -1
         while known != len(found := self.receiver.spans):
             known = len(found)

@@ -28,7 +28,8 @@ MAX_LINE: Final = 1 << 18
 _CHUNK: Final = 1 << 20
 _GZIP: Final = b"\x1f\x8b"
 _POLL: Final = 0.1
-# Listeners' names are the operator's, and still bounded. The first two names are of one rank: what comes in.
+# The rank of each listener's name on a request's way. No name and `inbound` have one rank: both are what comes in. The
+# operator chooses the names, and still their number is bounded.
 _SIDES: Final = {"": 0, "inbound": 0}
 _MAX_SIDES: Final = 50
 # Envoy logs a request at its start and its end, and now and then a long one in between.
@@ -263,7 +264,7 @@ class Source:
         try:
             now, ours = self.path.stat(), os.fstat(self.stream.fileno())
             is_new = (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
-            # It may be gone again, or not be ours to read yet.
+            # The new file may be gone again, or not readable yet.
             opened = self.path.open("rb") if is_new else None
         except OSError:
             return

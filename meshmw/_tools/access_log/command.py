@@ -198,7 +198,7 @@ def _print_hop(hop: HopLog, top: int) -> None:
     print_line(f"{hop.name}: requests: {total.total:,}, lines: {hop.lines:,}", "bold")
     if not hop.logs_traceparent:
         return
-    # What did not happen needs no column.
+    # A kind that does not occur needs no column.
     kinds = [kind for kind in KINDS if kind in ("valid", "missing") or total.kinds[kind]]
     places = sorted_places(hop.places)
     rows = [(route, upstream, *_place_cells(place, kinds)) for (route, upstream), place in places[:top]]

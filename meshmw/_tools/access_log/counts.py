@@ -38,7 +38,7 @@ _NO_VALUE: Final = frozenset({"-", ""})
 _AN_ID: Final = re.compile(r"/(?:\d+|[0-9a-fA-F-]{16,}|(?=[^/]*\d)[A-Za-z0-9_-]{20,})(?=/|$)")
 # The log's place in the order given, the listener's in its log, and 0 for what came in or 1 for what went out.
 Station = tuple[int, int, int]
-# A request that is tried again may begin a trace each time; of some hundred tries the first few are enough.
+# Each retry of a request may begin a trace; the first few are enough.
 _TRACES_PER_REQUEST: Final = 4
 
 V = TypeVar("V")
@@ -280,7 +280,7 @@ class JoinedLogs:
         flags = [sampled for sampled in self._traces.values.values() if sender in sampled]
         arrived = [sampled for sampled in flags if receiver in sampled]
         flipped = sum(sampled[sender] and not sampled[receiver] for sampled in arrived)
-        # A proxy's listeners may have nothing to do with each other, but for what comes in by the first and goes out.
+        # Two listeners of one proxy need not serve the same request, unless the first is the inbound one.
         in_line = sender[0] != receiver[0] or sender[1] == receiver[1] or sender[1] == 0
         return Crossing(
             labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example, in_line
@@ -308,7 +308,7 @@ class Sample(Generic[V]):
 
     def takes(self, key: str) -> bool:
         """Say whether an id is among those that are held."""
-        # Python keys its hash anew in each process: with a checksum, strangers could choose ids that are all held.
+        # Python's hash has a new key in each process. With a checksum, strangers could choose ids that are all held.
         return not hash(key) & self._mask
 
     def put(self, key: str, value: V) -> None:

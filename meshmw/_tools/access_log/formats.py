@@ -50,7 +50,7 @@ FIELDS: Final = {
     "%UPSTREAM_CLUSTER_RAW%": "cluster",
     "%UPSTREAM_HOST%": "upstream",
 }
-# What values look like that neither a client nor a server can choose freely.
+# What the value of an operator looks like, where neither a client nor a server can choose it freely.
 _TIGHT: Final = {
     "PROTOCOL": r"HTTP/[0-9.]+|-",
     "RESPONSE_CODE": r"[0-9]+|-",
@@ -64,7 +64,7 @@ _TIGHT: Final = {
 }
 # The argument is bounded: from each operator without its ")" the search would go on to the end of the format.
 _OPERATOR: Final = re.compile(r"%([A-Z_0-9]+)(\([^)]{0,1024}\))?(:[0-9]+)?%|%%")
-# Beyond these a line that the strict pattern does not match costs more than it is worth.
+# Beyond these limits, a line that the strict pattern does not match would cost more than it is worth.
 _MAX_LOOSE_CHARS: Final = 32_768
 _MAX_ENDS: Final = 64
 
@@ -102,7 +102,7 @@ _SHORT: Final = (
 KNOWN_FORMATS: Final = (*(base + tail for tail in _TAILS for base in (ISTIO_DEFAULT, ENVOY_DEFAULT)), _SHORT)
 _NAMED: Final = {"envoy": ENVOY_DEFAULT, "istio": ISTIO_DEFAULT}
 _WORDS: Final = ("auto", "json", *_NAMED)
-# As many as make a good guess, of a log that may hold other programs' lines.
+# So many lines make a good guess, even where other programs write to the same log.
 FIRST_LINES: Final = 200
 
 # The fields by the keys that JSON logs have: Istio's own, those of Envoy's documentation, and what people write.
@@ -307,7 +307,7 @@ def _tight_pattern(operator: str, following: str) -> re.Pattern[str] | None:
     if operator not in _TIGHT:
         return None
     pattern = re.compile(f"(?>{_TIGHT[operator]})")
-    # Where the text behind the value may belong to the value, its look does not say where it ends.
+    # Where the next character could belong to the value as well, the pattern does not find the value's end.
     return None if following and pattern.match(following) else pattern
 
 

@@ -80,7 +80,7 @@ def _importable_from(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # The application may have taken it out itself.
+        # The application may have removed the entry itself.
         with contextlib.suppress(ValueError):
             sys.path.remove(path)
 

@@ -218,14 +218,14 @@ def _look_at_provider() -> dict[str, Any]:
 
 def _exporter_names(provider: Any) -> Iterator[str]:
     for exporter in exporters_of(provider):
-        # What meshmw puts around an exporter is not what the reader chose.
+        # The name is that of the exporter that the user chose, not of the wrapper that meshmw puts around it.
         inner = getattr(exporter, "_exporter", None) if type(exporter).__module__.startswith("meshmw.") else None
         yield type(inner or exporter).__name__
 
 
 def _instrumented_libraries() -> Iterator[str]:
     for library, (module_name, class_name) in _INSTRUMENTORS.items():
-        # What nobody imported has patched nothing.
+        # An instrumentor whose module nobody imported has patched nothing.
         instrumentor = getattr(sys.modules.get(module_name), class_name, None)
         if instrumentor is not None and instrumentor().is_instrumented_by_opentelemetry:
             yield library

@@ -58,7 +58,7 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
     """Return what can be seen now, and note in *faults* which backends cannot be asked."""
     hops = join_hops(probe, probe_hops(watch.tails, probe, alone=watch.alone), answer.echoes)
     named = [probe.trace_id, *judge_hops(hops, probe).trace_ids, answer.trace_id]
-    # What a header or a log line says becomes part of a backend's URL.
+    # A trace id that a header or a log line names becomes part of a backend's URL.
     trace_ids = [trace_id for trace_id in dict.fromkeys(named) if is_trace_id(trace_id)]
     spans: dict[tuple[str, str, str], JourneySpan] = {}
     for backend in watch.backends:
@@ -92,7 +92,7 @@ def _with_echo(hop: Hop, echo: Echo) -> Hop:
 def _is_complete(evidence: Evidence, watch: Watch, probe: Probe) -> bool:
     logged = all(evidence.hops_in(tail) for tail in watch.tails)
     recorded = len(evidence.spans) >= max(1, watch.spans) and not any(span.orphan for span in evidence.spans)
-    # Spans that must not come cannot be waited for; the settling time is all that they get.
+    # An unsampled probe is to leave no spans, so there are none to wait for. Late ones have the settling time.
     return logged and (recorded or not watch.backends or probe.variant == "unsampled")
 
 

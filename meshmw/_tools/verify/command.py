@@ -43,7 +43,7 @@ from meshmw._tools.verify.report import write_report
 
 # Spans that hang deeper are printed at this depth: nobody reads further to the right.
 _MAX_DEPTH: Final = 40
-# Wider than any terminal, which then wraps: rich cuts what has no room.
+# Wider than any terminal: rich cuts what has no room, a terminal wraps it.
 _MAX_WIDTH: Final = 4096
 _PORTS: Final = re.compile(r"[0-9]{1,5}(,[0-9]{1,5})?")
 _STYLES: Final = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}

@@ -338,7 +338,7 @@ def _ids(line: Line) -> set[str]:
     found = {line.get("request_id", "-"), line.get("trace_id", "-")}
     if parent is not None:
         found.add(f"{parent.trace_id:032x}")
-    # Any other user agent may be everybody's.
+    # Any other user agent may be that of many requests.
     if (agent := line.get("user_agent", "")).startswith(AGENT):
         found.add(agent)
     return found - {"-", ""}
