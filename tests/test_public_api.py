@@ -273,7 +273,9 @@ def names_in(module_name: str) -> dict[str, Any]:
     found = {**vars(opentelemetry.util.types), **vars(module)}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            exec(compile(ast.Module(node.body, []), module_name, "exec"), found)
+            # Not the public modules themselves, of which `meshmw.auto` would configure this process.
+            imports = [each for each in node.body if getattr(each, "module", None) != "meshmw"]
+            exec(compile(ast.Module(imports, []), module_name, "exec"), found)
     return found
 
 
