@@ -86,33 +86,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "meshmw._tools": ["Finding"],
-    "meshmw._tools.verify.report": ["write_report"],
-    "meshmw._tools.verify.journey": ["Hop", "Journey", "JourneySpan"],
-    "meshmw.testing._context_check": ["strict_context"],
-    "meshmw.testing._envoy": ["Envoy", "find_envoy", "start_envoys"],
-    "meshmw.testing._linkerd_like": ["LinkerdLike"],
-    "meshmw.testing._mesh": ["EnvoyMesh", "start_mesh"],
-    "meshmw.testing._otlp": ["OtlpReceiver"],
-    "meshmw.testing._processes": ["Service", "dies_with_parent", "free_port", "start_process", "stop_processes"],
-    "meshmw.testing._proxies": ["Listener", "Proxy", "Route", "Tracer"],
-    "meshmw.testing._requests": ["HEADER_MATRIX", "Answer", "HeaderCase"],
-    "meshmw.testing._spans": [
-        "Event",
-        "Link",
-        "ReceivedSpan",
-        "assert_chain",
-        "assert_child_of",
-        "assert_one_trace",
-        "children",
-        "find_span",
-        "find_spans",
-        "from_sdk",
-        "render_tree",
-        "roots",
-    ],
+    "meshmw._tools": "Finding",
+    "meshmw._tools.verify.journey": "Hop Journey JourneySpan",
+    "meshmw._tools.verify.report": "write_report",
+    "meshmw.testing._context_check": "strict_context",
+    "meshmw.testing._envoy": "Envoy find_envoy start_envoys",
+    "meshmw.testing._linkerd_like": "LinkerdLike",
+    "meshmw.testing._mesh": "EnvoyMesh start_mesh",
+    "meshmw.testing._otlp": "OtlpReceiver",
+    "meshmw.testing._processes": "Service dies_with_parent free_port start_process stop_processes",
+    "meshmw.testing._proxies": "Listener Proxy Route Tracer",
+    "meshmw.testing._requests": "HEADER_MATRIX Answer HeaderCase",
+    "meshmw.testing._spans": (
+        "Event Link ReceivedSpan assert_chain assert_child_of assert_one_trace children find_span find_spans from_sdk "
+        "render_tree roots"
+    ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __dir__() -> list[str]:
