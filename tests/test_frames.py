@@ -138,7 +138,7 @@ class TestFrame:
         assert (headers(received), rest) == ({}, message)
         assert propagator.rejections.counts == {("frame", reason): 1}
 
-    def test_fields_before_the_fault_are_not_used_either(self, propagator):
+    def test_what_comes_before_the_fault_is_not_trusted_either(self, propagator):
         data = frame((b"traceparent", TRACEPARENT.encode()), (b"", b""))
         assert headers(decode(data, propagator=propagator)[0]) == {}
 

@@ -615,7 +615,7 @@ def test_the_span_of_contribs_interceptor_further_out_is_adopted(make_host, styl
     assert host.propagator.rejections.counts == {}
 
 
-def test_where_contrib_has_trusted_a_caller_that_we_do_not_our_span_starts_a_trace_of_its_own(make_host):
+def test_where_contrib_has_trusted_a_caller_that_is_not_trusted_our_span_starts_a_trace_of_its_own(make_host):
     host = type(make_host("threads"))("threads")
     host.outside = [contrib(host)]
     make_host("threads", host=host, trust="restart")
