@@ -125,7 +125,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             return None
         if _is_asynchronous(_behavior(handler)):
             return self._wrap_once(method, handler, self._in_loop)
-        # In a thread, only the call's own task shows that the call is over, so each call has its own handler.
+        # A thread learns from nothing but the call's own task that the call is over, so each call has its own handler.
         return _with_behavior(handler, self._in_thread_of(method, asyncio.current_task()))
 
     def _in_loop(self, method: str) -> Wrap:
