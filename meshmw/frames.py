@@ -95,7 +95,7 @@ def extract_json(
 def encode(context: Context | None = None, *, propagator: MeshPropagator | None = None) -> bytes:
     """Return the trace headers of a context as bytes to put before a message; 16,384 at most.
 
-    There is always a frame, if one without fields: a receiver that expects one must not take a message's own first
+    There is always a frame, even one without fields: a receiver that expects one must not take a message's own first
     bytes for it.
 
     Args:
@@ -105,7 +105,7 @@ def encode(context: Context | None = None, *, propagator: MeshPropagator | None 
     ours = _or_configured(propagator)
     headers: dict[str, str] = {}
     ours.inject(headers, context)
-    # Where not all fits, it is the longest that stays behind: baggage.
+    # Shortest first: where not everything fits, the longest one, baggage, is left out.
     frame, left_out = format_frame(dict(sorted(headers.items(), key=lambda item: len(item[1]))))
     for name in left_out:
         ours.rejections.record(name, "frame_too_long", "- the message goes without it")
@@ -281,7 +281,7 @@ class _TextGetter(Getter[Mapping[str, Any]]):
 
 
 def _behind(data: Any, size: int) -> Any:
-    # A view of larger items is cut by bytes all the same.
+    # A memoryview may have larger items; a frame is counted in bytes.
     return data.cast("B")[size:] if isinstance(data, memoryview) else data[size:]
 
 

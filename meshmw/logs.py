@@ -1,7 +1,8 @@
 """Put trace and span ids on log records: a filter, a format, JSON, and a processor for structlog.
 
-They stand on the access logs of uvicorn, hypercorn and gunicorn too, which are written outside the request's context:
-there the server's adapter notes which request a task serves. Without a span there are no ids, and never ids of zeros.
+They put the ids on the access logs of uvicorn, hypercorn and gunicorn too. Servers write these outside the request's
+context, so the server's adapter notes which request a task serves. Without a span there are no ids, and never ids of
+zeros.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class TraceContextFilter(logging.Filter):
             if not hasattr(record, name):
                 setattr(record, name, ids.get(name, ""))
         if not hasattr(record, "trace"):
-            # A record may bring one of the two along, under the same name and for another purpose.
+            # A record may have an attribute of one of these names for another purpose.
             record.trace = "".join(f" {name}={ids[name]}" for name in _IDS[:2] if name in ids)
         return True
 
@@ -89,7 +90,7 @@ def _as_json(line: dict[str, Any]) -> str:
     except (TypeError, ValueError, RecursionError):
         # A key that is no text, a number that is none in JSON, or something that holds itself.
         text = json.dumps({key: each if isinstance(each, str) else repr(each) for key, each in line.items()})
-    # Half a surrogate pair, as undecodable bytes become, cannot be written as UTF-8; its escape can.
+    # Undecodable bytes become lone surrogates, which UTF-8 cannot hold; it can hold their escapes.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -134,7 +135,7 @@ def _served_context(record: logging.LogRecord) -> SpanContext | None:
 
 def _is_about(served: serving.Served, record: logging.LogRecord, arguments: Any) -> bool:
     if record.name in _SERVER_ERRORS:
-        # Of all that servers say there, only an application's exception comes from the task that served.
+        # On these loggers, only the record of an application's exception comes from the task that served.
         return record.exc_info is not None
     if isinstance(arguments, Mapping):
         method, path = arguments.get("m"), arguments.get("U")

@@ -60,7 +60,7 @@ from meshmw.wire.traceparent import DEFAULT_TRACEPARENT_POLICY, TraceParentPolic
 if TYPE_CHECKING:
     from meshmw.settings import Settings
 
-__all__ = ["MeshPropagator"]
+__all__ = ["Extraction", "MeshPropagator", "Rejections"]
 
 
 def __dir__() -> list[str]:

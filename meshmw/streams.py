@@ -45,7 +45,7 @@ def stream(source: Any, context: Context | None = None) -> Any:
     """Return *source* with a context of its own: current during each of its steps, and at no other time.
 
     The steps share one copy of all context variables, made now, whichever thread or task takes them. What a generator
-    makes current across a `yield` is current again in its next step, and can be taken back in any later one. A
+    makes current across a `yield` is current again in its next step, and can be detached in any later one. A
     half-consumed generator that is dropped is closed, in that same context.
 
     Args:
@@ -121,8 +121,7 @@ class GeneratorSteps(Generator[Y, S, R], Generic[Y, S, R]):
         self._run(self._source.close)
 
     def __del__(self) -> None:
-        # The source's own end of life would run its `finally` blocks in the context of whoever triggered the
-        # garbage collection.
+        # Else the garbage collector would run the source's `finally` blocks in whatever context it happens to meet.
         self.close()
 
 

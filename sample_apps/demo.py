@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import meshmw
-from meshmw._tools.report import write_report
-from meshmw._tools.verify.journey import Journey
 from meshmw.httpx import Client
-from meshmw.testing import ReceivedSpan, render_tree
+from meshmw.testing import Journey, ReceivedSpan, render_tree, write_report
 from meshmw.testing._requests import Follower, as_probe
 from sample_apps import NotReadyError
 from sample_apps.mesh import Mesh

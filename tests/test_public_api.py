@@ -1,15 +1,19 @@
 """What `import meshmw` offers, and what it costs."""
 
 import ast
+import functools
 import importlib
 import inspect
 import os
 import pkgutil
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import opentelemetry.util.types
 import pytest
 
 import meshmw
@@ -27,7 +31,7 @@ NAMES = {
         get get_all properties using with_member without_member without_members
     """,
     "meshmw.concurrency": """
-        ProcessPoolExecutor Thread ThreadPoolExecutor bind detached linked run_in_executor to_thread
+        ProcessPoolExecutor Scope Thread ThreadPoolExecutor bind detached linked run_in_executor to_thread
     """,
     "meshmw.django": """
         route_middleware
@@ -60,7 +64,7 @@ NAMES = {
         FORMAT JsonFormatter TraceContextFilter add_trace_context ids_of
     """,
     "meshmw.propagator": """
-        MeshPropagator
+        Extraction MeshPropagator Rejections
     """,
     "meshmw.rabbitmq": """
         Delivery Options RabbitMQGetter aconsume batch_span consume consumer_span extract inject instrument
@@ -142,9 +146,8 @@ def test_the_module_that_configures_on_import_shows_its_handle_alone():
 
 def test_every_module_without_an_underscore_is_public():
     found = {each.name for each in pkgutil.walk_packages(meshmw.__path__, "meshmw.") if "._" not in each.name}
-    # The first configures on import, the others are run by pytest and by the test mesh.
-    run = {"meshmw.auto", "meshmw.testing.pytest_plugin", "meshmw.testing.serve_wsgi"}
-    assert found | {"meshmw"} == {*NAMES, *run}
+    # The first configures on import, pytest runs the second.
+    assert found | {"meshmw"} == {*NAMES, "meshmw.auto", "meshmw.testing.pytest_plugin"}
 
 
 def test_dir_shows_the_modules_and_other_names_raise():
@@ -250,3 +253,120 @@ def test_dir_of_a_module_shows_what_it_offers_and_each_says_what_it_does(name):
     for each in module.__all__:
         offered = getattr(module, each)
         assert inspect.getdoc(offered) or not (inspect.isclass(offered) or inspect.isroutine(offered)), each
+
+
+# The operators by which a user gets at an object, beside its methods.
+OPERATORS = {"__init__", "__call__", "__enter__", "__aenter__", "__iter__", "__aiter__", "__next__", "__anext__"}
+# Nobody but our own iterators makes these, so what their constructors take need have no public name.
+MADE_HERE = {"meshmw.kafka.Delivery", "meshmw.rabbitmq.Delivery"}
+# The steps by which these send have yet to become private.
+UNFINISHED = {
+    f"meshmw.{module}.{kind}TraceContextTransport" for module in ("httpx", "httpx2") for kind in ("", "Async")
+}
+
+
+@functools.cache
+def names_in(module_name: str) -> dict[str, Any]:
+    """Return a module's names, with those that it imports for type checkers alone."""
+    module = importlib.import_module(module_name)
+    found = {**vars(opentelemetry.util.types), **vars(module)}
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            # Not the public modules themselves, of which `meshmw.auto` would configure this process.
+            imports = [each for each in node.body if getattr(each, "module", None) != "meshmw"]
+            exec(compile(ast.Module(imports, []), module_name, "exec"), found)
+    return found
+
+
+def annotations_of(thing: object) -> Iterator[tuple[str, Any]]:
+    """Yield the annotations of a function, or of a class's methods, properties and attributes; of a value its class."""
+    if not inspect.isclass(thing):
+        hints = function_hints(thing) if inspect.isroutine(thing) else {"value": type(thing)}
+        yield from hints.items()
+        return
+    for cls in (each for each in thing.__mro__ if each.__module__.startswith("meshmw")):
+        for name, text in [*inspect.get_annotations(cls).items(), *set_by_constructor(cls)]:
+            if not name.startswith("_"):
+                yield name, eval(text, names_in(cls.__module__)) if isinstance(text, str) else text
+        for name, member in vars(cls).items():
+            if not name.startswith("_") or name in OPERATORS:
+                for each in functions_of(member):
+                    yield from ((f"{name}({hint})", kind) for hint, kind in function_hints(each).items())
+
+
+def set_by_constructor(cls: type) -> Iterator[tuple[str, str]]:
+    """Yield the attributes that a class's constructor sets, with their annotation, or with the class that it calls."""
+    for constructor in functions_of(vars(cls).get("__init__")):
+        if is_generated(constructor):
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(constructor)))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
+                yield node.target.attr, ast.unparse(node.annotation)
+            elif isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Attribute):
+                called = ast.unparse(node.value.func) if isinstance(node.value, ast.Call) else ""
+                if inspect.isclass(names_in(cls.__module__).get(called)):
+                    yield target.attr, called
+
+
+def is_generated(function: Callable[..., object]) -> bool:
+    """Say whether a function has no source, as the constructor that a dataclass makes of its annotations."""
+    return function.__code__.co_filename == "<string>"
+
+
+def functions_of(member: object) -> list[Callable[..., object]]:
+    """Return the functions behind a member of a class: a method's one, or a property's."""
+    if isinstance(member, property):
+        return [each for each in (member.fget, member.fset) if each is not None]
+    function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+    return [function] if inspect.isfunction(function) else []
+
+
+def function_hints(function: Callable[..., object]) -> dict[str, Any]:
+    function = inspect.unwrap(function)
+    return {} if is_generated(function) else get_type_hints(function, names_in(function.__module__))
+
+
+def classes_in(hint: Any) -> Iterator[type]:
+    """Yield the classes that a type hint is made of."""
+    if isinstance(hint, list | tuple):
+        for each in hint:
+            yield from classes_in(each)
+    elif isinstance(hint, TypeVar):
+        yield from classes_in(hint.__bound__)
+    elif get_origin(hint) is not Literal:
+        origin = get_origin(hint) or hint
+        if inspect.isclass(origin):
+            yield origin
+        yield from classes_in(get_args(hint))
+
+
+def public_objects() -> dict[str, object]:
+    modules = {name: importlib.import_module(name) for name in NAMES}
+    return {f"{name}.{each}": getattr(module, each) for name, module in modules.items() for each in module.__all__}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.xfail(reason="its steps are not private yet"))
+        if path in UNFINISHED
+        else path
+        for path in public_objects()
+    ],
+)
+def test_nothing_public_hands_out_or_takes_a_type_that_has_no_public_name(path):
+    """A user who writes type hints must be able to name whatever they get, and whatever they are asked for.
+
+    import-linter cannot say this: it sees which module imports which, and a public module imports private ones for its
+    work. It does not see which of the imported types stand in a signature.
+    """
+    offered = public_objects()
+    named = {id(each) for each in offered.values()}
+    unnamed = {
+        f"{where}: {cls.__module__}.{cls.__qualname__}"
+        for where, hint in annotations_of(offered[path])
+        if not (path in MADE_HERE and where.startswith("__init__"))
+        for cls in classes_in(hint)
+        if cls.__module__.startswith("meshmw") and id(cls) not in named
+    }
+    assert not unnamed

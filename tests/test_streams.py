@@ -176,7 +176,7 @@ class TestGenerators:
         assert ended == [("ours", threading.get_ident())]
         otel_context.detach(token)
 
-    def test_a_source_that_ignores_close_is_told_as_by_the_interpreter(self):
+    def test_a_source_that_ignores_close_gets_the_interpreters_error(self):
         def source():
             try:
                 yield 1
@@ -535,7 +535,7 @@ class TestStepVariables:
                 steps.run({}.__getitem__, 1)
         assert steps.run(self.OTHER.get) == "of the stream"
 
-    def test_a_stream_that_closes_itself_is_told_as_by_the_interpreter(self):
+    def test_a_stream_that_closes_itself_gets_the_interpreters_error(self):
         def source():
             with pytest.raises(ValueError, match="generator already executing"):
                 steps.close()

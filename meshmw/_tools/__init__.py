@@ -1,9 +1,8 @@
 """The commands of `meshmw`: each looks at headers, logs, proxies or traces, and says what breaks them and what to do.
 
-A command is a folder (`doctor`, `verify`, `access_log`) or a file (`inspect`, `mesh_config`); `settings` and `demo` are
-in `commands`. In each, some functions look, others judge what was seen, and the command itself only prints. A judge is
-a pure function that returns a `Finding` for each fault. `commands` puts the commands together, `output` is how all of
-them print, `report` makes a page of what `verify` saw.
+A command is a folder (`doctor`, `verify`, `access_log`), the file `inspect`, or a part of `commands`, which puts all of
+them together. In each, some functions look, others judge what was seen, and the command itself only prints. A judge is
+a pure function that returns a `Finding` for each fault. `output` is how all commands print.
 
 The tools may use all of meshmw, and `meshmw.testing` uses the tools. Only the commands and `output` know Typer and
 rich, so that what tests use needs neither.
@@ -11,7 +10,7 @@ rich, so that what tests use needs neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,8 +18,27 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 
+class JsonValue:
+    """Gives a dataclass `to_json`."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values: lists and objects, down to the last one."""
+        names: Iterable[str] = self.__dataclass_fields__  # type: ignore[attr-defined]  # a dataclass has it
+        return {name: _as_json(getattr(self, name)) for name in names}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, JsonValue):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_as_json(each) for each in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(JsonValue):
     """Says what breaks traces, where, why, and what to do about it.
 
     Attributes:
@@ -43,10 +61,6 @@ class Finding:
     def is_fault(self) -> bool:
         """Says whether a command that found this ends with 1."""
         return self.severity != "note"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the finding as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:

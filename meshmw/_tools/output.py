@@ -9,9 +9,11 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Final, ParamSpec
 
 import typer
@@ -31,6 +33,9 @@ INTERRUPTED: Final = 130
 EXIT_CODES: Final = "Exit codes: 0 nothing is wrong, 1 something was found, 2 it could not be run, 130 Ctrl-C."
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+LogFormatOption = Annotated[
+    str, typer.Option("--format", "-f", help="The logs' format: auto, json, envoy, istio, or a format string.")
+]
 ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")]
 
 _STYLES: Final = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -57,7 +62,7 @@ def as_command(function: Callable[P, int]) -> Callable[P, None]:
             error_console().print("stopped")
             code = INTERRUPTED
         except BrokenPipeError:
-            # Whoever reads has enough, as `| head` does.
+            # The reader of the pipe has closed it, as `| head` does.
             _silence_output()
             code = OK
         except OSError as error:
@@ -74,7 +79,7 @@ def _print_error(error: Exception) -> None:
 
 
 def _silence_output() -> None:
-    # The interpreter flushes at its end, and would complain of what it cannot write.
+    # The interpreter flushes standard output when it ends, and would print an error for what it cannot write.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -110,13 +115,7 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Print a table; a cell that has no room is folded, never cut.
-
-    Args:
-        columns: Their headings.
-        rows: A cell for each column.
-        numbers: The headings of the columns that are aligned to the right.
-    """
+    """Print a table; a cell that has no room is folded, never cut. The columns *numbers* are aligned to the right."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
@@ -139,6 +138,17 @@ def print_findings(findings: Iterable[Finding]) -> None:
             body.add_column(overflow="fold")
             body.add_row(Text(f"  {label}", style="dim"), Text(shown(text, None)))
             printer.print(body)
+
+
+@contextlib.contextmanager
+def signals_handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let *handle* take Ctrl-C and SIGTERM within the block."""
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def split_named_file(given: str) -> tuple[str | None, Path]:

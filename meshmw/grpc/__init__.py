@@ -5,9 +5,8 @@
     channel = grpc.intercept_channel(grpc.insecure_channel(target), TraceContextClientInterceptor(target))
     channel = grpc.aio.insecure_channel(target, interceptors=client_interceptors(target))
 
-A call that is served goes through `_server` (how grpcio finds a method's handler), `_handlers` (the function in the
-handler's place) and `_serving` (options, context and end); one that is made through `_client`. `_metadata` reads and
-writes the headers of both.
+A call that is served goes through `_server` (how grpcio finds a method's handler, and the function in its place) and
+`_serving` (options, metadata, context and end). A call that is made goes through `_client`.
 """
 
 from __future__ import annotations

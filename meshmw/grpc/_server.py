@@ -33,7 +33,7 @@ Behavior = Callable[..., Any]
 B = TypeVar("B", bound=Behavior)
 # Begins to serve a call, given the servicer context.
 Serve = Callable[[Any], Served]
-# Returns what is called in place of a handler's function, which is told whether its responses are a stream.
+# Takes a handler's function, and whether it streams responses, and returns the function in its place.
 Wrap = Callable[[Behavior, bool], Behavior]
 
 # A generic handler may serve any method that callers name.
@@ -41,12 +41,7 @@ _MAX_METHODS: Final = 1_024
 
 
 class MethodInterceptor:
-    """Holds the options of a server interceptor, and each method's handler once it is wrapped.
-
-    Args:
-        untouched: Path patterns of calls that pass as if there were no interceptor.
-        options: Those that every server's adapter takes.
-    """
+    """Holds the options of a server interceptor, and each method's handler once it is wrapped."""
 
     def __init__(self, *, untouched: Sequence[str] = UNTOUCHED, **options: Unpack[ServerOptions]) -> None:
         self._serving = CallServing(untouched, **options)
@@ -153,7 +148,7 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             return served
 
         def wrap(behavior: Behavior, response_streaming: bool) -> Behavior:
-            # grpcio takes lists here, and whatever else can be iterated.
+            # grpcio takes a list here, and any other iterable.
             return _streaming(serve_stream, behavior, iter) if response_streaming else _returning(serve, behavior)
 
         return wrap
@@ -229,12 +224,7 @@ def _streaming(serve: Serve, behavior: Behavior, to_iterator: Callable[[Any], An
 
 
 class _Responses(Iterator[Any]):
-    """Takes each response of a handler in the call's context, and ends the call with the last one.
-
-    Args:
-        served: The call.
-        source: What the handler returned.
-    """
+    """Takes each response of a handler in the call's context, and ends the call with the last one."""
 
     __slots__ = ("_served", "_source")
 
@@ -275,7 +265,8 @@ def _generating(serve: Serve, behavior: Behavior) -> Behavior:
                 yield response
         except BaseException as error:
             try:
-                # The generator stands at a `yield` where the client has gone; its own end of life would be elsewhere.
+                # Where the client has gone, the generator waits at a `yield`; the garbage collector would close it
+                # elsewhere.
                 await steps.aclose()
             finally:
                 served.finish(error)
@@ -295,7 +286,7 @@ def _sending(serve: Serve, behavior: Behavior) -> Behavior:
                 served.finish()
             return send_response(response)
 
-        # It may never come to its end where the client has gone.
+        # Where the client has gone, the handler may never come to its end.
         context.add_callback(served.finish)
         try:
             served.run(behavior, request, served.context, send)

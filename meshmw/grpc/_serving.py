@@ -4,7 +4,8 @@
 ends the operation. The handler runs in a copy of the context variables that is entered for each step and thrown away at
 the end: nothing is attached in a context of anybody else's, and nothing can fail to detach.
 
-`message_scope` is for one message of a stream, in a handler or in a client.
+`message_scope` is for one message of a stream, in a handler or in a client. `header_lines` and `header_text` read the
+metadata, and `rewrite_metadata` removes from them what a handler must not see.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,16 +28,16 @@ from opentelemetry.context import Context
 
 from meshmw._context.carriers import Lines
 from meshmw._context.current import Current
-from meshmw._foreign import is_end_of_call
+from meshmw._foreign import is_end_of_call, metadata_pair
 from meshmw._lifecycle.operation import AttributeValue, LazyAttributes
 from meshmw._lifecycle.rpc import RpcOperation, begin_server, server_attributes
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import RequestView
 from meshmw.baggage import with_member, without_member
-from meshmw.grpc._metadata import header_lines, header_text, peer_address, rewrite_metadata
+from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
-# Kubernetes asks for the health of each server every few seconds, and tools for what it serves.
+# Kubernetes asks for a server's health every few seconds, and tools ask what it serves.
 UNTOUCHED: Final = (
     "/grpc.health.v1.Health",
     "/grpc.reflection.v1.ServerReflection",
@@ -45,16 +46,16 @@ UNTOUCHED: Final = (
 # A service has fewer methods, and a stranger who makes names up must not fill the memory.
 _CACHED_METHODS: Final = 256
 _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
-# By these a handler hears that its call is over; grpcio has further ones, which it does not export.
+# What grpcio raises in a handler whose call is over. It has further exceptions, which it does not export.
 _OVER: Final = (asyncio.CancelledError, concurrent.futures.CancelledError, GeneratorExit)
+
+
+# As grpcio hands them out: pairs of a name and of a text or, for `-bin`, bytes.
+Metadata: TypeAlias = Iterable[tuple[str, Any]]
 
 
 class CallServing(Serving):
     """Holds the options of one server interceptor, over what `configure()` decided, and begins to serve calls.
-
-    Args:
-        untouched: Path patterns of calls that pass as if there were no interceptor.
-        options: Those that every server's adapter takes.
 
     Attributes:
         passes_untouched: Says whether the calls of a method, given its path, pass as if there were no interceptor.
@@ -149,11 +150,7 @@ class ServedCall:
         self.finish(error)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End the operation with the status that the client gets; the first end counts.
-
-        Args:
-            error: What the handler raised, if it did.
-        """
+        """End the operation with the status that the client gets; the first end counts."""
         code, aborted = self._status.code, self._status.aborted
         says_over = error is not None and (isinstance(error, _OVER) or is_end_of_call(error))
         # An abort on an aio server tells the client before anything else happens here.
@@ -173,9 +170,6 @@ class ServedCall:
 
 class NestedCall:
     """Runs the steps of one handler as they are: the same interceptor further out serves the call, and ends it.
-
-    Args:
-        context: The servicer context that it gave.
 
     Attributes:
         run: Calls a function and returns what it returns.
@@ -216,7 +210,7 @@ class _Status:
 
 
 class TracedServicerContext:
-    """Stands for grpcio's servicer context, with clean metadata, callbacks inside the trace, and a note of the status.
+    """Wraps grpcio's servicer context: clean metadata, callbacks inside the trace, and a note of the status.
 
     Args:
         context: grpcio's own, of a sync or an aio server, or of a sync handler on an aio server.
@@ -247,7 +241,7 @@ class TracedServicerContext:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._context, name)
-        # Each kind of server has one of the two; what they register is to see the call's context.
+        # A server with threads has the first, an aio server the second. Callbacks run in the call's context.
         if name == "add_callback":
             return lambda callback: found(lambda: self._copy().run(callback))
         if name == "add_done_callback":
@@ -297,7 +291,7 @@ class TracedServicerContext:
 
     def _name(self, code: Any) -> str:
         """Return the name of a status code; grpcio makes UNKNOWN of what is none."""
-        # A server with threads takes no numbers.
+        # Only aio servers take numbers.
         if isinstance(code, int) and not isinstance(self._context, grpc.ServicerContext):
             code = _BY_NUMBER.get(code)
         return str(code.name) if isinstance(code, grpc.StatusCode) else "UNKNOWN"
@@ -341,3 +335,44 @@ class message_scope:  # noqa: N801
         for key, value in self._members.items():
             context = without_member(key, context) if value is None else with_member(key, value, context=context)
         return context
+
+
+def header_lines(metadata: Metadata | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the lines of the headers that a server reads, by name; grpcio itself keeps only the last of several."""
+    wanted = _wanted(passthrough)
+    lines: dict[str, list[str]] = {}
+    for key, value in metadata or ():
+        if key in wanted:
+            lines.setdefault(key, []).append(value if isinstance(value, str) else value.decode("latin-1"))
+    return lines
+
+
+@lru_cache(maxsize=64)
+def _wanted(passthrough: tuple[str, ...]) -> frozenset[str]:
+    return PROPAGATION_HEADERS | {SENT_HEADER, "user-agent", *passthrough}
+
+
+def header_text(metadata: Metadata | None, name: str) -> str | None:
+    """Return a header's text, several lines joined with commas (RFC 9110, 5.3), or None."""
+    lines = [value for key, value in metadata or () if key == name and isinstance(value, str)]
+    return ",".join(lines) if lines else None
+
+
+def rewrite_metadata(metadata: Any, rewrites: Mapping[str, str | None]) -> Any:
+    """Return inbound metadata with every line of the named headers replaced by one line, or by none."""
+    if not rewrites or not metadata:
+        return metadata
+    kept = [pair for pair in metadata if pair[0] not in rewrites]
+    return (*kept, *(metadata_pair(metadata, name, text) for name, text in rewrites.items() if text is not None))
+
+
+# One connection carries many calls.
+@lru_cache(maxsize=256)
+def peer_address(peer: str) -> tuple[str, int | None] | None:
+    """Return address and port of what grpcio calls a peer: `ipv4:10.0.0.9:41000`, `ipv6:%5B::1%5D:41000`, `unix:`."""
+    scheme, _, rest = peer.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return (rest, None) if rest else None
+    address, _, port = rest.partition(",")[0].rpartition(":")
+    address = address.replace("%5B", "").replace("%5D", "").strip("[]")
+    return (address, int(port)) if address and port.isdecimal() else None

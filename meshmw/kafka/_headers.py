@@ -9,6 +9,7 @@ from opentelemetry.propagators.textmap import Getter, Setter
 
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
 from meshmw._lifecycle.operation import Attributes
+from meshmw._notices import quoted
 
 SentHeaders: TypeAlias = list[tuple[str, bytes]]
 
@@ -41,7 +42,7 @@ def headers_of(carrier: Any) -> Iterable[Any]:
     Raises:
         TypeError: It is neither.
     """
-    # One client's records are tuples too: what has headers is asked for them first.
+    # kafka-python's records are tuples too, so that a record's attribute is looked for before its items.
     found = carrier if isinstance(carrier, list) else getattr(carrier, "headers", carrier)
     if callable(found):
         found = found()
@@ -117,7 +118,7 @@ def _value(name: object, value: object, null: bytes | None) -> bytes | None:
         return value.encode("utf-8")
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    raise TypeError(f"the value of header {name!r} is bytes or text, not {type(value).__name__}")
+    raise TypeError(f"the value of header {quoted(name)} is bytes or text, not {type(value).__name__}")
 
 
 def record_attributes(record: Any, **more: Any) -> Attributes:
@@ -154,7 +155,7 @@ def topic_of(record: Any) -> str | None:
 def field(record: Any, name: str) -> Any:
     """Return a field of a record: an attribute of two clients' records, a method of confluent-kafka's messages."""
     found = getattr(record, name, None)
-    # What a deserializer has made may be callable too, and is the application's own to call.
+    # A deserialized value may be callable too, and only the application may call that.
     return found() if callable(getattr(type(record), name, None)) and callable(found) else found
 
 

@@ -90,8 +90,8 @@ def producer_span(
     Args:
         topic: Where the record goes; it names the span.
         operation: What the application calls it.
-        partition: Where the application has chosen it.
-        client_id: The producer's.
+        partition: The partition, where the application chooses it.
+        client_id: The producer's client id.
         tracer_provider: Makes the span; the global one by default.
     """
     messaging = KAFKA.with_options({"tracer_provider": tracer_provider})
@@ -114,7 +114,7 @@ def consumer_span(
         record: A record or message of any client.
         operation: What the application calls it.
         consumer_group: The consumer's group.
-        client_id: The consumer's.
+        client_id: The consumer's client id.
         **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
 
     Raises:
@@ -144,7 +144,7 @@ def batch_span(
         records: A list, or the mapping from partitions to lists that polls of two clients return.
         operation: What the application calls it.
         consumer_group: The consumer's group.
-        client_id: The consumer's.
+        client_id: The consumer's client id.
         propagator: Reads the headers; by default the one that `configure()` made.
         tracer_provider: Makes the span; the global one by default.
     """
@@ -167,7 +167,7 @@ def consume(
         consumer: kafka-python's; confluent-kafka's, which is polled until it is closed, and whose errors are raised
             unless librdkafka retries; or any iterable of records.
         consumer_group: The consumer's group.
-        client_id: The consumer's.
+        client_id: The consumer's client id.
         **options: As for `consumer_span`.
     """
     messaging = KAFKA.with_options(options, server=server_of(consumer))
@@ -252,9 +252,9 @@ def begin_batch(
 
 
 def server_of(client: Any) -> Attributes:
-    """Return what spans say of the server that a producer or consumer was told of; never raises.
+    """Return the address of the server that a producer or consumer was made with, as attributes; never raises.
 
-    Of several servers nobody knows here which one takes a record, so none is named.
+    With several servers, nothing here knows which one takes a record, so there are no attributes.
     """
     servers = kafka_servers(client)
     return address_attributes("server", servers[0], "kafka") if len(servers) == 1 else {}

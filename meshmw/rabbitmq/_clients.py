@@ -24,11 +24,11 @@ def instrument(client: C, *, keep_existing: bool = False, **options: Unpack[Opti
     """Return a channel, exchange or queue that works as *client*, and traces what it publishes or hands out.
 
     What is published carries the trace, and has a PRODUCER span. A callback runs in a span that processes its message.
-    What `basic_get`, `get` and iterators hand out has a `receive` span; the application's own work on it begins where
-    `consumer_span` or `consume` says, because no iterator can tell when that ends.
+    What `basic_get`, `get` and iterators hand out has a `receive` span. The work on it has a span where you use
+    `consumer_span` or `consume`: no iterator knows when that work ends.
 
-    The result has every attribute of the client's object, and is no instance of its class: what asks for one gets
-    `__wrapped__`, the object itself. Nothing is changed for other channels.
+    The result has every attribute of the client's object, but is not an instance of its class. Code that needs one gets
+    the object itself as `__wrapped__`. Other channels do not change.
 
     Args:
         client: pika's channel, of a blocking connection or of one with callbacks; or aio-pika's channel, whose
@@ -68,7 +68,7 @@ class _Tracing(Instrumented):
 
 
 class PikaChannel(_Tracing):
-    """Stands for the channel of a `SelectConnection` or another connection with callbacks."""
+    """Wraps the channel of a `SelectConnection` or another connection with callbacks."""
 
     def basic_publish(
         self, exchange: str, routing_key: str, body: Any, properties: Any = None, mandatory: bool = False
@@ -102,7 +102,7 @@ class PikaChannel(_Tracing):
 
 
 class PikaBlockingChannel(PikaChannel, Block):
-    """Stands for the channel of a `BlockingConnection`."""
+    """Wraps the channel of a `BlockingConnection`."""
 
     def basic_get(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         """Return one message."""
@@ -114,7 +114,7 @@ class PikaBlockingChannel(PikaChannel, Block):
 
 
 class _PikaMessages(_Tracing):
-    """Stands for a blocking channel's generator of messages."""
+    """Wraps a blocking channel's generator of messages."""
 
     def __init__(self, channel: PikaBlockingChannel, messages: Any, queue: str) -> None:
         super().__init__(messages, channel._messaging)
@@ -128,7 +128,7 @@ class _PikaMessages(_Tracing):
 
 
 class AioPikaChannel(_Tracing, AsyncBlock):
-    """Stands for aio-pika's channel; its exchanges and queues trace."""
+    """Wraps aio-pika's channel; its exchanges and queues trace."""
 
     def __await__(self) -> Generator[Any, Any, Self]:
         yield from self.__wrapped__.__await__()
@@ -157,7 +157,7 @@ class AioPikaChannel(_Tracing, AsyncBlock):
 
 
 class AioPikaExchange(_Tracing):
-    """Stands for aio-pika's exchange."""
+    """Wraps aio-pika's exchange."""
 
     async def publish(self, message: Any, routing_key: str, *args: Any, **kwargs: Any) -> Any:
         """Publish a message that carries the trace; the span ends when the broker has answered.
@@ -179,7 +179,7 @@ class AioPikaExchange(_Tracing):
 
 
 class AioPikaQueue(_Tracing):
-    """Stands for aio-pika's queue."""
+    """Wraps aio-pika's queue."""
 
     async def consume(self, callback: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
         """Consume, and call back for each message in a span that processes it."""
@@ -212,7 +212,7 @@ class AioPikaQueue(_Tracing):
 
 
 class _AioPikaMessages(_Tracing, AsyncBlock):
-    """Stands for a queue's iterator."""
+    """Wraps a queue's iterator."""
 
     def __init__(self, queue: AioPikaQueue, messages: Any) -> None:
         super().__init__(messages, queue._messaging)
@@ -226,7 +226,7 @@ class _AioPikaMessages(_Tracing, AsyncBlock):
 
 
 def _new_properties() -> Any:
-    # Who has a channel has pika.
+    # The channel is pika's, so pika is installed.
     from pika import BasicProperties  # type: ignore[import-untyped]
 
     return BasicProperties()

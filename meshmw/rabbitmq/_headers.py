@@ -19,7 +19,7 @@ _DEFAULT_EXCHANGE: Final = "amq.default"
 _MADE_UP: Final = ("amq.gen-", "amq.rabbitmq.reply-to", "amq_")
 # Reasons for which a message is dead-lettered only after somebody got it.
 _AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
-# Any sender can write these headers: what an exporter cannot encode would cost all spans that go with it.
+# Any sender can write these headers. With a value that it cannot encode, an exporter would lose a batch of spans.
 _MOST: Final = 1_000_000
 _LONGEST: Final = 255  # bytes of a name in AMQP
 
@@ -57,7 +57,7 @@ def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[st
     Text may have arrived as str, bytes, bytearray or a list of these; all else is left out, and nothing raises.
     """
     found = [(key, name, value) for key, value in headers.items() if (name := name_of(key)) in wanted]
-    # Of several spellings of one name, the one that everybody writes today decides.
+    # Of several spellings of one name, the one in lower case decides: that is what everybody writes today.
     found.sort(key=lambda each: each[0] == each[1])
     return collect_lines((name, text) for _, name, value in found for text in _texts(value))
 
@@ -122,7 +122,7 @@ class Message(NamedTuple):
 
     @classmethod
     def from_client(cls, message: Any, properties: Any = None, body: Any = None, queue: str | None = None) -> Message:
-        """Return one that was given in any of the ways in which clients hand it out."""
+        """Make one of a client's message, of pika's three values, or of their tuple."""
         if isinstance(message, tuple):
             message, properties, body = (*message, None, None, None)[:3]
         if properties is None:
@@ -135,7 +135,7 @@ class Message(NamedTuple):
         return destination(_text(self.method, "exchange"), _text(self.method, "routing_key"), self.queue or "")
 
     def attributes(self) -> dict[str, AttributeValue]:
-        """Return what a span says of it."""
+        """Return a span's attributes for it."""
         tag = getattr(self.method, "delivery_tag", None)
         return {
             **self.destination.attributes(),
@@ -149,7 +149,7 @@ class Message(NamedTuple):
         redelivered = getattr(self.method, "redelivered", False) is True
         headers = headers_of(self.properties)
         deaths = [each for each in _list(headers.get("x-death")) if isinstance(each, Mapping)]
-        # Quorum queues count how often it came back to them; classic queues say only that it did.
+        # Quorum queues count how often a message came back to them; classic queues say only that it did.
         before = _count(headers.get("x-delivery-count")) or int(redelivered)
         before += sum(_count(each.get("count")) for each in deaths if _text_of(each.get("reason")) in _AFTER_DELIVERY)
         last = deaths[0] if deaths else {}
@@ -166,7 +166,7 @@ class Message(NamedTuple):
 def rabbitmq_attributes(
     *, routing_key: str | None = None, delivery_tag: int | None = None
 ) -> dict[str, AttributeValue]:
-    """Return what only RabbitMQ's messages have: a routing key, and the number by which they are settled."""
+    """Return what only RabbitMQ's messages have: a routing key, and the number by which they are acknowledged."""
     found: dict[str, AttributeValue] = {}
     if routing_key:
         found["messaging.rabbitmq.destination.routing_key"] = routing_key

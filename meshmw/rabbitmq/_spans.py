@@ -125,7 +125,7 @@ def consumer_span(
         message: aio-pika's message; pika's method, with what it hands out beside it; or its tuple of all three.
         properties: pika's.
         body: pika's.
-        queue: The queue that the message comes from, which clients do not tell: it is in the span's name.
+        queue: The queue that the message comes from, for the span's name; no client notes it on the message.
         operation: What the application calls it.
         **options: `parent`, `propagator` and `tracer_provider`: see `Options`.
 
@@ -184,7 +184,7 @@ def aconsume(
 ) -> AsyncIterator[Delivery[T]]:
     """Return what `consume` does, over what aio-pika's `queue.iterator()` opened, or over a queue.
 
-    A queue tells its own name.
+    Of a queue of aio-pika, the name is its own.
     """
     messaging, queue = RABBITMQ.with_options(options), queue or getattr(messages, "name", None)
     return AsyncDeliveries(
@@ -260,7 +260,7 @@ def begin_batch(messaging: Messaging, messages: Sequence[Message], operation: st
 
 
 def server_of(client: Any) -> Attributes:
-    """Return what spans say of the server that a channel, an exchange or a queue is connected to; never raises."""
+    """Return the address of the server that a client's object is connected to, as attributes; never raises."""
     host, port = amqp_address(client)
     if not isinstance(host, str) or not host:
         return {}

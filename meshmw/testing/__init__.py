@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshmw._tools import Finding
-    from meshmw._tools.report import write_report
     from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
+    from meshmw._tools.verify.report import write_report
     from meshmw.testing._context_check import strict_context
     from meshmw.testing._envoy import Envoy, find_envoy, start_envoys
     from meshmw.testing._linkerd_like import LinkerdLike
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         roots,
     )
 else:
-    # Not for a type checker, which would take any name for one that exists.
+    # A type checker must not see this function: it would accept any name.
     def __getattr__(name: str) -> Any:
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -86,33 +86,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "meshmw._tools": ["Finding"],
-    "meshmw._tools.report": ["write_report"],
-    "meshmw._tools.verify.journey": ["Hop", "Journey", "JourneySpan"],
-    "meshmw.testing._context_check": ["strict_context"],
-    "meshmw.testing._envoy": ["Envoy", "find_envoy", "start_envoys"],
-    "meshmw.testing._linkerd_like": ["LinkerdLike"],
-    "meshmw.testing._mesh": ["EnvoyMesh", "start_mesh"],
-    "meshmw.testing._otlp": ["OtlpReceiver"],
-    "meshmw.testing._processes": ["Service", "dies_with_parent", "free_port", "start_process", "stop_processes"],
-    "meshmw.testing._proxies": ["Listener", "Proxy", "Route", "Tracer"],
-    "meshmw.testing._requests": ["HEADER_MATRIX", "Answer", "HeaderCase"],
-    "meshmw.testing._spans": [
-        "Event",
-        "Link",
-        "ReceivedSpan",
-        "assert_chain",
-        "assert_child_of",
-        "assert_one_trace",
-        "children",
-        "find_span",
-        "find_spans",
-        "from_sdk",
-        "render_tree",
-        "roots",
-    ],
+    "meshmw._tools": "Finding",
+    "meshmw._tools.verify.journey": "Hop Journey JourneySpan",
+    "meshmw._tools.verify.report": "write_report",
+    "meshmw.testing._context_check": "strict_context",
+    "meshmw.testing._envoy": "Envoy find_envoy start_envoys",
+    "meshmw.testing._linkerd_like": "LinkerdLike",
+    "meshmw.testing._mesh": "EnvoyMesh start_mesh",
+    "meshmw.testing._otlp": "OtlpReceiver",
+    "meshmw.testing._processes": "Service dies_with_parent free_port start_process stop_processes",
+    "meshmw.testing._proxies": "Listener Proxy Route Tracer",
+    "meshmw.testing._requests": "HEADER_MATRIX Answer HeaderCase",
+    "meshmw.testing._spans": (
+        "Event Link ReceivedSpan assert_chain assert_child_of assert_one_trace children find_span find_spans from_sdk "
+        "render_tree roots"
+    ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ import opentelemetry.context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
+from meshmw._notices import quoted
 from meshmw._otel import runtime_context, set_runtime_context
 
 # A background exporter may be at work when the check ends: what it attached, it detaches within moments, or after a
@@ -53,11 +54,7 @@ def strict_context() -> Iterator[None]:
 
 
 class _Recorder:
-    """Stands in for the API's runtime context: does what that does, and notes each token until it is detached.
-
-    Args:
-        replaced: The runtime context that it stands in for.
-    """
+    """Stands in for the API's runtime context: does what that does, and notes each token until it is detached."""
 
     def __init__(self, replaced: Any) -> None:
         self._replaced = replaced
@@ -103,7 +100,7 @@ class _Recorder:
         return any(attachment.thread in others for attachment in self._still_open())
 
     def _still_open(self) -> list[_Attachment]:
-        # A token also counts as used where the variable itself was reset with it, which only the token's text tells.
+        # Somebody may have reset the context variable itself with the token; only the token's text says so.
         return [each for each in list(self._open.values()) if not repr(each.token).startswith("<Token used")]
 
 
@@ -122,4 +119,4 @@ def _name(context: Context) -> str:
     span = trace.get_current_span(context)
     if not span.get_span_context().is_valid:
         return f"no span, keys {sorted(context)}"
-    return f"span {getattr(span, 'name', 'of a remote parent')!r} ({span.get_span_context().span_id:016x})"
+    return f"span {quoted(getattr(span, 'name', 'of a remote parent'))} ({span.get_span_context().span_id:016x})"

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from meshmw._notices import quoted
 from meshmw.errors import EnvoyError
 from meshmw.testing._processes import start_process, stop_processes
 from meshmw.testing._proxies import Proxy, bootstrap, split_address
@@ -123,7 +124,9 @@ class Envoy:
         if listener is None and len(self._ports) == 1:
             return next(iter(self._ports.values()))
         if listener not in self._ports:
-            raise EnvoyError(f"envoy {self.proxy.name!r} has the listeners {sorted(self._ports)}, not {listener!r}")
+            raise EnvoyError(
+                f"envoy {quoted(self.proxy.name)} has the listeners {sorted(self._ports)}, not {quoted(listener)}"
+            )
         return self._ports[listener]
 
     def url(self, listener: str | None = None) -> str:
@@ -156,7 +159,9 @@ class Envoy:
             if len(lines) >= at_least:
                 return lines
             if time.monotonic() > deadline:
-                raise AssertionError(f"envoy {self.proxy.name!r} logged {len(lines)} lines, not {at_least}:\n{text}")
+                raise AssertionError(
+                    f"envoy {quoted(self.proxy.name)} logged {len(lines)} lines, not {at_least}:\n{text}"
+                )
             time.sleep(_POLL)
 
     def _spawn(self, program: Path) -> None:
@@ -172,7 +177,7 @@ class Envoy:
 
     def _is_ready(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
-            raise EnvoyError(f"envoy {self.proxy.name!r} did not start: {self._last_words()}")
+            raise EnvoyError(f"envoy {quoted(self.proxy.name)} did not start: {self._last_words()}")
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             self._admin = split_address((self._run_directory / "admin.address").read_text(encoding="utf-8").strip())
             if self._ask("/ready") == b"LIVE\n":
@@ -194,7 +199,7 @@ class Envoy:
 
     def _admin_address(self) -> tuple[str, int]:
         if self._admin is None:
-            raise EnvoyError(f"envoy {self.proxy.name!r} is not running")
+            raise EnvoyError(f"envoy {quoted(self.proxy.name)} is not running")
         return self._admin
 
     def _last_words(self) -> str:
@@ -213,7 +218,7 @@ def start_all(envoys: Sequence[Envoy], timeout: float = 60.0) -> None:
     program = find_envoy()
     for envoy in envoys:
         if envoy._process is not None:
-            raise EnvoyError(f"envoy {envoy.proxy.name!r} is running already")
+            raise EnvoyError(f"envoy {quoted(envoy.proxy.name)} is running already")
     try:
         for envoy in envoys:
             envoy._spawn(program)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import http.server
 import json
 import re
 import secrets
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from meshmw.testing._otlp import Handler, Server
 from meshmw.testing._proxies import Listener, Proxy, split_address
 from meshmw.testing._spans import ReceivedSpan
 
@@ -57,7 +57,7 @@ class LinkerdLike:
         for listener in self.proxy.listeners:
             hop = _Hop(self.proxy.name, listener, self._report, self._write)
             handler = type("Handler", (_Handler,), {"hop": hop})
-            server = self._running.enter_context(_Server(("127.0.0.1", 0), handler))
+            server = self._running.enter_context(Server(("127.0.0.1", 0), handler))
             self._ports[listener.name] = server.server_port
             threading.Thread(target=server.serve_forever, args=(0.01,), name=self.proxy.name, daemon=True).start()
             self._running.callback(server.shutdown)
@@ -75,7 +75,7 @@ class LinkerdLike:
         return f"http://127.0.0.1:{self.port(listener)}"
 
     def _write(self, line: dict[str, Any]) -> None:
-        # One request's thread at a time, so that the file has the lines in the order of the list, and no fewer.
+        # One thread at a time, so that the file and the list hold the same lines in the same order.
         with self._writing:
             with self.access_log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -131,15 +131,7 @@ class _Hop:
     log: Callable[[dict[str, Any]], None]
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent: a client that goes away is no news."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     hop: _Hop
 
     def _forward(self) -> None:
@@ -148,7 +140,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         trace = continue_trace(came)
         sent = came if trace is None else trace.headers
         self._log("DownstreamStart", came)
-        body = self._body()
+        body = self.read_body()
         with self._answer(sent, body) as (status, headers, answer):
             self.send_response_only(status)
             for name, value in headers:
@@ -161,21 +153,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.hop.report([self._span(trace, started)])
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _forward  # noqa: N815 - http.server's
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            size = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(size)
-            if len(body) < size:
-                raise ConnectionError("the client broke off")
-            return body
-        chunks = []
-        while size := int(self.rfile.readline().partition(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass  # trailers
-        return b"".join(chunks)
 
     @contextlib.contextmanager
     def _answer(self, headers: Headers, body: bytes) -> Iterator[tuple[int, Headers, bytes]]:
@@ -210,6 +187,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         found = {name.lower(): value for name, value in reversed(headers)}
         logged = {name: found.get(name) for name in _LOGGED}
         self.hop.log({"type": kind, "listener": self.hop.listener.name, "path": self.path, **logged})
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
+from meshmw._notices import quoted
 from meshmw._tools.verify.journey import Journey
 from meshmw.errors import MeshError
 from meshmw.testing._envoy import Envoy
@@ -65,7 +66,7 @@ def start_mesh(
         receiver: The collector of them all; one of the mesh's own if None.
         sidecar: The style of each sidecar that the service itself does not choose: `none` (a real Envoy that does not
             trace), `otel`, `zipkin-b3`, `zipkin-b3-w3c` (a real Envoy with that tracer), `strip` (a real Envoy that
-            removes the trace headers of what comes in), `linkerd-like` (a stand-in, see `linkerd_like`).
+            removes the trace headers of what comes in), `linkerd-like` (a stand-in, see `LinkerdLike`).
         edge: The style of the Envoy in front; None for no Envoy in front.
 
     Raises:
@@ -178,7 +179,7 @@ class EnvoyMesh:
         wanted = frozenset(services) or frozenset(service.name for service in self.services)
         with contextlib.suppress(AssertionError):
             self.receiver.wait_for(lambda spans: _is_whole(spans, wanted), timeout)
-        # One that comes late would be missed by an assertion that there is nothing else.
+        # A span that comes late would escape an assertion that there are no others.
         known = -1
         while known != len(found := self.receiver.spans):
             known = len(found)
@@ -245,7 +246,7 @@ class EnvoyMesh:
             while not _accepts(self._ports[name]):
                 if process.poll() is not None or time.monotonic() > deadline:
                     how = "ended" if process.poll() is not None else f"does not listen after {timeout:g} seconds"
-                    raise MeshError(f"service {name!r} {how}:\n{self.log(name)[-2000:]}")
+                    raise MeshError(f"service {quoted(name)} {how}:\n{self.log(name)[-2000:]}")
                 time.sleep(_POLL)
 
 
@@ -282,7 +283,7 @@ def _is_whole(spans: Sequence[ReceivedSpan], services: frozenset[str]) -> bool:
 def _absolute(command: list[str]) -> list[str]:
     program = shutil.which(command[0])
     if program is None:
-        raise MeshError(f"{command[0]!r} is not a program that can be run here")
+        raise MeshError(f"{quoted(command[0])} is not a program that can be run here")
     return [program, *command[1:]]
 
 

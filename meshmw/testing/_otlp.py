@@ -127,8 +127,8 @@ class OtlpReceiver:
         servers.callback(lambda: server.stop(grace=0).wait())
 
     def _start_http(self, servers: contextlib.ExitStack) -> None:
-        handler = type("Handler", (_Handler,), {"add": staticmethod(self.add)})
-        server = servers.enter_context(_HttpServer(("127.0.0.1", self._http_port), handler))
+        handler = type("Collector", (_Collector,), {"add": staticmethod(self.add)})
+        server = servers.enter_context(Server(("127.0.0.1", self._http_port), handler))
         self._http_port = server.server_port
         # The default interval would make each close take half a second.
         threading.Thread(target=server.serve_forever, args=(0.01,), name="otlp-http", daemon=True).start()
@@ -215,20 +215,50 @@ def _zipkin_span(span: dict[str, Any]) -> ReceivedSpan:
     )
 
 
-class _HttpServer(http.server.ThreadingHTTPServer):
+class Server(http.server.ThreadingHTTPServer):
+    """Serves HTTP on a thread for each connection, without a word about broken ones."""
+
     # The default of 5 makes a connection that comes in a burst wait for a second.
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent: a proxy that is stopped breaks its connection."""
+        """Stay silent: a proxy that is stopped, or a client that goes away, breaks its connection."""
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Reads the bodies of requests, and logs nothing."""
+
     protocol_version = "HTTP/1.1"
+
+    def read_body(self) -> bytes:
+        """Return the request's body, also of one that is sent in chunks, as Envoy sends its spans.
+
+        Raises:
+            ConnectionError: The client broke off.
+        """
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            size = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(size)
+            if len(body) < size:
+                raise ConnectionError("the client broke off")
+            return body
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(chunks)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent."""
+
+
+class _Collector(Handler):
     add: Callable[[list[ReceivedSpan]], None]
 
     def do_POST(self) -> None:
-        body = self._body()
+        body = self.read_body()
         try:
             status = self._take(body)
         except Exception as fault:
@@ -252,17 +282,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.add(spans_from_zipkin(body))
             return 202
         return 404
-
-    def _body(self) -> bytes:
-        # Envoy sends its spans chunked, without a Content-Length.
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent."""

@@ -1,7 +1,13 @@
-"""The processes of a test mesh: what a service is, how a process is started and stopped, and which port it gets."""
+"""The processes of a test mesh: what a service is, how a process is started and stopped, and which port it gets.
+
+Run as a program, this file serves a WSGI application with the standard library, one thread for each request:
+
+    python -m meshmw.testing._processes --port 8000 shop.inventory:app
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -9,15 +15,20 @@ import random
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from meshmw._notices import quoted
 from meshmw._policy.words import one_of
 from meshmw.errors import MeshError
 
@@ -25,7 +36,7 @@ Sidecar: TypeAlias = Literal["none", "otel", "zipkin-b3", "zipkin-b3-w3c", "stri
 Interface: TypeAlias = Literal["asgi", "wsgi"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
-_SERVERS: Final[Mapping[Interface, str]] = {"asgi": "uvicorn", "wsgi": "meshmw.testing.serve_wsgi"}
+_SERVERS: Final[Mapping[Interface, str]] = {"asgi": "uvicorn", "wsgi": "meshmw.testing._processes"}
 
 # Runs before the command takes the process over; `-I -S` keeps that at some ten milliseconds. A `preexec_fn` would run
 # in a fork of this process, where a lock that another thread holds is held for ever. The parent may be gone before
@@ -76,9 +87,9 @@ class Service:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise MeshError(f"{self.name!r} is no name of a service: use lower-case letters, digits and '-'")
+            raise MeshError(f"{quoted(self.name)} is no name of a service: use lower-case letters, digits and '-'")
         if (self.app is None) == (self.command is None):
-            raise MeshError(f"service {self.name!r} needs an app, such as 'shop.main:app', or a command")
+            raise MeshError(f"service {quoted(self.name)} needs an app, such as 'shop.main:app', or a command")
         check_word(Interface, self.interface, "interface")
         if self.sidecar is not None:
             check_word(Sidecar, self.sidecar, "sidecar")
@@ -128,7 +139,7 @@ def in_order(services: Sequence[Service]) -> list[Service]:
             raise MeshError(f"services call each other in a circle: {' -> '.join((*callers, service.name))}")
         for name in service.calls:
             if name not in by_name:
-                raise MeshError(f"service {service.name!r} calls {name!r}, which is not in the mesh")
+                raise MeshError(f"service {quoted(service.name)} calls {quoted(name)}, which is not in the mesh")
             add(by_name[name], (*callers, service.name))
         ordered.setdefault(service.name, service)
 
@@ -243,3 +254,44 @@ def _hold(port: int) -> None:
         _held.append(token.detach())
     if len(_held) > _HELD:
         os.close(_held.popleft())
+
+
+class _WSGIServer(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    # The default of 5 makes a connection that comes in a burst wait for a second.
+    request_queue_size = 128
+
+    def server_bind(self) -> None:
+        # The standard one looks the host's name up, which may take seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _WSGIHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent: what the application writes shall be found in its log."""
+
+
+def serve_wsgi(arguments: Sequence[str] | None = None) -> None:
+    """Serve a WSGI application until SIGTERM or Ctrl-C.
+
+    Args:
+        arguments: Those of the command line; this process's own if None.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {_SERVERS['wsgi']}", description="Serve a WSGI application.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("app", help="module:attribute")
+    options = parser.parse_args(arguments)
+    # `sys.exit` runs the exit handlers, which export what is queued.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    sys.path.insert(0, os.getcwd())
+    module, _, attribute = options.app.partition(":")
+    with _WSGIServer((options.host, options.port), _WSGIHandler) as server:
+        server.set_app(attrgetter(attribute or "app")(import_module(module)))
+        server.serve_forever(0.05)
+
+
+if __name__ == "__main__":
+    serve_wsgi()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from meshmw._notices import quoted
 from meshmw._policy.words import one_of
 
 TracerKind: TypeAlias = Literal["none", "otel", "otel-http", "zipkin-b3", "zipkin-b3-w3c"]
@@ -148,7 +149,7 @@ class Proxy:
     def __post_init__(self) -> None:
         names = [listener.name for listener in self.listeners]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"proxy {self.name!r} needs listeners with different names, got {names}")
+            raise ValueError(f"proxy {quoted(self.name)} needs listeners with different names, got {names}")
 
 
 def bootstrap(proxy: Proxy, access_log: Path) -> Config:
@@ -353,5 +354,5 @@ def split_address(address: str) -> tuple[str, int]:
     """
     parts = urlsplit(address if "//" in address else f"//{address}")
     if not parts.hostname or not parts.port:
-        raise ValueError(f"{address!r} is not host:port")
+        raise ValueError(f"{quoted(address)} is not host:port")
     return parts.hostname, parts.port

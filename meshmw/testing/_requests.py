@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from meshmw._tools.access_log.text_format import Line
+from meshmw._notices import quoted
+from meshmw._tools.access_log.formats import Line
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Journey
@@ -87,7 +88,7 @@ def header_cases(names: Iterable[str] = ()) -> list[HeaderCase]:
     wanted = list(names) or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
-        raise ValueError(f"there is no header case {unknown[0]!r}: choose of {', '.join(by_name)}")
+        raise ValueError(f"there is no header case {quoted(unknown[0])}: choose of {', '.join(by_name)}")
     return [by_name[name] for name in wanted]
 
 

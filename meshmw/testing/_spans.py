@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from meshmw._notices import quoted
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
@@ -57,7 +59,7 @@ class ReceivedSpan:
         return (self.end_ns - self.start_ns) / 1e6
 
     def __str__(self) -> str:
-        return f"{self.service} {self.kind} {self.name!r} ({self.span_id})"
+        return f"{self.service} {self.kind} {quoted(self.name)} ({self.span_id})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def from_sdk(span: ReadableSpan) -> ReceivedSpan:
     """
     context, scope = span.get_span_context(), span.instrumentation_scope
     if context is None:
-        raise ValueError(f"{span.name!r} has no span context")
+        raise ValueError(f"{quoted(span.name)} has no span context")
     return ReceivedSpan(
         service=str(span.resource.attributes.get("service.name", "")),
         name=span.name,
@@ -211,7 +213,7 @@ def find_span(
         AssertionError: None matches, or several do. The message shows the tree.
     """
     found = find_spans(spans, service=service, kind=kind, name=name)
-    wanted = f"service={service!r} kind={kind!r} name={name!r}"
+    wanted = f"service={quoted(service)} kind={quoted(kind)} name={quoted(name)}"
     _require(len(found) == 1, lambda: f"{len(found)} spans match {wanted}, wanted one:\n{render_tree(spans)}")
     return found[0]
 

@@ -145,7 +145,7 @@ def pytest_runtest_makereport(
 
 def _write_reports(meshes: list[EnvoyMesh], folder: Path, test: str) -> Iterator[Path]:
     """Write a report of the last request of each mesh that had one; yield where."""
-    from meshmw._tools.report import write_report
+    from meshmw._tools.verify.report import write_report
 
     name = _UNFIT_FOR_A_FILE_NAME.sub("-", test).strip("-")[-_LONGEST_NAME:]
     for number, mesh in enumerate((mesh for mesh in meshes if mesh.was_asked), 1):

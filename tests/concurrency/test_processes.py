@@ -17,11 +17,10 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
 import meshmw
+from meshmw import concurrency
 from meshmw._context.current import Current
 from meshmw._telemetry import configure as bootstrap
-from meshmw.concurrency import ProcessPoolExecutor
-from meshmw.concurrency import _executors as processes
-from meshmw.concurrency._executors import Carried, from_headers, to_headers
+from meshmw.concurrency import Carried, ProcessPoolExecutor, from_headers, to_headers
 from meshmw.propagator import MeshPropagator
 
 pytestmark = pytest.mark.usefixtures("strict_context")
@@ -203,8 +202,10 @@ class TestWorker:
     @pytest.fixture
     def happened(self, monkeypatch):
         happened = []
-        monkeypatch.setattr(processes, "configure", lambda settings: happened.append(("configure", settings)))
-        monkeypatch.setattr(processes, "Finalize", lambda obj, call, exitpriority: happened.append(("finalize", call)))
+        monkeypatch.setattr(concurrency, "configure", lambda settings: happened.append(("configure", settings)))
+        monkeypatch.setattr(
+            concurrency, "Finalize", lambda obj, call, exitpriority: happened.append(("finalize", call))
+        )
         return happened
 
     def telemetry(self, monkeypatch, settings, *, owned):
@@ -213,7 +214,7 @@ class TestWorker:
 
     def started(self):
         """Return what a new process gets of the settings."""
-        return pickle.loads(pickle.dumps(processes._OwnSettings()))
+        return pickle.loads(pickle.dumps(concurrency._OwnSettings()))
 
     def test_the_settings_come_first_and_are_equal_whatever_they_are(self, happened, monkeypatch):
         settings = meshmw.Settings(
@@ -224,29 +225,29 @@ class TestWorker:
             exclude=["/a"],
         )
         self.telemetry(monkeypatch, settings, owned=True)
-        processes._begin_worker(self.started(), lambda *args: happened.append(args), (1, 2))
+        concurrency._begin_worker(self.started(), lambda *args: happened.append(args), (1, 2))
         (_, configured), (finalize, call), arguments = happened
         assert (configured, finalize, call, arguments) == (settings, "finalize", meshmw._runtime.flush, (1, 2))
 
     def test_where_the_application_has_a_provider_its_initializer_comes_first(self, happened, monkeypatch):
         self.telemetry(monkeypatch, meshmw.Settings(), owned=False)
-        processes._begin_worker(self.started(), lambda: happened.append("initializer"), ())
+        concurrency._begin_worker(self.started(), lambda: happened.append("initializer"), ())
         assert happened[1] == "initializer"
         assert happened[2] == ("configure", meshmw.Settings(exporter="none"))
 
     def test_a_parent_that_is_not_configured_configures_no_child(self, happened, monkeypatch):
         monkeypatch.setattr(bootstrap, "_configured", None)
-        processes._begin_worker(self.started(), None, ())
+        concurrency._begin_worker(self.started(), None, ())
         assert [what for what, _ in happened] == ["finalize"]
 
     def test_a_forked_child_has_the_settings_already(self, happened):
-        processes._begin_worker(processes._OwnSettings(), None, ())
+        concurrency._begin_worker(concurrency._OwnSettings(), None, ())
         assert [what for what, _ in happened] == ["finalize"]
 
     def test_the_context_of_whoever_forked_is_not_the_initializers(self, happened):
         seen = []
         with Current(Context({create_key("of a request"): 1})):
-            processes._begin_worker("", lambda: seen.append(otel_context.get_current()), ())
+            concurrency._begin_worker("", lambda: seen.append(otel_context.get_current()), ())
         assert seen == [{}]
 
     def test_settings_that_the_child_cannot_use_are_said_and_the_work_goes_on(self, happened, monkeypatch, caplog):
@@ -254,8 +255,8 @@ class TestWorker:
             raise meshmw.MissingExtraError("the exporter", "otlp")
 
         self.telemetry(monkeypatch, meshmw.Settings(), owned=True)
-        monkeypatch.setattr(processes, "configure", refuse)
-        processes._begin_worker(self.started(), lambda: happened.append("initializer"), ())
+        monkeypatch.setattr(concurrency, "configure", refuse)
+        concurrency._begin_worker(self.started(), lambda: happened.append("initializer"), ())
         assert happened[-1] == "initializer"
         assert "a worker process exports no spans" in caplog.text
 

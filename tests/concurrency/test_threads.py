@@ -245,7 +245,7 @@ class TestThread:
         thread.run()
         assert seen == [None]
 
-    def test_a_subclass_that_was_not_made_is_told_so_as_by_the_standard_thread(self):
+    def test_a_subclass_that_skips_the_constructor_gets_the_standard_threads_error(self):
         class Worker(Thread):
             def __init__(self):
                 pass

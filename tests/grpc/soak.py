@@ -271,12 +271,12 @@ class Soak:
             for number in range(self.rounds + 1):
                 stop_early = number == self.rounds
                 asyncio.run(self.around(stop_early)) if self.kind == "asyncio" else self.round(stop_early)
-                warm = warm if number else _effective()
+                warm = warm if number else _memory_and_threads()
             deadline = time.monotonic() + GRACE_SECONDS
             while self.census.open and time.monotonic() < deadline:
                 gc.collect()
                 time.sleep(0.05)
-            now = _effective(warm[1])
+            now = _memory_and_threads(warm[1])
         finally:
             sys.unraisablehook = hook
             logging.getLogger().removeHandler(complaints)
@@ -286,7 +286,7 @@ class Soak:
             *complaints.said,
             *(each for each in unraisable if "detach" in each),
         ]
-        told: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "server and client": self.kind,
             "streams": self.streams * (self.rounds + 1),
             "messages": self.exchanged,
@@ -300,8 +300,8 @@ class Soak:
             "faults": len(faults),
             "first faults": faults[:5],
         }
-        told["ok"] = not (faults or self.census.open) and now[1] <= warm[1] and now[0] - warm[0] < GROWTH_MB
-        return told
+        summary["ok"] = not (faults or self.census.open) and now[1] <= warm[1] and now[0] - warm[0] < GROWTH_MB
+        return summary
 
 
 def handlers(talk: Any) -> tuple[Any, ...]:
@@ -309,7 +309,7 @@ def handlers(talk: Any) -> tuple[Any, ...]:
     return (grpc.method_handlers_generic_handler("lab.S", made),)
 
 
-def _effective(threads: int = 0) -> tuple[float, int]:
+def _memory_and_threads(threads: int = 0) -> tuple[float, int]:
     """Return resident memory in MB and the number of threads, once grpcio's own have ended."""
     deadline = time.monotonic() + GRACE_SECONDS
     while threading.active_count() > max(threads, 2) and time.monotonic() < deadline and threads:
@@ -330,12 +330,12 @@ def main() -> int:
     options = parser.parse_args()
     is_well = True
     for kind in ("threads", "asyncio"):
-        told = Soak(kind, options.streams, options.messages, options.rounds, options.seed).run()
-        is_well = is_well and told["ok"]
+        summary = Soak(kind, options.streams, options.messages, options.rounds, options.seed).run()
+        is_well = is_well and summary["ok"]
         if options.json:
-            print(json.dumps(told), flush=True)
+            print(json.dumps(summary), flush=True)
         else:
-            print("\n".join(f"{name:>28}  {found}" for name, found in told.items()), flush=True)
+            print("\n".join(f"{name:>28}  {found}" for name, found in summary.items()), flush=True)
     return 0 if is_well else 1
 
 

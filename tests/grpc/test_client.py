@@ -19,7 +19,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from meshmw import MeshPropagator
 from meshmw.baggage import using
 from meshmw.grpc import TraceContextClientInterceptor, client_interceptors
-from meshmw.grpc._metadata import OutgoingMetadata, parse_target, peer_address
+from meshmw.grpc._client import OutgoingMetadata, parse_target
+from meshmw.grpc._serving import peer_address
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

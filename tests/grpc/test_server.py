@@ -483,7 +483,7 @@ def test_an_abort_that_is_called_wrongly_is_an_exception(make_host, style):
     assert event.attributes["exception.type"] == "TypeError"
 
 
-def test_only_what_is_known_of_a_peer_is_told():
+def test_only_what_is_known_of_a_peer_is_an_attribute():
     assert "client.port" not in server_attributes("/S/m", ("/run/s", None), None)
     assert server_attributes("/S/m", None, None) == {"rpc.system.name": "grpc", "rpc.method": "S/m"}
 

@@ -17,8 +17,8 @@ def test_streams_that_end_in_every_way_leave_nothing_behind() -> None:
         text=True,
         timeout=240,
     )
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["ok"] for each in told] == [True, True], done.stdout + done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["ok"] for each in lines] == [True, True], done.stdout + done.stderr[-2000:]
     assert "Failed to detach" not in done.stderr
-    assert all(each["messages"] > 500 for each in told)
+    assert all(each["messages"] > 500 for each in lines)
     assert done.returncode == 0

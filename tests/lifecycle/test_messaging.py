@@ -18,7 +18,7 @@ from meshmw._lifecycle.clients import Delivery
 from meshmw._lifecycle.decide import decide_messages
 from meshmw._lifecycle.messaging import Messaging
 from meshmw._lifecycle.operation import OperationScope
-from meshmw.kafka._producers import end_confirmed
+from meshmw.kafka._clients import end_confirmed
 from meshmw.rabbitmq._headers import rabbitmq_attributes
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

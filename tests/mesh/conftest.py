@@ -89,14 +89,14 @@ def services(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) -
     with contextlib.ExitStack() as stack:
         running: dict[str, Services] = {}
 
-        def of(formats: str, **settings: str) -> Services:
+        def start(formats: str, **settings: str) -> Services:
             key = f"{formats} {settings}"
             if key not in running:
                 directory = tmp_path_factory.mktemp("services")
                 running[key] = stack.enter_context(_running_services(directory, receiver, formats, settings))
             return running[key]
 
-        yield of
+        yield start
 
 
 @dataclass

@@ -64,18 +64,18 @@ def test_each_sidecar_finds_its_neighbours(config):
             assert port in listening[host]
         elif host == "127.0.0.1":
             service = COMPOSED[config.stem]
-            told = [*service["command"], *service["environment"].values()]
-            assert any(str(port) in word for word in told), f"nothing of {config.stem} listens on {port}"
+            words = [*service["command"], *service["environment"].values()]
+            assert any(str(port) in word for word in words), f"nothing of {config.stem} listens on {port}"
         else:
             assert host in COMPOSED
 
 
 def test_the_service_calls_through_its_own_sidecar():
-    told = COMPOSED["checkout"]["environment"]
+    environment = COMPOSED["checkout"]["environment"]
     listeners = yaml.safe_load((COMPOSE / "envoy/checkout.yaml").read_text())["static_resources"]["listeners"]
     outbound, rpc = (f"127.0.0.1:{next(addresses(listener))[1]}" for listener in listeners[1:])
-    assert (told["INVENTORY_URL"], told["PRICING_TARGET"]) == (f"http://{outbound}", rpc)
-    assert told["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+    assert (environment["INVENTORY_URL"], environment["PRICING_TARGET"]) == (f"http://{outbound}", rpc)
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
 
 
 def test_every_service_of_the_sample_is_there_with_the_variables_that_it_reads():
@@ -101,14 +101,14 @@ def test_in_kubernetes_each_service_that_is_called_is_one_and_says_its_protocol(
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         (port,) = container["ports"]
         assert services[name]["targetPort"] == port["name"] == ("grpc" if name == "pricing" else "http")
-        told = [*container["command"], *(each.get("value", "") for each in container["env"])]
-        assert any(str(port["containerPort"]) in word for word in told)
-    told = {
+        words = [*container["command"], *(each.get("value", "") for each in container["env"])]
+        assert any(str(port["containerPort"]) in word for word in words)
+    environment = {
         each["name"]: each.get("value")
         for each in deployments["checkout"]["spec"]["template"]["spec"]["containers"][0]["env"]
     }
-    assert told["INVENTORY_URL"] == "http://inventory"
-    assert told["PRICING_TARGET"] == f"pricing:{services['pricing']['port']}"
+    assert environment["INVENTORY_URL"] == "http://inventory"
+    assert environment["PRICING_TARGET"] == f"pricing:{services['pricing']['port']}"
 
 
 def objects():

@@ -138,12 +138,14 @@ ECHO = Service("echo", command=[sys.executable, str(SERVICES / "echo.py"), "{por
 def edges_of(mesh: EnvoyMesh, requests: int) -> list[ReceivedSpan]:
     """Wait for both proxies' spans of so many requests, and return the edge's."""
 
-    def of(service: str, spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+    def spans_of(service: str, spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
         return [span for span in spans if span.service == service]
 
     names = ("edge", "echo-sidecar")
-    spans = mesh.receiver.wait_for(lambda spans: all(len(of(name, spans)) >= requests for name in names), timeout=60)
-    return of("edge", spans)
+    spans = mesh.receiver.wait_for(
+        lambda spans: all(len(spans_of(name, spans)) >= requests for name in names), timeout=60
+    )
+    return spans_of("edge", spans)
 
 
 def test_with_the_sample_configuration_the_trace_goes_on(envoy_mesh, terminate):

@@ -119,7 +119,7 @@ def test_six_envoys_and_any_command(envoy_mesh):
     assert len({span.service for span in spans}) == 7, render_tree(spans)
 
 
-def test_the_client_sends_what_it_is_told(envoy_mesh):
+def test_the_client_sends_what_it_is_given(envoy_mesh):
     mesh = envoy_mesh(
         Service("echo", command=[sys.executable, str(HERE / "relay.py"), "{port}"]), sidecar="none", edge=None
     )

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from meshmw.testing import free_port, serve_wsgi
+from meshmw.testing import free_port
+from meshmw.testing._processes import serve_wsgi
 
 APP = """
 import atexit, sys
@@ -31,7 +32,7 @@ app = Nested.app
 def test_it_serves_and_ends_with_its_exit_handlers(tmp_path, reference):
     (tmp_path / "served.py").write_text(APP)
     port = free_port()
-    command = [sys.executable, "-m", "meshmw.testing.serve_wsgi", "--port", str(port), reference]
+    command = [sys.executable, "-m", "meshmw.testing._processes", "--port", str(port), reference]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "loaded\n"
@@ -57,5 +58,5 @@ def test_it_serves_and_ends_with_its_exit_handlers(tmp_path, reference):
 
 def test_help_says_how(capsys):
     with pytest.raises(SystemExit):
-        serve_wsgi.main(["--help"])
+        serve_wsgi(["--help"])
     assert "module:attribute" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_what_stands_in_braces_is_put_in_and_other_braces_stay():
     }
 
 
-@pytest.mark.parametrize(("interface", "server"), [("asgi", "uvicorn"), ("wsgi", "meshmw.testing.serve_wsgi")])
+@pytest.mark.parametrize(("interface", "server"), [("asgi", "uvicorn"), ("wsgi", "meshmw.testing._processes")])
 def test_an_app_gets_a_server_of_its_interface(interface, server):
     command = Service("shop", "shop:app", interface=interface).arguments({"port": "8000"})
     assert command == [sys.executable, "-m", server, "--port", "8000", "--host", "127.0.0.1", "shop:app"]

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from meshmw._tools.access_log import MAX_LINE, Analysis, Source, open_source, side_of
-from meshmw._tools.access_log.counts import Places, classify, route_of, upstream_of
-from meshmw._tools.access_log.crossings import JoinedLogs, Sample
+from meshmw._tools.access_log.command import judge_access_logs
+from meshmw._tools.access_log.counts import JoinedLogs, Places, Sample, classify, route_of, upstream_of
 from meshmw._tools.access_log.formats import format_of
-from meshmw._tools.access_log.judge import judge_access_logs
 
 FORMAT = "%REQ(X-REQUEST-ID)% %REQ(:METHOD)% %REQ(:PATH)% %ACCESS_LOG_TYPE% %REQ(BAGGAGE)% %REQ(TRACEPARENT)%"
 

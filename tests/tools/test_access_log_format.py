@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from meshmw._tools.access_log.formats import (
     ENVOY_DEFAULT,
+    FIELDS,
     ISTIO_DEFAULT,
     KNOWN_FORMATS,
     JsonFormat,
+    TextFormat,
     detect,
     format_of,
 )
-from meshmw._tools.access_log.text_format import FIELDS, TextFormat
 
 TRACED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TAIL = " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"
@@ -69,7 +70,7 @@ def test_istios_format_with_the_headers_behind_it():
         ('"py/1"', f'"py/1" "r" "svc" "127.0.0.1:1" up - - - - - traceparent={TRACED} tracestate=" "x"'),
     ],
 )
-def test_a_line_that_can_be_read_in_several_ways_is_not_believed(old, new):
+def test_a_line_that_can_be_read_in_several_ways_is_ambiguous(old, new):
     assert TextFormat.compile(ISTIO_DEFAULT + TAIL).read(ISTIO.replace(old, new)) == "ambiguous"
 
 
@@ -204,7 +205,7 @@ def test_json_where_a_user_says_a_field_is():
     assert reader.read('{"labels":"x"}') == {}
 
 
-def test_the_end_of_a_format_is_told_from_the_same_text_within_it():
+def test_the_end_of_a_format_is_distinguished_from_the_same_text_within_it():
     reader = TextFormat.compile("a %REQ(:PATH)% %RESPONSE_CODE% %REQ(TRACEPARENT)% ")
     assert reader.read('a /x y" 200 t ') == {"path": '/x y"', "code": "200", "traceparent": "t"}
     assert reader.read('a /x y" 200 t') == "broken"

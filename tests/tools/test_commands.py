@@ -74,7 +74,7 @@ def test_misuse_ends_with_2_and_the_usage(arguments, capsys):
     assert "Usage: meshmw" in capsys.readouterr().err
 
 
-def test_a_bare_install_is_told_which_extra_brings_the_command(monkeypatch, capsys):
+def test_a_bare_install_says_which_extra_brings_the_command(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("meshmw._tools.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "typer", None)
@@ -91,7 +91,7 @@ def test_another_module_that_is_missing_is_no_missing_extra(monkeypatch):
         main(["settings"])
 
 
-def test_bad_settings_are_told_and_end_with_2(monkeypatch, capsys):
+def test_bad_settings_are_printed_and_end_with_2(monkeypatch, capsys):
     monkeypatch.setenv("MESHMW_EXPORTER", "zipkin")
     assert main(["settings"]) == 2
     assert "MESHMW_EXPORTER holds 'zipkin'" in capsys.readouterr().err

@@ -18,8 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 
 from meshmw import MeshPropagator, Settings
 from meshmw._tools.doctor import examine
-from meshmw._tools.doctor.judge_process import judge_process
-from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
+from meshmw._tools.doctor.judge import judge_both, judge_process, judge_proxy
 from meshmw._tools.doctor.process import AppError, ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, ask_proxy, read_dump, read_proxy
 

@@ -11,8 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from meshmw._tools.mesh_config import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames
-from meshmw._tools.mesh_config import render_config as mesh_config
+from meshmw._tools.commands import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames
+from meshmw._tools.commands import render_config as mesh_config
 from meshmw.errors import MissingExtraError
 from tests.programs import envoy_or_skip, not_installed
 

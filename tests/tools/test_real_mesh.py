@@ -37,7 +37,7 @@ def meshes(request: pytest.FixtureRequest, receiver: OtlpReceiver) -> Iterator[o
     running: dict[tuple[object, ...], EnvoyMesh] = {}
     with ExitStack() as stack:
 
-        def of(shop: Service = SHOP, sidecar: str = "otel", edge: str = "otel") -> EnvoyMesh:
+        def start(shop: Service = SHOP, sidecar: str = "otel", edge: str = "otel") -> EnvoyMesh:
             key = (shop.app, sidecar, edge)
             if key not in running:
                 running[key] = stack.enter_context(
@@ -46,7 +46,7 @@ def meshes(request: pytest.FixtureRequest, receiver: OtlpReceiver) -> Iterator[o
             receiver.clear()
             return running[key]
 
-        yield of
+        yield start
 
 
 def log_of(envoy: Envoy) -> Path:

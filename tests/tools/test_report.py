@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmw._tools import Finding, report
-from meshmw._tools.report import render_report, write_report
+from meshmw._tools import Finding
+from meshmw._tools.verify import report
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, with_orphans
+from meshmw._tools.verify.report import render_report, write_report
 from meshmw.errors import MissingExtraError
 from tests.programs import not_installed
 from tests.tools.chromium import find_chromium, open_chromium

@@ -365,7 +365,7 @@ def test_a_journey_survives_its_json():
     assert list(again.in_order()) == [(root, 0) for root in again.roots]
 
 
-def test_proxies_are_told_from_applications():
+def test_proxies_and_applications_are_distinguished():
     assert maker_of("envoy", {}) == "proxy"
     assert maker_of("", {"guid:x-request-id": "x"}) == "proxy"
     assert maker_of("", {"component": "proxy"}) == "proxy"

@@ -1,8 +1,8 @@
 """What access logs say of traces: shares by route and upstream, and the first hop where a trace is lost.
 
-A `Source` yields the lines of a log, a format of `formats` reads each, `classify` says which traceparent it shows, and
-`Analysis` counts that (`counts`) and joins the logs (`crossings`). `judge` says what is wrong with the outcome, and
-`command` prints it. `meshmw verify` reads its access logs by the same formats.
+A `Source` yields the lines of a log, a format of `formats` reads each, and `Analysis` counts what the lines show
+(`counts`). `command` says what is wrong with the outcome, and prints it. `meshmw verify` reads its access logs by the
+same formats.
 
 Memory does not grow with the logs: a thousand pairs of route and upstream are told apart, and fifty thousand ids are
 joined, of more a fair share.
@@ -21,16 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from meshmw._tools.access_log.counts import AccessLogReport, HopLog, LineTrace, Places, classify
-from meshmw._tools.access_log.crossings import JoinedLogs, Station
-from meshmw._tools.access_log.formats import FIRST_LINES, Format, detect
-from meshmw._tools.access_log.text_format import Line
+from meshmw._tools.access_log.counts import AccessLogReport, HopLog, JoinedLogs, LineTrace, Places, Station, classify
+from meshmw._tools.access_log.formats import FIRST_LINES, Format, Line, detect
 
 MAX_LINE: Final = 1 << 18
 _CHUNK: Final = 1 << 20
 _GZIP: Final = b"\x1f\x8b"
 _POLL: Final = 0.1
-# Listeners' names are the operator's, and still bounded. The first two names are of one rank: what comes in.
+# The rank of each listener's name on a request's way. No name and `inbound` have one rank: both are what comes in. The
+# operator chooses the names, and still their number is bounded.
 _SIDES: Final = {"": 0, "inbound": 0}
 _MAX_SIDES: Final = 50
 # Envoy logs a request at its start and its end, and now and then a long one in between.
@@ -265,7 +264,7 @@ class Source:
         try:
             now, ours = self.path.stat(), os.fstat(self.stream.fileno())
             is_new = (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
-            # It may be gone again, or not be ours to read yet.
+            # The new file may be gone again, or not readable yet.
             opened = self.path.open("rb") if is_new else None
         except OSError:
             return

@@ -1,7 +1,7 @@
 """`meshmw doctor`: says what would break traces in a process, in its proxies, and between them.
 
-`process` and `proxy` look, `judge_process` and `judge_proxy` judge what was seen, and this file puts both together and
-prints it. Only the command uses the folder, so its face is here.
+`process` and `proxy` look, `judge` judges what was seen, and this file puts both together and prints it. Only the
+command uses the folder, so its face is here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from meshmw._tools import Finding, by_severity
-from meshmw._tools.doctor.judge_process import judge_process
-from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
+from meshmw._tools import Finding, JsonValue, by_severity
+from meshmw._tools.doctor.judge import judge_both, judge_process, judge_proxy
 from meshmw._tools.doctor.process import ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener, ask_proxy, read_dump
 from meshmw._tools.output import (
@@ -81,26 +80,18 @@ def _importable_from(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # The application may have taken it out itself.
+        # The application may have removed the entry itself.
         with contextlib.suppress(ValueError):
             sys.path.remove(path)
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(JsonValue):
     """Holds what a process and its proxies have, and what is wrong with it."""
 
     process: ProcessFacts
     proxies: tuple[ProxyConfig, ...]
     findings: tuple[Finding, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the diagnosis as plain JSON values."""
-        return {
-            "process": self.process.to_json(),
-            "proxies": [proxy.to_json() for proxy in self.proxies],
-            "findings": [finding.to_json() for finding in self.findings],
-        }
 
 
 def examine(process: ProcessFacts, proxies: Sequence[ProxyConfig] = (), *, process_too: bool = True) -> Diagnosis:

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 from opentelemetry import trace
 
+from meshmw._notices import quoted
 from meshmw._otel import exporters_of, parts_of
 from meshmw._telemetry.export import endpoint_of
+from meshmw._tools import JsonValue
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, sdk_disabled
@@ -52,7 +54,7 @@ def load_app(target: str) -> Any:
     """
     module_name, colon, path = target.partition(":")
     if not (colon and module_name and path):
-        raise AppError(f"{target!r} is not MODULE:APP, such as shop.main:app")
+        raise AppError(f"{quoted(target)} is not MODULE:APP, such as shop.main:app")
     try:
         found: Any = importlib.import_module(module_name)
         for name in path.removesuffix("()").split("."):
@@ -63,8 +65,8 @@ def load_app(target: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessFacts:
-    """Holds what one process has.
+class ProcessFacts(JsonValue):
+    """Holds what one process has that concerns traces.
 
     Attributes:
         target: What was loaded, such as `shop.main:app`; empty for this process without an application.
@@ -113,17 +115,11 @@ class ProcessFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as plain JSON values, without the settings."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
+        return {name: value for name, value in JsonValue.to_json(self).items() if name != "settings"}
 
 
 def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) -> ProcessFacts:
-    """Return what this process has, with an application or without.
-
-    Args:
-        target: What the application was loaded from.
-        app: The application.
-        connect: Whether to try a connection to the collector.
-    """
+    """Return what this process has, with an application or without."""
     settings, fault = _read_settings()
     disabled = sdk_disabled()
     collector, collector_fault = _try_collector(None if disabled else settings) if connect else ("", "")
@@ -222,14 +218,14 @@ def _look_at_provider() -> dict[str, Any]:
 
 def _exporter_names(provider: Any) -> Iterator[str]:
     for exporter in exporters_of(provider):
-        # What meshmw puts around an exporter is not what the reader chose.
+        # The name is that of the exporter that the user chose, not of the wrapper that meshmw puts around it.
         inner = getattr(exporter, "_exporter", None) if type(exporter).__module__.startswith("meshmw.") else None
         yield type(inner or exporter).__name__
 
 
 def _instrumented_libraries() -> Iterator[str]:
     for library, (module_name, class_name) in _INSTRUMENTORS.items():
-        # What nobody imported has patched nothing.
+        # An instrumentor whose module nobody imported has patched nothing.
         instrumentor = getattr(sys.modules.get(module_name), class_name, None)
         if instrumentor is not None and instrumentor().is_instrumented_by_opentelemetry:
             yield library

@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx
 
 from meshmw._notices import without_secrets
+from meshmw._tools import JsonValue
 from meshmw.errors import MeshmwError
 
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
@@ -71,7 +72,7 @@ def read_dump(path: Path) -> ProxyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyListener:
+class ProxyListener(JsonValue):
     """Holds what one HTTP listener of a proxy does with traces.
 
     Attributes:
@@ -114,19 +115,15 @@ class ProxyListener:
     logs_traceparent: bool | None = None
     collector: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the listener as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyConfig:
+class ProxyConfig(JsonValue):
     """Holds what one proxy says of itself.
 
     Attributes:
         where: The address that was asked.
         node: Its node id.
-        version: Such as `(1, 40, 0)`; empty where it does not tell.
+        version: Such as `(1, 40, 0)`; empty where it is not known.
         listeners: Its HTTP listeners.
         failing: Clusters to which connections have failed and none has been made.
     """
@@ -142,14 +139,8 @@ class ProxyConfig:
         return f"{self.node or self.where} {listener.name or listener.direction}".strip()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the proxy as plain JSON values."""
-        return {
-            "where": self.where,
-            "node": self.node,
-            "version": ".".join(map(str, self.version)),
-            "listeners": [listener.to_json() for listener in self.listeners],
-            "failing": list(self.failing),
-        }
+        """Return the proxy as plain JSON values, with the version as a text."""
+        return {**JsonValue.to_json(self), "version": ".".join(map(str, self.version))}
 
 
 def read_proxy(where: str, dump: Json, server_info: Json | None = None, clusters: Json | None = None) -> ProxyConfig:

@@ -1,7 +1,8 @@
 """`follow`: one synthetic request, followed through answer, access logs and backends, and judged.
 
 `probe` makes the request and sends it, `evidence` looks at logs and backends, `judge` says where the trace broke, and a
-`Journey` holds the outcome. `command` is its face; `meshmw.testing` follows the requests of a test in the same way.
+`Journey` holds the outcome. `command` prints it, and `report` makes a page of it. `meshmw.testing` follows the requests
+of a test in the same way.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def follow(
 
     Args:
         probe: What was sent.
-        answer: What came back.
-        watch: What is watched.
+        answer: Its answer.
+        watch: The logs and backends, and how long to wait for them.
         began_ns: When it was sent, in nanoseconds since 1970.
-        progress: Is called now and then with what has been seen.
+        progress: Takes a text from time to time that says what has been seen.
     """
     deadline = time.monotonic() + watch.timeout
     faults: dict[str, str] = {}
@@ -57,7 +58,7 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
     """Return what can be seen now, and note in *faults* which backends cannot be asked."""
     hops = join_hops(probe, probe_hops(watch.tails, probe, alone=watch.alone), answer.echoes)
     named = [probe.trace_id, *judge_hops(hops, probe).trace_ids, answer.trace_id]
-    # What a header or a log line says becomes part of a backend's URL.
+    # A trace id that a header or a log line names becomes part of a backend's URL.
     trace_ids = [trace_id for trace_id in dict.fromkeys(named) if is_trace_id(trace_id)]
     spans: dict[tuple[str, str, str], JourneySpan] = {}
     for backend in watch.backends:
@@ -75,13 +76,7 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
 
 
 def join_hops(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> list[Hop]:
-    """Return the hops from the probe on, with what applications said of themselves put where they are.
-
-    Args:
-        probe: What was sent.
-        proxies: What the logs show, with the applications between the proxies.
-        echoes: What applications said, the first one first.
-    """
+    """Return the hops from the probe on, with what applications said of themselves put where they are."""
     waiting = list(echoes)
     hops = [Hop(name="probe", kind="client", sent=dict(probe.trace_headers))]
     for hop in proxies:
@@ -97,7 +92,7 @@ def _with_echo(hop: Hop, echo: Echo) -> Hop:
 def _is_complete(evidence: Evidence, watch: Watch, probe: Probe) -> bool:
     logged = all(evidence.hops_in(tail) for tail in watch.tails)
     recorded = len(evidence.spans) >= max(1, watch.spans) and not any(span.orphan for span in evidence.spans)
-    # Spans that must not come cannot be waited for; the settling time is all that they get.
+    # An unsampled probe is to leave no spans, so there are none to wait for. Late ones have the settling time.
     return logged and (recorded or not watch.backends or probe.variant == "unsampled")
 
 
@@ -160,7 +155,7 @@ def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
 
 def _describe_sources(watch: Watch, answer: ProbeAnswer, evidence: Evidence, faults: dict[str, str]) -> Iterator[str]:
     count = len(answer.echoes)
-    yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} told what arrived"
+    yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} echoed the headers"
     for tail in watch.tails:
         count = evidence.hops_in(tail)
         yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"

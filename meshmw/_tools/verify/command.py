@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -21,6 +22,7 @@ from meshmw._tools.output import (
     OK,
     CannotRunError,
     JsonOption,
+    LogFormatOption,
     ReportOption,
     as_command,
     console,
@@ -33,57 +35,68 @@ from meshmw._tools.output import (
     split_named_file,
     value_error_as_cannot_run,
 )
-from meshmw._tools.report import write_report
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import Backend, HttpBackend, LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
 from meshmw._tools.verify.probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
+from meshmw._tools.verify.report import write_report
 
 # Spans that hang deeper are printed at this depth: nobody reads further to the right.
 _MAX_DEPTH: Final = 40
-# Wider than any terminal, which then wraps: rich cuts what has no room.
+# Wider than any terminal: rich cuts what has no room, a terminal wraps it.
 _MAX_WIDTH: Final = 4096
 _PORTS: Final = re.compile(r"[0-9]{1,5}(,[0-9]{1,5})?")
 _STYLES: Final = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
 
 
+UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="Where the request goes, such as the mesh's ingress.")]
+VariantOption = Annotated[
+    str, typer.Option("--variant", help="; ".join(f"{name}: {meaning}" for name, meaning in VARIANTS.items()))
+]
+RandomOption = Annotated[
+    bool, typer.Option("--random", help="Random ids, for a backend that still holds an earlier probe's spans.")
+]
+AccessLogOption = Annotated[
+    list[str] | None,
+    typer.Option("--access-log", "-a", metavar="[NAME=]FILE", help="A proxy's log; in the order of the way."),
+]
+JaegerOption = Annotated[str, typer.Option(metavar="URL", help="Jaeger's query service, such as http://host:16686")]
+TempoOption = Annotated[str, typer.Option(metavar="URL", help="Tempo, such as http://host:3200")]
+OtlpOption = Annotated[
+    str, typer.Option(metavar="GRPC[,HTTP]", help="Be the collector: take OTLP at these ports on loopback.")
+]
+HeaderOption = Annotated[
+    list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="A header to send as well.")
+]
+MethodOption = Annotated[str, typer.Option("--method", "-X", help="The HTTP method.")]
+AloneOption = Annotated[
+    bool, typer.Option("--alone", help="Nothing else uses the mesh: each new log line and span is the probe's.")
+]
+SpansOption = Annotated[int, typer.Option("--spans", min=0, help="Spans that must come before it is over.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for logs and spans.")]
+SettleOption = Annotated[float, typer.Option("--settle", min=0, help="Seconds without news after which all has come.")]
+InsecureOption = Annotated[bool, typer.Option("--insecure", "-k", help="Accept any TLS certificate.")]
+
+_DEFAULT: Final = Watch()
+
+
 @as_command
 def verify(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where the request goes, such as the mesh's ingress.")],
-    variant: Annotated[
-        str,
-        typer.Option("--variant", help="; ".join(f"{name}: {meaning}" for name, meaning in VARIANTS.items())),
-    ] = "w3c",
-    random: Annotated[
-        bool,
-        typer.Option("--random", help="Random ids, for a backend that still holds an earlier probe's spans."),
-    ] = False,
-    access_log: Annotated[
-        list[str] | None,
-        typer.Option("--access-log", "-a", metavar="[NAME=]FILE", help="A proxy's log; in the order of the way."),
-    ] = None,
-    log_format: Annotated[
-        str, typer.Option("--format", "-f", help="The logs' format: auto, json, envoy, istio or a format string.")
-    ] = "auto",
-    jaeger: Annotated[str, typer.Option(metavar="URL", help="Jaeger's query service, such as http://host:16686")] = "",
-    tempo: Annotated[str, typer.Option(metavar="URL", help="Tempo, such as http://host:3200")] = "",
-    otlp: Annotated[
-        str,
-        typer.Option(metavar="GRPC[,HTTP]", help="Be the collector: take OTLP at these ports on loopback."),
-    ] = "",
-    header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="A header to send as well.")
-    ] = None,
-    method: Annotated[str, typer.Option("--method", "-X", help="The HTTP method.")] = "GET",
-    alone: Annotated[
-        bool, typer.Option("--alone", help="Nothing else uses the mesh: each new log line and span is the probe's.")
-    ] = False,
-    spans: Annotated[int, typer.Option("--spans", min=0, help="Spans that must come before it is over.")] = 0,
-    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for logs and spans.")] = 15.0,
-    settle: Annotated[
-        float, typer.Option("--settle", min=0, help="Seconds without news after which all has come.")
-    ] = 1.0,
-    insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Accept any TLS certificate.")] = False,
+    url: UrlArgument,
+    variant: VariantOption = "w3c",
+    random: RandomOption = False,
+    access_log: AccessLogOption = None,
+    log_format: LogFormatOption = "auto",
+    jaeger: JaegerOption = "",
+    tempo: TempoOption = "",
+    otlp: OtlpOption = "",
+    header: HeaderOption = None,
+    method: MethodOption = "GET",
+    alone: AloneOption = False,
+    spans: SpansOption = _DEFAULT.spans,
+    timeout: TimeoutOption = _DEFAULT.timeout,
+    settle: SettleOption = _DEFAULT.settle,
+    insecure: InsecureOption = False,
     report: ReportOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -102,6 +115,12 @@ def verify(
     with _open_backends(jaeger, tempo, otlp, alone) as backends:
         watch = Watch(tails=tails, backends=backends, timeout=timeout, settle=settle, spans=spans, alone=alone)
         journey = _send_and_follow(probe, watch, verify_tls=not insecure)
+    _show(journey, report, json=json)
+    is_fine = journey.verdict == "one" and not any(finding.is_fault for finding in journey.findings)
+    return OK if is_fine else FOUND
+
+
+def _show(journey: Journey, report: Path | None, *, json: bool) -> None:
     if report is not None:
         with os_error_as_cannot_run(report):
             write_report(journey, report)
@@ -109,8 +128,6 @@ def verify(
         print_json(journey.to_json())
     else:
         print_journey(journey)
-    is_fine = journey.verdict == "one" and not any(finding.is_fault for finding in journey.findings)
-    return OK if is_fine else FOUND
 
 
 def _build_probe(url: str, variant: str, random: bool, headers: list[str], method: str) -> Probe:

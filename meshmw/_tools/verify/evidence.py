@@ -19,8 +19,7 @@ import httpx
 from meshmw._notices import without_secrets
 from meshmw._tools.access_log import side_of
 from meshmw._tools.access_log.counts import classify
-from meshmw._tools.access_log.formats import Format, detect
-from meshmw._tools.access_log.text_format import Line
+from meshmw._tools.access_log.formats import Format, Line, detect
 from meshmw._tools.verify.journey import HEADERS, Hop, JourneySpan, journey_spans, maker_of
 from meshmw._tools.verify.probe import AGENT, Probe
 from meshmw.errors import MeshmwError
@@ -339,7 +338,7 @@ def _ids(line: Line) -> set[str]:
     found = {line.get("request_id", "-"), line.get("trace_id", "-")}
     if parent is not None:
         found.add(f"{parent.trace_id:032x}")
-    # Any other user agent may be everybody's.
+    # Any other user agent may be that of many requests.
     if (agent := line.get("user_agent", "")).startswith(AGENT):
         found.add(agent)
     return found - {"-", ""}

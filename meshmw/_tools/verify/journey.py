@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from meshmw._tools import Finding
+from meshmw._tools import Finding, JsonValue
 
 HopKind = Literal["client", "proxy", "app"]
 Change = Literal["kept", "rewritten", "started", "restarted", "removed", "absent", "malformed", "unknown"]
@@ -22,7 +22,7 @@ _PROXY_SCOPES: Final = frozenset({"envoy"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Journey:
+class Journey(JsonValue):
     """Holds what is known of one request.
 
     Attributes:
@@ -79,22 +79,6 @@ class Journey:
                 yield span, depth
                 waiting += [(child, depth + 1) for child in reversed(below.get((span.trace_id, span.span_id), ()))]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the journey as plain JSON values."""
-        return {
-            "title": self.title,
-            "verdict": self.verdict,
-            "summary": self.summary,
-            "trace_id": self.trace_id,
-            "parent_id": self.parent_id,
-            "sent": dict(self.sent),
-            "status_code": self.status_code,
-            "hops": [hop.to_json() for hop in self.hops],
-            "spans": [span.to_json() for span in self.spans],
-            "findings": [finding.to_json() for finding in self.findings],
-            "sources": list(self.sources),
-        }
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Journey:
         """Read what `to_json()` wrote."""
@@ -108,7 +92,7 @@ class Journey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hop:
+class Hop(JsonValue):
     """Says what one station of the way received, and what it sent on.
 
     Attributes:
@@ -135,20 +119,6 @@ class Hop:
     note: str = ""
     span_ids: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the hop as plain JSON values."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "received": dict(self.received),
-            "sent": dict(self.sent),
-            "change": self.change,
-            "trace_id": self.trace_id,
-            "lost": self.lost,
-            "note": self.note,
-            "span_ids": list(self.span_ids),
-        }
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Hop:
         """Read what `to_json()` wrote."""
@@ -156,7 +126,7 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JourneySpan:
+class JourneySpan(JsonValue):
     """Describes one span that the request left.
 
     Attributes:
@@ -185,10 +155,6 @@ class JourneySpan:
     status: str = "UNSET"
     orphan: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the span as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JourneySpan:
         """Read what `to_json()` wrote."""
@@ -196,11 +162,7 @@ class JourneySpan:
 
 
 def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
-    """Return the spans of a collector as those of a journey.
-
-    Args:
-        spans: Objects with the attributes of `meshmw.testing.ReceivedSpan`.
-    """
+    """Return `meshmw.testing.ReceivedSpan`s, or objects with the same attributes, as spans of a journey."""
     return tuple(
         JourneySpan(
             trace_id=span.trace_id,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple
 
-from meshmw._notices import without_secrets
+from meshmw._notices import quoted, without_secrets
 from meshmw._tools import Finding
 from meshmw._tools.verify.evidence import Evidence, LogTail, Watch
 from meshmw._tools.verify.journey import Change, Hop, JourneySpan
@@ -180,12 +180,12 @@ def _check_flag(judgement: Judgement, sighting: _Sighting, probe: Probe) -> None
         return
     hop = judgement.hops[sighting.hop]
     where = hop.name if sighting.side == "out" else f"before {hop.name}"
-    found = _cleared(where) if wanted else _set_again(where)
+    found = _flag_cleared(where) if wanted else _flag_set_again(where)
     if found.code not in {finding.code for finding in judgement.findings}:
         judgement.findings.append(found)
 
 
-def _cleared(where: str) -> Finding:
+def _flag_cleared(where: str) -> Finding:
     return Finding(
         "warning", "verify.flipped", where, f"the sampled flag is cleared at or {where}",
         "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears "
@@ -195,7 +195,7 @@ def _cleared(where: str) -> Finding:
     )  # fmt: skip
 
 
-def _set_again(where: str) -> Finding:
+def _flag_set_again(where: str) -> Finding:
     return Finding(
         "warning", "verify.sampled-again", where, f"the sampled flag is set again at or {where}",
         "the trace begins in the middle: the spans before it were not recorded",
@@ -268,13 +268,7 @@ def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
 
 
 def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what is wrong with the logs and the backends themselves.
-
-    Args:
-        watch: What is watched.
-        evidence: What it has shown.
-        faults: Why a backend could not be asked, by the backend's name.
-    """
+    """Yield what is wrong with the logs and with the backends, of which *faults* says why one could not be asked."""
     for name, fault in faults.items():
         yield Finding(
             "error", "verify.backend", name, fault, "what it holds is not known", "mend its URL, or leave it out"
@@ -311,27 +305,27 @@ def check_spans(
     else:
         wanted = judgement.expected or spans[0].trace_id
         if strays := [span for span in spans if span.trace_id != wanted]:
-            yield _split(strays, len(spans))
+            yield _split_trace(strays, len(spans))
         if orphans := [span for span in spans if span.orphan and span.trace_id == wanted]:
-            yield _fallen_apart(orphans)
+            yield _orphaned(orphans)
 
 
-def _split(strays: Sequence[JourneySpan], count: int) -> Finding:
+def _split_trace(strays: Sequence[JourneySpan], count: int) -> Finding:
     first, others = strays[0], len({span.trace_id for span in strays})
     return Finding(
         "error", "verify.split", f"{first.service} {first.kind}",
         f"{len(strays)} of {count} spans are in {others} other trace{'s' if others > 1 else ''}; the "
-        f"first is {first.name!r} of {first.service} in {first.trace_id}",
+        f"first is {quoted(first.name)} of {first.service} in {first.trace_id}",
         "one request shows up as several traces",
         "look at the hop before that span: it did not pass the headers on, or in another format",
     )  # fmt: skip
 
 
-def _fallen_apart(orphans: Sequence[JourneySpan]) -> Finding:
+def _orphaned(orphans: Sequence[JourneySpan]) -> Finding:
     first = orphans[0]
     return Finding(
         "error", "verify.orphan", f"{first.service} {first.kind}",
-        f"{len(orphans)} spans hang below spans that never came; the first is {first.name!r} of "
+        f"{len(orphans)} spans hang below spans that never came; the first is {quoted(first.name)} of "
         f"{first.service}, whose parent {first.parent_id} is missing",
         "the tree falls apart at this place, although the trace id is right",
         "find who made that parent: a service or a proxy that passes headers on and exports nothing, or not "

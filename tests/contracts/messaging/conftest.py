@@ -1,8 +1,8 @@
 """Binds the messaging contract: every file `*_clients.py` here names the clients of one broker, and how to find that.
 
 Such a file has `CLIENTS`, from test id to `MessagingClient` class, and `BROKER`, the name of the session fixture that
-yields the broker's address; `tests/brokers` has those. To add a broker, copy one file of each kind. List the clients in
-`BINDINGS` here, and the fixture's file in `pytest_plugins` of `tests/conftest.py`.
+yields the broker's address; the files `*_broker.py` have those. To add a broker, copy one file of each kind. List the
+clients in `BINDINGS` here, and the fixture's file in `pytest_plugins` of `tests/conftest.py`.
 """
 
 from __future__ import annotations

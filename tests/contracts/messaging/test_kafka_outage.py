@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from tests.brokers.kafka_broker import KafkaBroker, require_tansu
+from tests.contracts.messaging.kafka_broker import KafkaBroker, require_tansu
 from tests.contracts.messaging.kafka_clients import CLIENTS
 
 each_client = pytest.mark.parametrize("make", list(CLIENTS), indirect=True)

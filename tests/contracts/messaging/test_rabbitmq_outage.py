@@ -11,7 +11,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from meshmw import rabbitmq
-from tests.brokers.rabbitmq_broker import require_rabbitmq, running_node
+from tests.contracts.messaging.rabbitmq_broker import require_rabbitmq, running_node
 from tests.contracts.messaging.rabbitmq_clients import SECONDS, AioPikaClient, PikaClient
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736

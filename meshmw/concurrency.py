@@ -1,4 +1,7 @@
-"""Threads, and processes, whose work sees the context of whoever asked for it.
+"""Work that leaves the frame which asked for it: threads, processes, callbacks, queues.
+
+`bind`, the executors, `Thread`, `run_in_executor` and `to_thread` keep such work in the trace of whoever asked for it.
+`detached` and `linked` take it out of that trace: it outlives the request, or nobody waits for it.
 
 A thread gets a copy of all context variables. A process shares no memory with this one: it gets the span, the baggage
 and the headers to pass on, as headers. Nothing of the context is pickled but strings.
@@ -10,35 +13,62 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import inspect
 import json
 import threading
+from asyncio import to_thread
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.util import Finalize
-from typing import Any, Final, ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
+from opentelemetry import trace
 from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.util.types import AttributeValue
 
 from meshmw import _runtime
 from meshmw._context.current import Current, StepVariables
-from meshmw._context.extraction import PASSTHROUGH_KEY
+from meshmw._context.extraction import PASSTHROUGH_KEY, Extraction
 from meshmw._context.write import passthrough
+from meshmw._lifecycle.operation import Operation
 from meshmw._notices import LOGGER
 from meshmw._policy.words import Format
+from meshmw._runtime import tracer_of
 from meshmw._telemetry.configure import configure, configured
-from meshmw.concurrency._binding import bind
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import MOST_BYTES, MOST_MEMBERS, Settings
-from meshmw.streams import GeneratorSteps
+from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps, GeneratorSteps
 from meshmw.wire.headers import PROPAGATION_HEADERS
 
+__all__ = [
+    "ProcessPoolExecutor",
+    "Scope",
+    "Thread",
+    "ThreadPoolExecutor",
+    "bind",
+    "detached",
+    "linked",
+    "run_in_executor",
+    "to_thread",
+]
+
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
-# After the finalizers of the application, which may make spans: the lowest number is the last.
+_ORIGIN: Final = {"meshmw.link": "origin"}
+# As if a request had come without any header.
+_NOTHING: Final = Extraction(
+    span_context=None, baggage={}, b3=None, passthrough={}, rewrites={}, refused=(), rejected=None
+)
+
+# After the application's finalizers, which may make spans. The lowest priority runs last.
 _LAST: Final = -1000
 
-# No proxy is on the way, and the service has decided at its door what it trusts: everything goes, whatever the
-# settings say about other services. The numbers are the largest that the settings can let in.
+# No proxy is between the processes, and the service decided what it trusts when the request came in. So everything is
+# sent, whatever the settings say about other services. The limits are the largest that settings can have.
 _FORMATS: Final[tuple[Format, ...]] = ("tracecontext", "baggage", "b3")
 
 # Interpreters of Python 3.14 share no objects either, though their executor is one of threads.
@@ -47,6 +77,148 @@ _PICKLING: Final = tuple(
     for name in ("ProcessPoolExecutor", "InterpreterPoolExecutor")
     if hasattr(concurrent.futures, name)
 )
+
+
+def bind(fn: Callable[P, R]) -> Callable[P, R]:
+    """Return *fn* so that it runs in what all context variables hold now, wherever and whenever it is called.
+
+    Each call gets a copy of its own, so that calls at the same time do not see each other's changes. Functions with
+    `async` or `yield` keep their kind, and each of their steps runs in the one copy of that call.
+
+    Args:
+        fn: What to call from a thread, a timer, a callback or a queue.
+
+    Raises:
+        TypeError: *fn* is not callable.
+    """
+    if not callable(fn):
+        raise TypeError(f"bind() takes a callable, not {type(fn).__name__}")
+    return functools.wraps(fn)(_bound(fn, contextvars.copy_context()))
+
+
+def detached() -> Scope[None]:
+    """Return a block, or decorator, in which there is no current span, no baggage and no header to pass on.
+
+    Whatever makes a span in it begins a new trace, which holds nothing of the request. All other values of the context
+    stay as they are.
+    """
+    return Scope(lambda: Current(_NOTHING.into(get_current())))
+
+
+def linked(
+    name: str,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    tracer: trace.Tracer | None = None,
+) -> Scope[Span]:
+    """Return a block, or decorator, that is a new trace, whose root span links to the span that was current before.
+
+    Baggage and headers to pass on stay behind, as with `detached()`. The block's exceptions are recorded on the span.
+
+    Args:
+        name: The span's name.
+        kind: The span's kind.
+        attributes: The span's attributes.
+        tracer: Makes the span; the global provider's by default.
+    """
+    return Scope(lambda: _new_root(tracer or tracer_of(None), name, kind, attributes))
+
+
+class Scope(Generic[T]):
+    """Encloses a block of code, or decorates a function so that each of its calls is such a block.
+
+    Args:
+        begin: Makes what one block enters and leaves.
+    """
+
+    def __init__(self, begin: Callable[[], AbstractContextManager[T]]) -> None:
+        self._begin = begin
+        self._entered: AbstractContextManager[T] | None = None
+
+    def __enter__(self) -> T:
+        if self._entered is not None:
+            raise RuntimeError("this block is entered already; make one for each use")
+        self._entered = self._begin()
+        return self._entered.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> bool | None:
+        entered, self._entered = self._entered, None
+        return None if entered is None else entered.__exit__(kind, error, at)
+
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """Return *fn* with each of its calls, until an `async` one has ended, in a block of its own.
+
+        Raises:
+            TypeError: *fn* is a generator function, whose consumer would be in the block too.
+        """
+        if _is_kind(inspect.isgeneratorfunction, fn) or _is_kind(inspect.isasyncgenfunction, fn):
+            raise TypeError("a generator would take its consumer into the block; use it inside the generator's steps")
+        return functools.wraps(fn)(self._in_block(fn))
+
+    def _in_block(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        if _is_kind(inspect.iscoroutinefunction, fn):
+
+            async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
+                with self._begin():
+                    return await fn(*args, **kwargs)
+
+            return run_coroutine
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._begin():
+                return fn(*args, **kwargs)
+
+        return run
+
+
+@contextmanager
+def _new_root(
+    tracer: trace.Tracer, name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue] | None
+) -> Iterator[Span]:
+    origin = trace.get_current_span().get_span_context()
+    context = _NOTHING.into(get_current())
+    span = tracer.start_span(name, context, kind, attributes, [Link(origin, _ORIGIN)] if origin.is_valid else None)
+    operation = Operation(span, trace.set_span_in_context(span, context), owned=True)
+    try:
+        with operation.current():
+            yield span
+    except BaseException as error:
+        operation.fail(error)
+        raise
+    finally:
+        operation.end()
+
+
+def _bound(fn: Callable[..., Any], bound: contextvars.Context) -> Callable[..., Any]:
+    if _is_kind(inspect.iscoroutinefunction, fn):
+
+        async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
+            run = StepVariables(bound.copy()).run
+            return await AwaitableSteps(run(fn, *args, **kwargs), run)
+
+        return run_coroutine
+    if _is_kind(inspect.isgeneratorfunction, fn):
+        return _streaming(fn, bound, GeneratorSteps)
+    if _is_kind(inspect.isasyncgenfunction, fn):
+        return _streaming(fn, bound, AsyncGeneratorSteps)
+    return lambda *args, **kwargs: bound.copy().run(fn, *args, **kwargs)
+
+
+def _streaming(fn: Callable[..., Any], bound: contextvars.Context, steps: Callable[..., Any]) -> Callable[..., Any]:
+    def run_generator(*args: Any, **kwargs: Any) -> Any:
+        run = StepVariables(bound.copy()).run
+        return steps(run(fn, *args, **kwargs), run)
+
+    return run_generator
+
+
+def _is_kind(kind: Callable[[object], bool], fn: Callable[..., Any]) -> bool:
+    """Say whether a callable, function or object, is of a kind that `inspect` knows for functions."""
+    # To call a class makes an object. What that object's own `__call__` is does not matter here.
+    return kind(fn) or (not isinstance(fn, type) and kind(fn.__call__))  # type: ignore[operator]  # an object may have the method that is of the kind
 
 
 class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
@@ -110,8 +282,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 class Thread(threading.Thread):
     """Runs the standard library's thread in a copy of the context variables of whoever starts it.
 
-    A subclass with a `run()` of its own is run in the copy too. Who gives a `context`, as of Python 3.14, has chosen
-    another.
+    A subclass with a `run()` of its own is run in the copy too. A `context` that you give, as of Python 3.14,
+    is used instead.
 
     Args:
         args: As for the standard thread.
@@ -137,7 +309,7 @@ class Thread(threading.Thread):
         try:
             super().start()
         except BaseException:
-            # What a first start left belongs to the thread that runs.
+            # After a first start that succeeded, these belong to the thread that runs.
             if is_first:
                 del self.run
                 self._was_started = False
@@ -147,7 +319,7 @@ class Thread(threading.Thread):
         context, run = contextvars.copy_context(), self.run
 
         def run_in_context() -> None:
-            # The thread lives on as an object: it shall not keep the request's context alive.
+            # The object outlives the work, and must not keep the request's context alive.
             del self.run
             context.run(run)
 
@@ -250,3 +422,7 @@ def _configure(settings: dict[str, Any]) -> None:
         configure(Settings(**settings))
     except Exception:
         LOGGER.warning("a worker process exports no spans: it cannot be configured as its parent was", exc_info=True)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -140,7 +140,7 @@ def _template() -> Template:
 
 
 def _embedded_json(journey: Journey) -> str:
-    # In ASCII and without these characters, nothing in it can end the element that it stands in.
+    # In ASCII, and without these characters, the JSON cannot end the element that it stands in.
     text = json.dumps(journey.to_json(), ensure_ascii=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
