@@ -190,6 +190,16 @@ def exception_events(span: Any) -> Iterator[dict[str, Any]]:
             yield said
 
 
+def change_status_text(span: Any, change: Callable[[str], str]) -> None:
+    """Change the description of an ended span's status, into which the SDK writes what was raised within the span.
+
+    A status keeps it in `_description`. Without that name it stays as it is.
+    """
+    said = getattr(span.status, "_description", None)
+    if isinstance(said, str):
+        span.status._description = change(said)
+
+
 def has_meter_provider() -> bool:
     """Say whether somebody has set a meter provider.
 

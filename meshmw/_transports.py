@@ -234,7 +234,7 @@ class AsyncBody:
 
 
 def _attributes(request: Any) -> dict[str, AttributeValue]:
-    url = request.url.copy_with(username=None, password=None) if request.url.userinfo else request.url
+    url = request.url.copy_with(userinfo=b"REDACTED:REDACTED") if request.url.userinfo else request.url
     return semconv.client_attributes(
         method=request.method, scheme=url.scheme, host=url.host, port=url.port, url=str(url)
     )

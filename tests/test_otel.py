@@ -134,6 +134,17 @@ def test_what_an_exception_event_says_can_be_changed_once_the_span_has_ended():
     )
 
 
+def test_the_text_of_a_status_can_be_changed_once_the_span_has_ended():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with pytest.raises(KeyError), provider.get_tracer("app").start_as_current_span("work"):
+        raise KeyError("s3cret")
+    (ended,) = exporter.get_finished_spans()
+    _otel.change_status_text(ended, str.upper)
+    assert ended.status.description == "KEYERROR: 'S3CRET'", "the SDK no longer keeps a status' text in `_description`"
+    _otel.change_status_text(SimpleNamespace(status=None), str.upper)
+
+
 class TestTraceState:
     """OpenTelemetry's `TraceState` keeps its members in `_dict`, and reads there."""
 

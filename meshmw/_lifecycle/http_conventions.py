@@ -14,7 +14,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
-from meshmw._notices import LOGGER, Throttle, without_credentials
+from meshmw._notices import LOGGER, Throttle, redacted, without_credentials
 from meshmw._otel import liveness_of
 from meshmw._policy.patterns import request_path
 
@@ -177,8 +177,17 @@ def client_attributes(*, method: str, scheme: str, host: str, port: int | None, 
     number = port or DEFAULT_PORTS.get(scheme)
     if number:
         found["server.port"] = number
+    url, hash_sign, fragment = url.partition("#")
     base, question_mark, query = url.partition("?")
-    found["url.full"] = base + question_mark + redact_query(query)
+    if "@" in base:
+        # The client has hidden the user's part of the URL itself; further ones may stand in its path.
+        begin = len(scheme) + len("://")
+        authority, slash, path = base[begin:].partition("/")
+        base = base[:begin] + authority + slash + without_credentials(path)
+    if hash_sign:
+        # OAuth hands out tokens there, and a redirect takes it along.
+        fragment = redacted(f"{hash_sign}{fragment}")
+    found["url.full"] = base + question_mark + redact_query(query) + fragment
     return found
 
 

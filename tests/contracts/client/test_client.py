@@ -599,9 +599,24 @@ def test_credentials_and_secret_query_values_are_not_in_the_url(in_memory):
     caller = in_memory()
     caller.call("http://user:pa55@shop.internal/items/7?q=1&X-Amz-Signature=5ecret&sig=5ecret")
     assert caller.span.attributes["url.full"] == (
-        "http://shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED"
+        "http://REDACTED:REDACTED@shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED"
     )
     assert caller.sent["authorization"] == ["Basic dXNlcjpwYTU1"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/p/http://user:pa55@x/@me?q=1", "/p/http://REDACTED@x/@me?q=1"),
+        ("/cb#access_token=pa55&x=1", "/cb#access_token=REDACTED&x=1"),
+        ("/cb?q=1#top", "/cb?q=1#top"),
+        ("/@me", "/@me"),
+    ],
+)
+def test_neither_path_nor_fragment_shows_a_secret(in_memory, url, shown):
+    caller = in_memory()
+    caller.call(f"http://shop.internal{url}")
+    assert caller.span.attributes["url.full"] == f"http://shop.internal{shown}"
 
 
 # Drop-in.
