@@ -116,6 +116,9 @@ def status_of_ended_call(call: Any) -> Any:
     return None
 
 
+# The wrappers of a client's transports, by the number of the transport; and what closes these.
+_MADE = "_meshmw_transports"
+_CLOSING = {"close", "aclose", "__exit__", "__aexit__"}
 ClientClass = TypeVar("ClientClass", bound=type[Any])
 
 
@@ -145,9 +148,40 @@ def _wrap_when_asked(client: Any, wrapped: Callable[[Any], Any]) -> None:
 
     @functools.wraps(choose)
     def transport_for_url(self: Any, url: Any) -> Any:
-        return wrapped(choose(self, url))
+        # A number stands for one transport as long as the wrapper holds that.
+        made, transport = vars(self).setdefault(_MADE, {}), choose(self, url)
+        return made.get(id(transport)) or made.setdefault(id(transport), wrapped(transport))
 
     client._transport_for_url = transport_for_url
+    for name in _CLOSING & set(dir(client)):
+        setattr(client, name, _ending_all(getattr(client, name)))
+
+
+def _ending_all(close: Any) -> Any:
+    """Return a method of a client that closes its transports, as *close* does, and ends what these have left open.
+
+    The client closes its own transports, and knows nothing of the wrappers.
+    """
+
+    def end(client: Any) -> None:
+        for transport in list(vars(client).get(_MADE, {}).values()):
+            transport.end_open()
+
+    @functools.wraps(close)
+    def closing(self: Any, *args: Any) -> Any:
+        try:
+            return close(self, *args)
+        finally:
+            end(self)
+
+    @functools.wraps(close)
+    async def closing_async(self: Any, *args: Any) -> Any:
+        try:
+            return await close(self, *args)
+        finally:
+            end(self)
+
+    return closing_async if inspect.iscoroutinefunction(close) else closing
 
 
 def _wrap_when_made(client: Any, wrapped: Callable[[Any], Any]) -> None:

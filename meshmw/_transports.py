@@ -59,6 +59,7 @@ class OutboundCalls:
         check_options(options, TransportOptions)
         tracer_provider = options.get("tracer_provider")
         self._transport = transport
+        self._open: weakref.WeakSet[SyncBody | AsyncBody] = weakref.WeakSet()
         self._propagator = _runtime.checked_propagator(options.get("propagator"))
         # The process's own is looked up for each request: its provider may come later.
         self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
@@ -99,7 +100,13 @@ class OutboundCalls:
             operation.end()
         else:
             response.stream = self.stream_class(response.stream, operation)
+            self._open.add(response.stream)
         return response
+
+    def end_open(self) -> None:
+        """End the operations of responses that are held unread: nothing more comes once the transport has closed."""
+        for body in list(self._open):
+            body.end()
 
     def _copy(self, request: Any) -> Any:
         """Return a request of the same class with everything that this one holds, also the content that was read."""
@@ -141,11 +148,17 @@ class SyncTransport(OutboundCalls):
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        self._transport.__exit__(kind, error, traceback)
+        try:
+            self._transport.__exit__(kind, error, traceback)
+        finally:
+            self.end_open()
 
     def close(self) -> None:
         """Close the transport that does the sending."""
-        self._transport.close()
+        try:
+            self._transport.close()
+        finally:
+            self.end_open()
 
 
 class AsyncTransport(OutboundCalls):
@@ -172,11 +185,17 @@ class AsyncTransport(OutboundCalls):
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self._transport.__aexit__(kind, error, traceback)
+        try:
+            await self._transport.__aexit__(kind, error, traceback)
+        finally:
+            self.end_open()
 
     async def aclose(self) -> None:
         """Close the transport that does the sending."""
-        await self._transport.aclose()
+        try:
+            await self._transport.aclose()
+        finally:
+            self.end_open()
 
 
 class SyncBody:
@@ -187,7 +206,7 @@ class SyncBody:
         self._operation = operation
         # A response that is dropped without `close()` says so to nobody else, neither does one that is still held
         # when the process ends.
-        self._end = weakref.finalize(self, operation.end)
+        self.end = weakref.finalize(self, operation.end)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -197,14 +216,14 @@ class SyncBody:
             raise
         finally:
             # httpx closes a response that was read to its end, and none that raised or whose reader has stopped.
-            self._end()
+            self.end()
 
     def close(self) -> None:
         """Close the body, and end the operation."""
         try:
             self._stream.close()
         finally:
-            self._end()
+            self.end()
 
 
 class AsyncBody:
@@ -213,7 +232,7 @@ class AsyncBody:
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
-        self._end = weakref.finalize(self, operation.end)
+        self.end = weakref.finalize(self, operation.end)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -223,14 +242,14 @@ class AsyncBody:
             self._operation.fail(error)
             raise
         finally:
-            self._end()
+            self.end()
 
     async def aclose(self) -> None:
         """Close the body, and end the operation."""
         try:
             await self._stream.aclose()
         finally:
-            self._end()
+            self.end()
 
 
 def _attributes(request: Any) -> dict[str, AttributeValue]:
