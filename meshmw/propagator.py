@@ -102,7 +102,8 @@ class MeshPropagator(TextMapPropagator):
         trust: How far every sender is trusted.
         passthrough: The headers that are carried on, in lower case.
         rejections: Counts what was refused.
-        names_read: The names, in lower case, of the headers that `read` looks at.
+        names_read: The names, in lower case, of the headers that `read` takes something from.
+        names_checked: Those, and the names of every format: what is malformed of one must not stay, whoever reads it.
         watched: The names, in lower case, of the headers that outbound calls replace, remove or check.
     """
 
@@ -128,6 +129,7 @@ class MeshPropagator(TextMapPropagator):
         self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
         self.rejections = Rejections(warn_window)
         self.names_read = self._names_read()
+        self.names_checked = self.names_read | PROPAGATION_HEADERS
         self._unread = PROPAGATION_HEADERS - self.names_read
         self.watched = frozenset(
             name.encode("ascii") for name in (*PROPAGATION_HEADERS, SENT_HEADER, *self.passthrough)

@@ -8,9 +8,9 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 from meshmw._lifecycle.clients import AsyncBlock, Block, Instrumented, Kinds, instrumented
 from meshmw._lifecycle.messaging import Options
-from meshmw.kafka._headers import field, flattened
+from meshmw.kafka._headers import field, places
 from meshmw.kafka._producers import AiokafkaProducer, ConfluentProducer, KafkaPythonProducer
-from meshmw.kafka._spans import KAFKA, begin_batch, begin_process, server_of
+from meshmw.kafka._spans import KAFKA, begin_batch, begin_process, server_of, take
 
 C = TypeVar("C")
 
@@ -45,13 +45,22 @@ class _Fetching(Instrumented):
     """Makes `receive` spans for what a client has fetched."""
 
     def _got_one(self, record: Any, operation: str) -> Any:
-        if record is not None and not _is_error(record):
-            begin_process(self._messaging, record, operation, "receive").end()
+        if record is None or _is_error(record):
+            return record
+        extraction, record = take(self._messaging, record, "receive")
+        begin_process(self._messaging, record, operation, "receive", extraction).end()
         return record
 
     def _got_some(self, fetched: Any, operation: str, began: int) -> Any:
-        records = [record for record in flattened(fetched) if not _is_error(record)]
-        begin_batch(self._messaging, records, operation, "receive", began).end()
+        records, extractions = [], []
+        for some, at in places(fetched):
+            if not _is_error(some[at]):
+                extraction, record = take(self._messaging, some[at], "receive")
+                if record is not some[at]:
+                    some[at] = record
+                records.append(record)
+                extractions.append(extraction)
+        begin_batch(self._messaging, records, operation, "receive", began, extractions).end()
         return fetched
 
 

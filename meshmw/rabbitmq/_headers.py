@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.propagators.textmap import Getter
 
+from meshmw._context.carriers import Lines
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
 from meshmw._lifecycle.operation import AttributeValue
 
@@ -60,6 +61,38 @@ def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[st
     # Of several spellings of one name, the one that everybody writes today decides.
     found.sort(key=lambda each: each[0] == each[1])
     return collect_lines((name, text) for _, name, value in found for text in _texts(value))
+
+
+class CleanHeaders(dict[Any, Any]):
+    """Holds a message's headers without what is malformed of them.
+
+    A message is cleaned when it is received, and what was malformed is told when it is processed.
+
+    Attributes:
+        lines: What the headers said before, by name in lower case.
+    """
+
+    lines: Lines
+
+
+def lines_before(headers: Mapping[Any, Any], wanted: Collection[str]) -> Lines:
+    """Return what headers said before they were cleaned, if they were; else what `header_lines` returns."""
+    return headers.lines if isinstance(headers, CleanHeaders) else header_lines(headers, wanted)
+
+
+def clean(holder: object, lines: Lines, rewrites: Mapping[str, str | None]) -> None:
+    """Rewrite the headers of a message or of properties.
+
+    Args:
+        holder: What has `headers`; whatever else there is stays as it is.
+        lines: What the headers say.
+        rewrites: For each header that must not stay as it came: the text to put in its place, or None to remove it.
+    """
+    kept = CleanHeaders({key: value for key, value in headers_of(holder).items() if name_of(key) not in rewrites})
+    kept.update({name: text for name, text in rewrites.items() if text is not None})
+    kept.lines = lines
+    # aio-pika locks a message that is settled, so that nobody takes it for one to send.
+    object.__setattr__(holder, "headers", kept)
 
 
 def name_of(key: object) -> str:
