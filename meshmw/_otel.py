@@ -34,6 +34,7 @@ SUPPRESS_KEY: Final = "suppress_instrumentation"
 _SUPPRESS_ALL_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS_KEY)
 SUPPRESS_HTTP_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", SUPPRESS_KEY)
 # Every package of contrib has imported it, and asks its functions whether instrumentation is suppressed.
+_CONTRIB: Final = "opentelemetry.instrumentation."
 _CONTRIB_UTILS: Final = "opentelemetry.instrumentation.utils"
 _SERVERS: Final = ("aiohttp_server", "asgi", "django", "falcon", "fastapi", "flask", "pyramid", "starlette", "tornado")
 _CONTRIB_SERVERS: Final = tuple(f"opentelemetry.instrumentation.{name}" for name in (*_SERVERS, "wsgi"))
@@ -135,6 +136,26 @@ def is_suppressed(context: Context, *, http: bool = False) -> bool:
         context.get(SUPPRESS_HTTP_KEY) if http else None,
     ]
     return any(value and not isinstance(value, StandDown) for value in found)
+
+
+def past_contrib(method: Any) -> Any:
+    """Return a method of a message broker's client without the wrapper that contrib's instrumentation has put on it.
+
+    Most of these ask nobody whether they are to stand back, so that a message would have two spans and two parents.
+    wrapt keeps a method in `__wrapped__` and who wraps it in `_self_wrapper`; the instrumentation of pika keeps it in
+    `_original_function`. What has none of these names, or is of anybody else, is returned as it is.
+    """
+    while True:
+        if _is_of_contrib(getattr(method, "_self_wrapper", None)):
+            method = method.__wrapped__
+        elif _is_of_contrib(method) and hasattr(method, "_original_function"):
+            method = method._original_function
+        else:
+            return method
+
+
+def _is_of_contrib(function: object) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(_CONTRIB)
 
 
 def is_contrib_loaded() -> bool:

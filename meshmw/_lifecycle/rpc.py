@@ -174,13 +174,16 @@ def _method_name(method: str) -> str:
     return method.removeprefix("/")
 
 
-def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+def stand_contrib_down(
+    whoami: Callable[[], object], package: str = _CONTRIB
+) -> contextlib.AbstractContextManager[None]:
     """Return a block in which contrib's interceptors pass calls on untouched; it does nothing where nobody loaded them.
 
     Args:
         whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
+        package: Of contrib's, that of another instrumentation which asks whether it is suppressed.
     """
-    if _CONTRIB not in sys.modules:
+    if package not in sys.modules:
         return contextlib.nullcontext()
     return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _OnlyHere(whoami)}))
 

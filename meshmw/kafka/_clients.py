@@ -70,13 +70,13 @@ class KafkaPythonConsumer(_Fetching, Block):
     def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch records."""
         began = time.time_ns()
-        return self._got_some(self.__wrapped__.poll(*args, **kwargs), "poll", began)
+        return self._got_some(self._own("poll")(*args, **kwargs), "poll", began)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return self._got_one(next(self.__wrapped__), "receive")
+        return self._got_one(self._own("__next__")(), "receive")
 
 
 class AiokafkaConsumer(_Fetching, AsyncBlock):
@@ -84,19 +84,20 @@ class AiokafkaConsumer(_Fetching, AsyncBlock):
 
     async def getone(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a record."""
-        return self._got_one(await self.__wrapped__.getone(*args, **kwargs), "receive")
+        return self._got_one(await self._own("getone")(*args, **kwargs), "receive")
 
     async def getmany(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch records."""
         began = time.time_ns()
-        return self._got_some(await self.__wrapped__.getmany(*args, **kwargs), "poll", began)
+        return self._got_some(await self._own("getmany")(*args, **kwargs), "poll", began)
 
     def __aiter__(self) -> Self:
         self.__wrapped__.__aiter__()
         return self
 
     async def __anext__(self) -> Any:
-        return self._got_one(await self.__wrapped__.__anext__(), "receive")
+        # The client's own, which asks for one record after the other: of this object, which traces them.
+        return await type(self.__wrapped__).__anext__(self)
 
 
 class ConfluentConsumer(_Fetching, Block):
@@ -104,12 +105,12 @@ class ConfluentConsumer(_Fetching, Block):
 
     def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a message."""
-        return self._got_one(self.__wrapped__.poll(*args, **kwargs), "poll")
+        return self._got_one(self._own("poll")(*args, **kwargs), "poll")
 
     def consume(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch messages."""
         began = time.time_ns()
-        return self._got_some(self.__wrapped__.consume(*args, **kwargs), "poll", began)
+        return self._got_some(self._own("consume")(*args, **kwargs), "poll", began)
 
 
 class ConfluentAsyncConsumer(_Fetching, AsyncBlock):
@@ -117,12 +118,12 @@ class ConfluentAsyncConsumer(_Fetching, AsyncBlock):
 
     async def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a message."""
-        return self._got_one(await self.__wrapped__.poll(*args, **kwargs), "poll")
+        return self._got_one(await self._own("poll")(*args, **kwargs), "poll")
 
     async def consume(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch messages."""
         began = time.time_ns()
-        return self._got_some(await self.__wrapped__.consume(*args, **kwargs), "poll", began)
+        return self._got_some(await self._own("consume")(*args, **kwargs), "poll", began)
 
 
 def _is_error(record: Any) -> bool:

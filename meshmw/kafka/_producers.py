@@ -60,7 +60,7 @@ class KafkaPythonProducer(_Sending, Block):
         operation, given = self._begin(args, kwargs)
         args, kwargs = self._replace(given["headers"], args, kwargs)
         with HandOver(operation):
-            future = self.__wrapped__.send(*args, **kwargs)
+            future = self._own("send")(*args, **kwargs)
         future.add_callback(lambda metadata: end_confirmed(operation, metadata))
         future.add_errback(lambda error: end_failed(operation, error))
         return future
@@ -74,7 +74,7 @@ class AiokafkaProducer(_Sending, AsyncBlock):
         operation, given = self._begin(args, kwargs)
         args, kwargs = self._replace(given["headers"], args, kwargs)
         with HandOver(operation):
-            future = await self.__wrapped__.send(*args, **kwargs)
+            future = await self._own("send")(*args, **kwargs)
         future.add_done_callback(lambda done: end_as(operation, done))
         return future
 
@@ -101,7 +101,7 @@ class ConfluentProducer(_Sending, Block):
             given["on_delivery"] = DeliveryReport(operation, callback)
         with HandOver(operation):
             # By name, because what stood before a place that is empty now would slip into it.
-            result = self.__wrapped__.produce(**given)
+            result = self._own("produce")(**given)
         if not is_reported:
             operation.end()
         return result
