@@ -25,7 +25,7 @@ from meshmw._context.carriers import Lines, are_same, header_lines
 from meshmw._context.extraction import B3_KEY, READ_KEY, Extraction, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import TraceReader
-from meshmw._context.write import HeaderWriter, OutgoingHeaders
+from meshmw._context.write import HeaderWriter, OutgoingHeaders, can_be_replaced_in
 from meshmw._notices import DEFAULT_WARN_WINDOW, Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.outbound import (
@@ -235,13 +235,13 @@ class MeshPropagator(TextMapPropagator):
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
     ) -> None:
-        """Write the headers of *context* (the current one by default), and remove stale ones from a mapping.
+        """Write the headers of *context* (the current one by default), and remove stale ones from a mapping or a list.
 
         Whatever the carrier or the setter raise goes on to the caller.
         """
         context = get_current_context() if context is None else context
-        # A dict is asked for first: to ask for the abstract class costs more.
-        if isinstance(carrier, (dict, MutableMapping)):
+        # A dict is asked for first: to ask for anything else costs more.
+        if isinstance(carrier, dict) or can_be_replaced_in(carrier):
             self._outgoing.replace_in(carrier, context, setter, None)
         else:
             for name, value in self.write(context).items():
