@@ -18,6 +18,10 @@ from meshmw._lifecycle.operation import AttributeValue
 _DEFAULT_EXCHANGE: Final = "amq.default"
 # Names that brokers and aio-pika make up: no two are alike, so that they name no span.
 _MADE_UP: Final = ("amq.gen-", "amq.rabbitmq.reply-to", "amq_")
+# A routing key may hold a user's id, or whatever else whoever publishes has put there; in AMQP it has 255 bytes.
+_MOST_ROUTING_KEYS: Final = 64
+_MOST_PLACES: Final = 256
+_routing_keys: Final[dict[tuple[str, str], set[str]]] = {}
 # Reasons for which a message is dead-lettered only after somebody got it.
 _AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
 # Any sender can write these headers: what an exporter cannot encode would cost all spans that go with it.
@@ -116,25 +120,49 @@ class Destination(NamedTuple):
 
     Attributes:
         name: All that is known: `{exchange}:{routing key}:{queue}`, without what is empty or said twice.
-        span_name: The same without names that were made up for one connection; None where nothing is left.
+        span_name: The same without names that were made up for one connection, and without a routing key that is one of
+            too many; None where nothing is left.
+        is_anonymous: Whether there are names that were made up for one connection.
     """
 
     name: str
     span_name: str | None
+    is_anonymous: bool
 
     def attributes(self) -> dict[str, AttributeValue]:
         """Return what a span says of a destination that does not name the span as it is."""
         if self.name == self.span_name:
             return {}
-        return {"messaging.destination.name": self.name, "messaging.destination.anonymous": True}
+        found: dict[str, AttributeValue] = {"messaging.destination.name": self.name}
+        return found | {"messaging.destination.anonymous": True} if self.is_anonymous else found
 
 
 def destination(exchange: str, routing_key: str, queue: str = "") -> Destination:
     """Return the destination of a producer, or with *queue* of a consumer (`messaging.destination.name`)."""
     parts = [part for part in (exchange, routing_key, queue if queue != routing_key else "") if part]
-    kept = [part for part in parts if not part.startswith(_MADE_UP)]
+    # Behind the default exchange the routing key is the queue's name.
+    names_spans = not exchange or _is_one_of_few(exchange, routing_key, queue)
+    named = parts if names_spans else list(filter(None, [exchange, queue]))
+    kept = [part for part in named if not _is_made_up(part)]
     name = ":".join(parts) or _DEFAULT_EXCHANGE
-    return Destination(name, ":".join(kept) or (None if parts else name))
+    return Destination(name, ":".join(kept) or (None if parts else name), any(map(_is_made_up, parts)))
+
+
+def _is_made_up(name: str) -> bool:
+    return name.startswith(_MADE_UP)
+
+
+def _is_one_of_few(exchange: str, routing_key: str, queue: str) -> bool:
+    """Say whether a routing key may name spans: whoever publishes chooses it, so the first 64 of each queue do."""
+    place = (exchange, queue)
+    if len(_routing_keys) >= _MOST_PLACES and place not in _routing_keys:
+        return False
+    known = _routing_keys.setdefault(place, set())
+    if routing_key not in known:
+        if len(known) >= _MOST_ROUTING_KEYS:
+            return False
+        known.add(routing_key)
+    return True
 
 
 class Message(NamedTuple):
