@@ -51,7 +51,7 @@ _MOST_CHARACTERS: Final = 32_768
 # so no part of a text is looked at for two URLs, and the time does not grow faster than the text.
 _URL_CREDENTIALS: Final = re.compile(
     r"""(?<=[a-z0-9+.=-])(://|%3a%2f%2f)(?:"""
-    r"""[^\s/?#@:"'<>%]*+(?::|%3a)(?!\d{1,5}(?:[/?#]|\Z))(?:[^\s@"'<>:%]++|:(?!//)|%(?!3a%2f%2f|40))*+(?:@|%40)"""
+    r"""[^\s/?#@:"'<>%]*+(?::|%3a)(?!\d{1,5}(?:[/?#]|\Z))(?:[^\s@"'<>:%]++|:(?!//)|%(?!3a%2f%2f|40)|(?<=\w)["'](?=\w))*+(?:@|%40)"""
     r"""(?:[^\s/?#@"'<>&:%]*+@)*+"""
     r"""|(?:[^\s/?#"'<>&@%]++|%(?!40|2f))*+(?:@|%40))""",
     re.IGNORECASE,

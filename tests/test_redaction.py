@@ -52,6 +52,7 @@ TEXTS = {
     "amqp": "amqp://user:s3cret@rabbit:5672/kept",
     "amqp, a slash in it": "amqp://user:s3/s3cret@rabbit:5672/kept",
     "postgres, an @ in it": "could not connect to postgresql://user:s3@s3cret@db/kept",
+    "postgres, a quote in it": "could not connect to postgresql://user:s3c'ret\"s3cret@db/kept",
     "redis, no name": "Error connecting to redis://:s3cret@[::1]:6379/kept",
     "libpq": "host=db user=kept password=s3cret",
     "ODBC": "Server=db;Password=s3cret;kept",

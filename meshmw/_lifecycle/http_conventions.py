@@ -205,6 +205,8 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 _VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
 _MOST_HOSTS: Final = 100
+# Over HTTP/2 a server may send any number.
+_HIGHEST_STATUS: Final = 999
 
 _METER: Final = metrics.get_meter("meshmw")
 SERVER: Final = _METER.create_histogram(
@@ -248,10 +250,12 @@ class Measurement:
 
     def status(self, code: int, error_from: int) -> None:
         """Note the status code, which is an error from *error_from* on."""
-        self.labels["http.response.status_code"] = code
+        is_code = 100 <= code <= _HIGHEST_STATUS
+        if is_code:
+            self.labels["http.response.status_code"] = code
         if code >= error_from:
             # What was raised says more than the answer to it.
-            self.labels.setdefault("error.type", str(code))
+            self.labels.setdefault("error.type", str(code) if is_code else "_OTHER")
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""
