@@ -90,6 +90,29 @@ def is_non_blocking(handler_function: Any) -> bool:
     return bool(getattr(handler_function, "experimental_non_blocking", False))
 
 
+def method_lookup(continuation: Any) -> Callable[[Any], Any] | None:
+    """Return what a server of grpcio finds a method's handler by, past all interceptors further in.
+
+    It is a function `query_handlers`, which a `grpc.server` gives its continuations in a closure, and a
+    `grpc.aio.server` as an argument of a partial function. None where there is no such function, and where the server
+    has found the method among those that were registered by name: the function holds a method that has a name then.
+    """
+    is_partial = isinstance(continuation, functools.partial)
+    held = continuation.args if is_partial else _held_by(continuation)
+    lookup: Callable[[Any], Any] | None = next((each for each in held if _is_named(each, "query_handlers")), None)
+    if any(callable(getattr(each, "name", None)) and each.name() for each in _held_by(lookup)):
+        return None
+    return lookup
+
+
+def _held_by(function: Any) -> list[Any]:
+    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+
+
+def _is_named(function: Any, name: str) -> bool:
+    return getattr(function, "__name__", None) == name
+
+
 def metadata_pair(metadata: Any, name: str, text: str) -> Any:
     """Return a pair of the kind that grpcio's own inbound *metadata* hold, of which there is one at least.
 

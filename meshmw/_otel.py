@@ -35,6 +35,7 @@ SUPPRESS_KEY: Final = "suppress_instrumentation"
 SUPPRESS_ALL_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS_KEY)
 SUPPRESS_HTTP_KEY: Final = getattr(opentelemetry.context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", SUPPRESS_KEY)
 # Every package of contrib has imported it, and asks its functions whether instrumentation is suppressed.
+_CONTRIB: Final = "opentelemetry.instrumentation."
 _CONTRIB_UTILS: Final = "opentelemetry.instrumentation.utils"
 # Returns whether any package of contrib is loaded. It is asked for every call, so it is a function of C.
 IS_CONTRIB_LOADED: Final = partial(contains, sys.modules, _CONTRIB_UTILS)
@@ -117,6 +118,26 @@ def _is_registered(group: str, name: str) -> bool:
     return bool(entry_points(group=group, name=name))
 
 
+def past_contrib(method: Any) -> Any:
+    """Return a method of a message broker's client without the wrapper that contrib's instrumentation has put on it.
+
+    Most of these ask nobody whether they are to stand back, so that a message would have two spans and two parents.
+    wrapt keeps a method in `__wrapped__` and who wraps it in `_self_wrapper`; the instrumentation of pika keeps it in
+    `_original_function`. What has none of these names, or is of anybody else, is returned as it is.
+    """
+    while True:
+        if _is_of_contrib(getattr(method, "_self_wrapper", None)):
+            method = method.__wrapped__
+        elif _is_of_contrib(method) and hasattr(method, "_original_function"):
+            method = method._original_function
+        else:
+            return method
+
+
+def _is_of_contrib(function: object) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(_CONTRIB)
+
+
 def is_asked_by_server() -> bool:
     """Say whether the caller's caller is a server's instrumentation that asks contrib's utils for a key.
 
@@ -158,6 +179,16 @@ def exception_events(span: Any) -> Iterator[dict[str, Any]]:
         said = getattr(event.attributes, "_dict", None)
         if event.name == "exception" and isinstance(said, dict):
             yield said
+
+
+def change_status_text(span: Any, change: Callable[[str], str]) -> None:
+    """Change the description of an ended span's status, into which the SDK writes what was raised within the span.
+
+    A status keeps it in `_description`. Without that name it stays as it is.
+    """
+    said = getattr(span.status, "_description", None)
+    if isinstance(said, str):
+        span.status._description = change(said)
 
 
 def has_meter_provider() -> bool:

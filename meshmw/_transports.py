@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
@@ -28,6 +29,7 @@ from meshmw.propagator import MeshPropagator
 _SENT: Final = "meshmw.sent"
 # Where a client keeps the wrappers of its transports, by the transport's id.
 _WRAPPERS: Final = "_meshmw_wrappers"
+_CLOSING: Final = frozenset({"close", "aclose", "__exit__", "__aexit__"})
 # The transports of both families that send nothing, and what contrib patches on one that it is given.
 _IN_PROCESS: Final = frozenset({"ASGITransport", "WSGITransport", "MockTransport"})
 _PATCHED: Final = frozenset({"handle_request", "handle_async_request"})
@@ -63,6 +65,7 @@ class OutboundCalls:
         check_options(options, TransportOptions)
         tracer_provider = options.get("tracer_provider")
         self._transport = transport
+        self._open: weakref.WeakSet[SyncBody | AsyncBody] = weakref.WeakSet()
         self._propagator = _runtime.checked_propagator(options.get("propagator"))
         # The process's own is looked up for each request: its provider may come later.
         self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
@@ -102,7 +105,13 @@ class OutboundCalls:
             operation.end()
         else:
             response.stream = self.stream_class(response.stream, operation)
+            self._open.add(response.stream)
         return response
+
+    def end_open(self) -> None:
+        """End the operations of responses that are held unread: nothing more comes once the transport has closed."""
+        for body in list(self._open):
+            body.end()
 
     def _copy(self, request: Any) -> Any:
         """Return a request of the same class with everything that this one holds, also the content that was read."""
@@ -146,9 +155,38 @@ def wraps_transports(wrapper: type[OutboundCalls]) -> Callable[[ClientClass], Cl
 
     def decorate(client: ClientClass) -> ClientClass:
         replace_transports(client, choosing, wrapped)
+        for name in _CLOSING & set(dir(client)):
+            setattr(client, name, _ending_all(getattr(client, name)))
         return client
 
     return decorate
+
+
+def _ending_all(close: Any) -> Any:
+    """Return a method of a client that closes its transports, as *close* does, and ends what these have left open.
+
+    The client closes its own transports, and knows nothing of the wrappers.
+    """
+
+    def end(client: Any) -> None:
+        for transport in list(vars(client).get(_WRAPPERS, {}).values()):
+            transport.end_open()
+
+    @functools.wraps(close)
+    def closing(self: Any, *args: Any) -> Any:
+        try:
+            return close(self, *args)
+        finally:
+            end(self)
+
+    @functools.wraps(close)
+    async def closing_async(self: Any, *args: Any) -> Any:
+        try:
+            return await close(self, *args)
+        finally:
+            end(self)
+
+    return closing_async if inspect.iscoroutinefunction(close) else closing
 
 
 class SyncTransport(OutboundCalls):
@@ -175,11 +213,17 @@ class SyncTransport(OutboundCalls):
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        self._transport.__exit__(kind, error, traceback)
+        try:
+            self._transport.__exit__(kind, error, traceback)
+        finally:
+            self.end_open()
 
     def close(self) -> None:
         """Close the transport that does the sending."""
-        self._transport.close()
+        try:
+            self._transport.close()
+        finally:
+            self.end_open()
 
 
 class AsyncTransport(OutboundCalls):
@@ -206,11 +250,17 @@ class AsyncTransport(OutboundCalls):
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self._transport.__aexit__(kind, error, traceback)
+        try:
+            await self._transport.__aexit__(kind, error, traceback)
+        finally:
+            self.end_open()
 
     async def aclose(self) -> None:
         """Close the transport that does the sending."""
-        await self._transport.aclose()
+        try:
+            await self._transport.aclose()
+        finally:
+            self.end_open()
 
 
 class SyncBody:
@@ -221,7 +271,7 @@ class SyncBody:
         self._operation = operation
         # A response that is dropped without `close()` says so to nobody else, neither does one that is still held
         # when the process ends.
-        self._end = weakref.finalize(self, operation.end)
+        self.end = weakref.finalize(self, operation.end)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -231,14 +281,14 @@ class SyncBody:
             raise
         finally:
             # httpx closes a response that was read to its end, and none that raised or whose reader has stopped.
-            self._end()
+            self.end()
 
     def close(self) -> None:
         """Close the body, and end the operation."""
         try:
             self._stream.close()
         finally:
-            self._end()
+            self.end()
 
 
 class AsyncBody:
@@ -247,7 +297,7 @@ class AsyncBody:
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
-        self._end = weakref.finalize(self, operation.end)
+        self.end = weakref.finalize(self, operation.end)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -257,18 +307,18 @@ class AsyncBody:
             self._operation.fail(error)
             raise
         finally:
-            self._end()
+            self.end()
 
     async def aclose(self) -> None:
         """Close the body, and end the operation."""
         try:
             await self._stream.aclose()
         finally:
-            self._end()
+            self.end()
 
 
 def _attributes(request: Any) -> dict[str, AttributeValue]:
-    url = request.url.copy_with(username=None, password=None) if request.url.userinfo else request.url
+    url = request.url.copy_with(userinfo=b"REDACTED:REDACTED") if request.url.userinfo else request.url
     return semconv.client_attributes(
         method=request.method, scheme=url.scheme, host=url.host, port=url.port, url=str(url)
     )

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Getter, Setter
+from opentelemetry.propagators.textmap import Getter, Setter, default_getter
 
 from meshmw import _runtime
+from meshmw._context.carriers import header_lines
 from meshmw._context.current import Current
 from meshmw._runtime import checked_propagator
 from meshmw.errors import InvalidHeaderError
@@ -78,6 +79,8 @@ def extract_json(
 ) -> Context:
     """Return *context* with what a message's headers say; never raises for what a parser of JSON returns.
 
+    What is malformed of the headers, of any format, is removed from the message.
+
     Args:
         message: The message as it was parsed, whatever it is.
         context: What to add to; an empty one by default.
@@ -89,7 +92,18 @@ def extract_json(
     if headers is not None and not isinstance(headers, Mapping):
         ours.rejections.record("json", "not_an_object", _FRESH)
         headers = None
-    return ours.extract(headers or {}, context, _TextGetter(ours))
+    extracted = ours.extract(headers or {}, context, _TextGetter(ours))
+    if isinstance(headers, MutableMapping):
+        _clean(headers, ours)
+    return extracted
+
+
+def _clean(headers: MutableMapping[Any, Any], ours: MeshPropagator) -> None:
+    rewrites = ours.check(header_lines(headers, default_getter, ours.names_checked)).rewrites
+    for name in [name for name in headers if isinstance(name, str) and name.lower() in rewrites]:
+        del headers[name]
+        if (text := rewrites[name.lower()]) is not None:
+            headers[name] = text
 
 
 def encode(context: Context | None = None, *, propagator: MeshPropagator | None = None) -> bytes:

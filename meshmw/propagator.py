@@ -25,7 +25,7 @@ from meshmw._context.carriers import Lines, are_same, header_lines
 from meshmw._context.extraction import B3_KEY, READ_KEY, Extraction, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import TraceReader
-from meshmw._context.write import HeaderWriter, OutgoingHeaders
+from meshmw._context.write import HeaderWriter, OutgoingHeaders, can_be_replaced_in
 from meshmw._notices import DEFAULT_WARN_WINDOW, Rejections, SilentRejections
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.outbound import (
@@ -102,7 +102,8 @@ class MeshPropagator(TextMapPropagator):
         trust: How far every sender is trusted.
         passthrough: The headers that are carried on, in lower case.
         rejections: Counts what was refused.
-        names_read: The names, in lower case, of the headers that `read` looks at.
+        names_read: The names, in lower case, of the headers that `read` takes something from.
+        names_checked: Those, and the names of every format: what is malformed of one must not stay, whoever reads it.
         watched: The names, in lower case, of the headers that outbound calls replace, remove or check.
     """
 
@@ -128,6 +129,7 @@ class MeshPropagator(TextMapPropagator):
         self.passthrough = passable(items_of(passthrough_headers, "passthrough_headers"))
         self.rejections = Rejections(warn_window)
         self.names_read = _names_read(self.formats, self.passthrough)
+        self.names_checked = self.names_read | PROPAGATION_HEADERS
         self._unread = PROPAGATION_HEADERS - self.names_read
         self.watched = frozenset(
             name.encode("ascii") for name in (*PROPAGATION_HEADERS, SENT_HEADER, *self.passthrough)
@@ -213,13 +215,13 @@ class MeshPropagator(TextMapPropagator):
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
     ) -> None:
-        """Write the headers of *context* (the current one by default), and remove stale ones from a mapping.
+        """Write the headers of *context* (the current one by default), and remove stale ones from a mapping or a list.
 
         Whatever the carrier or the setter raise goes on to the caller.
         """
         context = get_current_context() if context is None else context
-        # A dict is asked for first: to ask for the abstract class costs more.
-        if isinstance(carrier, (dict, MutableMapping)):
+        # A dict is asked for first: to ask for anything else costs more.
+        if isinstance(carrier, dict) or can_be_replaced_in(carrier):
             self._outgoing.replace_in(carrier, context, setter, None)
         else:
             for name, value in self.write(context).items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -272,3 +274,53 @@ class TestGrpcio:
 
         with self.served(lambda request, _: request) as address:
             assert asyncio.run(talk(address)) is None
+
+
+def lookups_of(make_server, interceptor):
+    """Return what `method_lookup` finds for a call of a method that a table holds, in each of two interceptors."""
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
+    table = grpc.method_handlers_generic_handler("shop.Pricing", {"Quote": handler})
+    found = []
+
+    async def serve():
+        server = make_server(interceptors=[interceptor(found), interceptor(found)])
+        server.add_generic_rpc_handlers((table,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        started = server.start()
+        if started is not None:
+            await started
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await channel.unary_unary("/shop.Pricing/Quote")(b"")
+        stopped = server.stop(0)
+        await (stopped if inspect.isawaitable(stopped) else asyncio.to_thread(stopped.wait))
+
+    asyncio.run(serve())
+    return [(lookup, details, handler) for lookup, details in found]
+
+
+class Looking(grpc.ServerInterceptor):
+    def __init__(self, found):
+        self.found = found
+
+    def intercept_service(self, continuation, details):
+        self.found.append((_foreign.method_lookup(continuation), details))
+        return continuation(details)
+
+
+class AioLooking(Looking, grpc.aio.ServerInterceptor):
+    async def intercept_service(self, continuation, details):
+        return await super().intercept_service(continuation, details)
+
+
+@pytest.mark.parametrize(
+    ("make_server", "interceptor"),
+    [(functools.partial(grpc.server, ThreadPoolExecutor(2)), Looking), (grpc.aio.server, AioLooking)],
+    ids=["threads", "aio"],
+)
+def test_a_server_of_grpcio_shows_what_it_finds_handlers_by(make_server, interceptor):
+    found = lookups_of(make_server, interceptor)
+    assert len(found) == 2
+    for lookup, details, handler in found:
+        assert lookup(details) is handler, "grpcio no longer calls it `query_handlers`"
+        assert lookup(type(details)("/shop.Pricing/Nothing", details.invocation_metadata)) is None
+    assert _foreign.method_lookup(print) is None

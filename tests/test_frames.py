@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 
 import pytest
 from hypothesis import example, given
@@ -317,3 +318,16 @@ class TestBytesCarrier:
         from meshmw.frames import _TextGetter
 
         assert _TextGetter(propagator).keys({"a": 1}) == ["a"]
+
+
+def test_nothing_malformed_of_any_format_stays_in_a_json_message():
+    headers = {"Traceparent": "junk", "tracestate": "a=1", "b3": 7, "X-B3-Sampled": "maybe", "baggage": "a=1,=x"}
+    headers["own"] = "1"
+    message = {"data": 1, JSON_KEY: headers}
+    assert extract_json(message, propagator=MeshPropagator()) is not None
+    assert message == {"data": 1, JSON_KEY: {"baggage": "a=1", "own": "1"}}
+    good = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": "a=1", "b3": "0", "baggage": "a=1"}
+    message = {JSON_KEY: good | {7: 7}}
+    extract_json(message, propagator=MeshPropagator())
+    assert message == {JSON_KEY: good | {7: 7}}
+    extract_json({JSON_KEY: MappingProxyType({"traceparent": "junk"})}, propagator=MeshPropagator())

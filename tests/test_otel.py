@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import opentelemetry.context as otel_context
 import pytest
+import wrapt
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagators.composite import CompositePropagator
@@ -134,6 +135,42 @@ def test_what_an_exception_event_says_can_be_changed_once_the_span_has_ended():
     assert (
         list(_otel.exception_events(SimpleNamespace(events=[SimpleNamespace(name="exception", attributes={})]))) == []
     )
+
+
+def test_the_text_of_a_status_can_be_changed_once_the_span_has_ended():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with pytest.raises(KeyError), provider.get_tracer("app").start_as_current_span("work"):
+        raise KeyError("s3cret")
+    (ended,) = exporter.get_finished_spans()
+    _otel.change_status_text(ended, str.upper)
+    assert ended.status.description == "KEYERROR: 'S3CRET'", "the SDK no longer keeps a status' text in `_description`"
+    _otel.change_status_text(SimpleNamespace(status=None), str.upper)
+
+
+def test_contribs_wrappers_are_passed_by_and_those_of_others_are_not():
+    def contribs(wrapped, _, args, kwargs):
+        return "contrib"
+
+    def anothers(wrapped, _, args, kwargs):
+        return "another"
+
+    contribs.__module__ = "opentelemetry.instrumentation.kafka.utils"
+
+    class Client:
+        def send(self):
+            return "client"
+
+    class Wrapped(Client):
+        send = wrapt.FunctionWrapper(wrapt.FunctionWrapper(Client.send, contribs), contribs)
+
+    class WrappedByAnother(Client):
+        send = wrapt.FunctionWrapper(Wrapped.send, anothers)
+
+    assert Wrapped().send() == "contrib"
+    assert _otel.past_contrib(Wrapped().send)() == "client"
+    assert _otel.past_contrib(WrappedByAnother().send)() == "another"
+    assert _otel.past_contrib(Client().send)() == "client"
 
 
 class TestTraceState:

@@ -1,15 +1,19 @@
 """MeshPropagator: what a carrier says, and what a context sends."""
 
+import email.message
 import logging
 import os
 import subprocess
 import sys
 from unittest.mock import MagicMock, Mock
 
+import grpc.aio
 import pytest
+import starlette.datastructures
+import werkzeug.datastructures
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.propagators.textmap import Getter, Setter
+from opentelemetry.propagators.textmap import Getter, Setter, default_setter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
@@ -468,6 +472,57 @@ def test_baggage_that_the_application_wrote_is_replaced_by_what_the_context_hold
 @pytest.mark.parametrize("value", ["junk", b"junk", ["junk"], [VALID, VALID]])
 def test_a_malformed_header_on_the_carrier_is_removed_with_its_tracestate(propagator, value):
     assert injected(propagator, Context(), {"Traceparent": value, "tracestate": "a=1", "x": "y"}) == {"x": "y"}
+
+
+class Appending(Setter):
+    """Writes as contrib's setters for messages do."""
+
+    def set(self, carrier, key, value):
+        carrier.append((key, value.encode()))
+
+
+CARRIERS = {
+    "werkzeug": (werkzeug.datastructures.Headers, default_setter),
+    "starlette": (starlette.datastructures.MutableHeaders, default_setter),
+    "email": (lambda lines: message_of(lines), default_setter),
+    "metadata of grpc.aio": (lambda lines: grpc.aio.Metadata(*lines.items()), default_setter),
+    "bytes": (lambda lines: {name.encode(): value.encode() for name, value in lines.items()}, default_setter),
+    "pairs": (lambda lines: [(name, value.encode()) for name, value in lines.items()], Appending()),
+    "pairs of bytes": (lambda lines: [[name.encode(), value.encode()] for name, value in lines.items()], Appending()),
+}
+
+
+def message_of(lines):
+    message = email.message.Message()
+    for name, value in lines.items():
+        message[name] = value
+        message[name] = value
+    return message
+
+
+def only(value):
+    (value,) = value if isinstance(value, list) else [value]
+    return value
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+@pytest.mark.parametrize("context", [Context(), current()], ids=["no trace", "a trace"])
+def test_stale_headers_are_removed_from_whatever_lets_them(propagator, name, context):
+    make, setter = CARRIERS[name]
+    stale = {"traceparent": "stale", "tracestate": "stale=1", "b3": "stale", "x-b3-flags": "stale", "own": "1"}
+    carrier = make({**stale, "x-meshmw-sent": "stale", "baggage": "=stale"})
+    propagator.inject(carrier, context, setter)
+    pairs = carrier if isinstance(carrier, list) else carrier.items()
+    text = [[each.decode() if isinstance(each, bytes) else each for each in map(only, pair)] for pair in pairs]
+    assert dict(text) == {"own": "1", **propagator.write(context)}
+    assert "stale" not in str(text)
+
+
+def test_a_list_holds_whatever_it_likes_beside_pairs(propagator):
+    carrier = [7, None, (1, 2), ("traceparent",), ("traceparent", b"stale"), "b3"]
+    propagator.inject(carrier, current(), Appending())
+    assert [each for each in carrier if not isinstance(each, tuple) or each[0] == 1] == [7, None, (1, 2), "b3"]
+    assert ("traceparent", b"stale") not in carrier
 
 
 def test_a_valid_header_on_the_carrier_stays_where_there_is_nothing_to_send(propagator):

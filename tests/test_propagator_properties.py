@@ -264,3 +264,44 @@ def test_valid_input_is_read_and_written_as_opentelemetry_does(span_context, mem
     theirs, ours = sends(OTEL, context), sends(MeshPropagator(), context)
     assert ours == theirs
     assert describe(MeshPropagator().extract(theirs)) == describe(OTEL.extract(theirs))
+
+
+IDS, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+BASES = st.sampled_from(
+    [
+        {"traceparent": VALID},
+        {"traceparent": VALID.removesuffix("1") + "0"},
+        {"traceparent": VALID, "b3": f"{IDS}-{SPAN}-1"},
+        *({"b3": f"{IDS}-{SPAN}{rest}"} for rest in ("", "-0", "-1", "-d", f"-1-{SPAN}")),
+        *(
+            {"x-b3-traceid": IDS, "x-b3-spanid": SPAN} | rest
+            for rest in ({}, {"x-b3-sampled": "0"}, {"x-b3-flags": "1"})
+        ),
+        {"x-b3-traceid": IDS[:16], "x-b3-spanid": SPAN, "x-b3-sampled": "1"},
+    ]
+)
+# What is optional beside ids; what each of them takes is left to other tests.
+OPTIONAL = {
+    "tracestate": ".*=.*|[, \\t]*",
+    "baggage": ".*",
+    "x-b3-sampled": "(?i)[01]|true|false",
+    "x-b3-flags": "[0-9]+",
+    "x-b3-parentspanid": HEX16,
+    "b3": "[01d]|.*-.*-.*",
+    "x-meshmw-sent": f"{HEX16}-[0-9a-f]{{2}}",
+    "x-b3-traceid": f"{HEX32}|{HEX16}",
+    "x-b3-spanid": HEX16,
+}
+
+
+@given(BASES, st.sampled_from(sorted(OPTIONAL)), st.text(max_size=12) | near)
+def test_junk_in_an_optional_header_changes_neither_ids_nor_the_decision(base, name, junk):
+    if name in base or re.fullmatch(OPTIONAL[name], junk.strip(" \t")):
+        return
+    for prefer in ("auto", "w3c", "b3"):
+        propagator = MeshPropagator(FORMATS, prefer=prefer)
+        clean = propagator.read({key: [text] for key, text in base.items()})
+        read = propagator.read({key: [text] for key, text in {**base, name: junk}.items()})
+        assert (read.span_context, read.b3) == (clean.span_context, clean.b3)
+        if name != "x-meshmw-sent" and junk.strip(" \t"):
+            assert name in read.rewrites

@@ -178,6 +178,31 @@ def test_destinations_are_named_as_the_conventions_say(parts, name, span_name):
     assert (found.name, found.span_name) == (name, span_name)
 
 
+def test_of_routing_keys_without_end_the_first_name_spans_and_all_are_told(provider, exporter, monkeypatch):
+    monkeypatch.setattr("meshmw.rabbitmq._headers._routing_keys", {})
+    monkeypatch.setattr("meshmw.rabbitmq._headers._MOST_PLACES", 2)
+    keys = [f"user.{number}" for number in range(100)]
+    for key in [*keys, "user.7"]:
+        method = pika.spec.Basic.Deliver(exchange="shop", routing_key=key, delivery_tag=1)
+        with rabbitmq.consumer_span(method, pika.BasicProperties(), b"1", queue="audit", tracer_provider=provider):
+            pass
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans[:64]] == [f"process shop:{key}:audit" for key in keys[:64]]
+    assert {span.name for span in spans[64:100]} == {"process shop:audit"}
+    assert [span.attributes["messaging.destination.name"] for span in spans[:100]] == [
+        f"shop:{key}:audit" for key in keys
+    ]
+    assert spans[100].name == "process shop:user.7:audit"
+    assert all("messaging.destination.anonymous" not in span.attributes for span in spans)
+    for exchange in ("a", "b"):
+        with rabbitmq.producer_span(exchange, "red", tracer_provider=provider):
+            pass
+    with rabbitmq.producer_span("", "orders-1", tracer_provider=provider):
+        pass
+    names = [span.name for span in exporter.get_finished_spans()[101:]]
+    assert names == ["publish a:red", "publish b", "publish orders-1"]
+
+
 def test_a_name_that_was_made_up_names_no_span(provider, exporter):
     method = pika.spec.Basic.Deliver(exchange="", routing_key="amq.gen-Xa2", delivery_tag=1)
     with rabbitmq.producer_span("", "amq.gen-Xa2", tracer_provider=provider):

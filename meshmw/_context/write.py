@@ -6,6 +6,7 @@ there, and leaves to `OutboundScope` what a host gets of it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Container, Iterable, MutableMapping
 from typing import Any, Final
 
@@ -177,22 +178,17 @@ class OutgoingHeaders:
         lines += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         return self._scope.fit(lines, method, target)
 
-    def replace_in(
-        self, carrier: MutableMapping[Any, Any], context: Context, setter: Setter[Any], host: str | None
-    ) -> None:
-        """Replace the propagation headers of a mapping, whatever their case."""
+    def replace_in(self, carrier: Any, context: Context, setter: Setter[Any], host: str | None) -> None:
+        """Replace the propagation headers of a mapping or of a list of pairs, whatever their case."""
         if not carrier and host is None:
             # Nothing is there that could be stale, and nothing is withheld.
             headers = self._writer.write(context)
             headers.update(passthrough(context))
         else:
-            named = [(name, value) for name, value in carrier.items() if isinstance(name, str)]
-            present = [(name, line) for name, value in named for line in as_lines(value)]
+            named = list(filter(_is_named, carrier if isinstance(carrier, list) else carrier.items()))
+            present = [(_text(name), line) for name, value in named for line in as_lines(value)]
             headers, stale = self.replace(context, present, host)
-            for name, _ in named:
-                if name.lower() in stale:
-                    # A mapping that ignores case, or has several values of one name, may have removed it with another.
-                    carrier.pop(name, None)
+            _remove([pair for pair in named if _text(pair[0]).lower() in stale], carrier)
         if type(carrier) is dict and setter is default_setter:
             carrier.update(headers)
             return
@@ -207,6 +203,32 @@ class OutgoingHeaders:
                 consequence = "- it was written by hand on an outbound call, and is not sent"
                 self._rejections.record(header, reason, consequence)
         return checked.rewrites
+
+
+def can_be_replaced_in(carrier: object) -> bool:
+    """Say whether stale headers can be removed from a carrier: many headers' classes are no `MutableMapping`."""
+    if isinstance(carrier, (dict, list, MutableMapping)):
+        return True
+    return hasattr(carrier, "items") and hasattr(carrier, "__delitem__")
+
+
+def _is_named(pair: Any) -> bool:
+    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str | bytes)
+
+
+def _text(name: str | bytes) -> str:
+    return name if isinstance(name, str) else name.decode("latin-1")
+
+
+def _remove(stale: list[Any], carrier: Any) -> None:
+    if isinstance(carrier, list):
+        numbers = {id(pair) for pair in stale}
+        carrier[:] = [pair for pair in carrier if id(pair) not in numbers]
+        return
+    for name, _ in stale:
+        # A mapping that ignores case, or has several values of one name, may have removed it with another.
+        with contextlib.suppress(KeyError):
+            del carrier[name]
 
 
 def passthrough(context: Context) -> dict[str, str]:

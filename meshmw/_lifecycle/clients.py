@@ -16,6 +16,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from meshmw._lifecycle.messaging import Messaging
 from meshmw._lifecycle.operation import Operation, OperationScope
+from meshmw._otel import past_contrib
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -61,6 +62,10 @@ class Instrumented:
         if name == "__wrapped__":
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)
+
+    def _own(self, name: str) -> Any:
+        """Return a method of the client that traces here, and that contrib's instrumentation is not to trace too."""
+        return past_contrib(getattr(self.__wrapped__, name))
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(self.__wrapped__)})

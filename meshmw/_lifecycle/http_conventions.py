@@ -14,7 +14,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
-from meshmw._notices import LOGGER, Throttle, without_credentials
+from meshmw._notices import LOGGER, Throttle, redacted, without_credentials
 from meshmw._otel import liveness_of
 from meshmw._policy.patterns import request_path
 
@@ -50,6 +50,8 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 _VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
 _MOST_HOSTS: Final = 100
+# Over HTTP/2 a server may send any number.
+_HIGHEST_STATUS: Final = 999
 
 _METER: Final = metrics.get_meter("meshmw")
 SERVER: Final = _METER.create_histogram(
@@ -204,8 +206,17 @@ def client_attributes(*, method: str, scheme: str, host: str, port: int | None, 
     number = port or DEFAULT_PORTS.get(scheme)
     if number:
         found["server.port"] = number
+    url, hash_sign, fragment = url.partition("#")
     base, question_mark, query = url.partition("?")
-    found["url.full"] = base + question_mark + redact_query(query)
+    if "@" in base:
+        # The client has hidden the user's part of the URL itself; further ones may stand in its path.
+        begin = len(scheme) + len("://")
+        authority, slash, path = base[begin:].partition("/")
+        base = base[:begin] + authority + slash + without_credentials(path)
+    if hash_sign:
+        # OAuth hands out tokens there, and a redirect takes it along.
+        fragment = redacted(f"{hash_sign}{fragment}")
+    found["url.full"] = base + question_mark + redact_query(query) + fragment
     return found
 
 
@@ -240,10 +251,12 @@ class Measurement:
 
     def status(self, code: int, error_from: int) -> None:
         """Note the status code, which is an error from *error_from* on."""
-        self.labels["http.response.status_code"] = code
+        is_code = 100 <= code <= _HIGHEST_STATUS
+        if is_code:
+            self.labels["http.response.status_code"] = code
         if code >= error_from:
             # What was raised says more than the answer to it.
-            self.labels.setdefault("error.type", str(code))
+            self.labels.setdefault("error.type", str(code) if is_code else "_OTHER")
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""

@@ -117,11 +117,12 @@ class Messaging:
     def read(self, lines: Lines, operation_type: OperationType = "process") -> Extraction:
         """Return what a message's lines, by name in lower case, say, as far as the sender is trusted. Never raises.
 
-        What is refused of them counts once: when the message is processed, and not when it is only received.
+        What is refused of them counts once: when the message is processed, and not when it is only received. The
+        result's `rewrites` are those of what is malformed, whoever the sender is.
         """
         propagator = self.propagator
-        read = propagator.read if operation_type == "process" else propagator.check
-        return read(lines).trusted(propagator.trust)
+        read = (propagator.read if operation_type == "process" else propagator.check)(lines)
+        return read.trusted(propagator.trust)._replace(rewrites=read.rewrites)
 
     def write(self, context: Context | None, present: Lines) -> dict[str, str]:
         """Return the headers to write on a message, from whose own every one of `OWNED_HEADERS` is to be removed.

@@ -30,6 +30,7 @@ from meshmw._lifecycle.operation import (
 )
 from meshmw._otel import SPAN_KEY, SUPPRESS_KEY
 
+_SYSTEM: Final = "grpc"
 # The package, and the instrumentation scope of its spans.
 _CONTRIB: Final = "opentelemetry.instrumentation.grpc"
 # A server is to blame for these alone; of a client's span, everything but OK is an error (gRPC spans, span status).
@@ -39,7 +40,7 @@ _SERVER_ERRORS: Final = frozenset(
 
 
 def begin_server(
-    decision: Decision, around: Context, tracer: trace.Tracer, *, method: str, attributes: Attributes
+    decision: Decision, around: Context, tracer: trace.Tracer, *, method: str | None, attributes: Attributes
 ) -> RpcOperation:
     """Begin to serve a call.
 
@@ -47,7 +48,7 @@ def begin_server(
         decision: Whose its span is, and what is trusted of its metadata.
         around: What is current.
         tracer: Makes the span.
-        method: The path, such as `/package.Service/Method`.
+        method: The path, such as `/package.Service/Method`; None for one that a caller may have made up.
         attributes: Of the span, if one is made.
     """
     context = context_below(decision, around)
@@ -56,7 +57,8 @@ def begin_server(
         if decision.whose == "host":
             record_refusals(span, decision.extraction)
         return RpcOperation(span, claimed(context, span), owned=False, server=True)
-    span = tracer.start_span(_method_name(method), context, decision.kind, attributes, decision.links)
+    name = _SYSTEM if method is None else _method_name(method)
+    span = tracer.start_span(name, context, decision.kind, attributes, decision.links)
     record_refusals(span, decision.extraction, link=False)
     return RpcOperation(span, claimed(context, span), server=True)
 
@@ -130,7 +132,7 @@ class RpcOperation(Operation):
 
 
 def server_attributes(
-    method: str, peer: tuple[str, int | None] | None, user_agent: str | None
+    method: str, peer: tuple[str, int | None] | None, user_agent: str | None, *, is_known: bool = True
 ) -> dict[str, AttributeValue]:
     """Return the attributes of an RPC server span that are known when the call arrives.
 
@@ -138,8 +140,12 @@ def server_attributes(
         method: The path, such as `/package.Service/Method`.
         peer: The address and port of whoever is at the other end of the connection; a Unix socket has no port.
         user_agent: The client's own name.
+        is_known: Whether the server has such a method, and does not take whatever callers make up.
     """
-    found: dict[str, AttributeValue] = {"rpc.system.name": "grpc", "rpc.method": _method_name(method)}
+    found: dict[str, AttributeValue] = {"rpc.system.name": _SYSTEM, "rpc.method": _method_name(method)}
+    if not is_known:
+        # "the attribute MUST be set to `_OTHER`"                                          RPC spans, rpc.method
+        found |= {"rpc.method": "_OTHER", "rpc.method_original": _method_name(method)}
     if peer is not None:
         found["network.peer.address"] = found["client.address"] = peer[0]
         if peer[1] is not None:
@@ -158,7 +164,7 @@ def client_attributes(method: str, address: str, port: int | None) -> dict[str, 
         port: The server's port, where the channel names one.
     """
     found: dict[str, AttributeValue] = {
-        "rpc.system.name": "grpc",
+        "rpc.system.name": _SYSTEM,
         "rpc.method": _method_name(method),
         "server.address": address,
     }
@@ -170,13 +176,16 @@ def _method_name(method: str) -> str:
     return method.removeprefix("/")
 
 
-def stand_contrib_down(whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+def stand_contrib_down(
+    whoami: Callable[[], object], package: str = _CONTRIB
+) -> contextlib.AbstractContextManager[None]:
     """Return a block in which contrib's interceptors pass calls on untouched; it does nothing where nobody loaded them.
 
     Args:
         whoami: Names the thread or the task that runs: `threading.get_ident` or `asyncio.current_task`.
+        package: Of contrib's, that of another instrumentation which asks whether it is suppressed.
     """
-    if _CONTRIB not in sys.modules:
+    if package not in sys.modules:
         return contextlib.nullcontext()
     return Current(Context({**otel_context.get_current(), SUPPRESS_KEY: _OnlyHere(whoami)}))
 

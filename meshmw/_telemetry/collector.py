@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._notices import LOGGER, Throttle, escaped, redacted
-from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, exception_events, preferences_of
+from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, change_status_text, exception_events, preferences_of
 
 T = TypeVar("T")
 
@@ -103,6 +103,7 @@ class Reachability:
 def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:
     """Hide the secrets in the text of exceptions, which the application's own spans have recorded as they are."""
     for span in spans:
+        change_status_text(span, redacted)
         for said in exception_events(span):
             said.update({key: redacted(text) for key, text in said.items() if isinstance(text, str)})
 

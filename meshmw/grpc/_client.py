@@ -322,7 +322,7 @@ class OutgoingMetadata:
                 pairs.append((name, text))
             else:
                 consequence = f"- {name} is not passed on to a gRPC server"
-                propagator.rejections.record("context", "metadata", consequence, text)
+                propagator.rejections.record("context", "metadata", consequence)
         return self._fit(pairs, method, propagator)
 
     def _fit(self, pairs: Pairs, method: str, propagator: MeshPropagator) -> Pairs:
@@ -407,7 +407,8 @@ def parse_target(target: str) -> Target:
     endpoint = found["endpoint"] if found and scheme in _SCHEMES else target
     if scheme in ("unix", "unix-abstract", "vsock"):
         return Target("localhost", target.removeprefix(f"{scheme}:").removeprefix("//"), None)
-    first = endpoint.partition(",")[0]
+    # gRPC takes no user's name and password; who writes them all the same is not to read them in spans.
+    first = endpoint.partition(",")[0].rpartition("@")[2]
     split = _HOST_PORT.fullmatch(first)
     host = (split["host"] if split else first).strip("[]")
     return Target(host, host, int(split["port"]) if split else None)

@@ -17,13 +17,13 @@ import contextlib
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any, Final, TypeVar, Unpack
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
-from meshmw._foreign import copy_grpcio_marks, is_non_blocking
+from meshmw._foreign import copy_grpcio_marks, is_non_blocking, method_lookup
 from meshmw._lifecycle.rpc import stand_contrib_down
 from meshmw._lifecycle.serving import ServerOptions
 from meshmw.grpc._serving import UNTOUCHED, CallServing, Served
@@ -38,6 +38,9 @@ Wrap = Callable[[Behavior, bool], Behavior]
 
 # A generic handler may serve any method that callers name.
 _MAX_METHODS: Final = 1_024
+_MAX_CHARACTERS: Final = 512
+# No service has such a method.
+_NOBODYS_METHOD: Final = "nobody-registers-this"
 
 
 class MethodInterceptor:
@@ -46,10 +49,29 @@ class MethodInterceptor:
     def __init__(self, *, untouched: Sequence[str] = UNTOUCHED, **options: Unpack[ServerOptions]) -> None:
         self._serving = CallServing(untouched, **options)
         self._wrapped: dict[str, tuple[Any, Any]] = {}
+        # The methods that were registered, and those that callers have made up and a generic handler has taken.
+        self._known: set[str] = set()
+        self._unknown: set[str] = set()
 
     def _contrib_down(self, whoami: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
         """Return a block in which contrib's interceptors further in stand back, where the spans are ours to make."""
         return stand_contrib_down(whoami) if self._serving.makes_spans else contextlib.nullcontext()
+
+    def _is_known(self, details: Any, continuation: Any) -> bool:
+        """Say whether a method that the server has a handler for was registered, so that it may name spans.
+
+        A server's own table returns the same handler each time, and none for a method that nobody has registered. A
+        generic handler that takes whatever callers name makes one for each call, or has one for all.
+        """
+        method = details.method
+        if method in self._known or method in self._unknown or len(method) > _MAX_CHARACTERS:
+            return method in self._known
+        is_full = len(self._known) >= _MAX_METHODS
+        found = self._known if not is_full and _is_registered(method_lookup(continuation), details) else self._unknown
+        if len(self._unknown) >= _MAX_METHODS:
+            self._unknown.clear()
+        found.add(method)
+        return found is self._known
 
     def _wrap_once(self, method: str, handler: Any, wrap: Callable[[str], Wrap]) -> Any:
         """Return the wrapped handler of a method, made anew only where the server finds another handler for it."""
@@ -93,11 +115,15 @@ class TraceContextServerInterceptor(MethodInterceptor, grpc.ServerInterceptor): 
             return continuation(handler_call_details)
         with self._contrib_down(threading.get_ident):
             handler = continuation(handler_call_details)
-        return None if handler is None else self._wrap_once(method, handler, self._in_threads)
+        if handler is None:
+            return None
+        return self._wrap_once(
+            method, handler, partial(self._in_threads, self._is_known(handler_call_details, continuation))
+        )
 
-    def _in_threads(self, method: str) -> Wrap:
+    def _in_threads(self, is_known: bool, method: str) -> Wrap:
         def serve(context: Any) -> Served:
-            return self._serving.serve(method, context, lambda: not context.is_active())
+            return self._serving.serve(method, context, lambda: not context.is_active(), is_known=is_known)
 
         def wrap(behavior: Behavior, response_streaming: bool) -> Behavior:
             if not response_streaming:
@@ -123,23 +149,24 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        is_known = self._is_known(handler_call_details, continuation)
         if _is_asynchronous(_behavior(handler)):
-            return self._wrap_once(method, handler, self._in_loop)
+            return self._wrap_once(method, handler, partial(self._in_loop, is_known))
         # A thread learns from nothing but the call's own task that the call is over, so each call has its own handler.
-        return _with_behavior(handler, self._in_thread_of(method, asyncio.current_task()))
+        return _with_behavior(handler, self._in_thread_of(is_known, method, asyncio.current_task()))
 
-    def _in_loop(self, method: str) -> Wrap:
+    def _in_loop(self, is_known: bool, method: str) -> Wrap:
         def serve(context: Any) -> Served:
             # The handler hears by CancelledError that its call is over.
-            return self._serving.serve(method, context, lambda: False)
+            return self._serving.serve(method, context, lambda: False, is_known=is_known)
 
         return lambda behavior, _: (_generating if inspect.isasyncgenfunction(behavior) else _awaiting)(serve, behavior)
 
-    def _in_thread_of(self, method: str, task: asyncio.Task[Any] | None) -> Wrap:
+    def _in_thread_of(self, is_known: bool, method: str, task: asyncio.Task[Any] | None) -> Wrap:
         assert task is not None  # noqa: S101  # a coroutine runs
 
         def serve(context: Any) -> Served:
-            return self._serving.serve(method, context, task.done)
+            return self._serving.serve(method, context, task.done, is_known=is_known)
 
         def serve_stream(context: Any) -> Served:
             served = serve(context)
@@ -152,6 +179,20 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
             return _streaming(serve_stream, behavior, iter) if response_streaming else _returning(serve, behavior)
 
         return wrap
+
+
+def _is_registered(lookup: Callable[[Any], Any] | None, details: Any) -> bool:
+    if lookup is None:
+        return True
+    nobodys = None
+    # A generic handler of the application's own may not like what it is asked for, or not like to be asked again.
+    with contextlib.suppress(Exception):
+        service = details.method.rpartition("/")[0]
+        nobodys = lookup(type(details)(f"{service}/{_NOBODYS_METHOD}", details.invocation_metadata))
+    with contextlib.suppress(Exception):
+        handler = lookup(details)
+        return handler is lookup(details) and handler is not nobodys
+    return False
 
 
 def _kind(handler: Any) -> str:

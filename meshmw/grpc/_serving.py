@@ -72,31 +72,34 @@ class CallServing(Serving):
         """Say whether this interceptor makes the SERVER spans, and contrib's further in is to stand back."""
         return self.effective().server_spans != "off"
 
-    def serve(self, method: str, context: Any, is_over: Callable[[], bool]) -> Served:
+    def serve(self, method: str, context: Any, is_over: Callable[[], bool], *, is_known: bool) -> Served:
         """Begin to serve a call whose handler is about to run.
 
         Args:
             method: The call's path, such as `/package.Service/Method`.
+            is_known: Whether the path is one that was registered; else it names no span.
             context: The servicer context.
             is_over: Says whether the call is over on the wire.
         """
         if isinstance(context, TracedServicerContext):
             return NestedCall(context)
         effective, around = self.effective(), otel_context.get_current()
-        call = _Call(method, context, effective.propagator.passthrough)
+        call = _Call(method, context, effective.propagator.passthrough, is_known)
         decision = self.decide(call, effective, around)
         attributes = LazyAttributes(call.attributes)
-        operation = begin_server(decision, around, effective.tracer, method=method, attributes=attributes)
+        name = method if is_known else None
+        operation = begin_server(decision, around, effective.tracer, method=name, attributes=attributes)
         return ServedCall(operation, context, decision.extraction.rewrites, is_over)
 
 
 class _Call:
     """Reads a call where grpcio keeps it."""
 
-    __slots__ = ("_context", "_metadata", "lines", "path")
+    __slots__ = ("_context", "_is_known", "_metadata", "lines", "path")
 
-    def __init__(self, method: str, context: Any, passthrough: tuple[str, ...]) -> None:
+    def __init__(self, method: str, context: Any, passthrough: tuple[str, ...], is_known: bool) -> None:
         self._context = context
+        self._is_known = is_known
         self._metadata = context.invocation_metadata()
         self.path = method
         self.lines: Lines = header_lines(self._metadata, passthrough)
@@ -112,7 +115,7 @@ class _Call:
 
     def attributes(self) -> dict[str, AttributeValue]:
         agent = self.lines["user-agent"][0] if "user-agent" in self.lines else None
-        return server_attributes(self.path, peer_address(self._context.peer()), agent)
+        return server_attributes(self.path, peer_address(self._context.peer()), agent, is_known=self._is_known)
 
 
 class ServedCall:

@@ -16,8 +16,8 @@ from meshmw._foreign import has_delivery_callback
 from meshmw._lifecycle.clients import AsyncBlock, Block, Instrumented, Kinds, instrumented
 from meshmw._lifecycle.messaging import Messaging, Options
 from meshmw._lifecycle.operation import Operation
-from meshmw.kafka._headers import field, flattened
-from meshmw.kafka._spans import KAFKA, begin_batch, begin_process, begin_send, server_of, write
+from meshmw.kafka._headers import field, places
+from meshmw.kafka._spans import KAFKA, begin_batch, begin_process, begin_send, server_of, take, write
 
 C = TypeVar("C")
 
@@ -89,7 +89,7 @@ class KafkaPythonProducer(_Sending, Block):
         operation, given = self._begin(args, kwargs)
         args, kwargs = self._replace(given["headers"], args, kwargs)
         with HandOver(operation):
-            future = self.__wrapped__.send(*args, **kwargs)
+            future = self._own("send")(*args, **kwargs)
         future.add_callback(lambda metadata: end_confirmed(operation, metadata))
         future.add_errback(lambda error: end_failed(operation, error))
         return future
@@ -103,7 +103,7 @@ class AiokafkaProducer(_Sending, AsyncBlock):
         operation, given = self._begin(args, kwargs)
         args, kwargs = self._replace(given["headers"], args, kwargs)
         with HandOver(operation):
-            future = await self.__wrapped__.send(*args, **kwargs)
+            future = await self._own("send")(*args, **kwargs)
         future.add_done_callback(lambda done: end_as(operation, done))
         return future
 
@@ -130,7 +130,7 @@ class ConfluentProducer(_Sending, Block):
             given["on_delivery"] = DeliveryReport(operation, callback)
         with HandOver(operation):
             # By name: the callback has left its place, and what stood behind it would move up.
-            result = self.__wrapped__.produce(**given)
+            result = self._own("produce")(**given)
         if not is_reported:
             operation.end()
         return result
@@ -258,13 +258,22 @@ class _Fetching(Instrumented):
     """Makes `receive` spans for what a client has fetched."""
 
     def _got_one(self, record: Any, operation: str) -> Any:
-        if record is not None and not _is_error(record):
-            begin_process(self._messaging, record, operation, "receive").end()
+        if record is None or _is_error(record):
+            return record
+        extraction, record = take(self._messaging, record, "receive")
+        begin_process(self._messaging, record, operation, "receive", extraction).end()
         return record
 
     def _got_some(self, fetched: Any, operation: str, began: int) -> Any:
-        records = [record for record in flattened(fetched) if not _is_error(record)]
-        begin_batch(self._messaging, records, operation, "receive", began).end()
+        records, extractions = [], []
+        for some, at in places(fetched):
+            if not _is_error(some[at]):
+                extraction, record = take(self._messaging, some[at], "receive")
+                if record is not some[at]:
+                    some[at] = record
+                records.append(record)
+                extractions.append(extraction)
+        begin_batch(self._messaging, records, operation, "receive", began, extractions).end()
         return fetched
 
 
@@ -274,13 +283,13 @@ class KafkaPythonConsumer(_Fetching, Block):
     def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch records."""
         began = time.time_ns()
-        return self._got_some(self.__wrapped__.poll(*args, **kwargs), "poll", began)
+        return self._got_some(self._own("poll")(*args, **kwargs), "poll", began)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return self._got_one(next(self.__wrapped__), "receive")
+        return self._got_one(self._own("__next__")(), "receive")
 
 
 class AiokafkaConsumer(_Fetching, AsyncBlock):
@@ -288,19 +297,20 @@ class AiokafkaConsumer(_Fetching, AsyncBlock):
 
     async def getone(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a record."""
-        return self._got_one(await self.__wrapped__.getone(*args, **kwargs), "receive")
+        return self._got_one(await self._own("getone")(*args, **kwargs), "receive")
 
     async def getmany(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch records."""
         began = time.time_ns()
-        return self._got_some(await self.__wrapped__.getmany(*args, **kwargs), "poll", began)
+        return self._got_some(await self._own("getmany")(*args, **kwargs), "poll", began)
 
     def __aiter__(self) -> Self:
         self.__wrapped__.__aiter__()
         return self
 
     async def __anext__(self) -> Any:
-        return self._got_one(await self.__wrapped__.__anext__(), "receive")
+        # The client's own, which asks for one record after the other: of this object, which traces them.
+        return await type(self.__wrapped__).__anext__(self)
 
 
 class ConfluentConsumer(_Fetching, Block):
@@ -308,12 +318,12 @@ class ConfluentConsumer(_Fetching, Block):
 
     def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a message."""
-        return self._got_one(self.__wrapped__.poll(*args, **kwargs), "poll")
+        return self._got_one(self._own("poll")(*args, **kwargs), "poll")
 
     def consume(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch messages."""
         began = time.time_ns()
-        return self._got_some(self.__wrapped__.consume(*args, **kwargs), "poll", began)
+        return self._got_some(self._own("consume")(*args, **kwargs), "poll", began)
 
 
 class ConfluentAsyncConsumer(_Fetching, AsyncBlock):
@@ -321,12 +331,12 @@ class ConfluentAsyncConsumer(_Fetching, AsyncBlock):
 
     async def poll(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch a message."""
-        return self._got_one(await self.__wrapped__.poll(*args, **kwargs), "poll")
+        return self._got_one(await self._own("poll")(*args, **kwargs), "poll")
 
     async def consume(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch messages."""
         began = time.time_ns()
-        return self._got_some(await self.__wrapped__.consume(*args, **kwargs), "poll", began)
+        return self._got_some(await self._own("consume")(*args, **kwargs), "poll", began)
 
 
 def _is_error(record: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from opentelemetry.propagators.textmap import Getter, Setter
 
+from meshmw._context.carriers import Lines
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
 from meshmw._lifecycle.operation import Attributes
 from meshmw._notices import quoted
@@ -80,6 +81,61 @@ def _texts(carrier: Any, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
         elif isinstance(value, bytes | bytearray | memoryview):
             # No byte fails to decode as latin-1; what is no header's text is refused by the header's grammar.
             yield name, str(value, "latin-1")
+
+
+class CleanList(list[Any]):
+    """Holds a record's headers without what is malformed of them.
+
+    A record is cleaned when it is received, and what was malformed is told when it is processed.
+
+    Attributes:
+        lines: What the headers said before, by name in lower case.
+    """
+
+    lines: Lines
+
+
+class CleanTuple(tuple[Any, ...]):
+    """Does the same for a client whose records have tuples."""
+
+    lines: Lines
+
+
+def lines_before(carrier: Any, wanted: Collection[str]) -> Lines:
+    """Return what a record's headers said before they were cleaned, if they were; else what `header_lines` returns."""
+    found = carrier if isinstance(carrier, list) else headers_of(carrier)
+    return found.lines if isinstance(found, CleanList | CleanTuple) else header_lines(carrier, wanted)
+
+
+def cleaned(record: Any, lines: Lines, rewrites: Mapping[str, str | None]) -> Any:
+    """Return a record whose headers are rewritten: the same one where its client lets it be changed, else a copy.
+
+    Args:
+        record: Of any client.
+        lines: What its headers say.
+        rewrites: For each header that must not stay as it came: the line to put in its place, or None to remove it.
+
+    Raises:
+        Whatever *record* raises where it is no record of a client.
+    """
+    found = headers_of(record)
+    kept = [pair for pair in found if _name_in(pair) not in rewrites]
+    kept += [(name, text.encode("latin-1")) for name, text in rewrites.items() if text is not None]
+    clean: Any = CleanTuple(kept) if isinstance(found, tuple) else CleanList(kept)
+    clean.lines = lines
+    if hasattr(record, "set_headers"):
+        record.set_headers(clean)
+    elif isinstance(record, tuple):
+        # Whoever has kafka-python's record already sees the change in its list.
+        found[:] = kept  # type: ignore[index]
+        return record._replace(headers=clean)  # type: ignore[attr-defined]
+    else:
+        record.headers = clean
+    return record
+
+
+def _name_in(pair: Any) -> str:
+    return _name(pair[0]).lower() if isinstance(pair, tuple | list) and pair else ""
 
 
 def sendable(headers: Any, null: bytes | None = b"") -> list[tuple[str, Any]]:
@@ -172,3 +228,9 @@ def flattened(records: Any) -> list[Any]:
     if isinstance(records, Mapping):
         return [record for some in records.values() for record in some]
     return list(records) if isinstance(records, Iterable) and not hasattr(records, "topic") else [records]
+
+
+def places(fetched: Any) -> list[tuple[list[Any], int]]:
+    """Return the place of each record of a poll, as a list and an index: of a list, or a mapping to lists."""
+    lists = fetched.values() if isinstance(fetched, Mapping) else [fetched or []]
+    return [(some, at) for some in lists for at in range(len(some))]

@@ -5,6 +5,7 @@ Below them stand the steps that the instrumented clients take too: headers read 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, Final, Unpack
 from opentelemetry import trace
 from opentelemetry.context import Context
 
+from meshmw._context.carriers import Lines
 from meshmw._context.extraction import Extraction
 from meshmw._foreign import kafka_servers
 from meshmw._lifecycle.clients import AsyncDeliveries, Deliveries, Delivery
@@ -23,9 +25,11 @@ from meshmw._lifecycle.operation import Attributes, Operation, OperationScope
 from meshmw.kafka._headers import (
     SentHeaders,
     batch_attributes,
+    cleaned,
     common_field,
     flattened,
     header_lines,
+    lines_before,
     record_attributes,
     sendable,
     topic_of,
@@ -196,14 +200,28 @@ def write(
 
 def read(messaging: Messaging, carrier: Any, operation_type: OperationType = "process") -> Extraction:
     """Return what a record's headers say; never raises for what the record is."""
+    return messaging.read(_lines(messaging, carrier, operation_type), operation_type)
+
+
+def take(messaging: Messaging, record: Any, operation_type: OperationType = "process") -> tuple[Extraction, Any]:
+    """Return what a record's headers say, and the record without what is malformed of them (law 2)."""
+    lines = _lines(messaging, record, operation_type)
+    extraction = messaging.read(lines, operation_type)
+    if not extraction.rewrites.keys().isdisjoint(lines):
+        # It need not be a client's record, and a client may refuse the change.
+        with contextlib.suppress(Exception):
+            record = cleaned(record, lines, extraction.rewrites)
+    return extraction, record
+
+
+def _lines(messaging: Messaging, carrier: Any, operation_type: OperationType) -> Lines:
     try:
-        lines = header_lines(carrier, messaging.propagator.names_read)
+        return lines_before(carrier, messaging.propagator.names_checked)
     except Exception:
-        lines = {}
         if operation_type == "process":
             consequence = "- what was given has none; the message starts a trace"
             messaging.propagator.rejections.record("kafka", "no_headers", consequence)
-    return messaging.read(lines, operation_type)
+        return {}
 
 
 def begin_send(
@@ -218,11 +236,17 @@ def begin_process(
     record: Any,
     operation: str = "process",
     operation_type: OperationType = "process",
+    extraction: Extraction | None = None,
     **more: Any,
 ) -> Operation:
-    """Begin to process one record, and say *more* of what `message_attributes` takes."""
+    """Begin to process one record, and say *more* of what `message_attributes` takes.
+
+    Its headers are taken here, unless they have been.
+    """
+    if extraction is None:
+        extraction, _ = take(messaging, record, operation_type)
     return messaging.begin_process(
-        read(messaging, record, operation_type),
+        extraction,
         topic_of(record),
         partial(record_attributes, record, **more),
         operation=operation,
@@ -236,13 +260,14 @@ def begin_batch(
     operation: str,
     operation_type: OperationType = "process",
     start_time: int | None = None,
+    extractions: Sequence[Extraction] | None = None,
     **more: Any,
 ) -> Operation:
     """Begin to process several records; none of them is an operation without a span."""
     if not records:
         return messaging.begin_nothing()
     return messaging.begin_batch(
-        [read(messaging, record, operation_type) for record in records],
+        [take(messaging, record, operation_type)[0] for record in records] if extractions is None else extractions,
         common_field(records, "topic"),
         partial(batch_attributes, records, **more),
         operation=operation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,6 +14,7 @@ from opentelemetry.trace import Span, StatusCode
 from meshmw._lifecycle.clients import AsyncBlock, Block, Instrumented, Kinds, instrumented
 from meshmw._lifecycle.messaging import Options
 from meshmw._lifecycle.operation import OperationScope
+from meshmw._lifecycle.rpc import stand_contrib_down
 from meshmw.rabbitmq._headers import Message
 from meshmw.rabbitmq._spans import RABBITMQ, begin_process, begin_send, server_of, write
 
@@ -79,11 +81,13 @@ class PikaChannel(_Tracing):
         """
         with self._sending(exchange, routing_key, properties, body):
             carrying = self._carrying(_new_properties() if properties is None else properties)
-            return self.__wrapped__.basic_publish(exchange, routing_key, body, carrying, mandatory)
+            # Contrib's instrumentation wraps the channel behind a blocking one too.
+            with stand_contrib_down(threading.get_ident, "opentelemetry.instrumentation.pika"):
+                return self._own("basic_publish")(exchange, routing_key, body, carrying, mandatory)
 
     def basic_consume(self, queue: str, on_message_callback: OnMessage, *args: Any, **kwargs: Any) -> Any:
         """Consume, and call back for each message in a span that processes it."""
-        return self.__wrapped__.basic_consume(queue, self._within_span(on_message_callback, queue), *args, **kwargs)
+        return self._own("basic_consume")(queue, self._within_span(on_message_callback, queue), *args, **kwargs)
 
     def basic_get(self, queue: str, callback: OnMessage, *args: Any, **kwargs: Any) -> Any:
         """Ask for one message, and call back in a span that processes it."""
@@ -165,7 +169,7 @@ class AioPikaExchange(_Tracing):
         A message that the broker returns, because no queue gets it, makes the span an error.
         """
         with self._sending(self.__wrapped__.name, routing_key, message, getattr(message, "body", None)) as span:
-            answer = await self.__wrapped__.publish(self._carrying(message), routing_key, *args, **kwargs)
+            answer = await self._own("publish")(self._carrying(message), routing_key, *args, **kwargs)
             _record_return(span, answer)
             return answer
 
@@ -189,7 +193,7 @@ class AioPikaQueue(_Tracing):
                 result = callback(message)
                 return await result if inspect.isawaitable(result) else result
 
-        return await self.__wrapped__.consume(on_message, *args, **kwargs)
+        return await self._own("consume")(on_message, *args, **kwargs)
 
     async def get(self, *args: Any, **kwargs: Any) -> Any:
         """Return one message."""

@@ -11,12 +11,17 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.propagators.textmap import Getter
 
+from meshmw._context.carriers import Lines
 from meshmw._lifecycle.messaging import collect_lines, message_attributes
 from meshmw._lifecycle.operation import AttributeValue
 
 _DEFAULT_EXCHANGE: Final = "amq.default"
 # Names that brokers and aio-pika make up: no two are alike, so that they name no span.
 _MADE_UP: Final = ("amq.gen-", "amq.rabbitmq.reply-to", "amq_")
+# A routing key may hold a user's id, or whatever else whoever publishes has put there; in AMQP it has 255 bytes.
+_MOST_ROUTING_KEYS: Final = 64
+_MOST_PLACES: Final = 256
+_routing_keys: Final[dict[tuple[str, str], set[str]]] = {}
 # Reasons for which a message is dead-lettered only after somebody got it.
 _AFTER_DELIVERY: Final = frozenset({"rejected", "delivery_limit"})
 # Any sender can write these headers. With a value that it cannot encode, an exporter would lose a batch of spans.
@@ -62,6 +67,38 @@ def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[st
     return collect_lines((name, text) for _, name, value in found for text in _texts(value))
 
 
+class CleanHeaders(dict[Any, Any]):
+    """Holds a message's headers without what is malformed of them.
+
+    A message is cleaned when it is received, and what was malformed is told when it is processed.
+
+    Attributes:
+        lines: What the headers said before, by name in lower case.
+    """
+
+    lines: Lines
+
+
+def lines_before(headers: Mapping[Any, Any], wanted: Collection[str]) -> Lines:
+    """Return what headers said before they were cleaned, if they were; else what `header_lines` returns."""
+    return headers.lines if isinstance(headers, CleanHeaders) else header_lines(headers, wanted)
+
+
+def clean(holder: object, lines: Lines, rewrites: Mapping[str, str | None]) -> None:
+    """Rewrite the headers of a message or of properties.
+
+    Args:
+        holder: What has `headers`; whatever else there is stays as it is.
+        lines: What the headers say.
+        rewrites: For each header that must not stay as it came: the text to put in its place, or None to remove it.
+    """
+    kept = CleanHeaders({key: value for key, value in headers_of(holder).items() if name_of(key) not in rewrites})
+    kept.update({name: text for name, text in rewrites.items() if text is not None})
+    kept.lines = lines
+    # aio-pika locks a message that is settled, so that nobody takes it for one to send.
+    object.__setattr__(holder, "headers", kept)
+
+
 def name_of(key: object) -> str:
     """Return a header's name in lower case; pika sends keys that are bytes too. Whatever else it is has no name."""
     if isinstance(key, bytes):
@@ -83,25 +120,49 @@ class Destination(NamedTuple):
 
     Attributes:
         name: All that is known: `{exchange}:{routing key}:{queue}`, without what is empty or said twice.
-        span_name: The same without names that were made up for one connection; None where nothing is left.
+        span_name: The same without names that were made up for one connection, and without a routing key that is one of
+            too many; None where nothing is left.
+        is_anonymous: Whether there are names that were made up for one connection.
     """
 
     name: str
     span_name: str | None
+    is_anonymous: bool
 
     def attributes(self) -> dict[str, AttributeValue]:
         """Return what a span says of a destination that does not name the span as it is."""
         if self.name == self.span_name:
             return {}
-        return {"messaging.destination.name": self.name, "messaging.destination.anonymous": True}
+        found: dict[str, AttributeValue] = {"messaging.destination.name": self.name}
+        return found | {"messaging.destination.anonymous": True} if self.is_anonymous else found
 
 
 def destination(exchange: str, routing_key: str, queue: str = "") -> Destination:
     """Return the destination of a producer, or with *queue* of a consumer (`messaging.destination.name`)."""
     parts = [part for part in (exchange, routing_key, queue if queue != routing_key else "") if part]
-    kept = [part for part in parts if not part.startswith(_MADE_UP)]
+    # Behind the default exchange the routing key is the queue's name.
+    names_spans = not exchange or _is_one_of_few(exchange, routing_key, queue)
+    named = parts if names_spans else list(filter(None, [exchange, queue]))
+    kept = [part for part in named if not _is_made_up(part)]
     name = ":".join(parts) or _DEFAULT_EXCHANGE
-    return Destination(name, ":".join(kept) or (None if parts else name))
+    return Destination(name, ":".join(kept) or (None if parts else name), any(map(_is_made_up, parts)))
+
+
+def _is_made_up(name: str) -> bool:
+    return name.startswith(_MADE_UP)
+
+
+def _is_one_of_few(exchange: str, routing_key: str, queue: str) -> bool:
+    """Say whether a routing key may name spans: whoever publishes chooses it, so the first 64 of each queue do."""
+    place = (exchange, queue)
+    if len(_routing_keys) >= _MOST_PLACES and place not in _routing_keys:
+        return False
+    known = _routing_keys.setdefault(place, set())
+    if routing_key not in known:
+        if len(known) >= _MOST_ROUTING_KEYS:
+            return False
+        known.add(routing_key)
+    return True
 
 
 class Message(NamedTuple):

@@ -5,6 +5,7 @@ Below them stand the steps that the instrumented clients take too: headers read 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,9 +24,11 @@ from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, O
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq._headers import (
     Message,
+    clean,
     destination,
     header_lines,
     headers_of,
+    lines_before,
     name_of,
     property_attributes,
     rabbitmq_attributes,
@@ -208,7 +211,18 @@ def write(messaging: Messaging, headers: Any, context: Context | None) -> Any:
 
 def read(messaging: Messaging, carrier: object, operation_type: OperationType = "process") -> Extraction:
     """Return what a message's headers say; never raises for what the message is."""
-    return messaging.read(header_lines(headers_of(carrier), messaging.propagator.names_read), operation_type)
+    return messaging.read(lines_before(headers_of(carrier), messaging.propagator.names_checked), operation_type)
+
+
+def take(messaging: Messaging, carrier: object, operation_type: OperationType = "process") -> Extraction:
+    """Return what a message's headers say, and take away from it what is malformed of them (law 2)."""
+    lines = lines_before(headers_of(carrier), messaging.propagator.names_checked)
+    extraction = messaging.read(lines, operation_type)
+    if not extraction.rewrites.keys().isdisjoint(lines):
+        # It need not be a client's message: what else is given may let nobody change it.
+        with contextlib.suppress(Exception):
+            clean(carrier, lines, extraction.rewrites)
+    return extraction
 
 
 def begin_send(
@@ -239,7 +253,7 @@ def begin_process(
     if message.method is None:
         return messaging.begin_nothing()
     return messaging.begin_process(
-        read(messaging, message.properties, operation_type),
+        take(messaging, message.properties, operation_type),
         message.destination.span_name,
         message.attributes,
         operation=operation,
@@ -255,7 +269,7 @@ def begin_batch(messaging: Messaging, messages: Sequence[Message], operation: st
     places = {message.destination for message in messages}
     place = places.pop() if len(places) == 1 else None
     describe: Callable[[], Attributes] = place.attributes if place else dict
-    extractions = [read(messaging, message.properties) for message in messages]
+    extractions = [take(messaging, message.properties) for message in messages]
     return messaging.begin_batch(extractions, place.span_name if place else None, describe, operation=operation)
 
 

@@ -209,10 +209,12 @@ def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
     # Servers have joined two lines with a comma, and neither of the two is the right one.
     if ids is None or "," in text:
         begin = text.rfind("-", 0, position) + 1
-        return None, B3Fault("b3", reason, text[begin:], is_fatal=True)
+        junk = text[begin:] if "," in text else text[begin:].partition("-")[0]
+        return None, B3Fault("b3", reason, None if reason == "incomplete" else junk, is_fatal=True)
     state, hyphen, parent = text[ids.end() :].partition("-")
     if state not in _STATES:
-        return B3Context.parse(ids[1]), B3Fault("b3", reason, f"{state}{hyphen}{parent}", ids[1])
+        junk = state if _PARENT.fullmatch(parent) else f"{state}{hyphen}{parent}"
+        return B3Context.parse(ids[1]), B3Fault("b3", reason, junk, ids[1])
     rest = f"{ids[1]}-{state}"
     return B3Context.parse(rest), B3Fault("b3", reason, parent, rest)
 

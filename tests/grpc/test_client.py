@@ -478,6 +478,8 @@ def test_the_span_of_contribs_interceptor_further_out_is_adopted(new_caller, kin
         ("unix:///run/pricing", ("localhost", "/run/pricing", None)),
         ("unix-abstract:pricing", ("localhost", "pricing", None)),
         ("xds:///pricing", ("pricing", "pricing", None)),
+        ("dns:///user:pa55@pricing:443", ("pricing", "pricing", 443)),
+        ("https://user:pa55@pricing", ("pricing", "pricing", None)),
     ],
 )
 def test_a_target_says_where_calls_go(target, expected):

@@ -357,7 +357,95 @@ def test_of_methods_without_end_each_is_served_by_its_handler_of_the_moment(make
     with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
         for path in ("/S/a", "/S/b", "/S/a", "/S/c", "/S/d"):
             assert channel.unary_unary(path)(b"{}", timeout=60) == path.encode()
-    host.until(lambda: [span.name for span in host.spans] == ["S/a", "S/b", "S/a", "S/c", "S/d"])
+    names = ["S/a", "S/b", "S/a", "S/c", "S/d"]
+    host.until(lambda: [span.attributes.get("rpc.method_original") for span in host.spans] == names)
+
+
+class OneForAll(grpc.GenericRpcHandler):
+    def __init__(self, function):
+        self.handler = grpc.unary_unary_rpc_method_handler(function)
+
+    def service(self, details):
+        return self.handler
+
+
+class Careful(OneForAll):
+    def service(self, details):
+        assert details.method.startswith("/Any/"), "it has no such service"
+        return self.handler
+
+
+class Once(OneForAll):
+    def service(self, details):
+        self.asked = [*getattr(self, "asked", []), details.method]
+        assert self.asked.count(details.method) % 2 == 1, "it was asked before"
+        return self.handler
+
+
+class Picky(OneForAll):
+    def service(self, details):
+        assert details.method.rpartition("/")[2][0] in "x0123456789", "it has no such method"
+        return self.handler if details.method.startswith("/Any/") else None
+
+
+class Remembers(grpc.GenericRpcHandler):
+    """Makes a handler for each method, once: this cannot be told from a table."""
+
+    def __init__(self, function):
+        self.made = {}
+        self.function = function
+
+    def service(self, details):
+        return self.made.setdefault(details.method, grpc.unary_unary_rpc_method_handler(self.function))
+
+
+@pytest.mark.parametrize("style", ["threads", "async", "sync_on_aio"])
+@pytest.mark.parametrize("generic", [OneForAll, Careful, Picky, Once, Remembers])
+def test_a_method_that_a_caller_makes_up_names_nothing_and_one_that_was_registered_does(
+    make_host, style, generic, monkeypatch
+):
+    monkeypatch.setattr("meshmw.grpc._server._MAX_METHODS", 3)
+    host = type(make_host("threads"))(style)
+
+    async def coroutine(_request, _context):
+        return b"1"
+
+    table = host.handlers
+    anything = generic(coroutine if style == "async" else lambda *_: b"1")
+    host.handlers = lambda: (*table(), anything)
+    make_host(style, host=host)
+    for _ in range(2):
+        host.call(metadata=FROM_CALLER)
+    with grpc.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        for number in range(6):
+            assert channel.unary_unary(f"/Any/{number}")(b"{}", timeout=60) == b"1"
+        assert channel.unary_unary("/Any/" + "x" * 600)(b"{}", timeout=60) == b"1"
+    host.until(lambda: len(host.server_spans) == 9)
+    assert [span.name for span in host.server_spans[:2]] == ["lab.S/unary_unary"] * 2
+    names = {span.name for span in host.server_spans[2:]}
+    if generic in (Remembers, Picky):
+        assert names == {"Any/0", "Any/1", "grpc"}
+        return
+    assert names == {"grpc"}
+    assert {span.attributes["rpc.method"] for span in host.server_spans[2:]} == {"_OTHER"}
+    assert host.server_spans[2].attributes["rpc.method_original"] == "Any/0"
+
+
+@pytest.mark.skipif(not hasattr(grpc.Server, "add_registered_method_handlers"), reason="an older grpcio")
+def test_a_method_that_generated_code_has_registered_names_the_span(make_host):
+    host = make_host("threads")
+    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=host.interceptors({}))
+    handler = grpc.unary_unary_rpc_method_handler(lambda *_: b"1")
+    server.add_registered_method_handlers("shop.Pricing", {"Quote": handler})
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Pricing", {"Quote": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            channel.unary_unary("/shop.Pricing/Quote")(b"{}", timeout=30)
+    finally:
+        server.stop(0).wait(30)
+    assert host.server_span.name == host.server_span.attributes["rpc.method"] == "shop.Pricing/Quote"
 
 
 def test_a_list_of_responses_is_taken_where_grpcio_takes_one(make_host):

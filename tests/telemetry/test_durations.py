@@ -147,6 +147,14 @@ def test_what_a_stranger_chooses_is_no_label(measured):
     ]
 
 
+@pytest.mark.parametrize(("code", "label"), [(99, None), (100, 100), (503, 503), (999, 999), (1000, None)])
+def test_a_status_code_that_is_none_is_no_label(code, label):
+    measurement = durations.Measurement(durations.CLIENT, {"http.request.method": "GET", "server.address": "shop"})
+    measurement.status(code, error_from=400)
+    assert measurement.labels.get("http.response.status_code") == label
+    assert measurement.labels.get("error.type") == {503: "503", 999: "999", 1000: "_OTHER"}.get(code)
+
+
 @pytest.mark.parametrize("options", [{"exclude": ["/health"]}, {"server_spans": "off"}])
 def test_what_has_no_span_by_wish_is_not_measured(options, measured):
     serve("/health/live", **options)

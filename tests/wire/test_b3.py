@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire import B3Context, read_b3
+from meshmw.wire import B3Context, examine_b3, read_b3
 from meshmw.wire.b3 import REASONS
 from tests.wire.claims import by_claim, outcome, vectors
 
@@ -88,6 +88,25 @@ def test_an_invalid_single_header_hides_no_valid_others(junk):
 
 def test_invalid_others_hide_no_valid_single_header():
     assert read_b3(SINGLE, trace_id="0" * 32, span_id="x", sampled="y", flags="z") == B3Context.parse(SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "junk"),
+    [
+        (f"{TRACE_ID}-{SPAN_ID}-x-{SPAN_ID}", "x"),
+        (f"{TRACE_ID}-{SPAN_ID}-x-y-{SPAN_ID}", f"x-y-{SPAN_ID}"),
+        (f"{TRACE_ID}-{SPAN_ID}-1-y", "y"),
+        (f"{TRACE_ID.upper()}-{SPAN_ID}-1", TRACE_ID.upper()),
+        (f"{TRACE_ID}-{SPAN_ID.upper()}-1", SPAN_ID.upper()),
+        (f"-{SPAN_ID}-1", ""),
+        (TRACE_ID, None),
+        (f"{SINGLE},{SINGLE}", f"1,{SINGLE}"),
+        ("banana", "banana"),
+    ],
+)
+def test_what_is_told_of_a_single_header_is_what_is_junk_and_no_good_id(text, junk):
+    (fault,) = examine_b3({"b3": text})[1]
+    assert fault.junk == junk
 
 
 @pytest.mark.parametrize(

@@ -449,6 +449,75 @@ def test_the_span_of_a_response_that_is_dropped_without_close_ends(in_memory, dr
     caller.run(whole)
 
 
+@pytest.mark.parametrize("how", ["close", "block", "transport"])
+def test_the_span_of_a_response_that_is_held_when_the_client_closes_ends(in_memory, how):
+    caller = in_memory()
+    Stream(caller)
+    library = caller.library
+    wrapped, plain = caller.wrap(caller.inner), (library.AsyncClient if caller.is_async else library.Client)
+
+    async def use():
+        client = plain(transport=wrapped) if how == "transport" else caller.client()
+        if how != "close":
+            await caller_result(client.__aenter__() if caller.is_async else client.__enter__())
+        sent = client.send(client.build_request("GET", "http://shop.internal/"), stream=True)
+        held = await caller_result(sent)
+        assert not caller.spans
+        if how != "close":
+            end = client.__aexit__ if caller.is_async else client.__exit__
+            await caller_result(end(None, None, None))
+        else:
+            await caller_result(client.aclose() if caller.is_async else client.close())
+        assert caller.span.attributes["http.response.status_code"] == 200
+        del held
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("closes", ["close", "block"])
+def test_so_it_does_where_the_client_has_wrapped_its_own_transport(in_memory, closes):
+    caller = in_memory()
+    program = f"""
+import asyncio, inspect
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import {caller.family} as library
+from meshmw.{caller.family} import {"AsyncClient" if caller.is_async else "Client"} as Client
+
+exporter = InMemorySpanExporter()
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+
+class Body(library.SyncByteStream, library.AsyncByteStream):
+    def __iter__(self):
+        yield b"a"
+    async def __aiter__(self):
+        yield b"a"
+
+async def result(value):
+    return await value if inspect.isawaitable(value) else value
+
+async def main():
+    client = Client(transport=library.MockTransport(lambda request: library.Response(200, stream=Body())))
+    block = {closes == "block"}
+    if block:
+        await result(client.__aenter__() if {caller.is_async} else client.__enter__())
+    held = [await result(client.send(client.build_request("GET", "http://shop.internal/"), stream=True)) for _ in "ab"]
+    assert not exporter.get_finished_spans()
+    if block:
+        await result(client.__aexit__(None, None, None) if {caller.is_async} else client.__exit__(None, None, None))
+    else:
+        await result(client.aclose() if {caller.is_async} else client.close())
+    assert len(exporter.get_finished_spans()) == 2
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_span_of_a_response_that_is_held_when_the_process_ends_is_exported(in_memory):
     caller = in_memory()
     program = f"""
@@ -599,9 +668,24 @@ def test_credentials_and_secret_query_values_are_not_in_the_url(in_memory):
     caller = in_memory()
     caller.call("http://user:pa55@shop.internal/items/7?q=1&X-Amz-Signature=5ecret&sig=5ecret")
     assert caller.span.attributes["url.full"] == (
-        "http://shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED"
+        "http://REDACTED:REDACTED@shop.internal/items/7?q=1&X-Amz-Signature=REDACTED&sig=REDACTED"
     )
     assert caller.sent["authorization"] == ["Basic dXNlcjpwYTU1"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/p/http://user:pa55@x/@me?q=1", "/p/http://REDACTED@x/@me?q=1"),
+        ("/cb#access_token=pa55&x=1", "/cb#access_token=REDACTED&x=1"),
+        ("/cb?q=1#top", "/cb?q=1#top"),
+        ("/@me", "/@me"),
+    ],
+)
+def test_neither_path_nor_fragment_shows_a_secret(in_memory, url, shown):
+    caller = in_memory()
+    caller.call(f"http://shop.internal{url}")
+    assert caller.span.attributes["url.full"] == f"http://shop.internal{shown}"
 
 
 # Drop-in.

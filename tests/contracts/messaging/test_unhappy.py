@@ -1,14 +1,18 @@
 """No header can hurt, none that is malformed is sent on, and a message that is forwarded says who forwards it."""
 
+from contextlib import closing
+
 import pytest
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from meshmw import MeshPropagator, kafka, rabbitmq
 from meshmw._context.current import Current
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 STALE = "00-11111111111111111111111111111111-2222222222222222-01"
+SECONDS = 60
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 
 
@@ -155,6 +159,59 @@ def test_a_malformed_parent_starts_a_trace_and_is_never_sent_on(run, destination
     run(use)
 
 
+ODD = [
+    ("TraceParent", VALID.upper()),
+    ("tracestate", "a=1"),
+    ("b3", "junk"),
+    ("X-B3-Sampled", "maybe"),
+    ("baggage", "a=1, =junk,b=2"),
+    ("id", "7"),
+]
+CLEAN = {"baggage": [b"a=1,b=2"], "id": [b"7"]}
+
+
+@pytest.mark.parametrize("how", ["consumer_span", "batch_span"])
+def test_nothing_malformed_of_any_format_is_on_a_message_that_is_processed(run, destination, how):
+    async def use(client):
+        message = await received(client, destination, ODD)
+        with getattr(client, how)([message] if how == "batch_span" else message):
+            assert client.lines_of(client.headers_of(message)) == CLEAN
+        assert client.lines_of(client.headers_of(message)) == CLEAN
+        assert {header for header, _ in client.propagator.rejections.counts} == {"traceparent", "b3", "baggage"}
+        with client.consumer_span(message):
+            assert client.lines_of(client.inject(client.headers_of(message)))["id"] == [b"7"]
+
+    run(use)
+
+
+def test_nothing_malformed_is_on_a_message_that_an_iterator_hands_out(run, destination):
+    async def use(client):
+        await client.send_plain(destination, headers=ODD)
+        async with client.deliveries(destination) as deliveries:
+            with await anext(deliveries) as message:
+                assert client.lines_of(client.headers_of(message)) == CLEAN
+                if hasattr(message, "ack"):
+                    await message.ack()
+        assert len([event for event in client.spans[-1].events if event.name == "meshmw.header.refused"]) == 3
+
+    run(use)
+
+
+def test_what_is_good_stays_on_a_message_as_it_came_also_where_its_sender_is_not_trusted(run, destination):
+    async def use(client):
+        client.propagator = MeshPropagator(trust="restart")
+        client.options["propagator"] = client.propagator
+        good = [("Traceparent", VALID), ("tracestate", "a=1"), ("baggage", "b=2"), ("b3", "0"), ("id", "7")]
+        message = await received(client, destination, good)
+        before = client.headers_of(message)
+        for _ in range(2):
+            with client.consumer_span(message):
+                assert client.headers_of(message) == before
+            assert client.spans[-1].links[0].context.trace_id == TRACE_ID
+
+    run(use)
+
+
 @pytest.mark.parametrize("how", ["send", "send_instrumented"])
 def test_a_message_that_is_forwarded_has_one_parent_the_new_one(run, destination, how):
     async def use(client):
@@ -231,5 +288,81 @@ def test_extract_never_inherits_what_is_current(run, destination):
             assert baggage.get_all(found) == {"a": "1"}
             assert not trace.get_current_span(found).get_span_context().is_valid
             assert otel_context.get_current() == around
+
+    run(use)
+
+
+async def by_kafka_python(client, destination):
+    with closing(kafka.instrument(client.consumer(destination), **client.options)) as consumer:
+        fetched = {}
+        while not fetched:
+            fetched = consumer.poll(100)
+        ((polled,),) = fetched.values()
+        consumer.seek_to_beginning()
+        return [polled, next(consumer)]
+
+
+async def by_aiokafka(client, destination):
+    async with client.consumer(destination) as plain:
+        consumer = kafka.instrument(plain, **client.options)
+        ((polled,),) = (await consumer.getmany(timeout_ms=SECONDS * 1000)).values()
+        await consumer.seek_to_beginning()
+        one = await consumer.getone()
+        await consumer.seek_to_beginning()
+        return [polled, one, await anext(consumer)]
+
+
+async def by_confluent(client, destination):
+    found = []
+    for how in ("poll", "consume"):
+        with closing(kafka.instrument(client.consumer(destination), **client.options)) as consumer:
+            got = None
+            while not got:
+                got = consumer.poll(0.1) if how == "poll" else consumer.consume(1, 0.1)
+            found += got if how == "consume" else [got]
+    return found
+
+
+async def by_pika(client, destination):
+    channel = rabbitmq.instrument(client.channel, **client.options)
+    message = (None,)
+    while message[0] is None:
+        message = channel.basic_get(destination)
+    channel.basic_nack(message[0].delivery_tag)
+    other = next(channel.consume(destination, auto_ack=True))
+    client.channel.cancel()
+    return [message, other]
+
+
+async def by_aio_pika(client, destination):
+    queue = await rabbitmq.instrument(client.channel, **client.options).get_queue(destination)
+    message = await queue.get(timeout=SECONDS, no_ack=True)
+    return [message]
+
+
+HAND_OUT = {
+    "KafkaPythonClient": by_kafka_python,
+    "AiokafkaClient": by_aiokafka,
+    "ConfluentClient": by_confluent,
+    "PikaClient": by_pika,
+    "AioPikaClient": by_aio_pika,
+}
+
+
+def test_nothing_malformed_is_on_what_an_instrumented_client_hands_out_and_it_is_told_where_that_is_processed(
+    run, destination
+):
+    async def use(client):
+        await client.send_plain(destination, headers=ODD)
+        messages = await HAND_OUT[type(client).__name__](client, destination)
+        assert not client.propagator.rejections.counts
+        for message in messages:
+            assert client.lines_of(client.headers_of(message)) == CLEAN
+            assert [event.name for event in client.spans[0].events] == ["meshmw.header.refused"] * 3
+            with client.consumer_span(message):
+                assert client.lines_of(client.headers_of(message)) == CLEAN
+            assert [event.name for event in client.spans[-1].events] == ["meshmw.header.refused"] * 3
+            await client.send_plain(f"{destination}-on", headers=client.pairs_of(client.headers_of(message)))
+        assert set(client.propagator.rejections.counts.values()) == {len(messages)}
 
     run(use)
