@@ -70,7 +70,7 @@ class OutboundCalls:
         # The process's own is looked up for each request: its provider may come later.
         self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
 
-    def begin(self, request: Any) -> tuple[HttpOperation, Any]:
+    def _begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
         propagator = self._propagator or _runtime.current().propagator
         tracer = self._tracer or _runtime.tracer()
@@ -84,7 +84,7 @@ class OutboundCalls:
         )
         return operation, carrying
 
-    def sending(self, operation: HttpOperation) -> Current:
+    def _sending(self, operation: HttpOperation) -> Current:
         """Return a block in which the transport further in sends, and contrib's telemetry of clients stands back."""
         return operation.sending() if IS_CONTRIB_LOADED() and not self._is_in_process() else operation.current()
 
@@ -93,7 +93,7 @@ class OutboundCalls:
         inner = self._transport
         return type(inner).__name__ in _IN_PROCESS and _PATCHED.isdisjoint(getattr(inner, "__dict__", ()))
 
-    def record(self, operation: HttpOperation, response: Any) -> Any:
+    def _record(self, operation: HttpOperation, response: Any) -> Any:
         """Record the response, and leave the operation to end when its body closes."""
         operation.status(response.status_code, error_from=400)
         version = response.extensions.get("http_version", b"")
@@ -194,10 +194,10 @@ class SyncTransport(OutboundCalls):
 
     def handle_request(self, request: Any) -> Any:
         """Send one request; the span ends when the response's body closes."""
-        operation, carrying = self.begin(request)
+        operation, carrying = self._begin(request)
         try:
-            with self.sending(operation):
-                return self.record(operation, self._transport.handle_request(carrying))
+            with self._sending(operation):
+                return self._record(operation, self._transport.handle_request(carrying))
         except BaseException as error:
             operation.fail(error)
             operation.end()
@@ -231,10 +231,10 @@ class AsyncTransport(OutboundCalls):
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send one request; the span ends when the response's body closes."""
-        operation, carrying = self.begin(request)
+        operation, carrying = self._begin(request)
         try:
-            with self.sending(operation):
-                return self.record(operation, await self._transport.handle_async_request(carrying))
+            with self._sending(operation):
+                return self._record(operation, await self._transport.handle_async_request(carrying))
         except BaseException as error:
             operation.fail(error)
             operation.end()

@@ -259,12 +259,9 @@ def test_dir_of_a_module_shows_what_it_offers_and_each_says_what_it_does(name):
 OPERATORS = {"__init__", "__call__", "__enter__", "__aenter__", "__iter__", "__aiter__", "__next__", "__anext__"}
 # Nobody but our own iterators makes these, so what their constructors take need have no public name.
 MADE_HERE = {"meshmw.kafka.Delivery", "meshmw.rabbitmq.Delivery"}
+
+
 # The steps by which these send have yet to become private.
-UNFINISHED = {
-    f"meshmw.{module}.{kind}TraceContextTransport" for module in ("httpx", "httpx2") for kind in ("", "Async")
-}
-
-
 @functools.cache
 def names_in(module_name: str) -> dict[str, Any]:
     """Return a module's names, with those that it imports for type checkers alone."""
@@ -345,15 +342,7 @@ def public_objects() -> dict[str, object]:
     return {f"{name}.{each}": getattr(module, each) for name, module in modules.items() for each in module.__all__}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.xfail(reason="its steps are not private yet"))
-        if path in UNFINISHED
-        else path
-        for path in public_objects()
-    ],
-)
+@pytest.mark.parametrize("path", public_objects())
 def test_nothing_public_hands_out_or_takes_a_type_that_has_no_public_name(path):
     """A user who writes type hints must be able to name whatever they get, and whatever they are asked for.
 
