@@ -183,10 +183,10 @@ def _provided(provider: Held, kind: type) -> Any:
     """
     from importlib.metadata import entry_points  # takes 20 ms, for the few who name a provider
 
-    fault = f"{provider.variable} holds {quoted(provider.value)}"
+    fault = f"{provider.variable} holds what OpenTelemetry refuses: {quoted(provider.value)}"
     found = tuple(entry_points(group="opentelemetry_otlp_credential_provider", name=provider.value))
     if not found:
-        raise SettingsError([f"{fault}; no such credential provider is installed"])
+        raise SettingsError([f"{fault}, and no such credential provider is installed"])
     try:
         made = found[0].load()()
     except Exception as error:

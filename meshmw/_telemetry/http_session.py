@@ -34,6 +34,9 @@ class BoundedSession(Session):
         """Send the request, without reading the answer before its length is known."""
         if self._process != os.getpid():
             self._leave_connections_to_the_parent()
+        if self.verify is not True:
+            # Otherwise requests prefers what REQUESTS_CA_BUNDLE says to what the exporter was told.
+            options["verify"] = self.verify
         try:
             response = super().send(request, **{**options, "stream": True})
         except Exception as error:

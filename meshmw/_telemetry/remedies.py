@@ -14,9 +14,7 @@ _CLIENT: Final = (
     "it asks for a certificate of this client: name its files in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
     "OTEL_EXPORTER_OTLP_CLIENT_KEY"
 )
-_NO_TLS: Final = (
-    "does not speak TLS, write {http} or set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
-)
+_NO_TLS: Final = "does not speak TLS: {write_http}set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
 _OVER_HTTP: Final = "it speaks HTTP/1, and not gRPC: set MESHMW_EXPORTER=otlp-http, or write its port of gRPC"
 _OVER_GRPC: Final = "it speaks gRPC, and not HTTP/1: set MESHMW_EXPORTER=otlp, or write its port of HTTP"
 

@@ -58,7 +58,7 @@ MOST_BYTES: Final = DEFAULT_HEADER_BUDGET[0]
 MOST_SPANS: Final = 1_048_576
 # https://github.com/grpc/grpc/blob/master/doc/naming.md; a host that is called `unix` or `dns` has a port behind it.
 _TARGET: Final = re.compile(
-    r"(?:unix:(?!\d+\Z)|unix-abstract:(?!\d+\Z)|dns:///|ipv4:(?=[\d.]+:\d)|ipv6:(?=\[))[\x21-\x24\x26-\x3e\x41-\x7e]{1,255}"
+    r"(?:unix:(?!\d+\Z)|unix-abstract:(?!\d+\Z)|dns:///|ipv4:(?=[\d.]+:\d)|ipv6:(?=\[))[\x21-\x22\x24\x26-\x3e\x41-\x7e]{1,255}"
 )
 # A name, with the underscores of Docker's, or an address of IPv6, which has been looked at by then.
 _HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.~-]+)?")
