@@ -20,8 +20,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
+from meshmw.__main__ import main
 from meshmw._telemetry.provider import build_provider
 from meshmw._telemetry.remedies import remedy_for
+from meshmw._tools.doctor.process import look_at_process
 from meshmw.settings import Settings, is_insecure
 from meshmw.testing import OtlpReceiver
 from tests.programs import clean_environment
@@ -330,6 +332,49 @@ class TestWhatHelps:
     @pytest.mark.parametrize("endpoint", ["http://c:1", "https://c:1", "unix:/run/s", "standard output"])
     def test_nothing_where_the_words_do_not_say_it(self, endpoint):
         assert remedy_for(endpoint, "failed to connect to all addresses: Connection refused") == ""
+
+
+class TestDoctor:
+    """`meshmw doctor` looks at the same collectors."""
+
+    def facts(self, monkeypatch, address, **variables):
+        monkeypatch.setenv(f"{ALL}ENDPOINT", address)
+        for name, value in variables.items():
+            monkeypatch.setenv(f"{ALL}{name}", value)
+        return look_at_process()
+
+    @pytest.mark.parametrize(
+        ("spoken", "address", "insecure", "fault"),
+        [
+            ("tls", "127.0.0.1:{}", "", ""),
+            ("tls", "dns:///localhost:{}", "", ""),
+            ("plain", "127.0.0.1:{}", "true", ""),
+            ("plain", "127.0.0.1:{}", "", "it does not speak TLS: write http://127.0.0.1:{}, or set OTEL_"),
+            ("plain", "dns:///127.0.0.1:{}", "", "it does not speak TLS: set OTEL_EXPORTER_OTLP_INSECURE=true"),
+        ],
+    )
+    def test_tls(self, monkeypatch, collectors, spoken, address, insecure, fault):
+        port = collectors[spoken].port
+        found = self.facts(monkeypatch, address.format(port), INSECURE=insecure, TIMEOUT="4000")
+        assert found.collector.endswith(f":{port}")
+        assert found.collector_tls is (insecure == "")
+        assert found.export_seconds == 4
+        assert found.collector_fault[:50] == fault.format(port)[:50]
+
+    def test_a_socket_of_this_machine(self, monkeypatch, tmp_path):
+        path = tmp_path / "s"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            found = self.facts(monkeypatch, f"unix://{path}", INSECURE="true")
+        assert (found.collector, found.collector_fault) == (str(path), "")
+        path.unlink()
+        assert look_at_process().collector_fault == "No such file or directory"
+
+    def test_it_prints_both(self, monkeypatch, capsys):
+        monkeypatch.setenv(f"{ALL}ENDPOINT", "https://127.0.0.1:9")
+        main(["doctor"])
+        assert "with TLS, for 2 seconds at most" in capsys.readouterr().out
 
 
 @contextlib.contextmanager
