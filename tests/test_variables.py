@@ -376,7 +376,8 @@ class TestWhoIsToBlame:
         def broken(*_, **__):
             raise AttributeError("'BatchSpanProcessor' object has no attribute '_batch_processor'")
 
-        monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+        # A name that the error quotes too.
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "_batch_processor")
         monkeypatch.setattr(f"meshmw._telemetry.provider.{part}", broken)
         with pytest.raises(IncompatibleError, match=r"AttributeError: .*_batch_processor") as caught:
             build()

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from requests import Response, Session
 from requests.adapters import HTTPAdapter
+from urllib3.util import Timeout
 
 from meshmw._telemetry.collector import note_failure
 
@@ -37,8 +38,10 @@ class BoundedSession(Session):
         if self.verify is not True:
             # Otherwise requests prefers what REQUESTS_CA_BUNDLE says to what the exporter was told.
             options["verify"] = self.verify
+        # A number would be the time to connect, and once more the time for an answer.
+        options |= {"stream": True, "timeout": Timeout(total=options.get("timeout"))}
         try:
-            response = super().send(request, **{**options, "stream": True})
+            response = super().send(request, **options)
         except Exception as error:
             note_failure(error)
             raise

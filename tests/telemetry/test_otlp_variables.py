@@ -143,6 +143,23 @@ def test_junk_is_ignored_in_our_words_and_no_secret_is_said(monkeypatch, caplog,
         assert lines or (name.endswith("ENDPOINT") and re.fullmatch("[a-z0-9]{1,63}", value))
 
 
+def test_what_two_exporters_read_is_said_once(run_program):
+    program = run_program(
+        "configure(Settings(metrics='otlp', endpoint='127.0.0.1:9')).shutdown(0.1)",
+        OTEL_EXPORTER_OTLP_TIMEOUT="300",
+        OTEL_EXPORTER_OTLP_HEADERS=SECRET,
+        OTEL_EXPORTER_OTLP_METRICS_COMPRESSION="zip",
+    )
+    assert program.returncode == 0, program.stderr
+    assert SECRET not in program.stderr
+    lines = [line for line in program.stderr.splitlines() if ALL in line]
+    assert [line.split()[2].rstrip(":") for line in lines] == [
+        f"{ALL}TIMEOUT",
+        f"{ALL}METRICS_COMPRESSION",
+        f"{ALL}HEADERS",
+    ]
+
+
 class TestWhichCounts:
     @pytest.mark.parametrize("exporter", PROTOCOLS.values())
     def test_the_variable_of_a_signal_wins_field_by_field(self, monkeypatch, exporter):
