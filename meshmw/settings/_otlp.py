@@ -338,6 +338,4 @@ def _fault_of_file(held: Held, check: Callable[[str], object]) -> str:
         why = "the file holds no certificate in PEM"
     except OSError as error:
         why = error.strerror or "the file cannot be read"
-    except ValueError:
-        why = "no file has such a name"
     return f"{held.variable} holds {quoted(held.value, 200)}, which is ignored: {why}"

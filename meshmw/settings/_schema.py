@@ -61,7 +61,9 @@ _TARGET: Final = re.compile(
     r"(?:unix:(?!\d+\Z)|unix-abstract:(?!\d+\Z)|dns:///|ipv4:(?=[\d.]+:\d)|ipv6:(?=\[))[\x21-\x22\x24\x26-\x3e\x41-\x7e]{1,255}"
 )
 # A name, with the underscores of Docker's, or an address of IPv6, which has been looked at by then.
-_HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.~-]+)?")
+_HOST: Final = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|(?=[^:]{0,4}:)[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._~-]{1,32})?"
+)
 # Marks a setting whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
 ANY_CASE: Final = object()
 

@@ -64,9 +64,7 @@ def test_grpc_connects_again_within_seconds_and_keeps_what_else_the_exporter_ask
 
 
 def test_an_address_of_grpcs_is_refused_where_spans_go_over_http():
-    with pytest.raises(
-        SettingsError, match="MESHMW_ENDPOINT holds 'unix:/run/s', an address of gRPC's"
-    ):
+    with pytest.raises(SettingsError, match="MESHMW_ENDPOINT holds 'unix:/run/s', an address of gRPC's"):
         build_exporter(Settings(exporter="otlp-http", endpoint="unix:/run/s"))
 
 
