@@ -86,7 +86,6 @@ class OtlpOptions:
         timeout: The seconds that one export may take.
         compression: `none`, `gzip`, or over HTTP also `deflate`.
         headers: The headers, with names in lower case.
-        insecure: Whether an address without a scheme is spoken to without TLS, over gRPC.
         certificate: The file of the authorities that are trusted, or None for the system's.
         client_certificate: The file of this client's certificate, or None.
         client_key: The file of its key, or None; it goes with a certificate.
@@ -96,7 +95,6 @@ class OtlpOptions:
     timeout: float = _DEFAULT_SECONDS
     compression: str = "none"
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    insecure: bool = False
     certificate: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
@@ -110,8 +108,7 @@ def exporting(signal: Signal, *, http: bool, secure: bool) -> Iterator[OtlpOptio
     Args:
         signal: `TRACES` or `METRICS`.
         http: Whether it travels over HTTP, and not over gRPC.
-        secure: Whether its address asks for TLS; without it nothing of certificates is looked at. Over gRPC an address
-            without a scheme has what `insecure` says.
+        secure: Whether it speaks TLS; where it does not, nobody looks at certificates.
     """
     reader = _Reader(os.environ, signal, http)  # noqa: TID251
     options = reader.options(secure=secure)
@@ -153,14 +150,15 @@ class _Reader:
         self._http = http
 
     def options(self, *, secure: bool) -> OtlpOptions:
-        insecure = not self._http and self.insecure()
+        if not self._http:
+            # Whoever made the address has read it, without a word.
+            self.insecure()
         plain = not secure
         certificate, key = (None, None) if plain else self._client()
         return OtlpOptions(
             timeout=self.timeout(),
             compression=self._compression(),
             headers=self._headers(),
-            insecure=insecure,
             certificate=None if plain else self._authorities(),
             client_certificate=certificate,
             client_key=key,
