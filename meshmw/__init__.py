@@ -137,3 +137,29 @@ def inject(carrier: Any, context: Context | None = None, *, host: str | None = N
         propagator.inject(carrier, context)
     else:
         propagator.inject_for(host, carrier, context)
+
+
+def _forget_unknown_context() -> None:
+    """Take OTEL_PYTHON_CONTEXT out of the environment where it names nothing that is installed, and say so.
+
+    OpenTelemetry's API reads it while it is imported, and logs a traceback that does not name it. So it is looked at
+    before any module of this package imports the API; where somebody else has, the traceback is there already.
+    """
+    import os
+    import sys
+
+    name = os.environ.get("OTEL_PYTHON_CONTEXT", "")  # noqa: TID251  # before the settings, which import the API
+    if not name or "opentelemetry.context" in sys.modules:
+        return
+    from importlib.metadata import entry_points
+
+    if entry_points(group="opentelemetry_context", name=name):
+        return
+    del os.environ["OTEL_PYTHON_CONTEXT"]  # noqa: TID251
+    from meshmw._notices import LOGGER, quoted
+
+    if name.strip():
+        LOGGER.warning("OTEL_PYTHON_CONTEXT holds %s, which is ignored: no such context is installed", quoted(name))
+
+
+_forget_unknown_context()

@@ -278,7 +278,7 @@ class TestPrecedence:
         ("service_name", "OTEL_SERVICE_NAME", "standard", "standard", "own", "argument"),
         ("propagators", "OTEL_PROPAGATORS", "b3", ("b3",), "b3multi", ("baggage",)),
         ("exporter", "OTEL_TRACES_EXPORTER", "console", "console", "none", "otlp"),
-        ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "a:1", "http://a:1", "http://b:1", "http://c:1"),
+        ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "a:1", "https://a:1", "http://b:1", "http://c:1"),
         ("metrics", "OTEL_METRICS_EXPORTER", "prometheus", "prometheus", "none", "prometheus"),
     )
 
@@ -349,7 +349,7 @@ class TestStandardVariables:
             (
                 "otlp",
                 {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "t:1", "OTEL_EXPORTER_OTLP_ENDPOINT": "all:1"},
-                "http://t:1",
+                "https://t:1",
             ),
             ("otlp", {"OTEL_EXPORTER_OTLP_ENDPOINT": "c:1", "OTEL_EXPORTER_OTLP_INSECURE": "False"}, "https://c:1"),
             (
@@ -386,7 +386,7 @@ class TestStandardVariables:
                 "OTEL_PROPAGATORS holds 'xray', which is ignored; meshmw takes tracecontext",
             ),
             ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER holds 'zipkin', which is ignored"),
-            ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL holds 'http/json', which"),
+            ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/xml"}, "OTEL_EXPORTER_OTLP_PROTOCOL holds 'http/xml', which"),
             (
                 {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:p@c"},
                 "OTEL_EXPORTER_OTLP_ENDPOINT holds 'http://***@c', which",

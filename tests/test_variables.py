@@ -376,7 +376,8 @@ class TestWhoIsToBlame:
         def broken(*_, **__):
             raise AttributeError("'BatchSpanProcessor' object has no attribute '_batch_processor'")
 
-        monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+        # A name that the error quotes too.
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "_batch_processor")
         monkeypatch.setattr(f"meshmw._telemetry.provider.{part}", broken)
         with pytest.raises(IncompatibleError, match=r"AttributeError: .*_batch_processor") as caught:
             build()
@@ -439,3 +440,36 @@ class TestProvidersThatVariablesName:
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr.endswith(f"{name} holds 'absent', which is ignored: no such provider is installed\n")
+
+
+class TestContextThatAVariableNames:
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("absent", "OTEL_PYTHON_CONTEXT holds 'absent', which is ignored: no such context is installed\n"),
+            ("a\nb", "OTEL_PYTHON_CONTEXT holds 'a\\nb', which is ignored: no such context is installed\n"),
+            (" ", ""),
+            ("", ""),
+            ("contextvars_context", ""),
+        ],
+    )
+    @pytest.mark.parametrize("module", ["meshmw.asgi", "meshmw.settings", "meshmw"])
+    def test_one_that_is_not_installed_is_ignored_and_said_without_a_traceback(self, module, value, said):
+        done = self.run(f"import {module}, meshmw; meshmw.configure()", value)
+        assert done.stderr == said
+
+    def test_where_the_api_is_there_first_it_has_said_so_itself(self):
+        done = self.run("import opentelemetry.context, meshmw; meshmw.configure()", "absent")
+        assert done.stderr.startswith("Failed to load context: absent")
+        assert "meshmw" not in done.stderr
+
+    def run(self, program, value):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=clean_environment() | {"OTEL_PYTHON_CONTEXT": value, "MESHMW_EXPORTER": "none"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._notices import LOGGER, Throttle, escaped, redacted
 from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, change_status_text, exception_events, preferences_of
+from meshmw._telemetry.remedies import remedy_for
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Reachability:
 
     def _export(self, call: Callable[[], T]) -> T | None:
         """Return what the call returns, or None where it raises."""
-        self._reason = ""
+        self._reason = _MUTE.thread.failure = ""
         try:
             with self._gate, muted(self._keep_reason):
                 return call()
@@ -77,7 +78,7 @@ class Reachability:
 
     def _keep_reason(self, record: logging.LogRecord) -> bool:
         # The exporters log one line for each attempt that failed, in the thread that exports.
-        self._reason = self._reason or record.getMessage()
+        self._reason = self._reason or _MUTE.thread.failure or record.getMessage()
         return False
 
     def _failed(self, reason: str) -> None:
@@ -86,18 +87,28 @@ class Reachability:
         self.failing = True
         self._is_said = self._throttle.opens() is not None
         if self._is_said:
+            remedy = remedy_for(self._endpoint, reason)
             LOGGER.warning(
-                "%s do not reach %s and %s until it answers; requests are unaffected (%s)",
+                "%s do not reach %s and %s until it answers; requests are unaffected (%s)%s",
                 self.what,
                 self._endpoint,
                 self.meanwhile,
                 escaped(reason, 200),
+                remedy and f"; {remedy}",
             )
 
     def _succeeded(self) -> None:
         if self.failing and self._is_said:
             LOGGER.info("%s reach %s again", self.what, self._endpoint)
         self.failing = False
+
+
+def note_failure(error: Exception) -> None:
+    """Keep why an attempt of this thread failed: of a time-out, the exporter for HTTP logs no reason."""
+    # The innermost names the fault, and no address with a key in it.
+    while (inner := getattr(error, "reason", None) or next(iter(error.args), None)) and isinstance(inner, Exception):
+        error = inner
+    _MUTE.thread.failure = f"{type(error).__name__}: {error}"
 
 
 def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:

@@ -25,7 +25,16 @@ from meshmw._telemetry.provider import baggage_attributes, build_meter_provider,
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import SHARED_VARIABLES, Settings, as_text, first_of, hidden, readable, sdk_disabled
+from meshmw.settings import (
+    SHARED_VARIABLES,
+    Settings,
+    as_text,
+    each_line_once,
+    first_of,
+    hidden,
+    readable,
+    sdk_disabled,
+)
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 _KNOWN_METHODS: Final = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
@@ -138,7 +147,7 @@ def _set_providers(settings: Settings, propagator: MeshPropagator) -> Telemetry:
     if is_disabled and whose == "own":
         whose = "disabled"
     # What is ignored in them is said once.
-    with readable(*(SHARED_VARIABLES if whose == "own" else ())):
+    with each_line_once(), readable(*(SHARED_VARIABLES if whose == "own" else ())):
         meter_provider = None if is_disabled else build_meter_provider(settings)
         provider, processor = _build_provider(settings, meter_provider) if whose == "own" else (None, None)
     if provider is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -13,9 +14,20 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
-from meshmw.errors import IncompatibleExporterError, MissingExtraError
-from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
+from meshmw.errors import IncompatibleExporterError, MissingExtraError, SettingsError
+from meshmw.settings import (
+    Held,
+    OtlpOptions,
+    Settings,
+    Signal,
+    exporting,
+    is_insecure,
+    is_target,
+    metrics_endpoint,
+    metrics_over_http,
+)
 
+_TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
 
 # gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
@@ -29,7 +41,7 @@ def endpoint_of(settings: Settings) -> str | None:
     if settings.exporter not in _DEFAULTS:
         return None
     url = settings.endpoint or _DEFAULTS[settings.exporter]
-    if settings.exporter == "otlp-http" and not urlsplit(url).path:
+    if settings.exporter == "otlp-http" and not is_target(url) and not urlsplit(url).path:
         return f"{url}/v1/traces"
     return url
 
@@ -45,6 +57,7 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
 
     Raises:
         MissingExtraError: The OTLP exporter is not installed.
+        SettingsError: The address is one of gRPC's and spans go over HTTP, or there are no credentials as asked for.
     """
     endpoint = endpoint_of(settings)
     if settings.exporter == "console":
@@ -52,9 +65,12 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
     if endpoint is None:
         return None
     if settings.exporter == "otlp-http":
+        if is_target(endpoint):
+            raise SettingsError([f"MESHMW_ENDPOINT holds {quoted(endpoint)}, an address of gRPC's: {_TAKES_HTTP}"])
         return _spans_over_http(endpoint)
     # Of a standard variable the path is gone by now, and said.
-    if path := urlsplit(endpoint).path.rstrip("/"):
+    path = "" if is_target(endpoint) else urlsplit(endpoint).path.rstrip("/")
+    if path:
         LOGGER.warning("endpoint (MESHMW_ENDPOINT) holds a path, %s, which is ignored: gRPC has none", quoted(path))
     return _spans_over_grpc(endpoint)
 
@@ -72,34 +88,112 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
     return CheckedMetricReader(GuardedMetricExporter(exporter, _without_query(endpoint), settings.warn_window))
 
 
+def speaks_tls(endpoint: str, signal: Signal) -> bool:
+    """Say whether the exporter of a signal speaks TLS to an address: its scheme says it, or else the variables."""
+    scheme = urlsplit(endpoint).scheme
+    return scheme == "https" or (scheme != "http" and not is_insecure(signal))
+
+
 def _spans_over_grpc(endpoint: str) -> SpanExporter:
     with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     _warn_under_gevent()
-    return OTLPSpanExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
+    with _over_grpc(endpoint, "TRACES") as arguments:
+        return OTLPSpanExporter(**arguments)
 
 
 def _metrics_over_grpc(endpoint: str) -> MetricExporter:
     with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     _warn_under_gevent()
-    return OTLPMetricExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
+    with _over_grpc(endpoint, "METRICS") as arguments:
+        return OTLPMetricExporter(**arguments)
 
 
 def _spans_over_http(endpoint: str) -> SpanExporter:
     with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from meshmw._telemetry.http_session import session_for
-
-    return OTLPSpanExporter(endpoint=endpoint, session=session_for("TRACES"))
+    with _over_http(endpoint, "TRACES") as arguments:
+        return OTLPSpanExporter(**arguments)
 
 
 def _metrics_over_http(endpoint: str) -> MetricExporter:
     with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    from meshmw._telemetry.http_session import session_for
+    with _over_http(endpoint, "METRICS") as arguments:
+        return OTLPMetricExporter(**arguments)
 
-    return OTLPMetricExporter(endpoint=endpoint, session=session_for("METRICS"))
+
+@contextmanager
+def _over_grpc(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
+    """Return the arguments of an exporter for gRPC, which is to be made in the block."""
+    import grpc  # type: ignore[import-untyped]
+
+    secure = speaks_tls(endpoint, signal)
+    with exporting(signal, http=False, secure=secure) as options:
+        # gRPC takes bytes for these names, and sends them in base64.
+        headers = [(name, text.encode() if name.endswith("-bin") else text) for name, text in options.headers.items()]
+        yield {
+            "endpoint": endpoint,
+            "insecure": not secure,
+            "credentials": _credentials(options) if secure else None,
+            "headers": tuple(headers),
+            "timeout": options.timeout,
+            "compression": grpc.Compression.Gzip if options.compression == "gzip" else grpc.Compression.NoCompression,
+            "channel_options": _RECONNECTING,
+        }
+
+
+def _credentials(options: OtlpOptions) -> Any:
+    import grpc
+
+    if options.provider is not None:
+        return _provided(options.provider, grpc.ChannelCredentials)
+    files = (options.certificate, options.client_key, options.client_certificate)
+    return grpc.ssl_channel_credentials(*(Path(each).read_bytes() if each else None for each in files))
+
+
+@contextmanager
+def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
+    """Return the arguments of an exporter for HTTP, which is to be made in the block."""
+    from opentelemetry.exporter.otlp.proto.http import Compression
+    from requests import Session
+
+    from meshmw._telemetry.http_session import BoundedSession
+
+    with exporting(signal, http=True, secure=speaks_tls(endpoint, signal)) as options:
+        yield {
+            "endpoint": endpoint,
+            "certificate_file": options.certificate,
+            "client_key_file": options.client_key,
+            "client_certificate_file": options.client_certificate,
+            "headers": dict(options.headers),
+            "timeout": options.timeout,
+            "compression": Compression(options.compression),
+            "session": _provided(options.provider, Session) if options.provider else BoundedSession(),
+        }
+
+
+def _provided(provider: Held, kind: type) -> Any:
+    """Return what a credential provider makes, which must be of a kind.
+
+    Raises:
+        SettingsError: It is not installed, it raises, or it makes something else. To send without credentials is what
+            nobody asked for.
+    """
+    from importlib.metadata import entry_points  # takes 20 ms, for the few who name a provider
+
+    fault = f"{provider.variable} holds what OpenTelemetry refuses: {quoted(provider.value)}"
+    found = tuple(entry_points(group="opentelemetry_otlp_credential_provider", name=provider.value))
+    if not found:
+        raise SettingsError([f"{fault}, and no such credential provider is installed"])
+    try:
+        made = found[0].load()()
+    except Exception as error:
+        raise SettingsError([f"{fault}, which raises {escaped(f'{type(error).__name__}: {error}', 200)}"]) from error
+    if not isinstance(made, kind):
+        raise SettingsError([f"{fault}, which makes a {type(made).__name__}, and not a {kind.__name__}"])
+    return made
 
 
 @contextmanager
@@ -119,10 +213,6 @@ def importing(package: str, what: str, extra: str) -> Iterator[None]:
         if absent and (is_own or not absent.startswith("opentelemetry.")):
             raise MissingExtraError(what, extra) from error
         raise IncompatibleExporterError(what, extra, escaped(f"{type(error).__name__}: {error}", 200)) from error
-
-
-def _is_insecure(endpoint: str) -> bool:
-    return urlsplit(endpoint).scheme == "http"
 
 
 def _without_query(endpoint: str) -> str:

@@ -12,29 +12,15 @@ from typing import Any, Final
 
 from requests import Response, Session
 from requests.adapters import HTTPAdapter
+from urllib3.util import Timeout
 
-from meshmw.settings import is_set
+from meshmw._telemetry.collector import note_failure
 
 # A collector answers with an empty message, or with a few words about what it refused.
 _LONGEST_ANSWER: Final = 65_536
 _MOST_DIGITS: Final = 5
 # Each part of an answer has the exporter's timeout to itself; all of them together have this.
 _LONGEST_SECONDS: Final = 2.0
-
-# With one of these, the OTLP exporter makes its own HTTP session, which carries the user's credentials.
-_CREDENTIAL_PROVIDERS: Final = (
-    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
-    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}_CREDENTIAL_PROVIDER",
-)
-
-
-def session_for(signal: str) -> Session | None:
-    """Return a session for the exporter of a signal, or None where the exporter is to make its own.
-
-    Args:
-        signal: `TRACES` or `METRICS`, as variables name it.
-    """
-    return None if any(is_set(each.format(signal)) for each in _CREDENTIAL_PROVIDERS) else BoundedSession()
 
 
 class BoundedSession(Session):
@@ -49,7 +35,16 @@ class BoundedSession(Session):
         """Send the request, without reading the answer before its length is known."""
         if self._process != os.getpid():
             self._leave_connections_to_the_parent()
-        response = super().send(request, **{**options, "stream": True})
+        if self.verify is not True:
+            # Otherwise requests prefers what REQUESTS_CA_BUNDLE says to what the exporter was told.
+            options["verify"] = self.verify
+        # A number would be the time to connect, and once more the time for an answer.
+        options |= {"stream": True, "timeout": Timeout(total=options.get("timeout"))}
+        try:
+            response = super().send(request, **options)
+        except Exception as error:
+            note_failure(error)
+            raise
         length = response.headers.get("content-length", "")
         if length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= _LONGEST_ANSWER:
             _read(response)

@@ -188,7 +188,9 @@ def _meter_provider(reader: MetricReader, resource: Resource, settings: Settings
 
 def _unusable(error: Exception) -> MeshmwError:
     """Return what to raise where OpenTelemetry raises: it names the variable at fault, or blames none."""
-    variable = named_in(str(error))
+    # These are faults of a program's own, and what they quote is a name in it.
+    is_internal = isinstance(error, AttributeError | ImportError | NameError | TypeError)
+    variable = None if is_internal else named_in(str(error))
     if variable is None:
         return IncompatibleError(escaped(f"{type(error).__name__}: {error}", 200))
     return SettingsError([f"{variable} holds what OpenTelemetry refuses: {escaped(str(error), 200)}"])

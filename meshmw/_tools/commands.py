@@ -37,7 +37,7 @@ from meshmw._tools.output import (
 from meshmw._tools.verify.command import verify
 from meshmw._version import __version__
 from meshmw.errors import MeshmwError, MissingExtraError
-from meshmw.settings import SettingDoc, Settings, as_text, is_set, sdk_disabled
+from meshmw.settings import SettingDoc, Settings, as_text, export_seconds, is_set, sdk_disabled
 
 # The sample applications lie in the package in a wheel, and beside it in a checkout.
 SAMPLE_FOLDERS: Final = (Path(__file__).parents[1] / "demo", Path(__file__).parents[2])
@@ -97,6 +97,8 @@ def settings(json: JsonOption = False) -> int:
     """Print every setting, its value here, and where the value comes from."""
     values, origins = Settings(), Settings.origins()
     entries = [(doc, as_text(getattr(values, doc.name)), origins.get(doc.name)) for doc in Settings.documentation()]
+    seconds = export_seconds("TRACES", http=values.exporter == "otlp-http")
+    entries.append((_EXPORT_TIMEOUT, f"{seconds:g} seconds", _origin_of_timeout()))
     variable = _SDK_DISABLED.variable
     entries.append((_SDK_DISABLED, as_text(sdk_disabled()), variable if is_set(variable) else None))
     if json:
@@ -116,6 +118,19 @@ _SDK_DISABLED: Final = SettingDoc(
     takes="true or false",
     description="Whether no spans are made; headers are still read, validated and passed on.",
 )
+
+_EXPORT_TIMEOUT: Final = SettingDoc(
+    name="export_timeout",
+    variable="OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    standard=("OTEL_EXPORTER_OTLP_TIMEOUT",),
+    default="10 seconds",
+    takes="milliseconds above 120, or seconds up to 120",
+    description="The time that one export of spans may take, 60 seconds at most.",
+)
+
+
+def _origin_of_timeout() -> str | None:
+    return next(filter(is_set, (_EXPORT_TIMEOUT.variable, *_EXPORT_TIMEOUT.standard)), None)
 
 
 def _setting_json(doc: SettingDoc, value: str, origin: str | None) -> dict[str, object]:

@@ -6,11 +6,18 @@ This package alone reads the environment. It knows no framework, and of OpenTele
 from __future__ import annotations
 
 from meshmw.settings._model import SettingDoc, Settings
+from meshmw.settings._otlp import Held as Held
+from meshmw.settings._otlp import OtlpOptions as OtlpOptions
+from meshmw.settings._otlp import Signal as Signal
+from meshmw.settings._otlp import export_seconds as export_seconds
+from meshmw.settings._otlp import exporting as exporting
+from meshmw.settings._otlp import is_insecure as is_insecure
 
 # For the package's own use.
 from meshmw.settings._schema import MOST_BYTES as MOST_BYTES
 from meshmw.settings._schema import MOST_MEMBERS as MOST_MEMBERS
 from meshmw.settings._schema import as_text as as_text
+from meshmw.settings._schema import is_target as is_target
 from meshmw.settings._sdk import EXEMPLAR_VARIABLES as EXEMPLAR_VARIABLES
 from meshmw.settings._sdk import IMPORT_VARIABLES as IMPORT_VARIABLES
 from meshmw.settings._sdk import LARGEST as LARGEST
@@ -24,6 +31,7 @@ from meshmw.settings._sdk import hidden as hidden
 from meshmw.settings._sdk import named_in as named_in
 from meshmw.settings._sdk import readable as readable
 from meshmw.settings._standard import count_in as count_in
+from meshmw.settings._standard import each_line_once as each_line_once
 from meshmw.settings._standard import first_of as first_of
 from meshmw.settings._standard import is_set as is_set
 from meshmw.settings._standard import is_true as is_true

@@ -7,6 +7,7 @@ settings has too is a constant there. A validator raises a bare `ValueError`: wh
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, TypeAlias, get_args
 from urllib.parse import urlsplit
 
@@ -55,6 +56,14 @@ MOST_MEMBERS: Final = 1_024
 MOST_BYTES: Final = DEFAULT_HEADER_BUDGET[0]
 # A queue of so many spans takes some gigabytes.
 MOST_SPANS: Final = 1_048_576
+# https://github.com/grpc/grpc/blob/master/doc/naming.md; a host that is called `unix` or `dns` has a port behind it.
+_TARGET: Final = re.compile(
+    r"(?:unix:(?!\d+\Z)|unix-abstract:(?!\d+\Z)|dns:///|ipv4:(?=[\d.]+:\d)|ipv6:(?=\[))[\x21-\x22\x24\x26-\x3e\x41-\x7e]{1,255}"
+)
+# A name, with the underscores of Docker's, or an address of IPv6, which has been looked at by then.
+_HOST: Final = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|(?=[^:]{0,4}:)[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._~-]{1,32})?"
+)
 # Marks a setting whose words a variable may spell in any case, as OpenTelemetry's specification asks of enumerations.
 ANY_CASE: Final = object()
 
@@ -107,20 +116,27 @@ def as_text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def is_target(address: str) -> bool:
+    """Say whether an address is one of gRPC's own, such as `unix:/run/otel.sock`, which says nothing of TLS."""
+    return _TARGET.fullmatch(address) is not None
+
+
 def endpoint_url(text: str) -> str:
-    """Return the collector's address as a URL, `http://` where no scheme is given.
+    """Return the collector's address as a URL, `http://` where no scheme is given; gRPC's own as they are.
 
     Raises:
         ValueError: No host, a port out of range, another scheme, credentials, or a character that no URL holds.
     """
     url = text.strip()
+    if is_target(url):
+        return url
     if "://" not in url:
         url = f"http://{url}"
     parts = urlsplit(url)
     if not url.isascii() or not url.isprintable() or " " in url or parts.fragment:
         raise ValueError("not a URL")
     # Credentials would be logged with the address; OTEL_EXPORTER_OTLP_HEADERS is the place for them.
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or "@" in parts.netloc:
         raise ValueError("not the address of a collector")
     if parts.port == 0:  # reading it raises ValueError above 65,535
         raise ValueError("no such port")

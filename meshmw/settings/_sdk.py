@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, NamedTuple
 
-from meshmw._notices import LOGGER, quoted
+from meshmw._notices import quoted
 from meshmw._policy.words import listed
 from meshmw.settings._schema import whole_number
-from meshmw.settings._standard import ATTRIBUTES, Standard
+from meshmw.settings._standard import ATTRIBUTES, MOST_AS_SECONDS, Standard, doubts_of_interval, say
 
 # The largest whole number, and the longest time in milliseconds, that the specification asks an SDK to take.
 LARGEST: Final = 2**31 - 1
+# A process cannot afford that an export takes longer.
+MOST_SECONDS: Final = 60.0
 
 # A shorter value may stand in any text.
 _SHORTEST_QUOTED: Final = 2
@@ -68,28 +70,35 @@ class _Kind(NamedTuple):
         takes: What it takes, as a sentence names it.
         instead: What counts where it holds something else.
         read: Returns the text that the SDK reads, or None where the value is of no use.
+        doubts: Returns what to say of a value that is of use, and may be of another unit than it was meant in.
     """
 
     takes: str
     instead: str
     read: Callable[[str], str | None]
+    doubts: Callable[[str, int], list[str]] | None = None
 
 
-def _number(instead: str, least: int = 0) -> _Kind:
+def _number(instead: str, least: int = 0, doubts: Callable[[str, int], list[str]] | None = None) -> _Kind:
     def read(text: str) -> str | None:
         number = whole_number(text, least, LARGEST)
         return None if number is None else str(number)
 
-    return _Kind(f"a number from {least} to {LARGEST}", instead, read)
+    return _Kind(f"a number from {least} to {LARGEST}", instead, read, doubts)
 
 
 def _timeout(instead: str) -> _Kind:
     def read(text: str) -> str | None:
         number = whole_number(text, 0, LARGEST)
         # Zero is no limit, for which the specification lets a very long time stand.
-        return None if number is None else str(number or LARGEST)
+        return None if number is None else str((number * 1_000 if number <= MOST_AS_SECONDS else number) or LARGEST)
 
-    return _Kind(f"milliseconds from 0 to {LARGEST}", instead, read)
+    def doubts(variable: str, number: int) -> list[str]:
+        if not 0 < number <= MOST_AS_SECONDS:
+            return []
+        return [f"{variable} holds {number}: {number} seconds; it takes milliseconds, so write {number * 1_000}"]
+
+    return _Kind(f"milliseconds from 0 to {LARGEST}", instead, read, doubts)
 
 
 def _word(*words: str, instead: str) -> _Kind:
@@ -108,7 +117,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     **dict.fromkeys(LIMIT_VARIABLES, _number("its default")),
     **dict.fromkeys([name for name in LIMIT_VARIABLES if name.endswith("COUNT_LIMIT")], _number("128")),
     "OTEL_BSP_EXPORT_TIMEOUT": _timeout("30000"),
-    "OTEL_METRIC_EXPORT_INTERVAL": _number("60000", 1),
+    "OTEL_METRIC_EXPORT_INTERVAL": _number("60000", 1, doubts_of_interval),
     "OTEL_METRIC_EXPORT_TIMEOUT": _timeout("30000"),
     "OTEL_METRICS_EXEMPLAR_FILTER": _word("always_on", "always_off", "trace_based", instead="trace_based"),
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": _word(
@@ -142,7 +151,7 @@ def readable(*variables: str, warn: bool = True) -> Iterator[None]:
     before = {name: environ[name] for name in variables if name in environ}
     values, warnings = readable_values(before)
     for warning in warnings if warn else ():
-        LOGGER.warning("%s", warning)
+        say(warning)
     for name in _READ_LATER & before.keys() - values.keys():
         del environ[name], before[name]
     with replaced({name: values.get(name) for name in before.keys() | values.keys()}):
@@ -215,6 +224,8 @@ def _read(name: str, value: str, warnings: list[str]) -> str | None:
         warnings.append(
             f"{name} holds {quoted(value)}, which is ignored; it takes {kind.takes}; so it is {kind.instead}"
         )
+    elif kind.doubts is not None:
+        warnings += kind.doubts(name, int(value))
     return known
 
 

@@ -8,9 +8,12 @@ Where a variable shall stand in for one more setting, name it in `VARIABLES` and
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -27,7 +30,16 @@ from meshmw._policy.words import (
     Exporter,
     MetricsExporter,
 )
-from meshmw.settings._schema import LONGEST_TEXT, MOST_SPANS, Fields, as_text, endpoint_url, printable, whole_number
+from meshmw.settings._schema import (
+    LONGEST_TEXT,
+    MOST_SPANS,
+    Fields,
+    as_text,
+    endpoint_url,
+    is_target,
+    printable,
+    whole_number,
+)
 
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "service_name": ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
@@ -43,11 +55,16 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
     # The name under which the package registers its own propagator.
     "meshmw": DEFAULT_PROPAGATORS,
 }
-_PROTOCOLS = {"grpc": "otlp", "http/protobuf": "otlp-http"}
 _HTTP: Final[Exporter] = "otlp-http"
+_HTTP_WORD: Final = "http/protobuf"
+_PROTOCOLS = {"grpc": "otlp", _HTTP_WORD: _HTTP}
 # RFC 3986, section 2.1.
 _BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
+# Up to here a number of a timeout is seconds, as Python's SDK reads some variables: nobody means a tenth of a second.
+# Above, it is the specification's milliseconds: nobody waits for two minutes.
+MOST_AS_SECONDS: Final = 120
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
 _EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
 
 
@@ -107,7 +124,8 @@ class Standard:
         self.warnings[said:] = [f"{warning}{instead}" for warning in self.warnings[said:]]
         return found
 
-    def _get(self, variable: str) -> str:
+    def get(self, variable: str) -> str:
+        """Return what a variable holds, trimmed; an empty text where it holds nothing."""
         value = self.environ.get(variable, "")
         return "" if is_blank(value) else value.strip()
 
@@ -115,7 +133,7 @@ class Standard:
         self.warnings.append(f"{variable} holds {quoted(value)}, which is ignored; meshmw takes {takes}")
 
     def _text(self, variable: str) -> tuple[str, str] | None:
-        return self._printable(variable, self._get(variable))
+        return self._printable(variable, self.get(variable))
 
     def _printable(self, variable: str, value: str) -> tuple[str, str] | None:
         if not value:
@@ -140,8 +158,8 @@ class Standard:
         the variable at any error (https://opentelemetry.io/docs/specs/otel/resource/sdk/).
         """
         found: dict[str, str] = {}
-        for item in filter(str.strip, self._get(ATTRIBUTES).split(",")):
-            key, equals, value = (_decoded(part.strip()) for part in item.partition("="))
+        for item in filter(str.strip, self.get(ATTRIBUTES).split(",")):
+            key, equals, value = (decoded(part.strip()) for part in item.partition("="))
             if not key or not equals or value is None:
                 fault = "which is no key=value pair with valid percent-encoding"
                 remedy = "all of it is ignored, as OpenTelemetry's specification asks"
@@ -151,7 +169,7 @@ class Standard:
         return found
 
     def _names(self, variable: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name.strip().lower() for name in self._get(variable).split(",") if name.strip()))
+        return tuple(dict.fromkeys(name.strip().lower() for name in self.get(variable).split(",") if name.strip()))
 
     def _propagators(self) -> tuple[tuple[str, ...], str] | None:
         variable = "OTEL_PROPAGATORS"
@@ -182,7 +200,13 @@ class Standard:
     def protocol(self, *variables: str) -> tuple[str, str] | None:
         """Return the exporter of the protocol that the first of these variables names."""
         for variable in variables:
-            value = self._get(variable).lower()
+            value = self.get(variable).lower()
+            if value == "http/json":
+                # Whoever writes this has a collector's HTTP port in mind, which takes both at the same address.
+                self.warnings.append(
+                    f"{variable} holds {quoted(value)}, which meshmw does not send; it sends {_HTTP_WORD}"
+                )
+                return _HTTP, variable
             if value in _PROTOCOLS:
                 return _PROTOCOLS[value], variable
             if value:
@@ -190,24 +214,26 @@ class Standard:
         return None
 
     def _endpoint(self) -> tuple[str, str] | None:
-        return self.endpoint(VARIABLES["endpoint"], "traces", http=self._is_http())
+        return self.endpoint(VARIABLES["endpoint"], "TRACES", http=self._is_http())
 
     def endpoint(self, variables: Sequence[str], signal: str, *, http: bool) -> tuple[str, str] | None:
         """Return the address that the first of these variables holds, complete for this signal over HTTP."""
         for variable in variables:
-            value = self._get(variable)
+            value = self.get(variable)
             try:
-                url = endpoint_url(self._with_scheme(value, signal)) if value else ""
+                url = self._url(value, signal, http=http) if value else ""
             except ValueError:
                 # Some vendors take a key in the query.
                 self._ignore(variable, value.partition("?")[0], "a URL such as http://127.0.0.1:4317")
                 continue
+            if is_target(url):
+                return url, variable
             if url:
                 if not http:
                     self._ignore_path(variable, url)
                     url = urlsplit(url)._replace(path="", query="").geturl()
                 base = variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
-                return (_signal_url(url, signal, base=base) if http else url), variable
+                return (_signal_url(url, signal.lower(), base=base) if http else url), variable
         return None
 
     def _ignore_path(self, variable: str, url: str) -> None:
@@ -220,15 +246,19 @@ class Standard:
         found = Standard(self.environ)._exporter() or (DEFAULT_EXPORTER, "")
         return bool(self.decided.get("exporter", found[0]) == _HTTP)
 
-    def _with_scheme(self, address: str, signal: str) -> str:
-        if "://" in address:
-            return address
-        secure = self._get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or self._get("OTEL_EXPORTER_OTLP_INSECURE")
-        return f"https://{address}" if secure.lower() == "false" else address
+    def _url(self, address: str, signal: str, *, http: bool) -> str:
+        if http and is_target(address):
+            raise ValueError("no URL")
+        if "://" in address or is_target(address):
+            return endpoint_url(address)
+        word = self.get(f"OTEL_EXPORTER_OTLP_{signal}_INSECURE") or self.get("OTEL_EXPORTER_OTLP_INSECURE")
+        # Over HTTP the specification knows no address without a scheme.
+        secure = word.lower() == "false" if http else word.lower() != "true"
+        return endpoint_url(f"{'https' if secure else 'http'}://{address}")
 
     def count(self, variable: str, most: int) -> int | None:
         """Return a variable's whole number above zero, or None where it holds none."""
-        value = self._get(variable)
+        value = self.get(variable)
         number = whole_number(value, 1, most)
         if value and number is None:
             self._ignore(variable, value, f"a number from 1 to {most}")
@@ -248,13 +278,13 @@ class Standard:
 
     def boolean(self, variable: str) -> bool:
         """Say whether a variable is `true`, in any case; whatever else it holds is false, as the specification says."""
-        value = self._get(variable).lower()
+        value = self.get(variable).lower()
         if value not in ("", "true", "false"):
             self._ignore(variable, value, "true or false; it counts as false")
         return value == "true"
 
 
-def _decoded(text: str) -> str | None:
+def decoded(text: str) -> str | None:
     """Return a text percent-decoded, or None where an escape is broken, or what is escaped is no UTF-8."""
     if _BROKEN_ESCAPE.search(text):
         return None
@@ -298,13 +328,17 @@ def metrics_endpoint(exporter: str, endpoint: str | None, *, http: bool) -> str 
         http: Whether metrics go over HTTP.
     """
     standard = Standard(os.environ, {"exporter": exporter})  # noqa: TID251
-    own = standard.endpoint(["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"], "metrics", http=http)
+    own = standard.endpoint(["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"], "METRICS", http=http)
     _warn(standard)
     if own is not None:
         return own[0]
     if endpoint is not None and http == (exporter == _HTTP) and endpoint != standard.read().get("endpoint", [None])[0]:
         return _beside_traces(endpoint) if http else endpoint
-    for_all = standard.endpoint(["OTEL_EXPORTER_OTLP_ENDPOINT"], "metrics", http=http)
+    standard.warnings.clear()
+    for_all = standard.endpoint(["OTEL_EXPORTER_OTLP_ENDPOINT"], "METRICS", http=http)
+    # Where spans travel likewise, the settings have said what is wrong with it.
+    if http != (exporter == _HTTP):
+        _warn(standard)
     return for_all and for_all[0]
 
 
@@ -315,7 +349,26 @@ def _beside_traces(url: str) -> str:
 
 def _warn(standard: Standard) -> None:
     for warning in standard.warnings:
-        LOGGER.warning("%s", warning)
+        say(warning)
+
+
+@contextmanager
+def each_line_once() -> Iterator[None]:
+    """Say each line of a variable once in the block: what several parts read, each of them would speak of."""
+    token = _SAID.set(set())
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
+
+
+def say(line: str, level: int = logging.WARNING) -> None:
+    """Log a line about a variable, unless it was said in this `each_line_once`."""
+    said = _SAID.get()
+    if said is None or line not in said:
+        LOGGER.log(level, "%s", line)
+    if said is not None:
+        said.add(line)
 
 
 def first_of(*variables: str) -> str:
@@ -347,8 +400,17 @@ def count_in(variable: str, most: int = MOST_SPANS) -> int | None:
     standard = Standard(os.environ)  # noqa: TID251
     found = standard.count(variable, most)
     standard.warnings = [f"{warning}; its default is used" for warning in standard.warnings]
+    if variable == "OTEL_BSP_SCHEDULE_DELAY" and found is not None:
+        standard.warnings += doubts_of_interval(variable, found)
     _warn(standard)
     return found
+
+
+def doubts_of_interval(variable: str, millis: int) -> list[str]:
+    """Return a line where an interval is so short that whoever wrote it may have meant seconds."""
+    if millis > MOST_AS_SECONDS:
+        return []
+    return [f"{variable} holds {millis}: {millis} milliseconds; where you mean seconds, write {millis * 1_000}"]
 
 
 def resource_attributes() -> dict[str, str]:

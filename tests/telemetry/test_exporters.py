@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from requests.adapters import HTTPAdapter
 
 from meshmw._telemetry.export import build_exporter, endpoint_of, shown_endpoint
 from meshmw._telemetry.http_session import BoundedSession
@@ -62,6 +63,11 @@ def test_grpc_connects_again_within_seconds_and_keeps_what_else_the_exporter_ask
     }
 
 
+def test_an_address_of_grpcs_is_refused_where_spans_go_over_http():
+    with pytest.raises(SettingsError, match="MESHMW_ENDPOINT holds 'unix:/run/s', an address of gRPC's"):
+        build_exporter(Settings(exporter="otlp-http", endpoint="unix:/run/s"))
+
+
 def test_none_builds_no_exporter():
     assert build_exporter(Settings(exporter="none")) is None
     assert build_provider(Settings(exporter="none"))[1] is None
@@ -88,10 +94,13 @@ def test_a_credential_provider_keeps_its_own_session(monkeypatch):
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
     ],
 )
-def test_a_variable_that_opentelemetry_refuses_is_a_settings_error(monkeypatch, variable, value):
+def test_a_variable_that_opentelemetry_refuses_is_ignored_and_said(monkeypatch, caplog, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=rf"{variable} holds what OpenTelemetry refuses: .*{value}"):
-        build_provider(Settings())
+    provider, processor = build_provider(Settings())
+    (line,) = caplog.messages
+    assert line.startswith(f"{variable} holds '{value}', which is ignored; it takes ")
+    processor.shutdown_seconds = 0
+    provider.shutdown()
 
 
 def test_the_resource_holds_the_service_and_the_standard_attributes(monkeypatch):
@@ -192,6 +201,19 @@ def test_an_answer_without_an_end_is_not_read(answer, collector, monkeypatch):
     assert response.status_code == 200
     assert collector.hung_up.wait(30)
     assert collector.drops < DROPS
+
+
+def test_connecting_and_waiting_for_an_answer_have_one_time_together():
+    class Noting(HTTPAdapter):
+        def send(self, request, **options):
+            self.options = options
+            raise ConnectionError
+
+    with BoundedSession() as session:
+        session.mount("http://", noting := Noting())
+        with pytest.raises(ConnectionError):
+            session.request("POST", "http://127.0.0.1:9", timeout=3)
+    assert noting.options["timeout"].total == 3
 
 
 def test_a_short_answer_keeps_the_connection(collector):

@@ -191,12 +191,13 @@ OTLP, METRICS, TRACES = (f"OTEL_EXPORTER_OTLP_{each}" for each in ("ENDPOINT", "
     [
         ({}, {}, None),
         ({}, {"endpoint": "c:1"}, "http://c:1"),
-        ({OTLP: "c:1"}, {}, "http://c:1"),
+        ({OTLP: "c:1"}, {}, "https://c:1"),
+        ({OTLP: "c:1", "OTEL_EXPORTER_OTLP_INSECURE": "True"}, {}, "http://c:1"),
         ({OTLP: "c:1", "OTEL_EXPORTER_OTLP_METRICS_INSECURE": "false"}, {}, "https://c:1"),
-        ({OTLP: "c:1", TRACES: "t:1"}, {}, "http://c:1"),
+        ({OTLP: "c:1", TRACES: "t:1"}, {}, "https://c:1"),
         ({TRACES: "t:1"}, {}, None),
         ({OTLP: "c:1", TRACES: "t:1"}, {"endpoint": "own:1"}, "http://own:1"),
-        ({OTLP: "c:1", METRICS: "m:1"}, {"endpoint": "own:1"}, "http://m:1"),
+        ({OTLP: "c:1", METRICS: "m:1"}, {"endpoint": "own:1"}, "https://m:1"),
         ({METRICS: "no url"}, {"endpoint": "own:1"}, "http://own:1"),
         ({OTLP: "c:1"}, {"exporter": "otlp-http"}, "http://c:1/v1/metrics"),
         ({OTLP: "http://c:1/base/"}, {"exporter": "otlp-http"}, "http://c:1/base/v1/metrics"),
@@ -237,12 +238,12 @@ def test_metrics_go_by_the_protocol_of_spans_unless_theirs_says_otherwise(
 
 
 def test_values_that_are_not_known_are_said(monkeypatch, caplog):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/xml")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "no url")
     assert metrics_over_http("otlp") is False
     assert metrics_endpoint("otlp", None, http=False) is None
     assert [message.partition(";")[0] for message in caplog.messages] == [
-        "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL holds 'http/json', which is ignored",
+        "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL holds 'http/xml', which is ignored",
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT holds 'no url', which is ignored",
     ]
 

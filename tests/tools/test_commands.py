@@ -108,6 +108,23 @@ def test_the_switch_for_all_telemetry_is_printed_too(monkeypatch, capsys):
         assert (entry["variable"], entry["value"], entry["from"]) == ("OTEL_SDK_DISABLED", value, origin)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        (None, "", "10 seconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10", "10 seconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "7500", "7.5 seconds"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "100000", "60 seconds"),
+    ],
+)
+def test_the_time_that_an_export_may_take_is_printed_as_it_was_understood(monkeypatch, capsys, name, text, value):
+    if name is not None:
+        monkeypatch.setenv(name, text)
+    assert main(["settings"]) == 0
+    origin = f"from {name}" if name else "default"
+    assert f"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT={value}  ({origin})" in capsys.readouterr().out
+
+
 def test_settings_are_printed_with_their_value_and_where_it_comes_from(monkeypatch, capsys):
     monkeypatch.setenv("MESHMW_PROPAGATORS", "b3,tracecontext")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "checkout")

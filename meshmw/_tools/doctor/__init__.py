@@ -131,9 +131,14 @@ def _print_process(facts: ProcessFacts) -> None:
         ("sampler", facts.sampler or "-"),
         ("exporters", ", ".join(facts.exporters) or "-"),
         ("collector", f"{facts.collector} {facts.collector_fault or 'answers'}" if facts.collector else "-"),
+        ("export", _export_shown(facts) if facts.export_seconds else "-"),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())),
     ]
     print_table(["", ""], rows)
+
+
+def _export_shown(facts: ProcessFacts) -> str:
+    return f"{'with' if facts.collector_tls else 'without'} TLS, for {facts.export_seconds:g} seconds at most"
 
 
 def _print_proxy(proxy: ProxyConfig) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import socket
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,11 +16,12 @@ from opentelemetry import trace
 
 from meshmw._notices import quoted
 from meshmw._otel import exporters_of, parts_of
-from meshmw._telemetry.export import endpoint_of
+from meshmw._telemetry.export import endpoint_of, speaks_tls
+from meshmw._telemetry.remedies import remedy_for
 from meshmw._tools import JsonValue
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.propagator import MeshPropagator
-from meshmw.settings import Settings, sdk_disabled
+from meshmw.settings import Settings, export_seconds, sdk_disabled
 
 # The attributes in which applications and middleware keep what they wrap.
 _INNER: Final = ("app", "wsgi_app", "application", "_app", "wsgi", "asgi_app")
@@ -34,6 +36,9 @@ _PACKAGES: Final = (
     "opentelemetry-instrumentation-asgi",
     "opentelemetry-instrumentation-wsgi",
 )
+_PORTS: Final = {"https": 443, "http": 80}
+# How long a connection to the collector may take.
+_SECONDS: Final = 3
 _INSTRUMENTORS: Final = {
     "httpx": ("opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor"),
     "fastapi": ("opentelemetry.instrumentation.fastapi", "FastAPIInstrumentor"),
@@ -87,6 +92,8 @@ class ProcessFacts(JsonValue):
         versions: Versions by package.
         collector: The collector's `host:port`; empty where there is none to reach.
         collector_fault: Why it cannot be reached; empty if it can.
+        collector_tls: Whether the exporter speaks TLS to it.
+        export_seconds: The seconds that one export of spans may take.
     """
 
     target: str = ""
@@ -107,6 +114,8 @@ class ProcessFacts(JsonValue):
     versions: dict[str, str] = field(default_factory=dict)
     collector: str = ""
     collector_fault: str = ""
+    collector_tls: bool = False
+    export_seconds: float = 0.0
 
     @property
     def where(self) -> str:
@@ -134,6 +143,7 @@ def look_at_process(target: str = "", app: Any = None, *, connect: bool = True) 
         versions=_installed_versions(),
         collector=collector,
         collector_fault=collector_fault,
+        **_look_at_exporter(None if disabled else settings),
         **_look_at_propagator(),
         **_look_at_provider(),
     )
@@ -241,16 +251,58 @@ def _installed_versions() -> dict[str, str]:
     return found
 
 
+def _look_at_exporter(settings: Settings | None) -> dict[str, Any]:
+    endpoint = endpoint_of(settings) if settings is not None else None
+    if settings is None or endpoint is None:
+        return {}
+    seconds = export_seconds("TRACES", http=settings.exporter == "otlp-http")
+    return {"collector_tls": speaks_tls(endpoint, "TRACES"), "export_seconds": seconds}
+
+
 def _try_collector(settings: Settings | None) -> tuple[str, str]:
     """Return the collector's address, and why it cannot be reached."""
     endpoint = endpoint_of(settings) if settings is not None else None
     if endpoint is None:
         return "", ""
-    parts = urlsplit(endpoint)
-    port = parts.port or {"https": 443, "http": 80}[parts.scheme]
-    address = f"{parts.hostname}:{port}"
+    address, connect = _way_to(endpoint)
     try:
-        with socket.create_connection((parts.hostname or "", port), timeout=3):
-            return address, ""
+        with connect() as connection:
+            return address, _fault_of_handshake(connection, endpoint) if speaks_tls(endpoint, "TRACES") else ""
     except OSError as error:
         return address, str(error.strerror or error)
+
+
+def _way_to(endpoint: str) -> tuple[str, Callable[[], socket.socket]]:
+    """Return what to call a collector's address, and a function that connects to it."""
+    scheme, _, rest = endpoint.partition(":")
+    if scheme == "unix":
+        path = rest.removeprefix("//")
+        return path, lambda: _connect_to_file(path)
+    # gRPC's own addresses, such as `dns:///host:4317`, end in host and port.
+    is_url = scheme in _PORTS
+    parts = urlsplit(endpoint if is_url else f"//{rest.rpartition('/')[2].partition(',')[0]}")
+    host, port = parts.hostname or "", parts.port or _PORTS.get(scheme, 443)
+    return f"{host}:{port}", lambda: socket.create_connection((host, port), _SECONDS)
+
+
+def _connect_to_file(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_SECONDS)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _fault_of_handshake(connection: socket.socket, endpoint: str) -> str:
+    """Return why a collector does not speak TLS; whether its certificate is trusted is the exporter's to say."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with context.wrap_socket(connection, server_hostname=urlsplit(endpoint).hostname):
+            return ""
+    except ssl.SSLError as error:
+        return remedy_for(endpoint, f"handshake: {error}") or str(error)
