@@ -9,14 +9,18 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
+from meshmw._telemetry.console import TreeSpanExporter
 from meshmw.errors import IncompatibleExporterError, MissingExtraError
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
 
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
+
+_NO_SPANS: Final = "MESHMW_EXPORTER=none"
+NO_METRICS: Final = "MESHMW_METRICS=none"
 
 # gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
 # spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
@@ -48,7 +52,7 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
     """
     endpoint = endpoint_of(settings)
     if settings.exporter == "console":
-        return ConsoleSpanExporter(out=sys.stdout)
+        return TreeSpanExporter()
     if endpoint is None:
         return None
     if settings.exporter == "otlp-http":
@@ -73,21 +77,21 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
 
 
 def _spans_over_grpc(endpoint: str) -> SpanExporter:
-    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp", _NO_SPANS):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     _warn_under_gevent()
     return OTLPSpanExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
 
 
 def _metrics_over_grpc(endpoint: str) -> MetricExporter:
-    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp", NO_METRICS):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     _warn_under_gevent()
     return OTLPMetricExporter(endpoint=endpoint, insecure=_is_insecure(endpoint), channel_options=_RECONNECTING)
 
 
 def _spans_over_http(endpoint: str) -> SpanExporter:
-    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp", _NO_SPANS):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from meshmw._telemetry.http_session import session_for
 
@@ -95,7 +99,7 @@ def _spans_over_http(endpoint: str) -> SpanExporter:
 
 
 def _metrics_over_http(endpoint: str) -> MetricExporter:
-    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp", NO_METRICS):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from meshmw._telemetry.http_session import session_for
 
@@ -103,8 +107,8 @@ def _metrics_over_http(endpoint: str) -> MetricExporter:
 
 
 @contextmanager
-def importing(package: str, what: str, extra: str) -> Iterator[None]:
-    """Import an exporter in the block, and say what is wrong where that fails.
+def importing(package: str, what: str, extra: str, instead: str) -> Iterator[None]:
+    """Import an exporter in the block, and say what is wrong where that fails, and what to set to do without it.
 
     Raises:
         MissingExtraError: *package*, or one that the extra brings with it, is not installed.
@@ -117,7 +121,8 @@ def importing(package: str, what: str, extra: str) -> Iterator[None]:
         is_own = f"{package}.".startswith(f"{absent}.") or absent.startswith(package)
         # The SDK is there: what is missing of it is not of its release.
         if absent and (is_own or not absent.startswith("opentelemetry.")):
-            raise MissingExtraError(what, extra) from error
+            # Of interest is which package is missing, and not where it was asked for.
+            raise MissingExtraError(what, extra, instead) from None
         raise IncompatibleExporterError(what, extra, escaped(f"{type(error).__name__}: {error}", 200)) from error
 
 
