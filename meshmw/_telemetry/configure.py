@@ -226,7 +226,7 @@ def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
     )
     if own and service.startswith(_UNNAMED) and settings.exporter != "none":
         LOGGER.warning(
-            "this service has no name, and its spans say %s: set MESHMW_SERVICE_NAME=my-service, or OTEL_SERVICE_NAME",
+            "this service has no name, and its spans say %s: set MESHMW_SERVICE_NAME=my-service",
             escaped(service),
             extra=once_in_tree("unnamed"),
         )

@@ -177,7 +177,7 @@ class TestServiceWithoutAName:
         (line,) = run("configure()", MESHMW_SERVICE_NAME="", MESHMW_EXPORTER="console")[1:]
         assert re.fullmatch(
             rf"{FORM}\[WARNING\] meshmw: this service has no name, and its spans say unknown_service\S*: "
-            "set MESHMW_SERVICE_NAME=my-service, or OTEL_SERVICE_NAME",
+            "set MESHMW_SERVICE_NAME=my-service",
             line,
         )
 
