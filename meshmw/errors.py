@@ -58,11 +58,13 @@ class SettingsError(MeshmwError, ValueError):
 
     Attributes:
         faults: One line for each fault: the variable, what it holds, what it takes.
+        names: The settings at fault, as arguments of `Settings`; empty where no single one is.
     """
 
-    def __init__(self, faults: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[str], names: Sequence[str] = ()) -> None:
         super().__init__(tuple(faults))
         self.faults = tuple(faults)
+        self.names = tuple(names)
 
     def __str__(self) -> str:
         return "meshmw cannot start with these settings:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
@@ -75,8 +77,9 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
         extra: The extra's name, as in `pip install 'meshmw[extra]'`.
     """
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed: run  pip install 'meshmw[{extra}]'")
+    def __init__(self, what: str, extra: str, instead: str = "") -> None:
+        other = f"  or set {instead}" if instead else ""
+        super().__init__(f"{what} is not installed: run  pip install 'meshmw[{extra}]'{other}")
         self.extra = extra
 
 

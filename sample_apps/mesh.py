@@ -45,20 +45,21 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def start_mesh(*, bare: bool, port: int, say: Callable[[str], None]) -> Iterator[Mesh]:
+def start_mesh(*, flavour: str, port: int, say: Callable[[str], None]) -> Iterator[Mesh]:
     """Start everything and stop it whatever happens in the block.
 
     Args:
-        bare: Run the services that do not use meshmw.
+        flavour: Which services run: empty for those that use meshmw, `_contrib`, or `_bare` for those that use neither.
         port: The edge's port, or 0 for any free one.
         say: Is told of each step.
     """
+    bare = flavour == "_bare"
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sample-apps-", ignore_cleanup_errors=True)))
         receiver = stack.enter_context(OtlpReceiver())
         # Each proxy needs the port of what lies behind it, so they start from the inside out.
         brokers = {} if bare else start_brokers(stack, logs, say)
-        services = Services(receiver.grpc_endpoint, "_bare" if bare else "", logs, brokers)
+        services = Services(receiver.grpc_endpoint, flavour, logs, brokers)
         stack.callback(services.stop)
         say("starting inventory-service (Flask) and its Envoy sidecar")
         inventory_port = services.start_inventory()
@@ -145,7 +146,7 @@ class Services:
 
     def start_pricing(self) -> int:
         port = free_port()
-        self._start("pricing-service", port, {"PRICING_PORT": str(port)}, "sample_apps.pricing")
+        self._start("pricing-service", port, {"PRICING_PORT": str(port)}, f"sample_apps.pricing{self.flavour}")
         return port
 
     def start_checkout(self, port: int, inventory_url: str, pricing_target: str) -> None:
@@ -155,7 +156,7 @@ class Services:
         self._start("checkout-service", port, settings, *server)
 
     def start_worker(self, inventory_url: str) -> None:
-        self._start("order-worker", None, {"INVENTORY_URL": inventory_url}, "sample_apps.worker")
+        self._start("order-worker", None, {"INVENTORY_URL": inventory_url}, f"sample_apps.worker{self.flavour}")
 
     def _start(self, name: str, port: int | None, settings: dict[str, str], *module: str) -> None:
         environment = self.environment | settings

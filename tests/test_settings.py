@@ -193,6 +193,7 @@ class TestValues:
             "batching": "moderate",
             "metrics": "none",
             "warn_window": 60.0,
+            "show_log": True,
         }
 
     @pytest.mark.parametrize(

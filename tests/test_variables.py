@@ -439,7 +439,7 @@ class TestProvidersThatVariablesName:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.endswith(f"{name} holds 'absent', which is ignored: no such provider is installed\n")
+        assert f"{name} holds 'absent', which is ignored: no such provider is installed\n" in done.stderr
 
 
 class TestContextThatAVariableNames:
@@ -466,7 +466,8 @@ class TestContextThatAVariableNames:
     def run(self, program, value):
         done = subprocess.run(
             [sys.executable, "-c", program],
-            env=clean_environment() | {"OTEL_PYTHON_CONTEXT": value, "MESHMW_EXPORTER": "none"},
+            env=clean_environment()
+            | {"OTEL_PYTHON_CONTEXT": value, "MESHMW_EXPORTER": "none", "MESHMW_SHOW_LOG": "false"},
             capture_output=True,
             text=True,
             timeout=60,

@@ -21,6 +21,7 @@ from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._runtime import Runtime, install
 from meshmw._telemetry.export import shown_endpoint
 from meshmw._telemetry.handle import Telemetry, flush_at_process_end
+from meshmw._telemetry.log_output import once_in_tree, show_log
 from meshmw._telemetry.provider import baggage_attributes, build_meter_provider, build_provider, is_asked_for
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
@@ -37,6 +38,8 @@ from meshmw.settings import (
 )
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
+# What OpenTelemetry calls a service without a name, with the program's behind it.
+_UNNAMED: Final = "unknown_service"
 _KNOWN_METHODS: Final = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
 
 # What cannot be changed any more once there is a provider.
@@ -109,6 +112,8 @@ def configured() -> Telemetry | None:
 
 
 def _configure(settings: Settings) -> Telemetry:
+    if settings.show_log:
+        show_log()
     _import_propagate()
     from opentelemetry import propagate
 
@@ -217,13 +222,20 @@ def _copies_baggage(settings: Settings, provider: trace.TracerProvider) -> bool:
 
 def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -> None:
     resource = getattr(provider, "resource", None)
-    service = resource.attributes.get("service.name") if resource else settings.service_name
+    service = str((resource.attributes.get("service.name") if resource else settings.service_name) or _UNNAMED)
     own = whose == "own"
     LOGGER.info(
         "meshmw ready: propagator=MeshPropagator formats=%s service=%s exporter=%s endpoint=%s provider=%s",
         as_text(settings.propagators) or "none",
-        escaped(str(service or "unknown_service"), 255),
+        escaped(service, 255),
         settings.exporter if own else "-",
         (own and shown_endpoint(settings)) or "-",
         whose,
+        extra=once_in_tree(f"ready {service}"),
     )
+    if own and service.startswith(_UNNAMED) and settings.exporter != "none":
+        LOGGER.warning(
+            "this service has no name, and its spans say %s: set MESHMW_SERVICE_NAME=my-service",
+            escaped(service),
+            extra=once_in_tree("unnamed"),
+        )

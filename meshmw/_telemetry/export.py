@@ -10,10 +10,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
+from meshmw._telemetry.console import TreeSpanExporter
 from meshmw.errors import IncompatibleExporterError, MissingExtraError, SettingsError
 from meshmw.settings import (
     Held,
@@ -29,6 +30,9 @@ from meshmw.settings import (
 
 _TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
 _DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
+
+_NO_SPANS: Final = "MESHMW_EXPORTER=none"
+NO_METRICS: Final = "MESHMW_METRICS=none"
 
 # gRPC waits longer and longer between two attempts to connect, up to 2 minutes, and up to as long for an answer to one:
 # spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
@@ -61,7 +65,7 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
     """
     endpoint = endpoint_of(settings)
     if settings.exporter == "console":
-        return ConsoleSpanExporter(out=sys.stdout)
+        return TreeSpanExporter()
     if endpoint is None:
         return None
     if settings.exporter == "otlp-http":
@@ -95,7 +99,7 @@ def speaks_tls(endpoint: str, signal: Signal) -> bool:
 
 
 def _spans_over_grpc(endpoint: str) -> SpanExporter:
-    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp", _NO_SPANS):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     _warn_under_gevent()
     with _over_grpc(endpoint, "TRACES") as arguments:
@@ -103,7 +107,7 @@ def _spans_over_grpc(endpoint: str) -> SpanExporter:
 
 
 def _metrics_over_grpc(endpoint: str) -> MetricExporter:
-    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.grpc", "the OTLP exporter for gRPC", "otlp", NO_METRICS):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     _warn_under_gevent()
     with _over_grpc(endpoint, "METRICS") as arguments:
@@ -111,14 +115,14 @@ def _metrics_over_grpc(endpoint: str) -> MetricExporter:
 
 
 def _spans_over_http(endpoint: str) -> SpanExporter:
-    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp", _NO_SPANS):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     with _over_http(endpoint, "TRACES") as arguments:
         return OTLPSpanExporter(**arguments)
 
 
 def _metrics_over_http(endpoint: str) -> MetricExporter:
-    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp"):
+    with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp", NO_METRICS):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     with _over_http(endpoint, "METRICS") as arguments:
         return OTLPMetricExporter(**arguments)
@@ -197,8 +201,8 @@ def _provided(provider: Held, kind: type) -> Any:
 
 
 @contextmanager
-def importing(package: str, what: str, extra: str) -> Iterator[None]:
-    """Import an exporter in the block, and say what is wrong where that fails.
+def importing(package: str, what: str, extra: str, instead: str) -> Iterator[None]:
+    """Import an exporter in the block, and say what is wrong where that fails, and what to set to do without it.
 
     Raises:
         MissingExtraError: *package*, or one that the extra brings with it, is not installed.
@@ -211,7 +215,8 @@ def importing(package: str, what: str, extra: str) -> Iterator[None]:
         is_own = f"{package}.".startswith(f"{absent}.") or absent.startswith(package)
         # The SDK is there: what is missing of it is not of its release.
         if absent and (is_own or not absent.startswith("opentelemetry.")):
-            raise MissingExtraError(what, extra) from error
+            # Of interest is which package is missing, and not where it was asked for.
+            raise MissingExtraError(what, extra, instead) from None
         raise IncompatibleExporterError(what, extra, escaped(f"{type(error).__name__}: {error}", 200)) from error
 
 

@@ -17,7 +17,7 @@ from meshmw._otel import has_meter_provider, keep_resource_in_forks
 from meshmw._policy.words import MetricsExporter
 from meshmw._telemetry.batching import PromptBatchSpanProcessor, batching_of
 from meshmw._telemetry.collector import GuardedSpanExporter
-from meshmw._telemetry.export import build_exporter, importing, otlp_reader, shown_endpoint
+from meshmw._telemetry.export import NO_METRICS, build_exporter, importing, otlp_reader, shown_endpoint
 from meshmw._telemetry.resource import build_resource, known_attributes
 from meshmw._telemetry.span import BaggageAttributes, GuardedSpanProcessors, RemoteParentSampler, RouteRule
 from meshmw.errors import IncompatibleError, MeshmwError, SettingsError
@@ -172,7 +172,7 @@ def _warn_of_other_exporters(settings: Settings) -> None:
 
 
 def _prometheus_reader() -> MetricReader:
-    with importing("opentelemetry.exporter.prometheus", "the exporter for Prometheus", "prometheus"):
+    with importing("opentelemetry.exporter.prometheus", "the exporter for Prometheus", "prometheus", NO_METRICS):
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
     return PrometheusMetricReader()
 

@@ -36,7 +36,7 @@ from meshmw._tools.output import (
 )
 from meshmw._tools.verify.command import verify
 from meshmw._version import __version__
-from meshmw.errors import MeshmwError, MissingExtraError
+from meshmw.errors import MeshmwError, MissingExtraError, SettingsError
 from meshmw.settings import SettingDoc, Settings, as_text, export_seconds, is_set, sdk_disabled
 
 # The sample applications lie in the package in a wheel, and beside it in a checkout.
@@ -94,19 +94,43 @@ def run(arguments: list[str]) -> int:
 
 @as_command
 def settings(json: JsonOption = False) -> int:
-    """Print every setting, its value here, and where the value comes from."""
-    values, origins = Settings(), Settings.origins()
-    entries = [(doc, as_text(getattr(values, doc.name)), origins.get(doc.name)) for doc in Settings.documentation()]
+    """Print every setting, its value here, and where the value comes from.
+
+    Where some cannot be used, it prints the others, says why, and ends with 2.
+    """
+    values, unusable = _usable_settings()
+    names, origins = unusable.names if unusable else (), Settings.origins()
+    entries = [
+        (doc, "(cannot be used)" if doc.name in names else as_text(getattr(values, doc.name)), origins.get(doc.name))
+        for doc in Settings.documentation()
+    ]
     seconds = export_seconds("TRACES", http=values.exporter == "otlp-http")
     entries.append((_EXPORT_TIMEOUT, f"{seconds:g} seconds", _origin_of_timeout()))
     variable = _SDK_DISABLED.variable
     entries.append((_SDK_DISABLED, as_text(sdk_disabled()), variable if is_set(variable) else None))
     if json:
         print_json([_setting_json(*entry) for entry in entries])
-        return OK
-    for text in "\n\n".join(_setting_text(*entry) for entry in entries).split("\n"):
-        print_line(text)
+    else:
+        for text in "\n\n".join(_setting_text(*entry) for entry in entries).split("\n"):
+            print_line(text)
+    if unusable is not None:
+        raise unusable
     return OK
+
+
+def _usable_settings() -> tuple[Settings, SettingsError | None]:
+    """Return the settings of the environment, and what is wrong with those that are the default's instead.
+
+    Raises:
+        SettingsError: No single setting is at fault.
+    """
+    try:
+        return Settings(), None
+    except SettingsError as error:
+        if not error.names:
+            raise
+        fields = Settings.model_fields
+        return Settings(**{name: fields[name].default for name in error.names}), error
 
 
 # OpenTelemetry's own variable, which needs no setting beside it.
@@ -300,7 +324,10 @@ def demo(
         bool, typer.Option("--serve", help="Keep the mesh up until Ctrl-C, and print each new trace.")
     ] = False,
     without_meshmw: Annotated[
-        bool, typer.Option("--without-meshmw", help="Run the same services with OpenTelemetry alone.")
+        bool, typer.Option("--without-meshmw", help="Run the same services where nothing passes trace headers on.")
+    ] = False,
+    with_contrib: Annotated[
+        bool, typer.Option("--with-contrib", help="Run the same services with the OpenTelemetry contrib packages.")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The edge's port, 0 for any free one.")] = 0,
     report: ReportOption = None,
@@ -312,7 +339,9 @@ def demo(
     """
     if json and serve:
         raise CannotRunError("--json prints one request; --serve goes on")
-    flags = {"--serve": serve, "--without-meshmw": without_meshmw, "--json": json}
+    if without_meshmw and with_contrib:
+        raise CannotRunError("--without-meshmw and --with-contrib are two ways to run without it: choose one")
+    flags = {"--serve": serve, "--without-meshmw": without_meshmw, "--with-contrib": with_contrib, "--json": json}
     arguments = [*(flag for flag, is_given in flags.items() if is_given), f"--port={port}"]
     if report is not None:
         # The samples run in another folder than this process.

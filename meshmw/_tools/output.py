@@ -75,7 +75,9 @@ def as_command(function: Callable[P, int]) -> Callable[P, None]:
 
 
 def _print_error(error: Exception) -> None:
-    error_console().print(Text(f"meshmw: {shown(str(error).strip(), None)}"), soft_wrap=True)
+    # Settings that cannot be used are a line each.
+    text = "\n".join(shown(line, None) for line in str(error).strip().split("\n"))
+    error_console().print(Text(f"meshmw: {text}"), soft_wrap=True)
 
 
 def _silence_output() -> None:

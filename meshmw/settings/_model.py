@@ -47,7 +47,10 @@ class Settings(Fields):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise SettingsError(faults_of(error.errors(), fields, values, prefix)) from None
+                errors = error.errors()
+                at_fault = {str(each["loc"][0]) for each in errors if each["loc"]}
+                names = [name for name in fields if name in at_fault]
+                raise SettingsError(faults_of(errors, fields, values, prefix), names) from None
 
     @classmethod
     def settings_customise_sources(

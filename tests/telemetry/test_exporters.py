@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from requests.adapters import HTTPAdapter
 
+from meshmw._telemetry.console import TreeSpanExporter
 from meshmw._telemetry.export import build_exporter, endpoint_of, shown_endpoint
 from meshmw._telemetry.http_session import BoundedSession
 from meshmw._telemetry.provider import build_provider
@@ -44,7 +45,7 @@ def test_a_key_in_the_address_is_not_shown():
 
 
 @pytest.mark.parametrize(
-    ("exporter", "kind"), [("otlp", GrpcExporter), ("otlp-http", HttpExporter), ("console", ConsoleSpanExporter)]
+    ("exporter", "kind"), [("otlp", GrpcExporter), ("otlp-http", HttpExporter), ("console", TreeSpanExporter)]
 )
 def test_the_exporter_that_is_asked_for_is_built(exporter, kind):
     built = build_exporter(Settings(exporter=exporter))
@@ -139,7 +140,7 @@ def test_the_console_shows_each_span_at_once(capsys):
     provider, processor = build_provider(Settings(exporter="console"))
     assert isinstance(processor, SimpleSpanProcessor)
     provider.get_tracer("t").start_span("seen").end()
-    assert '"name": "seen"' in capsys.readouterr().out
+    assert "  seen " in capsys.readouterr().out
     provider.shutdown()
 
 

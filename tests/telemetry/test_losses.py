@@ -232,7 +232,8 @@ print(value("otel_bsp_queue_length"))
             OTEL_METRICS_EXPORTER="console,prometheus",
         )
         assert program.stdout == (
-            "the exporter for Prometheus is not installed: run  pip install 'meshmw[prometheus]' ProxyTracerProvider\n"
+            "the exporter for Prometheus is not installed: run  pip install 'meshmw[prometheus]'"
+            "  or set MESHMW_METRICS=none ProxyTracerProvider\n"
         )
 
 

@@ -156,7 +156,7 @@ def test_a_missing_exporter_names_the_extra_and_sets_nothing(run_program, protoc
     )
     what = "gRPC" if protocol == "grpc" else "HTTP"
     assert program.stdout == (
-        f"the OTLP exporter for {what} is not installed: run  pip install 'meshmw[otlp]' "
+        f"the OTLP exporter for {what} is not installed: run  pip install 'meshmw[otlp]'  or set MESHMW_METRICS=none "
         "ProxyTracerProvider _ProxyMeterProvider\n"
     )
 

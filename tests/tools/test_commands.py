@@ -544,6 +544,8 @@ def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch,
     monkeypatch.setattr("meshmw._tools.commands.SAMPLE_FOLDERS", (tmp_path,))
     assert main(["demo", "--without-meshmw", "--json"]) == 1
     assert capfd.readouterr().out == "--without-meshmw --json --port=0\n"
+    assert main(["demo", "--with-contrib"]) == 1
+    assert capfd.readouterr().out == "--with-contrib --port=0\n"
     assert main(["demo", "--port=8080", "--report=report.html"]) == 1
     assert capfd.readouterr().out == f"--port=8080 --report={tmp_path / 'report.html'}\n"
 
@@ -552,6 +554,8 @@ def test_the_demo_that_cannot_run_says_why(tmp_path, capsys):
     from meshmw._tools.commands import SAMPLE_FOLDERS, find_samples
     from meshmw._tools.output import CannotRunError
 
+    assert main(["demo", "--with-contrib", "--without-meshmw"]) == 2
+    assert "choose one" in capsys.readouterr().err
     assert main(["demo", "--json", "--serve"]) == 2
     assert "--json prints one request" in capsys.readouterr().err
     with pytest.raises(CannotRunError, match="are not where they should be"):

@@ -1,0 +1,186 @@
+"""Where log lines go: shown where nobody has set logging up, and left to the application where it has."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+NO_LOGGING = """
+import logging, os, sys
+from meshmw._telemetry.configure import configure
+from meshmw._notices import LOGGER
+"""
+FORM = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] "
+
+
+@pytest.fixture
+def run(run_program):
+    """Return a function that runs a program which sets no logging up, and returns what it wrote to standard error."""
+
+    def run(code, **variables):
+        variables = {"MESHMW_SERVICE_NAME": "shop", "MESHMW_EXPORTER": "none"} | variables
+        done = run_program(code, prelude=NO_LOGGING, **variables)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.splitlines()
+
+    return run
+
+
+def test_lines_are_shown_with_time_process_and_level(run):
+    ready, refused, again = run(
+        """
+        configure()
+        LOGGER.warning("traceparent refused (%s)", "length")
+        LOGGER.info("spans reach it again")
+        LOGGER.debug("nobody asked")
+        """
+    )
+    assert re.fullmatch(rf"{FORM}\[INFO\] meshmw ready: .*service=shop.*", ready)
+    assert re.fullmatch(rf"{FORM}\[WARNING\] meshmw: traceparent refused \(length\)", refused)
+    assert re.fullmatch(rf"{FORM}\[INFO\] meshmw: spans reach it again", again)
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_logging_that_the_application_sets_up_decides(run, level, is_first):
+    lines = run(
+        """
+        def setup(): logging.basicConfig(level=os.environ["LEVEL"], format="mine %(levelname)s %(message)s")
+        if os.environ["FIRST"]: setup()
+        configure()
+        if not os.environ["FIRST"]: setup()
+        LOGGER.info("later")
+        LOGGER.warning("warned")
+        """,
+        LEVEL=level,
+        FIRST="yes" if is_first else "",
+    )
+    mine = [line for line in lines if line.startswith("mine ")]
+    assert mine[-1] == "mine WARNING warned"
+    assert ("mine INFO later" in mine) is (level == "INFO")
+    assert ("mine INFO meshmw ready" in " ".join(mine)) is (level == "INFO" and is_first)
+    # What came before the application spoke was shown as where it says nothing.
+    assert len(lines) - len(mine) == (0 if is_first else 1)
+
+
+def test_a_handler_or_a_level_of_its_own_decides_too(run):
+    lines = run(
+        """
+        LOGGER.setLevel(logging.WARNING)
+        configure()
+        LOGGER.info("hidden")
+        LOGGER.warning("shown")
+        mine = logging.StreamHandler()
+        mine.setFormatter(logging.Formatter("mine %(message)s"))
+        LOGGER.addHandler(mine)
+        LOGGER.warning("taken over")
+        """
+    )
+    assert [line.rpartition("] ")[2] for line in lines] == ["meshmw: shown", "mine taken over"]
+
+
+def test_it_can_be_switched_off(run):
+    lines = run("configure(); LOGGER.warning('as Python does by itself')", MESHMW_SHOW_LOG="false")
+    assert lines == ["as Python does by itself"]
+
+
+def test_lines_follow_standard_error_wherever_it_goes_and_whatever_it_is(run):
+    lines = run(
+        """
+        import io
+        configure()
+        sys.stderr = io.StringIO()
+        LOGGER.warning("elsewhere")
+        kept, sys.stderr = sys.stderr.getvalue(), None
+        LOGGER.warning("nowhere")
+        sys.stderr = sys.__stderr__
+        print("kept:", kept, end="", file=sys.stderr)
+        """
+    )
+    assert [line.rpartition("meshmw")[2] for line in lines[1:]] == [": elsewhere"]
+
+
+def test_a_servers_level_decides_what_it_writes(run):
+    lines = run(
+        """
+        server = logging.getLogger("uvicorn")
+        server.addHandler(logging.StreamHandler())
+        server.handlers[0].setLevel(logging.WARNING)
+        configure()
+        LOGGER.warning("warned")
+        """
+    )
+    assert lines == ["meshmw: warned"]
+
+
+def test_a_second_call_adds_nothing(run):
+    lines = run(
+        """
+        from meshmw._telemetry.log_output import show_log
+        configure()
+        show_log()
+        print(len(LOGGER.handlers), file=sys.stderr)
+        """
+    )
+    assert lines[1:] == ["1"]
+
+
+class TestOnceATree:
+    def test_a_process_that_it_starts_does_not_say_it_again(self, run):
+        lines = run(
+            f"""
+            import subprocess
+            configure()
+            again = "from meshmw._telemetry.configure import configure; configure()"
+            for name in ("shop", "other"):
+                environment = os.environ | {{"MESHMW_SERVICE_NAME": name}}
+                subprocess.run([{sys.executable!r}, "-c", again], check=True, env=environment)
+            """
+        )
+        assert [re.search("service=([a-z]+)", line)[1] for line in lines] == ["shop", "other"]
+
+    def test_of_siblings_one_says_it(self, run):
+        lines = run(
+            f"""
+            import subprocess
+            again = "from meshmw._telemetry.configure import configure; configure(); print(flush=True); input()"
+            workers = [
+                subprocess.Popen([{sys.executable!r}, "-c", again], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                for _ in range(3)
+            ]
+            for worker in workers: worker.stdout.readline()
+            for worker in workers: worker.communicate(b"\\n")
+            """
+        )
+        assert len(lines) == 1
+
+    def test_where_no_name_can_be_taken_each_says_it(self, run):
+        lines = run("sys.platform = 'darwin'; configure()")
+        assert len(lines) == 1
+
+    def test_a_server_numbers_its_workers(self, run):
+        lines = run(
+            """
+            import multiprocessing
+            logging.getLogger("uvicorn").addHandler(logging.StreamHandler())
+            multiprocessing.current_process().name = "SpawnProcess-2"
+            configure()
+            """
+        )
+        assert lines == []
+
+
+class TestServiceWithoutAName:
+    def test_it_is_said_with_the_line_to_add(self, run):
+        (line,) = run("configure()", MESHMW_SERVICE_NAME="", MESHMW_EXPORTER="console")[1:]
+        assert re.fullmatch(
+            rf"{FORM}\[WARNING\] meshmw: this service has no name, and its spans say unknown_service\S*: "
+            "set MESHMW_SERVICE_NAME=my-service",
+            line,
+        )
+
+    @pytest.mark.parametrize("variables", [{"MESHMW_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])
+    def test_nothing_is_said_where_no_span_goes_out(self, run, variables):
+        assert len(run("configure()", MESHMW_SERVICE_NAME="", **variables)) == 1
