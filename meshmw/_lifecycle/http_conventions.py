@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -42,6 +43,9 @@ _MOST_SECRETS: Final = 32
 _SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
 # Too long, or with one of those, or perhaps with a URL that has a user's name and password.
 _NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
+# What stands before the user's part of a URL, and what ends it.
+_BEFORE_USER: Final = re.compile("://|%3[Aa]%2[Ff]%2[Ff]")
+_BEHIND_USER: Final = re.compile("@|%40")
 # A host name has 253 characters, and a port 5.
 _MOST_AUTHORITY: Final = 512
 
@@ -133,10 +137,10 @@ def is_short(method: str, status: int, lengths: Sequence[str], sent: int) -> boo
 def redact_query(query: str) -> str:
     """Return a query string with the values of well-known signatures and credentials replaced by `REDACTED`.
 
-    At most 2,048 characters and 32 such values are shown; the rest is cut off.
+    At most 2,048 characters, 32 such values, 32 URLs and 32 at signs are shown; the rest is cut off.
     """
     # Nearly every query may stay as it is, which one look tells.
-    return without_credentials(_redacted(query)) if _NOT_PLAIN.search(query) else query
+    return without_credentials(_cut_to_users(_redacted(query))) if _NOT_PLAIN.search(query) else query
 
 
 def _redacted(query: str) -> str:
@@ -151,6 +155,15 @@ def _redacted(query: str) -> str:
         parts += text[end : match.start(1)], "REDACTED"
         end = match.end()
     return "".join([*parts, text[end:]])[1:]
+
+
+def _cut_to_users(text: str) -> str:
+    """Return a text with at most 32 URLs, and at most 32 signs that may end a user's name and password."""
+    # What is kept of a user's part has its end: no such part holds another URL.
+    beyond = next(islice(_BEFORE_USER.finditer(text), _MOST_SECRETS, None), None)
+    text = text if beyond is None else text[: beyond.start()]
+    last = next(islice(_BEHIND_USER.finditer(text), _MOST_SECRETS - 1, None), None)
+    return text if last is None else text[: last.end()]
 
 
 def server_attributes(

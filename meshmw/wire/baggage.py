@@ -68,8 +68,8 @@ _NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\
 # How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
 _WINDOW: Final = 4
 # What is empty is skipped at once. Then comes a member, or else what is none; behind the last there may be nothing.
-_PART: Final = re.compile(rf"[ \t,]*+(?:{MEMBER.pattern}(?=,|\Z)|([^,]++))?+")
-_PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}({_VALUE})){_OWS}(?=,|\Z)|([^,]++))?+")
+_PART: Final = re.compile(rf"[ \t,]*+(?:{MEMBER.pattern}(?=,|\Z)|([^,]++))?")
+_PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}({_VALUE})){_OWS}(?=,|\Z)|([^,]++))?")
 # What is bad costs time too, and counts for no limit: after so many bad members no further one is looked at. A long one
 # counts once more for each so many characters.
 _MOST_BAD: Final = 16

@@ -135,6 +135,17 @@ def test_a_long_query_is_cut_and_so_is_one_with_many_secrets():
     assert semconv.redact_query(many) == "&".join(["sig=REDACTED"] * 32)
 
 
+def test_of_a_query_with_many_urls_or_at_signs_the_beginning_is_shown_without_credentials():
+    urls = "&".join(f"u=http://user{n}:s3cret@host" for n in range(60))
+    shown = semconv.redact_query(urls)
+    assert shown == "&".join(["u=http://REDACTED@host"] * 31) + "&u=http://REDACTED@"
+    encoded = semconv.redact_query(urls.replace("://", "%3A%2f%2F").replace("@", "%40"))
+    assert encoded.count("REDACTED") == 32
+    assert "s3cret" not in encoded
+    assert semconv.redact_query("a@b&" * 60) == "a@b&" * 31 + "a@"
+    assert semconv.redact_query("u=a://" * 60 + "@") == ("u=a://" * 32 + "u=a")
+
+
 def test_an_authority_longer_than_any_host_is_none():
     assert semconv.address_attributes("server", "a" * 513, "http") == {}
     assert semconv.address_attributes("server", "a" * 512, "http")["server.port"] == 80

@@ -41,6 +41,26 @@ def test_in_settings_a_text_lists_networks_and_an_empty_one_lists_none():
         Settings(trusted_peers=[""])
 
 
+@pytest.mark.parametrize(
+    ("xfcc", "expected"),
+    [
+        (f'Cert="{"a" * 15_000}";URI={ID}', ID),
+        (f"{'By=a;Hash=b,' * 300}By=a;URI={ID}", ID),
+        (f"{'By=a;' * 1_022}URI={ID}", ID),
+        (f"{'By=a;' * 1_024}URI={ID}", None),
+        (f'Subject="{chr(92)}"" * 3;URI={ID}', None),
+        (f'Subject="{(chr(92) + chr(34)) * 1_000}";URI={ID}', ID),
+        (f'Subject="{(chr(92) + chr(34)) * 1_025}";URI={ID}', None),
+        (f"{'URI=http://a;' * 15}URI={ID}", ID),
+        (f"{'URI=http://a;' * 16}URI={ID}", None),
+        (f'URI={ID};Subject="a,b;URI=spiffe://forged/a"', ID),
+        (f'Subject="a,URI=spiffe://forged/a",URI={ID}', ID),
+    ],
+)
+def test_a_client_certificate_header_is_read_within_limits(xfcc, expected):
+    assert spiffe_id(xfcc) == expected
+
+
 class TestCallable:
     @pytest.mark.parametrize("error", [ValueError("secret"), KeyError("x"), RecursionError(), AssertionError()])
     def test_one_that_raises_means_restart_and_is_told_once(self, caplog, error):
