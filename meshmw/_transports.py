@@ -71,12 +71,17 @@ class OutboundCalls:
         operation = begin_client(
             request.method, lambda: _attributes(request) | resent, self._tracer or _runtime.tracer(), lines.raw
         )
-        carrying = self._copy(request)
-        carrying.headers = type(lines)(
-            propagator.replace_lines(
-                lines.raw, operation.context, host=url.host, method=request.method, target=url.raw_path
+        try:
+            carrying = self._copy(request)
+            carrying.headers = type(lines)(
+                propagator.replace_lines(
+                    lines.raw, operation.context, host=url.host, method=request.method, target=url.raw_path
+                )
             )
-        )
+        except BaseException as error:
+            operation.fail(error)
+            operation.end()
+            raise
         return operation, carrying
 
     def sending(self, operation: HttpOperation) -> Current:
