@@ -76,12 +76,17 @@ class OutboundCalls:
         tracer = self._tracer or _runtime.tracer()
         lines, url, resent = request.headers, request.url, _resent(request)
         operation = begin_client(request.method, lambda: _attributes(request) | resent, tracer, lines.raw)
-        carrying = self._copy(request)
-        carrying.headers = type(lines)(
-            propagator.replace_lines(
-                lines.raw, operation.context, host=url.host, method=request.method, target=url.raw_path
+        try:
+            carrying = self._copy(request)
+            carrying.headers = type(lines)(
+                propagator.replace_lines(
+                    lines.raw, operation.context, host=url.host, method=request.method, target=url.raw_path
+                )
             )
-        )
+        except BaseException as error:
+            operation.fail(error)
+            operation.end()
+            raise
         return operation, carrying
 
     def _sending(self, operation: HttpOperation) -> Current:

@@ -17,7 +17,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from meshmw import MeshPropagator, kafka
 from meshmw._lifecycle.messaging import messaging_span_name
 from meshmw.kafka import instrument
+from meshmw.kafka._clients import ConfluentConsumer
 from meshmw.kafka._headers import flattened, headers_of, record_attributes
+from meshmw.kafka._spans import KAFKA
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
@@ -336,3 +338,20 @@ def test_what_is_instrumented_can_be_copied_and_is_its_client_as_text(options):
     wrapped = instrument(Named(), **options)
     assert str(wrapped) == "<KafkaProducer client_id=7>"
     assert copy.copy(wrapped).__wrapped__ is wrapped.__wrapped__
+
+
+def test_what_stands_for_an_error_in_a_batch_is_no_record_of_it(exporter, propagator):
+    class Record(Message):
+        def set_headers(self, headers):
+            self._headers = headers
+
+    junk = [("traceparent", b"junk")]
+    fetched = [Record(junk), Record(junk, "gone")]
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    messaging = KAFKA.with_options({"tracer_provider": provider, "propagator": propagator})
+    consumer = ConfluentConsumer(SimpleNamespace(consume=lambda: fetched), messaging)
+    assert consumer.consume() is fetched
+    assert [record.headers() for record in fetched] == [[], junk]
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["messaging.batch.message_count"] == 1

@@ -213,8 +213,7 @@ def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
         return None, B3Fault("b3", reason, None if reason == "incomplete" else junk, is_fatal=True)
     state, hyphen, parent = text[ids.end() :].partition("-")
     if state not in _STATES:
-        junk = state if _PARENT.fullmatch(parent) else f"{state}{hyphen}{parent}"
-        return B3Context.parse(ids[1]), B3Fault("b3", reason, junk, ids[1])
+        return B3Context.parse(ids[1]), B3Fault("b3", reason, f"{state}{hyphen}{parent}", ids[1])
     rest = f"{ids[1]}-{state}"
     return B3Context.parse(rest), B3Fault("b3", reason, parent, rest)
 

@@ -93,7 +93,7 @@ def test_invalid_others_hide_no_valid_single_header():
 @pytest.mark.parametrize(
     ("text", "junk"),
     [
-        (f"{TRACE_ID}-{SPAN_ID}-x-{SPAN_ID}", "x"),
+        (f"{TRACE_ID}-{SPAN_ID}-x-{SPAN_ID}", f"x-{SPAN_ID}"),
         (f"{TRACE_ID}-{SPAN_ID}-x-y-{SPAN_ID}", f"x-y-{SPAN_ID}"),
         (f"{TRACE_ID}-{SPAN_ID}-1-y", "y"),
         (f"{TRACE_ID.upper()}-{SPAN_ID}-1", TRACE_ID.upper()),
@@ -104,7 +104,7 @@ def test_invalid_others_hide_no_valid_single_header():
         ("banana", "banana"),
     ],
 )
-def test_what_is_told_of_a_single_header_is_what_is_junk_and_no_good_id(text, junk):
+def test_what_is_told_of_a_single_header_is_what_is_left_out_and_no_good_id(text, junk):
     (fault,) = examine_b3({"b3": text})[1]
     assert fault.junk == junk
 

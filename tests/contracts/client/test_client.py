@@ -143,6 +143,22 @@ def test_a_request_of_a_class_of_the_applications_own_goes_out_whole(in_memory, 
     assert "traceparent" not in request.headers
 
 
+def test_a_request_that_cannot_be_copied_raises_and_ends_the_span(in_memory):
+    caller = in_memory()
+
+    class Request(caller.library.Request):
+        def __copy__(self):
+            raise TypeError("there is one of it")
+
+    async def use(client):
+        await caller_result(client.send(Request("GET", "http://shop.internal/")))
+
+    with pytest.raises(TypeError, match="there is one of it"):
+        caller.run(use)
+    assert caller.span.attributes["error.type"] == "TypeError"
+    assert caller.got == []
+
+
 def test_a_request_that_is_sent_twice_and_changed_by_the_transport_stays_the_callers(in_memory):
     """A copy of a copy must not be the caller's, and each sending has headers of its own."""
     caller = in_memory()
