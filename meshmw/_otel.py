@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Final
 
 import opentelemetry.context
@@ -55,6 +56,8 @@ EXPORTER_LOGGERS: Final = (
 )
 
 
+# Above the size of every span.
+UNKNOWN: Final = sys.maxsize
 # What a span holds of these is as long as it says.
 _SIMPLE: Final = frozenset({str, int, float, bool, bytes})
 # Members of a tracestate, of 513 characters each at most.
@@ -245,8 +248,8 @@ def announce_ending(processor: object, span: object) -> None:
         tell(span)
 
 
-def plain_size(span: Any) -> int | None:
-    """Return the bytes that a span of the SDK holds, or None where it holds more than a few simple attributes.
+def plain_size(span: Any) -> int:
+    """Return the bytes that a span of the SDK holds, or `UNKNOWN` where it holds more than a few simple attributes.
 
     It looks behind the names that the SDK calls private, because its public ones copy all first, for every span. Where
     one of these names is gone, no span looks simple.
@@ -254,13 +257,14 @@ def plain_size(span: Any) -> int | None:
     try:
         attributes = span._attributes._dict
         values = attributes.values()
-        if span._events._dq or span._links._dq or len(span._context.trace_state._dict) > _FEW_MEMBERS:
-            return None
+        # The fifth item of a span context is its tracestate.
+        if span._events._dq or span._links._dq or len(span._context[4]._dict) > _FEW_MEMBERS:
+            return UNKNOWN
         if not _SIMPLE.issuperset(map(type, values)):
-            return None
-        return sum(map(sys.getsizeof, (*attributes, *values, span._name, span._status.description)))
-    except AttributeError:
-        return None
+            return UNKNOWN
+        return sum(map(getsizeof, (*attributes, *values, span._name, span._status._description)))
+    except (AttributeError, TypeError):
+        return UNKNOWN
 
 
 def overrides(processor: object, base: type, step: str = "_on_ending") -> bool:

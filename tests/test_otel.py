@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import os
+import threading
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -296,18 +297,20 @@ class TestSpanProcessors:
         with tracer.start_as_current_span("name") as span:
             span.add_event("event")
         short, long, *complicated = [_otel.plain_size(span) for span in ended.get_finished_spans()]
-        assert short is not None, "one of `_attributes._dict`, `_events._dq`, `_links._dq`, `_context`, `_name` is gone"
+        assert short < _otel.UNKNOWN, (
+            "one of `_attributes._dict`, `_events._dq`, `_links._dq`, `_context`, `_name` is gone"
+        )
         assert 100 < short < 400 < 3_000 < long < 3_400
-        assert complicated == [None] * 4
+        assert complicated == [_otel.UNKNOWN] * 4
 
     def test_what_is_no_span_of_the_sdk_is_not_simple(self):
-        assert _otel.plain_size(object()) is None
+        assert _otel.plain_size(object()) == _otel.UNKNOWN
 
     def test_what_exports_is_not_traced(self):
-        assert not _otel.is_suppressed(opentelemetry.context.get_current())
+        assert not _otel.is_suppressed(otel_context.get_current())
         with _otel.suppressed():
-            assert _otel.is_suppressed(opentelemetry.context.get_current())
-        assert not _otel.is_suppressed(opentelemetry.context.get_current())
+            assert _otel.is_suppressed(otel_context.get_current())
+        assert not _otel.is_suppressed(otel_context.get_current())
 
 
 TRANSIENT = "Transient error StatusCode.RESOURCE_EXHAUSTED encountered while exporting traces to c:1, retrying in {}s."
@@ -368,6 +371,22 @@ class TestMetricExporters:
         exporter = ConsoleMetricExporter(*_otel.preferences_of(object()))
         reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
         assert reader._instrument_class_temporality == InMemoryMetricReader()._instrument_class_temporality
+
+
+class TestMetricReaders:
+    def test_the_thread_and_the_lock_of_one_that_reads_periodically_are_known(self):
+        reader = PeriodicExportingMetricReader(ConsoleMetricExporter(), export_interval_millis=3_600_000)
+        message = "a reader has no `_daemon_thread` or `_export_lock` any more"
+        assert isinstance(_otel.ticker_of(reader), threading.Thread), message
+        reader._export_lock.acquire()
+        _otel.renew_export_lock(reader)
+        assert reader._export_lock.acquire(blocking=False), message
+        reader._export_lock.release()
+        reader.shutdown()
+
+    def test_without_these_names_nothing_is_done(self):
+        assert _otel.ticker_of(object()) is None
+        _otel.renew_export_lock(None)
 
 
 class Counting:

@@ -126,6 +126,8 @@ class PromptBatchSpanProcessor(SpanProcessor):
         self.collector = self.span_exporter = exporter
         self.shutdown_seconds = 5.0
         self.queue_capacity = batching.queue
+        # None of these is free after the end.
+        self._places = batching.queue
         self._batch = batching.batch
         self._throttle = Throttle(warn_window)
         self._dropped_full = Tally()
@@ -168,10 +170,10 @@ class PromptBatchSpanProcessor(SpanProcessor):
             # Forked by a server that tells Python nothing of it, such as uWSGI.
             self.renew()
         waiting = len(self._queue)
-        if self._ended:
-            self._dropped_ended.add(1)
-            return
-        if waiting >= self.queue_capacity:
+        if waiting >= self._places:
+            if self._ended:
+                self._dropped_ended.add(1)
+                return
             self._drop_oldest()
         if isinstance(span, BoundedSpan):
             span = self._fitting(span)
@@ -249,7 +251,7 @@ class PromptBatchSpanProcessor(SpanProcessor):
         """Export what is queued for at most `shutdown_seconds`, then cut off the export that is under way."""
         self.collector.hurry()
         if not self._ended:
-            self._ended = True
+            self._ended, self._places = True, 0
             self._worker.end(min(self.shutdown_seconds, 1.0) if self.collector.failing else self.shutdown_seconds)
             self._is_cut_off = True
             self.collector.shutdown()
@@ -263,7 +265,7 @@ def _renew(processor: PromptBatchSpanProcessor | None) -> None:
 
 
 def _size(span: ReadableSpan) -> int:
-    return span.size if isinstance(span, BoundedSpan) else plain_size(span) or FAIR_BYTES
+    return span.size if isinstance(span, BoundedSpan) else min(plain_size(span), FAIR_BYTES)
 
 
 def _large(span: BoundedSpan) -> int:

@@ -202,8 +202,7 @@ class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Tell every processor that a span has ended; what they see of it is bounded."""
-        size = plain_size(span)
-        if size is None or size > FAIR_BYTES:
+        if plain_size(span) > FAIR_BYTES:
             # What cannot be copied, such as a text of a class with rules of its own, passes as it is.
             with contextlib.suppress(Exception):
                 span = BoundedSpan(span, self._bounds)
