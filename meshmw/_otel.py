@@ -44,6 +44,8 @@ _CONTRIB_SERVERS: Final = tuple(f"opentelemetry.instrumentation.{name}" for name
 
 # The SDK's encoder says of every attribute that it cannot encode so, with a traceback, and sends the span without it.
 ENCODER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
+# The SDK says here of every single attribute that it cuts or drops.
+ATTRIBUTES_LOGGER: Final = "opentelemetry.attributes"
 # The loggers of the exporters and of what they are made of. A logger that is gone mutes nothing, and hurts nobody.
 EXPORTER_LOGGERS: Final = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",

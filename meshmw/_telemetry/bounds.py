@@ -7,6 +7,7 @@ text takes up to twice as many on its way to the collector.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from sys import getsizeof
 from typing import Any, Final, NamedTuple, TypeVar
@@ -15,6 +16,9 @@ from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, SpanContext, Status
+
+from meshmw._notices import Throttle
+from meshmw._otel import ATTRIBUTES_LOGGER
 
 T = TypeVar("T")
 B = TypeVar("B", str, bytes)
@@ -63,6 +67,30 @@ def limits_of_spans() -> tuple[SpanLimits, Bounds]:
         max_attribute_length=_LONGEST_TEXT,
         max_span_attribute_length=SpanLimits.UNSET if of_spans is None else of_spans,
     ), bounds._replace(text=max(text, _LONGEST_TEXT))
+
+
+class _Repeats(logging.Filter):
+    """Lets each kind of line out once in a window: a stranger chooses how often an attribute is too long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.throttle = Throttle()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.throttle.opens(record.msg) is not None
+
+
+_REPEATS: Final = _Repeats()
+
+
+def hold_back_repeats(warn_window: float) -> None:
+    """Have the SDK say once in a window, and not every time, that it cuts or drops attributes.
+
+    Args:
+        warn_window: Seconds between two such lines.
+    """
+    _REPEATS.throttle = Throttle(warn_window)
+    logging.getLogger(ATTRIBUTES_LOGGER).addFilter(_REPEATS)
 
 
 class BoundedSpan(ReadableSpan):

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, ClassVar, Final, TypeVar
 
 from opentelemetry.sdk.metrics.export import (
@@ -96,9 +97,11 @@ class Reachability:
     def _keep_reason(self, record: logging.LogRecord) -> bool:
         # The exporters log one line for each attempt that failed, in the thread that exports.
         message = record.getMessage()
+        is_first = not self._reason
         self._reason = self._reason or message
-        if is_too_large(message):
-            # The exporter would send the same again, for ten seconds.
+        # Not where the collector has asked to wait, with the same code. The exporter would send the same again, for ten
+        # seconds.
+        if is_first and is_too_large(message):
             self._is_too_large = True
             raise _TooLargeError
         return False
@@ -210,7 +213,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         if not middle:
             self._lose(len(spans))
             return []
-        self._refused(f"{len(spans)} spans", "are sent in halves")
+        self._refused(f"a batch of {len(spans)} spans", "is sent in halves")
         # The first one is the next.
         return [spans[middle:], spans[:middle]]
 
@@ -218,7 +221,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self.exports_failed += 1
         self.spans_lost += spans
         if self._is_too_large:
-            self._refused("a span" if spans == 1 else f"{spans} spans", self.meanwhile)
+            self._refused("a span" if spans == 1 else f"a batch of {spans} spans", "is dropped")
         else:
             self._failed(self._reason)
 
@@ -313,7 +316,8 @@ class CheckedMetricReader(PeriodicExportingMetricReader):
     def collect(self, timeout_millis: float = 10_000) -> None:  # type: ignore[misc]  # final in the SDK
         """Collect and send; whatever that raises ends no thread but the caller's."""
         try:
-            super().collect(timeout_millis)
+            # The SDK attaches to the context, and where an export is interrupted it does not detach.
+            copy_context().run(super().collect, timeout_millis)
         except BaseException as error:
             if threading.current_thread() is not ticker_of(self):
                 raise

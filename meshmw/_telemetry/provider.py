@@ -16,7 +16,7 @@ from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._otel import has_meter_provider, keep_resource_in_forks
 from meshmw._policy.words import MetricsExporter
 from meshmw._telemetry.batching import PromptBatchSpanProcessor, batching_of
-from meshmw._telemetry.bounds import limits_of_spans
+from meshmw._telemetry.bounds import hold_back_repeats, limits_of_spans
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.export import build_exporter, importing, otlp_reader, shown_endpoint
 from meshmw._telemetry.resource import build_resource, known_attributes
@@ -126,6 +126,7 @@ class UnflaggedIds(RandomIdGenerator):
 
 def _tracer_provider(settings: Settings) -> TracerProvider:
     limits, bounds = limits_of_spans()
+    hold_back_repeats(settings.warn_window)
     provider = TracerProvider(
         _sampler(settings),
         build_resource(settings),

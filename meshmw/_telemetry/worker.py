@@ -105,6 +105,6 @@ class Worker:
     def _warn(self, error: BaseException) -> None:
         if self._throttle.opens() is not None:
             LOGGER.warning(
-                "the thread that exports was to be ended by %s; it goes on, and what it was exporting is dropped",
+                "the thread that exports was to be ended by %s; it goes on, without what it was exporting",
                 escaped(repr(error), 200),
             )
