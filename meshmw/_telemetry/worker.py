@@ -1,13 +1,14 @@
 """The thread that exports, which nothing ends before its time: no exporter, no signal, no fork.
 
-Nobody else exports: whoever asks for a flush waits for this thread. So what an exporter raises reaches no caller, and
-what interrupts a caller, such as a KeyboardInterrupt, reaches no exporter.
+Nobody else exports: whoever asks for a flush waits for this thread, except under gevent. So what an exporter raises
+reaches no caller, and what interrupts a caller, such as a KeyboardInterrupt, reaches no exporter.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -48,6 +49,10 @@ class Worker:
 
     def flush(self, seconds: float) -> bool:
         """Let the thread export all, and say whether it did so within the time."""
+        if _is_greenlet():
+            # At a signal its hub waits for us, and runs no greenlet meanwhile.
+            self._work(True)
+            return True
         if not self._thread.is_alive():
             self._begin()
         done = threading.Event()
@@ -108,3 +113,9 @@ class Worker:
                 "the thread that exports was to be ended by %s; it goes on, without what it was exporting",
                 escaped(repr(error), 200),
             )
+
+
+def _is_greenlet() -> bool:
+    """Say whether what looks like a thread is one of gevent's greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))

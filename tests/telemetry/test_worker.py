@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import threading
@@ -109,6 +110,16 @@ def test_what_interrupts_a_flush_is_the_callers(pipeline, monkeypatch):
             processor.force_flush()
 
 
+def test_it_is_said_once_in_a_window(pipeline, caplog):
+    exporter = Exporter()
+    tracer, processor = pipeline(exporter)
+    for _ in range(3):
+        exporter.error = SystemExit(1)
+        tracer.start_span("lost").end()
+        processor.force_flush()
+    assert [message.partition(" ")[0] for message in caplog.messages] == ["spans", "the"]
+
+
 def kill(thread, error=SystemExit):
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
 
@@ -142,10 +153,10 @@ def deadly_log():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.usefixtures("deadly_log")
 def test_a_thread_that_is_killed_while_it_warns_is_followed_by_another(pipeline):
-    exporter = Exporter()
+    exporter = Exporter(SystemExit())
     tracer, processor = pipeline(exporter, delay=5)
     first = processor._worker._thread
-    kill(first)
+    tracer.start_span("lost").end()
     first.join(60)
     tracer.start_span("kept").end()
     wait_until(lambda: exporter.names)
@@ -376,3 +387,82 @@ def test_what_interrupts_a_flush_of_metrics_is_the_callers():
     with pytest.raises(KeyboardInterrupt):
         provider.force_flush()
     provider.shutdown()
+
+
+def test_a_greenlet_flushes_where_it_is_asked(monkeypatch):
+    """At a signal, gevent's hub waits for whoever flushes, and runs no other greenlet."""
+    threads = []
+    found = Worker(lambda everything: threads.append((everything, threading.current_thread())), 600, 60)
+    monkey = type("Monkey", (), {"is_module_patched": staticmethod(lambda name: name == "threading")})
+    with monkeypatch.context() as patched:
+        patched.setitem(worker.sys.modules, "gevent.monkey", monkey)
+        assert found.flush(60)
+    assert threads == [(True, threading.current_thread())]
+    found.end(60)
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+    """What the process calls after it forks, by what registered it."""
+    hooks = []
+    monkeypatch.setattr(os, "register_at_fork", lambda after_in_child, **_: hooks.append(after_in_child), raising=False)
+    return hooks
+
+
+class TestForks:
+    def test_a_child_begins_with_an_empty_queue_and_a_thread_of_its_own(self, pipeline, hooks):
+        exporter = Exporter()
+        tracer, processor = pipeline(exporter)
+        of_the_parent = processor._worker._thread, processor._worker._calls
+        tracer.start_span("of the parent").end()
+        for hook in hooks:
+            hook()
+        tracer.start_span("of the child").end()
+        assert processor.force_flush()
+        assert exporter.names == ["of the child"]
+        assert processor._worker._thread is not of_the_parent[0]
+        of_the_parent[1].put(None)
+
+    def test_it_does_so_too_where_nobody_tells_python(self, pipeline):
+        exporter = Exporter()
+        tracer, processor = pipeline(exporter)
+        calls = processor._worker._calls
+        tracer.start_span("of the parent").end()
+        processor._process += 1
+        tracer.start_span("of the child").end()
+        assert processor.force_flush()
+        assert exporter.names == ["of the child"]
+        calls.put(None)
+
+    def test_the_process_keeps_no_processor_that_is_gone(self, hooks, monkeypatch):
+        monkeypatch.setattr(batching, "Worker", lambda *_: None)
+        processor = PromptBatchSpanProcessor(GuardedSpanExporter(Exporter(), "http://c:1", 60), 60)
+        del processor
+        gc.collect()
+        for hook in hooks:
+            hook()
+
+    def test_after_the_end_no_thread_is_started(self, pipeline, hooks):
+        _, processor = pipeline(Exporter())
+        processor.shutdown()
+        for hook in hooks:
+            hook()
+        assert not processor._worker._thread.is_alive()
+
+    def test_metrics_of_a_child_do_not_wait_for_a_thread_of_its_parents(self, hooks):
+        exporter = Metrics(None)
+        provider = read_by(exporter, 3_600_000)
+        (reader,) = provider._metric_readers
+        reader._export_lock.acquire()
+        for hook in hooks:
+            hook()
+        assert provider.force_flush()
+        assert exporter.exports == 1
+        provider.shutdown()
+
+    def test_where_no_process_forks_there_is_nothing_to_do(self, pipeline, monkeypatch):
+        monkeypatch.delattr(os, "register_at_fork")
+        tracer, processor = pipeline(Exporter())
+        tracer.start_span("s").end()
+        assert processor.force_flush()
+        read_by(Metrics(None), 3_600_000).shutdown()
