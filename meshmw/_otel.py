@@ -62,6 +62,8 @@ EXPORTER_LOGGERS: Final = (
 UNKNOWN: Final = sys.maxsize
 # What a span holds of these is as long as it says.
 _SIMPLE: Final = frozenset({str, int, float, bool, bytes})
+# An event or a link beside what it says.
+_ITEM_BYTES: Final = 256
 # Members of a tracestate, of 513 characters each at most.
 _FEW_MEMBERS: Final = 3
 
@@ -251,7 +253,7 @@ def announce_ending(processor: object, span: object) -> None:
 
 
 def plain_size(span: Any) -> int:
-    """Return the bytes that a span of the SDK holds, or `UNKNOWN` where it holds more than a few simple attributes.
+    """Return the bytes that a span of the SDK holds, or `UNKNOWN` and above where not all that it holds is simple.
 
     It looks behind the names that the SDK calls private, because its public ones copy all first, for every span. Where
     one of these names is gone, no span looks simple.
@@ -260,13 +262,23 @@ def plain_size(span: Any) -> int:
         attributes = span._attributes._dict
         values = attributes.values()
         # The fifth item of a span context is its tracestate.
-        if span._events._dq or span._links._dq or len(span._context[4]._dict) > _FEW_MEMBERS:
+        if len(span._context[4]._dict) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
             return UNKNOWN
-        if not _SIMPLE.issuperset(map(type, values)):
-            return UNKNOWN
-        return sum(map(getsizeof, (*attributes, *values, span._name, span._status._description)))
+        size = sum(map(getsizeof, (*attributes, *values, span._name, span._status._description)))
+        if span._events._dq or span._links._dq:
+            return size + sum(map(_item_size, (*span._events._dq, *span._links._dq)))
+        return size
     except (AttributeError, TypeError):
         return UNKNOWN
+
+
+def _item_size(item: Any) -> int:
+    attributes = item._attributes._dict
+    values = attributes.values()
+    state = item.context.trace_state if isinstance(item, trace.Link) else ()
+    if len(state) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
+        return UNKNOWN
+    return _ITEM_BYTES + sum(map(getsizeof, (*attributes, *values, getattr(item, "name", None))))
 
 
 def overrides(processor: object, base: type, step: str = "_on_ending") -> bool:

@@ -291,15 +291,19 @@ class TestSpanProcessors:
         tracer = provider.get_tracer("t")
         tracer.start_span("name", attributes={"key": "value", "n": 1}).end()
         tracer.start_span("name" * 250, attributes={"k" * 1_000: "v" * 1_000}).end()
-        for more in ({"attributes": {"key": ("a", "b")}}, {"links": [trace.Link(LONG_STATE)]}):
+        with tracer.start_as_current_span(
+            "name", links=[trace.Link(SPAN.get_span_context(), {"key": "v" * 500})]
+        ) as span:
+            span.add_event("e" * 500, {"key": "v" * 500})
+        link = trace.Link(SPAN.get_span_context(), {"key": ("a", "b")})
+        for more in ({"attributes": {"key": ("a", "b")}}, {"links": [trace.Link(LONG_STATE)]}, {"links": [link]}):
             tracer.start_span("name", **more).end()
         tracer.start_span("name", trace.set_span_in_context(trace.NonRecordingSpan(LONG_STATE))).end()
-        with tracer.start_as_current_span("name") as span:
-            span.add_event("event")
-        short, long, *complicated = [_otel.plain_size(span) for span in ended.get_finished_spans()]
+        short, long, with_items, *complicated = [_otel.plain_size(span) for span in ended.get_finished_spans()]
         assert short < _otel.UNKNOWN, "one of `_attributes._dict`, `_events._dq`, `_links._dq`, `_name` is gone"
         assert 100 < short < 400 < 3_000 < long < 3_400
-        assert complicated == [_otel.UNKNOWN] * 4
+        assert 2_000 < with_items < 3_000
+        assert [each >= _otel.UNKNOWN for each in complicated] == [True] * 4
 
     def test_what_is_no_span_of_the_sdk_is_not_simple(self):
         assert _otel.plain_size(object()) == _otel.UNKNOWN
