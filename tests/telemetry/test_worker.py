@@ -11,15 +11,13 @@ import threading
 import time
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._telemetry import batching, worker
 from meshmw._telemetry.batching import Batching, PromptBatchSpanProcessor
 from meshmw._telemetry.bounds import FAIR_BYTES
-from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter, GuardedSpanExporter
+from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.span import GuardedSpanProcessors
 from meshmw._telemetry.worker import Worker
 
@@ -330,65 +328,6 @@ class TestBytes:
         assert processor.queue_length == 0
 
 
-class Metrics(MetricExporter):
-    """Raises what it is told, once, and counts later exports."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.error, self.exports = error, 0
-
-    def export(self, metrics_data, timeout_millis=10_000, **options):
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
-        self.exports += 1
-        return MetricExportResult.SUCCESS
-
-    def force_flush(self, timeout_millis=10_000):
-        return True
-
-    def shutdown(self, timeout_millis=30_000, **options):
-        pass
-
-
-def read_by(exporter, millis):
-    reader = CheckedMetricReader(GuardedMetricExporter(exporter, "http://c:1", 60), 60, export_interval_millis=millis)
-    provider = MeterProvider([reader], shutdown_on_exit=False)
-    provider.get_meter("t").create_counter("c").add(1)
-    return provider
-
-
-@pytest.mark.parametrize("error", ENDS, ids=repr)
-def test_what_a_metric_exporter_raises_ends_one_export_and_no_more(error, caplog):
-    exporter = Metrics(error)
-    provider = read_by(exporter, 5)
-    wait_until(lambda: exporter.exports > 1)
-    provider.shutdown()
-    assert repr(error) in caplog.text
-
-
-def test_what_a_callback_raises_neither(caplog):
-    asked = []
-
-    def observe(_):
-        asked.append(None)
-        raise SystemExit(3)
-
-    exporter = Metrics(None)
-    provider = read_by(exporter, 5)
-    provider.get_meter("t").create_observable_gauge("g", [observe])
-    wait_until(lambda: len(asked) > 2)
-    provider.shutdown()
-    assert caplog.messages == ["metrics are missing of one export, which SystemExit(3) ended"]
-
-
-def test_what_interrupts_a_flush_of_metrics_is_the_callers():
-    provider = read_by(Metrics(KeyboardInterrupt()), 3_600_000)
-    with pytest.raises(KeyboardInterrupt):
-        provider.force_flush()
-    provider.shutdown()
-
-
 def test_a_greenlet_flushes_where_it_is_asked(monkeypatch):
     """At a signal, gevent's hub waits for whoever flushes, and runs no other greenlet."""
     threads = []
@@ -449,20 +388,8 @@ class TestForks:
             hook()
         assert not processor._worker._thread.is_alive()
 
-    def test_metrics_of_a_child_do_not_wait_for_a_thread_of_its_parents(self, hooks):
-        exporter = Metrics(None)
-        provider = read_by(exporter, 3_600_000)
-        (reader,) = provider._metric_readers
-        reader._export_lock.acquire()
-        for hook in hooks:
-            hook()
-        assert provider.force_flush()
-        assert exporter.exports == 1
-        provider.shutdown()
-
     def test_where_no_process_forks_there_is_nothing_to_do(self, pipeline, monkeypatch):
         monkeypatch.delattr(os, "register_at_fork")
         tracer, processor = pipeline(Exporter())
         tracer.start_span("s").end()
         assert processor.force_flush()
-        read_by(Metrics(None), 3_600_000).shutdown()
