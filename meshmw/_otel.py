@@ -7,10 +7,14 @@ that a new release which breaks an assumption names it. Names that other package
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Sized
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from operator import contains
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Final
 
 import opentelemetry.context
@@ -44,6 +48,8 @@ _CONTRIB_SERVERS: Final = tuple(f"opentelemetry.instrumentation.{name}" for name
 
 # The SDK's encoder says of every attribute that it cannot encode so, with a traceback, and sends the span without it.
 ENCODER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
+# The SDK says here of every single attribute that it cuts or drops.
+ATTRIBUTES_LOGGER: Final = "opentelemetry.attributes"
 # The loggers of the exporters and of what they are made of. A logger that is gone mutes nothing, and hurts nobody.
 EXPORTER_LOGGERS: Final = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
@@ -54,6 +60,23 @@ EXPORTER_LOGGERS: Final = (
     "opentelemetry.sdk._shared_internal",
     "urllib3.connectionpool",
 )
+
+
+# Above the size of every span.
+UNKNOWN: Final = sys.maxsize
+# What a span holds of these is as long as it says.
+_SIMPLE: Final = frozenset({str, int, float, bool, bytes})
+# An event or a link beside what it says.
+_ITEM_BYTES: Final = 256
+# Members of a tracestate, of 513 characters each at most.
+_FEW_MEMBERS: Final = 3
+
+# The words of gRPC in several languages, of the exporter for HTTP, of its own limit, and of a proxy before a collector.
+_TOO_LARGE: Final = re.compile(
+    r"RESOURCE_EXHAUSTED|larger than max|length too large|batch code: 413|status: 413|exceeds max_request_size"
+)
+_RETRIES: Final = re.compile(r"retrying in (\d{1,9})")
+_ASKED_TO_WAIT: Final = 2
 
 
 class W3CTraceState(OTelTraceState):
@@ -230,27 +253,65 @@ def announce_ending(processor: object, span: object) -> None:
         tell(span)
 
 
-def queue_of(processor: object) -> Sized:
-    """Return the queue in which a batch span processor keeps what waits: `_queue` of its `_batch_processor`.
+def plain_size(span: Any) -> int:
+    """Return the bytes that a span of the SDK holds, or `UNKNOWN` and above where not all that it holds is simple.
 
-    Without these names it looks empty at all times: lost spans are then not counted.
+    It looks behind the names that the SDK calls private, because its public ones copy all first, for every span. Where
+    one of these names is gone, no span looks simple.
     """
-    queue: Sized = getattr(getattr(processor, "_batch_processor", None), "_queue", ())
-    return queue
+    try:
+        attributes = span._attributes._dict
+        values = attributes.values()
+        # The fifth item of a span context is its tracestate.
+        if len(span._context[4]._dict) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
+            return UNKNOWN
+        size = sum(map(getsizeof, (*attributes, *values, span._name, span._status._description)))
+        if span._events._dq or span._links._dq:
+            return size + sum(map(_item_size, (*span._events._dq, *span._links._dq)))
+        return size
+    except (AttributeError, TypeError):
+        return UNKNOWN
 
 
-def shut_down_within(processor: object, millis: int, otherwise: Callable[[], object]) -> None:
-    """Shut a batch span processor down within a time, in milliseconds.
+def _item_size(item: Any) -> int:
+    attributes = item._attributes._dict
+    values = attributes.values()
+    state = item.context.trace_state if isinstance(item, trace.Link) else ()
+    if len(state) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
+        return UNKNOWN
+    return _ITEM_BYTES + sum(map(getsizeof, (*attributes, *values, getattr(item, "name", None))))
 
-    The SDK's own `shutdown()` waits up to 30 seconds for a collector that does not answer
-    (https://github.com/open-telemetry/opentelemetry-python/issues/4568). What the processor keeps in `_batch_processor`
-    takes a time. Without that name *otherwise* is called, which is that `shutdown()`.
+
+def overrides(processor: object, base: type, step: str = "_on_ending") -> bool:
+    """Say whether a span processor has a step of its own, rather than its base class's, which does nothing.
+
+    Args:
+        processor: The processor.
+        base: The SDK's class of all processors.
+        step: The method's name. The one that announces a span's end is private.
     """
-    batches = getattr(processor, "_batch_processor", None)
-    if batches is None:
-        otherwise()
-    else:
-        batches.shutdown(timeout_millis=millis)
+    own = getattr(processor, step, None)
+    return own is not None and getattr(own, "__func__", own) is not getattr(base, step, None)
+
+
+@contextmanager
+def suppressed() -> Iterator[None]:
+    """Let nobody trace what happens in the block, as the SDK does while it exports."""
+    token = opentelemetry.context.attach(opentelemetry.context.set_value(_SUPPRESS_ALL_KEY, True))
+    try:
+        yield
+    finally:
+        opentelemetry.context.detach(token)
+
+
+def is_too_large(said: str) -> bool:
+    """Say whether an exporter's log line says that the collector refused a batch for its size.
+
+    gRPC's code for that also stands for a collector that is asked too often. That one says how long to wait, and the
+    exporter then waits longer than the second with which it begins.
+    """
+    waits = _RETRIES.search(said)
+    return _TOO_LARGE.search(said) is not None and (waits is None or int(waits[1]) < _ASKED_TO_WAIT)
 
 
 def preferences_of(exporter: object) -> tuple[Any, Any]:
@@ -260,6 +321,23 @@ def preferences_of(exporter: object) -> tuple[Any, Any]:
     puts what its variables say. Without these names they are None, which stands for the SDK's defaults.
     """
     return getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None)
+
+
+def ticker_of(reader: object) -> object:
+    """Return the thread in which a periodic metric reader exports, `_daemon_thread`.
+
+    Without that name it is None, and whatever ends such a thread does.
+    """
+    return getattr(reader, "_daemon_thread", None)
+
+
+def renew_export_lock(reader: Any) -> None:
+    """Give a periodic metric reader, unless it is None, a new `_export_lock` in a forked process.
+
+    The SDK starts the thread again and keeps the lock, which a thread of the parent's may have held.
+    """
+    if hasattr(reader, "_export_lock"):
+        reader._export_lock = threading.Lock()
 
 
 def runtime_context() -> Any:

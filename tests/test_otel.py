@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -31,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.metrics.view import SumAggregation
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace import TraceState as OTelTraceState
@@ -254,26 +253,14 @@ class TestPartsOfAPropagator:
         assert _otel.parts_of(type("Other", (), parts)()) == ()
 
 
-class Hanging(SpanExporter):
-    """Holds every export until it is shut down."""
-
-    def __init__(self):
-        self.under_way, self.ended = threading.Event(), threading.Event()
-
-    def export(self, spans):
-        self.under_way.set()
-        self.ended.wait(60)
-        return SpanExportResult.FAILURE
-
-    def shutdown(self):
-        self.ended.set()
-
-
 @pytest.fixture
 def provider():
     provider = TracerProvider(shutdown_on_exit=False)
     yield provider
     provider.shutdown()
+
+
+LONG_STATE = trace.SpanContext(1, 1, True, trace.TraceFlags(1), trace.TraceState([(f"k{n}", "v") for n in range(4)]))
 
 
 class TestSpanProcessors:
@@ -304,32 +291,70 @@ class TestSpanProcessors:
     def test_a_processor_without_on_ending_is_told_nothing(self):
         _otel.announce_ending(object(), SPAN)
 
-    def test_what_waits_is_in_the_queue_of_the_batch_processor(self, provider):
-        processor = BatchSpanProcessor(InMemorySpanExporter(), schedule_delay_millis=600_000)
-        provider.add_span_processor(processor)
-        queue = _otel.queue_of(processor)
-        assert len(queue) == 0
-        provider.get_tracer("t").start_span("s").end()
-        assert len(queue) == 1, "spans no longer wait in `_batch_processor._queue`"
+    def test_a_step_that_the_base_class_leaves_out_is_known(self):
+        class Starting(SpanProcessor):
+            def on_start(self, span, parent_context=None):
+                pass
 
-    def test_a_processor_without_a_queue_seems_empty(self):
-        assert len(_otel.queue_of(SpanProcessor())) == 0
+        class Ending(SpanProcessor):
+            def _on_ending(self, span):
+                pass
 
-    def test_a_batch_processor_ends_within_a_time(self, provider):
-        exporter = Hanging()
-        processor = BatchSpanProcessor(exporter, schedule_delay_millis=1)
-        provider.add_span_processor(processor)
-        provider.get_tracer("t").start_span("s").end()
-        assert exporter.under_way.wait(60)
-        began = time.monotonic()
-        _otel.shut_down_within(processor, 10, pytest.fail)
-        assert time.monotonic() - began < 20, "`_batch_processor.shutdown` no longer keeps to `timeout_millis`"
-        assert exporter.ended.is_set()
+        message = "the SDK no longer calls `_on_ending`"
+        assert hasattr(SpanProcessor, "_on_ending"), message
+        for processor, starts, ends in ((Starting(), True, False), (Ending(), False, True), (object(), False, False)):
+            assert _otel.overrides(processor, SpanProcessor, "on_start") is starts
+            assert _otel.overrides(processor, SpanProcessor) is ends, message
 
-    def test_one_without_that_name_is_ended_otherwise(self):
-        ended = []
-        _otel.shut_down_within(SpanProcessor(), 10, lambda: ended.append("otherwise"))
-        assert ended == ["otherwise"]
+    def test_a_simple_span_is_measured_by_private_names(self, provider):
+        ended = InMemorySpanExporter()
+        provider.add_span_processor(SimpleSpanProcessor(ended))
+        tracer = provider.get_tracer("t")
+        tracer.start_span("name", attributes={"key": "value", "n": 1}).end()
+        tracer.start_span("name" * 250, attributes={"k" * 1_000: "v" * 1_000}).end()
+        with tracer.start_as_current_span(
+            "name", links=[trace.Link(SPAN.get_span_context(), {"key": "v" * 500})]
+        ) as span:
+            span.add_event("e" * 500, {"key": "v" * 500})
+        link = trace.Link(SPAN.get_span_context(), {"key": ("a", "b")})
+        for more in ({"attributes": {"key": ("a", "b")}}, {"links": [trace.Link(LONG_STATE)]}, {"links": [link]}):
+            tracer.start_span("name", **more).end()
+        tracer.start_span("name", trace.set_span_in_context(trace.NonRecordingSpan(LONG_STATE))).end()
+        short, long, with_items, *complicated = [_otel.plain_size(span) for span in ended.get_finished_spans()]
+        assert short < _otel.UNKNOWN, "one of `_attributes._dict`, `_events._dq`, `_links._dq`, `_name` is gone"
+        assert 100 < short < 400 < 3_000 < long < 3_400
+        assert 2_000 < with_items < 3_000
+        assert [each >= _otel.UNKNOWN for each in complicated] == [True] * 4
+
+    def test_what_is_no_span_of_the_sdk_is_not_simple(self):
+        assert _otel.plain_size(object()) == _otel.UNKNOWN
+
+    def test_what_exports_is_not_traced(self):
+        assert not _otel.is_suppressed(otel_context.get_current())
+        with _otel.suppressed():
+            assert _otel.is_suppressed(otel_context.get_current())
+        assert not _otel.is_suppressed(otel_context.get_current())
+
+
+TRANSIENT = "Transient error StatusCode.RESOURCE_EXHAUSTED encountered while exporting traces to c:1, retrying in {}s."
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Failed to export traces to c:1, error code: StatusCode.RESOURCE_EXHAUSTED, error details: any", True),
+        ("Failed to export traces to c:1, error code: StatusCode.OUT_OF_RANGE, error details: length too large", True),
+        ("Failed to export traces to c:1, error code: StatusCode.UNKNOWN, error details: with status: 413", True),
+        ("Failed to export span batch code: 413, reason: Payload Too Large", True),
+        ("Dropping span batch: serialized size 9 bytes exceeds max_request_size 8 bytes.", True),
+        (TRANSIENT.format("1.13"), True),
+        (TRANSIENT.format("30.00"), False),
+        ("Failed to export traces to c:1, error code: StatusCode.UNAVAILABLE, error details: 413", False),
+        ("Failed to export span batch code: 503, reason: Service Unavailable", False),
+    ],
+)
+def test_a_refusal_for_its_size_is_told_from_others(said, expected):
+    assert _otel.is_too_large(said) is expected
 
 
 class TestResource:
@@ -369,6 +394,22 @@ class TestMetricExporters:
         exporter = ConsoleMetricExporter(*_otel.preferences_of(object()))
         reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
         assert reader._instrument_class_temporality == InMemoryMetricReader()._instrument_class_temporality
+
+
+class TestMetricReaders:
+    def test_the_thread_and_the_lock_of_one_that_reads_periodically_are_known(self):
+        reader = PeriodicExportingMetricReader(ConsoleMetricExporter(), export_interval_millis=3_600_000)
+        message = "a reader has no `_daemon_thread` or `_export_lock` any more"
+        assert isinstance(_otel.ticker_of(reader), threading.Thread), message
+        reader._export_lock.acquire()
+        _otel.renew_export_lock(reader)
+        assert reader._export_lock.acquire(blocking=False), message
+        reader._export_lock.release()
+        reader.shutdown()
+
+    def test_without_these_names_nothing_is_done(self):
+        assert _otel.ticker_of(object()) is None
+        _otel.renew_export_lock(None)
 
 
 class Counting:

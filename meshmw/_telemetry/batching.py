@@ -1,26 +1,33 @@
 """The queue of spans between the application's threads and the exporter: how long it is, and what it has dropped.
 
-The application's threads put spans in. A thread of the SDK takes them out in batches. Where the queue is full the
+The application's threads put spans in. A thread of our own takes them out in batches. Where the queue is full the
 oldest span is dropped, and every dropped span is counted by reason.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
+from os import getpid
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import TraceFlags
 
 from meshmw._notices import LOGGER, Throttle
-from meshmw._otel import queue_of, shut_down_within
+from meshmw._otel import plain_size, suppressed
 from meshmw._policy.words import DEFAULT_BATCHING
-from meshmw._telemetry.collector import GuardedSpanExporter, muted
+from meshmw._telemetry.bounds import FAIR, FAIR_BYTES, BoundedSpan
+from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.container import memory_headroom
+from meshmw._telemetry.worker import Worker
 from meshmw.errors import SettingsError
 from meshmw.settings import LARGEST, Settings, count_in, first_of
 
@@ -88,8 +95,18 @@ def _fitting_queue(headroom: int | None, without_limit: int, least: int) -> int:
     return max(least, min(_LARGEST_QUEUE, headroom * _SPANS // _PER_BYTES))
 
 
-class PromptBatchSpanProcessor(BatchSpanProcessor):
-    """Batches spans in a bounded queue, counts and says what it drops, and ends in a bounded time.
+# A batch of so many bytes is at most twice as long on its way, and so below the 4 MiB that gRPC takes.
+_BATCH_BYTES: Final = 1_000_000
+# Beside the bytes that every waiting span may take, those above take these together.
+_LARGE_BYTES: Final = 12 * 1024 * 1024
+_SAMPLED: Final = TraceFlags.SAMPLED
+
+
+class PromptBatchSpanProcessor(SpanProcessor):
+    """Batches spans in a queue that is bounded in spans and in bytes, counts and says what it drops, and ends in time.
+
+    Where the queue is full of spans, the oldest one is dropped. Bytes push out nobody: a span of ordinary size always
+    has its place, and the larger ones share a room of their own. What does not fit in there is cut to ordinary size.
 
     Args:
         exporter: Where the batches go.
@@ -98,6 +115,7 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
 
     Attributes:
         collector: The exporter.
+        span_exporter: The exporter, by the name that the SDK's processors give it.
         shutdown_seconds: How long `shutdown()` may take.
         queue_capacity: The number of spans that may wait.
     """
@@ -105,16 +123,27 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
     def __init__(
         self, exporter: GuardedSpanExporter, warn_window: float, batching: Batching = PROFILES[DEFAULT_BATCHING]
     ) -> None:
-        super().__init__(exporter, batching.queue, batching.delay, batching.batch)
-        self.collector = exporter
+        self.collector = self.span_exporter = exporter
         self.shutdown_seconds = 5.0
         self.queue_capacity = batching.queue
-        self._queue = queue_of(self)
+        # None of these is free after the end.
+        self._places = batching.queue
+        self._batch = batching.batch
+        self._throttle = Throttle(warn_window)
         self._dropped_full = Tally()
         self._dropped_ended = Tally()
-        self._ended = False
-        self._throttle = Throttle(warn_window)
+        self._ended = self._is_cut_off = False
+        self._begin()
+        self._worker = Worker(self._export, batching.delay / 1000, warn_window)
         _PROCESSORS.add(self)
+        if hasattr(os, "register_at_fork"):
+            processor = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _renew(processor()))
+
+    def _begin(self) -> None:
+        self._process = getpid()
+        self._queue: deque[ReadableSpan] = deque()
+        self._large_bytes = Tally()
 
     @property
     def dropped_full(self) -> int:
@@ -133,20 +162,36 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span; where the queue is full the oldest one is dropped."""
-        if len(self._queue) < self.queue_capacity and not self._ended:
-            super().on_end(span)
+        context = span.context
         # A span that is recorded and not sampled is for other processors, so it is no loss.
-        elif span.context is not None and span.context.trace_flags.sampled:
-            self._drop(span)
-
-    def _drop(self, span: ReadableSpan) -> None:
-        if self._ended:
-            self._dropped_ended.add(1)
+        if context is None or not context.trace_flags & _SAMPLED:
             return
+        if self._process != getpid():
+            # Forked by a server that tells Python nothing of it, such as uWSGI.
+            self.renew()
+        waiting = len(self._queue)
+        if waiting >= self._places:
+            if self._ended:
+                self._dropped_ended.add(1)
+                return
+            self._drop_oldest()
+        if isinstance(span, BoundedSpan):
+            span = self._fitting(span)
+        self._queue.append(span)
+        if waiting + 1 >= self._batch:
+            self._worker.wake()
+
+    def renew(self) -> None:
+        """Start again in a forked process: what waits there is its parent's."""
+        self._begin()
+        self._worker.renew()
+
+    def _drop_oldest(self) -> None:
         self._dropped_full.add(1)
-        with muted(lambda record: False):
-            super().on_end(span)
-        if self._throttle.opens() is not None:
+        # The exporter may have been faster.
+        with contextlib.suppress(IndexError):
+            self._take()
+        if self._throttle.opens("full") is not None:
             LOGGER.warning(
                 "the queue of %d spans is full and the oldest are dropped (%d so far); requests are unaffected: %s",
                 self.queue_capacity,
@@ -159,13 +204,72 @@ class PromptBatchSpanProcessor(BatchSpanProcessor):
             return "the collector does not take them"
         return "let more of them wait, as with MESHMW_BATCHING=high/20000, or record less by MESHMW_SAMPLING_RATIO"
 
+    def _fitting(self, span: BoundedSpan) -> BoundedSpan:
+        if self._large_bytes.total + _large(span) > _LARGE_BYTES:
+            span = BoundedSpan(span, FAIR)
+            if self._throttle.opens("large") is not None:
+                LOGGER.warning(
+                    "large spans fill %d MiB of the queue, and further ones are cut to %d KiB each; others are "
+                    "unaffected",
+                    _LARGE_BYTES >> 20,
+                    FAIR_BYTES >> 10,
+                )
+        self._large_bytes.add(_large(span))
+        if self._large_bytes.total >= _BATCH_BYTES:
+            self._worker.wake()
+        return span
+
+    def _export(self, everything: bool) -> None:
+        while self._queue and not self._is_cut_off and (everything or self._is_due()):
+            with suppressed():
+                self.collector.export(self._next_batch())
+
+    def _is_due(self) -> bool:
+        return len(self._queue) >= self._batch or self._large_bytes.total >= _BATCH_BYTES
+
+    def _next_batch(self) -> list[ReadableSpan]:
+        spans: list[ReadableSpan] = []
+        room = _BATCH_BYTES
+        # Other threads may drop the last one meanwhile.
+        with contextlib.suppress(IndexError):
+            while len(spans) < self._batch and room > 0:
+                spans.append(self._take())
+                room -= _size(spans[-1])
+        return spans
+
+    def _take(self) -> ReadableSpan:
+        span = self._queue.popleft()
+        if isinstance(span, BoundedSpan):
+            self._large_bytes.add(-_large(span))
+        return span
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Export what is queued, and say whether that was done within the time."""
+        return not self._ended and self._worker.flush(timeout_millis / 1000)
+
     def shutdown(self) -> None:
         """Export what is queued for at most `shutdown_seconds`, then cut off the export that is under way."""
         self.collector.hurry()
-        self._ended = True
-        seconds = min(self.shutdown_seconds, 1.0) if self.collector.failing else self.shutdown_seconds
-        shut_down_within(self, int(seconds * 1000), super().shutdown)
-        self._dropped_ended.add(len(self._queue))
+        if not self._ended:
+            self._ended, self._places = True, 0
+            self._worker.end(min(self.shutdown_seconds, 1.0) if self.collector.failing else self.shutdown_seconds)
+            self._is_cut_off = True
+            self.collector.shutdown()
+            self._dropped_ended.add(len(self._queue))
+
+
+def _renew(processor: PromptBatchSpanProcessor | None) -> None:
+    # What a process does at a fork is registered for ever, and no processor is kept alive by it.
+    if processor is not None:
+        processor.renew()
+
+
+def _size(span: ReadableSpan) -> int:
+    return span.size if isinstance(span, BoundedSpan) else min(plain_size(span), FAIR_BYTES)
+
+
+def _large(span: BoundedSpan) -> int:
+    return span.size if span.size > FAIR_BYTES else 0
 
 
 class Tally:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, ClassVar, Final, TypeVar
 
 from opentelemetry.sdk.metrics.export import (
@@ -25,11 +27,27 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._notices import LOGGER, Throttle, escaped, redacted
-from meshmw._otel import ENCODER_LOGGER, EXPORTER_LOGGERS, change_status_text, exception_events, preferences_of
+from meshmw._otel import (
+    ENCODER_LOGGER,
+    EXPORTER_LOGGERS,
+    change_status_text,
+    exception_events,
+    is_too_large,
+    preferences_of,
+    renew_export_lock,
+    ticker_of,
+)
 from meshmw._telemetry.remedies import remedy_for
 
 T = TypeVar("T")
 
+
+class _TooLargeError(Exception):
+    """Ends an export that the collector refused for its size."""
+
+
+# So many refusals one after the other, of halves and of halves of these, and it is not the size.
+_MOST_REFUSALS: Final = 32
 # How long a fork waits for an export that is under way.
 _WAIT_SECONDS: Final = 1.0
 
@@ -56,17 +74,20 @@ class Reachability:
         self._throttle = Throttle(warn_window)
         self._is_said = False
         self._reason = ""
+        self._is_too_large = False
         self._gate = ForkGate(lambda: self.failing)
         _install_mute()
 
     def _export(self, call: Callable[[], T]) -> T | None:
         """Return what the call returns, or None where it raises."""
         self._reason = _MUTE.thread.failure = ""
+        self._is_too_large = False
         try:
             with self._gate, muted(self._keep_reason):
                 return call()
         except Exception as error:
-            self._reason = repr(error)
+            if not self._is_too_large:
+                self._reason = repr(error)
             return None
 
     def _end(self, call: Callable[[], object]) -> None:
@@ -78,8 +99,26 @@ class Reachability:
 
     def _keep_reason(self, record: logging.LogRecord) -> bool:
         # The exporters log one line for each attempt that failed, in the thread that exports.
-        self._reason = self._reason or _MUTE.thread.failure or record.getMessage()
+        message = record.getMessage()
+        is_first = not self._reason
+        self._reason = self._reason or _MUTE.thread.failure or message
+        # Not where the collector has asked to wait, with the same code. The exporter would send the same again, for ten
+        # seconds.
+        if is_first and is_too_large(message):
+            self._is_too_large = True
+            raise _TooLargeError
         return False
+
+    def _refused(self, what: str, consequence: str) -> None:
+        """Say that the collector, which answers, refuses something for its size."""
+        if self._throttle.opens(consequence) is not None:
+            LOGGER.warning(
+                "the collector at %s refused %s as too large, which %s; requests are unaffected (%s)",
+                self._endpoint,
+                what,
+                consequence,
+                escaped(self._reason, 200),
+            )
 
     def _failed(self, reason: str) -> None:
         if self.failing:
@@ -149,21 +188,56 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self._hurried = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export, and say whether the spans arrived; never raises."""
+        """Export, in halves where the collector refuses all at once as too large, and say whether all spans arrived."""
+        redact_exceptions(spans)
+        failed, refusals, waiting = self.exports_failed, 0, [spans]
+        try:
+            while waiting:
+                if self._arrives(waiting[-1]):
+                    refusals = 0
+                    waiting.pop()
+                elif self._is_too_large and refusals < _MOST_REFUSALS:
+                    refusals += 1
+                    waiting += self._halves(waiting.pop())
+                else:
+                    # Where nobody answers, or nothing passes of whatever size, the rest would not arrive either.
+                    break
+        except BaseException as error:
+            self._reason = repr(error)
+            raise
+        finally:
+            if waiting:
+                self._lose(sum(map(len, waiting)))
+        return SpanExportResult.SUCCESS if self.exports_failed == failed else SpanExportResult.FAILURE
+
+    def _arrives(self, spans: Sequence[ReadableSpan]) -> bool:
         self._busy, self._attempts_failed = True, 0
         try:
-            redact_exceptions(spans)
             result = self._export(lambda: self._exporter.export(spans))
         finally:
             self._busy = False
-        if result is SpanExportResult.SUCCESS:
-            self.exports_done += 1
-            self._succeeded()
-            return result
+        if result is not SpanExportResult.SUCCESS:
+            return False
+        self.exports_done += 1
+        self._succeeded()
+        return True
+
+    def _halves(self, spans: Sequence[ReadableSpan]) -> list[Sequence[ReadableSpan]]:
+        middle = len(spans) // 2
+        if not middle:
+            self._lose(len(spans))
+            return []
+        self._refused(f"a batch of {len(spans)} spans", "is sent in halves")
+        # The first one is the next.
+        return [spans[middle:], spans[:middle]]
+
+    def _lose(self, spans: int) -> None:
         self.exports_failed += 1
-        self.spans_lost += len(spans)
-        self._failed(self._reason)
-        return SpanExportResult.FAILURE
+        self.spans_lost += spans
+        if self._is_too_large:
+            self._refused("a span" if spans == 1 else f"a batch of {spans} spans", "is dropped")
+        else:
+            self._failed(self._reason)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""
@@ -221,7 +295,10 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         if result is MetricExportResult.SUCCESS:
             self._succeeded()
             return result
-        self._failed(self._reason)
+        if self._is_too_large:
+            self._refused(self.what, self.meanwhile)
+        else:
+            self._failed(self._reason)
         return MetricExportResult.FAILURE
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
@@ -238,12 +315,28 @@ class CheckedMetricReader(PeriodicExportingMetricReader):
 
     Args:
         exporter: Where the metrics go.
+        warn_window: Seconds between two warnings that an export was ended by what is no failure.
         options: As the SDK's reader takes them.
     """
 
-    def __init__(self, exporter: MetricExporter, **options: Any) -> None:
+    def __init__(self, exporter: MetricExporter, warn_window: float = math.inf, **options: Any) -> None:
         self._flushed = exporter.force_flush
+        self._throttle = Throttle(warn_window)
         super().__init__(exporter, **options)
+        if hasattr(os, "register_at_fork"):
+            reader = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: renew_export_lock(reader()))
+
+    def collect(self, timeout_millis: float = 10_000) -> None:  # type: ignore[misc]  # final in the SDK
+        """Collect and send; whatever that raises ends no thread but the caller's."""
+        try:
+            # The SDK attaches to the context, and where an export is interrupted it does not detach.
+            copy_context().run(super().collect, timeout_millis)
+        except BaseException as error:
+            if threading.current_thread() is not ticker_of(self):
+                raise
+            if self._throttle.opens() is not None:
+                LOGGER.warning("metrics are missing of one export, which %s ended", escaped(repr(error), 200))
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Send all metrics.

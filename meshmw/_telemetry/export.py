@@ -89,7 +89,8 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
     by_default = f"{_DEFAULTS['otlp-http']}/v1/metrics" if http else _DEFAULTS["otlp"]
     endpoint = metrics_endpoint(settings.exporter, settings.endpoint, http=http) or by_default
     exporter = _metrics_over_http(endpoint) if http else _metrics_over_grpc(endpoint)
-    return CheckedMetricReader(GuardedMetricExporter(exporter, _without_query(endpoint), settings.warn_window))
+    guarded = GuardedMetricExporter(exporter, _without_query(endpoint), settings.warn_window)
+    return CheckedMetricReader(guarded, settings.warn_window)
 
 
 def speaks_tls(endpoint: str, signal: Signal) -> bool:

@@ -16,6 +16,7 @@ from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._otel import has_meter_provider, keep_resource_in_forks
 from meshmw._policy.words import MetricsExporter
 from meshmw._telemetry.batching import PromptBatchSpanProcessor, batching_of
+from meshmw._telemetry.bounds import hold_back_repeats, limits_of_spans
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.export import NO_METRICS, build_exporter, importing, otlp_reader, shown_endpoint
 from meshmw._telemetry.resource import build_resource, known_attributes
@@ -124,11 +125,14 @@ class UnflaggedIds(RandomIdGenerator):
 
 
 def _tracer_provider(settings: Settings) -> TracerProvider:
+    limits, bounds = limits_of_spans()
+    hold_back_repeats(settings.warn_window)
     provider = TracerProvider(
         _sampler(settings),
         build_resource(settings),
         shutdown_on_exit=False,
-        active_span_processor=GuardedSpanProcessors(settings.warn_window),
+        active_span_processor=GuardedSpanProcessors(settings.warn_window, bounds=bounds),
+        span_limits=limits,
         id_generator=None if settings.random_flag else UnflaggedIds(),
     )
     keep_resource_in_forks(provider, Resource(known_attributes(settings)))

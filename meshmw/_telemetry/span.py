@@ -6,6 +6,7 @@ request, nor fill its memory.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,8 +30,9 @@ from opentelemetry.util.types import Attributes
 
 from meshmw._context.extraction import B3_KEY
 from meshmw._notices import LOGGER, Throttle, escaped
-from meshmw._otel import SPAN_KEY, announce_ending
+from meshmw._otel import SPAN_KEY, announce_ending, overrides, plain_size
 from meshmw._policy.patterns import BaggageKeys, PathPatterns
+from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan, Bounds
 from meshmw.wire import B3Context
 
 _ANY_SPAN_ID: Final = 1
@@ -143,6 +145,7 @@ class RouteRule(NamedTuple):
         return cls(PathPatterns([pattern]), TraceIdRatioBased(float(share)), float(share) == 0)
 
 
+_DEFAULT_BOUNDS: Final = Bounds()
 OVERFLOW: Final = "_overflow"
 # A pattern may fit keys without end, which strangers choose.
 _MOST_KEYS: Final = 64
@@ -156,38 +159,53 @@ class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
     Args:
         warn_window: Seconds between two warnings of the same kind of processor.
         clock: A monotonic clock in seconds.
+        bounds: How large a span may be when it has ended.
     """
 
-    def __init__(self, warn_window: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, warn_window: float, clock: Callable[[], float] = time.monotonic, bounds: Bounds = _DEFAULT_BOUNDS
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the SDK's own
+        self._bounds = bounds
         self._clock = clock
         self._throttle = Throttle(warn_window, clock)
         self._adding = threading.Lock()
         self._guarded: tuple[SpanProcessor, ...] = ()
+        # Most have nothing to do at these steps.
+        self._starting: tuple[SpanProcessor, ...] = ()
+        self._ending: tuple[SpanProcessor, ...] = ()
 
     def add_span_processor(self, span_processor: SpanProcessor) -> None:
         """Add a processor, behind those that are there."""
         super().add_span_processor(span_processor)
         with self._adding:
             self._guarded = (*self._guarded, span_processor)
+            if overrides(span_processor, SpanProcessor, "on_start"):
+                self._starting = (*self._starting, span_processor)
+            if overrides(span_processor, SpanProcessor):
+                self._ending = (*self._ending, span_processor)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Tell every processor that a span starts."""
-        for each in self._guarded:
+        for each in self._starting:
             try:
                 each.on_start(span, parent_context=parent_context)
             except Exception as error:
                 self._warn(each, error)
 
     def _on_ending(self, span: Span) -> None:
-        for each in self._guarded:
+        for each in self._ending:
             try:
                 announce_ending(each, span)
             except Exception as error:
                 self._warn(each, error)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Tell every processor that a span has ended."""
+        """Tell every processor that a span has ended; what they see of it is bounded."""
+        if plain_size(span) > FAIR_BYTES:
+            # What cannot be copied, such as a text of a class with rules of its own, passes as it is.
+            with contextlib.suppress(Exception):
+                span = BoundedSpan(span, self._bounds)
         for each in self._guarded:
             try:
                 each.on_end(span)

@@ -14,7 +14,7 @@ from tests.benchmarks.report import details, table, within
 
 MODULES = ("servers", "hosts", "clients", "formats", "threads", "kafka", "rpc")
 # Longer ones, which print tables of their own and are run only when they are asked for.
-REPORTS = ("growth", "memory", "instructions", "path", "hostile", "end_to_end")
+REPORTS = ("growth", "memory", "instructions", "path", "hostile", "attack", "end_to_end")
 ROUNDS = 41
 WHAT = f"of {', '.join(MODULES)}, all of them by default; or of {', '.join(REPORTS)}"
 

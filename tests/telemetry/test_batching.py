@@ -101,9 +101,8 @@ class TestBatching:
 
     def test_the_provider_is_built_with_it_and_this_machines_memory(self):
         provider, processor = build_provider(Settings(endpoint="127.0.0.1:9", batching="high/auto"))
-        inner = processor._batch_processor
-        assert (inner._max_export_batch_size, inner._schedule_delay_millis) == (2048, 1000)
-        assert 2048 <= processor.queue_capacity == inner._max_queue_size <= 65_536
+        assert (processor._batch, processor._worker._seconds) == (2048, 1)
+        assert 2048 <= processor.queue_capacity <= 65_536
         processor.shutdown_seconds = 0.1
         provider.shutdown()
 

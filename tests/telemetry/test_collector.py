@@ -180,16 +180,11 @@ def test_the_end_waits_no_longer_than_asked_and_at_most_a_second_for_a_dead_coll
     waited = []
     exporter = GuardedSpanExporter(Scripted(), "http://c:1", 60)
     _, processor = tracer_of(exporter)
-    end = processor._batch_processor.shutdown
-
-    def ended(timeout_millis):
-        waited.append(timeout_millis)
-        end(timeout_millis)
-
-    monkeypatch.setattr(processor._batch_processor, "shutdown", ended)
+    end = processor._worker.end
+    monkeypatch.setattr(processor._worker, "end", lambda seconds: (waited.append(seconds), end(seconds)))
     exporter.failing = failing
     processor.shutdown()
-    assert waited == [1000 if failing else 5000]
+    assert waited == [1 if failing else 5]
 
 
 def test_attributes_that_cannot_be_encoded_are_said_once_and_the_rest_arrives(caplog):

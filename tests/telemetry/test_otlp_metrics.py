@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,8 @@ import pytest
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as messages
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as services
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.trace import NoOpTracerProvider
 
 from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
@@ -21,6 +23,7 @@ from meshmw._telemetry.provider import build_meter_provider
 from meshmw.errors import IncompatibleError
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import Settings, metrics_endpoint, metrics_over_http
+from tests.telemetry.test_worker import ENDS, wait_until
 
 COUNT = """
     import os, signal
@@ -329,3 +332,83 @@ def test_the_sdks_own_exit_handler_which_waits_for_half_a_minute_is_not_there():
     provider = build_meter_provider(Settings(metrics="otlp", endpoint="127.0.0.1:9"))
     assert provider._atexit_handler is None
     provider.shutdown(timeout_millis=1)
+
+
+class Metrics(MetricExporter):
+    """Raises what it is told, once, and counts later exports."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.exports = error, 0
+
+    def export(self, metrics_data, timeout_millis=10_000, **options):
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        self.exports += 1
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis=10_000):
+        return True
+
+    def shutdown(self, timeout_millis=30_000, **options):
+        pass
+
+
+def read_by(exporter, millis):
+    reader = CheckedMetricReader(GuardedMetricExporter(exporter, "http://c:1", 60), 60, export_interval_millis=millis)
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    provider.get_meter("t").create_counter("c").add(1)
+    return provider
+
+
+@pytest.mark.parametrize("error", ENDS, ids=repr)
+def test_what_a_metric_exporter_raises_ends_one_export_and_no_more(error, caplog):
+    exporter = Metrics(error)
+    provider = read_by(exporter, 5)
+    wait_until(lambda: exporter.exports > 1)
+    provider.shutdown()
+    assert repr(error) in caplog.text
+
+
+def test_what_a_callback_raises_neither(caplog):
+    asked = []
+
+    def observe(_):
+        asked.append(None)
+        raise SystemExit(3)
+
+    exporter = Metrics(None)
+    provider = read_by(exporter, 5)
+    provider.get_meter("t").create_observable_gauge("g", [observe])
+    wait_until(lambda: len(asked) > 2)
+    provider.shutdown()
+    assert caplog.messages == ["metrics are missing of one export, which SystemExit(3) ended"]
+
+
+def test_what_interrupts_a_flush_of_metrics_is_the_callers():
+    provider = read_by(Metrics(KeyboardInterrupt()), 3_600_000)
+    with pytest.raises(KeyboardInterrupt):
+        provider.force_flush()
+    provider.shutdown()
+
+
+def test_metrics_of_a_child_do_not_wait_for_a_thread_of_its_parents(monkeypatch):
+    hooks = []
+    monkeypatch.setattr(os, "register_at_fork", lambda after_in_child, **_: hooks.append(after_in_child), raising=False)
+    exporter = Metrics(None)
+    provider = read_by(exporter, 3_600_000)
+    (reader,) = provider._metric_readers
+    reader._export_lock.acquire()
+    for hook in hooks:
+        hook()
+    assert provider.force_flush()
+    assert exporter.exports == 1
+    provider.shutdown()
+
+
+def test_where_no_process_forks_metrics_are_sent(monkeypatch):
+    monkeypatch.delattr(os, "register_at_fork")
+    provider = read_by(exporter := Metrics(None), 3_600_000)
+    provider.shutdown()
+    assert exporter.exports == 1

@@ -1,0 +1,121 @@
+"""The thread that exports, which nothing ends before its time: no exporter, no signal, no fork.
+
+Nobody else exports: whoever asks for a flush waits for this thread, except under gevent. So what an exporter raises
+reaches no caller, and what interrupts a caller, such as a KeyboardInterrupt, reaches no exporter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from meshmw._notices import LOGGER, Throttle, escaped
+
+_NAME: Final = "meshmw-export"
+# Ends the thread, once it has exported all.
+_END: Final = threading.Event()
+
+
+class Worker:
+    """Calls a function in a thread of its own: when it is woken, and after a delay at the latest.
+
+    Args:
+        work: Exports. It is told whether to export all, or only what fills a batch.
+        seconds: The delay.
+        warn_window: Seconds between two warnings that something has tried to end the thread.
+    """
+
+    def __init__(self, work: Callable[[bool], object], seconds: float, warn_window: float) -> None:
+        self._work = work
+        self._seconds = seconds
+        self._throttle = Throttle(warn_window)
+        self._ended = False
+        self._is_woken = False
+        self._thread: threading.Thread
+        self._begin()
+
+    def wake(self) -> None:
+        """Let the thread export what fills a batch."""
+        if not self._is_woken:
+            self._is_woken = True
+            # This waits for no lock, not even where a signal handler interrupts it and calls it too.
+            self._calls.put(None)
+        elif not self._thread.is_alive():
+            self._begin()
+
+    def flush(self, seconds: float) -> bool:
+        """Let the thread export all, and say whether it did so within the time."""
+        if _is_greenlet():
+            # At a signal its hub waits for us, and runs no greenlet meanwhile.
+            self._work(True)
+            return True
+        if not self._thread.is_alive():
+            self._begin()
+        done = threading.Event()
+        self._calls.put(done)
+        return self._thread.is_alive() and done.wait(seconds)
+
+    def end(self, seconds: float) -> None:
+        """Let the thread export all and end, and wait for it no longer than the time."""
+        if not self._thread.is_alive():
+            self._begin()
+        self._ended = True
+        self._calls.put(_END)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def renew(self) -> None:
+        """Start again in a forked process, which has no thread but the one that forked."""
+        if not self._ended:
+            self._begin()
+
+    def _begin(self) -> None:
+        # Found by attribute, because gevent replaces it.
+        self._calls: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+        self._is_woken = False
+        self._thread = threading.Thread(target=self._run, args=(self._calls,), name=_NAME, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread starts while the interpreter ends, nor above a limit of threads
+            LOGGER.debug("no thread to export in", exc_info=True)
+
+    def _run(self, calls: queue.SimpleQueue[threading.Event | None]) -> None:
+        try:
+            while calls is self._calls and self._wait_and_work(calls) is not _END:
+                pass
+        finally:
+            # Killed even so, such as while it warned.
+            if calls is self._calls and not self._ended:
+                self._begin()
+
+    def _wait_and_work(self, calls: queue.SimpleQueue[threading.Event | None]) -> threading.Event | None:
+        asked, everything = None, True
+        try:
+            with contextlib.suppress(queue.Empty):
+                asked = calls.get(timeout=self._seconds)
+                everything = asked is not None
+            self._is_woken = False
+            self._work(everything)
+        except BaseException as error:
+            self._warn(error)
+        finally:
+            if asked is not None:
+                asked.set()
+        return asked
+
+    def _warn(self, error: BaseException) -> None:
+        if self._throttle.opens() is not None:
+            LOGGER.warning(
+                "the thread that exports was to be ended by %s; it goes on, without what it was exporting",
+                escaped(repr(error), 200),
+            )
+
+
+def _is_greenlet() -> bool:
+    """Say whether what looks like a thread is one of gevent's greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
