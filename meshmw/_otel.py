@@ -297,7 +297,7 @@ def overrides(processor: object, base: type, step: str = "_on_ending") -> bool:
 @contextmanager
 def suppressed() -> Iterator[None]:
     """Let nobody trace what happens in the block, as the SDK does while it exports."""
-    token = opentelemetry.context.attach(opentelemetry.context.set_value(_SUPPRESS_ALL_KEY, True))
+    token = opentelemetry.context.attach(opentelemetry.context.set_value(SUPPRESS_ALL_KEY, True))
     try:
         yield
     finally:
