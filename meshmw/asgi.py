@@ -20,7 +20,7 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._frameworks import exception_answered, listen_for_exceptions, route_of, routed_within
+from meshmw._frameworks import exception_answered, listen, route_of, routed_within
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, server_attributes
 from meshmw._lifecycle.operation import AttributeValue, record_refusals
@@ -94,7 +94,7 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("asgi", **options)
         self._tracer_provider = options.get("tracer_provider")
-        listen_for_exceptions()
+        listen()
         # What is missing is said here, where a program starts, and not by each request.
         self._contrib: App | None = None
         if options.get("server_spans") == "contrib":

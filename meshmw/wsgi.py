@@ -14,10 +14,10 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack
 
 from opentelemetry import context as otel_context
 
-from meshmw._context.carriers import wsgi_key
+from meshmw._context.carriers import wsgi_key, wsgi_path
 from meshmw._context.current import StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._frameworks import exception_answered, listen_for_exceptions
+from meshmw._frameworks import exception_answered, listen
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
 from meshmw._lifecycle.operation import AttributeValue
@@ -72,7 +72,7 @@ class TraceContextMiddleware:
     def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
         self.app = app
         self._serving = Serving("wsgi", **options)
-        listen_for_exceptions()
+        listen()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -80,7 +80,7 @@ class TraceContextMiddleware:
             return self.app(environ, start_response)
         effective = self._serving.effective()
         lines = _header_lines(environ, effective.header_names.wsgi)
-        request = _WsgiRequest(environ["REQUEST_METHOD"], _path(environ), lines, environ)
+        request = _WsgiRequest(environ["REQUEST_METHOD"], wsgi_path(environ), lines, environ)
         operation = self._serving.begin(request, effective)
         environ[OPERATION] = operation
 
@@ -166,14 +166,6 @@ class _WsgiRequest(Request):
 def _header_lines(environ: Environ, wanted: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the wanted lines of an environ by name in lower case; servers have joined repeated ones with a comma."""
     return {name: [environ[key]] for key, name in wanted.items() if key in environ}
-
-
-def _path(environ: Environ) -> str:
-    """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
-    text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
-    if text.isascii():
-        return text or "/"
-    return text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _own_authority(environ: Mapping[str, Any]) -> str:
@@ -363,6 +355,10 @@ class _Body:
         finally:
             self._kept = None
             self._response.end()
+
+    def __del__(self) -> None:
+        # asgiref's WsgiToAsgi stops where it has what was promised, and closes nothing.
+        self._response.end()
 
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)

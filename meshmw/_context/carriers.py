@@ -89,6 +89,14 @@ def wsgi_key(name: str) -> str:
     return "HTTP_" + name.upper().replace("-", "_")
 
 
+def wsgi_path(environ: Mapping[str, Any]) -> str:
+    """Return the path that was asked for; PEP 3333 hands out its bytes as latin-1."""
+    text = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    if text.isascii():
+        return text or "/"
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
 def _lines_by(getter: Getter[Any], carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
     lines = {}
     for name in wanted:
