@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -166,6 +168,8 @@ def _as_it_came(scope: Scope, outermost: object) -> Scope:
 
 def _match_again(scope: Scope, routes: Iterable[Any]) -> Matched | None:
     """Return which of Starlette's routes match: the first that does whole, or else the first but for its method."""
+    if found := _match_litestars(scope, routes):
+        return found
     level, chosen, below = 0, None, {}
     for route in _without_routers(routes):
         match, child = route.matches(scope)
@@ -183,6 +187,24 @@ def _match_again(scope: Scope, routes: Iterable[Any]) -> Matched | None:
     inner = routed_within(getattr(route, "app", None))
     found = _match_again({**scope, **below, **_own_root(inner)}, _routes_of(inner)) or Matched()
     return Matched(prefix + found.prefix, found.template)
+
+
+def _match_litestars(scope: Scope, routes: Iterable[Any]) -> Matched | None:
+    """Return which of Litestar's routes matches, segment by segment; what is written out goes before a parameter."""
+    left = [route for route in routes if hasattr(route, "path_components")]
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    parts = [part for part in path.removeprefix(root).split("/") if part] if left else []
+    for at, part in enumerate(parts):
+        here = [(route, route.path_components[at]) for route in left if len(route.path_components) > at]
+        left = [route for route, segment in here if segment == part]
+        if not left:
+            here = [(route, segment) for route, segment in here if not isinstance(segment, str)]
+            left = [route for route, _ in here]
+            if rest := [route for route, segment in here if issubclass(segment.type, PurePath)]:
+                # It takes the rest of the path.
+                return Matched(template=rest[0].path_format)
+    found = [route.path_format for route in left if len(route.path_components) == len(parts)]
+    return Matched(template=found[0]) if found else None
 
 
 def _without_routers(routes: Iterable[Any]) -> Iterator[Any]:
@@ -328,3 +350,24 @@ def exception_answered(boundary: Collection[CodeType]) -> BaseException | None:
             return error
         frame = frame.f_back
     return None
+
+
+def may_be_of(error: BaseException, function: Any) -> bool:
+    """Say whether an exception was raised in a function, or for another one that was; True where nobody can tell.
+
+    Args:
+        error: What was raised.
+        function: The function; one that is written in C leaves no trace.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return True
+    seen, waiting = set[int](), [error]
+    while waiting and len(seen) < _MOST_LAYERS:
+        raised = waiting.pop()
+        if id(raised) not in seen:
+            seen.add(id(raised))
+            if any(frame.f_code is code for frame, _ in traceback.walk_tb(raised.__traceback__)):
+                return True
+            waiting += filter(None, (raised.__cause__, raised.__context__, *getattr(raised, "exceptions", ())))
+    return bool(waiting)

@@ -20,7 +20,7 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._frameworks import exception_answered, listen, route_of, routed_within
+from meshmw._frameworks import exception_answered, listen, may_be_of, route_of, routed_within
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, server_attributes
 from meshmw._lifecycle.operation import AttributeValue, record_refusals
@@ -330,8 +330,9 @@ class _Response:
         """Record an error; a server answers 500 for an application that raised before it had answered."""
         self._is_whole = bool(self._is_whole)
         if isinstance(error, Exception):
-            # It may be the server's, which has refused the last of it.
-            self._sent = -1
+            if may_be_of(error, self._send):
+                # The server has refused the last of it.
+                self._sent = -1
             if not self._status:
                 self._operation.status(500, error_from=500)
         self._operation.fail(error)
@@ -356,8 +357,13 @@ class _Response:
     def _start(self, kind: str, message: Message) -> None:
         self._begun = message
         self._trailers = message.get("trailers", False)
-        self._status = status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
-        self._operation.status(status, error_from=500)
+        status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
+        try:
+            self._operation.status(status, error_from=500)
+        except TypeError:
+            # It is no number. The server says so, or takes it for one.
+            return
+        self._status = status
         if status >= 403 and (status >= 500 or message.get("code") in _FAILURES):
             error = exception_answered(_CALLS_THE_APPLICATION)
             if error is not None:

@@ -143,11 +143,12 @@ class HttpOperation(Operation):
 
     def status(self, code: int, error_from: int) -> None:
         """Record the response's status code; from *error_from* on it makes the span an error."""
+        is_error = code >= error_from
         if not self._owned:
             return
         self.span.set_attribute("http.response.status_code", code)
         # What was raised says more than the answer to it.
-        if code >= error_from and self._failed_with is None:
+        if is_error and self._failed_with is None:
             self.span.set_attribute("error.type", str(code))
             self.span.set_status(StatusCode.ERROR)
 

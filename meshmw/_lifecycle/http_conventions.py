@@ -239,8 +239,9 @@ class Measurement:
 
     def status(self, code: int, error_from: int) -> None:
         """Note the status code, which is an error from *error_from* on."""
+        is_error = code >= error_from
         self.labels["http.response.status_code"] = code
-        if code >= error_from:
+        if is_error:
             # What was raised says more than the answer to it.
             self.labels.setdefault("error.type", str(code))
 

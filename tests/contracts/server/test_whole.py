@@ -3,6 +3,7 @@
 import asyncio
 import io
 import sys
+from functools import partial
 from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
@@ -17,6 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from meshmw import asgi, wsgi
+from meshmw._frameworks import may_be_of
 
 ERROR = LookupError("out of stock")
 PLAIN = ("Content-Type", "text/plain")
@@ -186,7 +188,7 @@ def test_a_client_that_leaves_with_all_that_was_promised_has_all(make, method, s
     assert is_incomplete(host) is incomplete
 
 
-@pytest.mark.parametrize("message", [{"trailers": True}, {"headers": [(b"content-length", b"3")]}, {}])
+@pytest.mark.parametrize("message", [{"trailers": True}, {"headers": [(b"content-length", b"4")]}, {}])
 def test_a_stream_that_raises_or_whose_trailers_are_missing_is_not_whole(make, message):
     host = make("BareASGI")
 
@@ -199,6 +201,83 @@ def test_a_stream_that_raises_or_whose_trailers_are_missing_is_not_whole(make, m
     host.app = asgi.TraceContextMiddleware(fails, **host.options)
     host.get()
     assert is_incomplete(host)
+
+
+class Refusal(Exception):
+    """Is what an application makes of a server's own exception."""
+
+
+def from_server(how):
+    """An application that has sent all that it promised but the end, and raises *how*."""
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        try:
+            await send({"type": "http.response.body", "body": b"12", "more_body": True})
+        except OSError as error:
+            if how == "cause":
+                raise Refusal from error
+            if how == "context":
+                raise Refusal  # noqa: B904  # as Starlette raises ClientDisconnect
+            if how == "group":
+                raise ExceptionGroup("tasks", [ValueError(), error]) from None
+            raise
+        raise ERROR
+
+    return application
+
+
+@pytest.mark.parametrize("how", ["itself", "cause", "context", "group"])
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_raises_once_all_is_out_leaves_the_response_whole_unless_the_server_has_refused(make, how, refused):
+    host = make("BareASGI")
+    host.app = asgi.TraceContextMiddleware(from_server(how), **host.options)
+
+    def on_send(message):
+        if refused and message["type"] == "http.response.body":
+            raise OSError
+
+    assert host.get(on_send=on_send).error is not None
+    assert is_incomplete(host) is refused
+    assert len(errors_of(host)) == 1
+
+
+def test_a_server_of_which_nobody_can_tell_may_have_refused(make):
+    host = make("BareASGI")
+    served = asgi.TraceContextMiddleware(from_server("itself"), **host.options)
+
+    async def behind(scope, receive, send):
+        await served(scope, receive, partial(send))
+
+    host.app = behind
+    host.get()
+    assert is_incomplete(host)
+
+
+def test_an_endless_chain_of_causes_may_hold_a_refusal():
+    error = first = ValueError()
+    for _ in range(100):
+        error.__context__ = ValueError()
+        error = error.__context__
+    assert may_be_of(first, from_server)
+    first.__context__ = first.__cause__ = None
+    assert not may_be_of(first, from_server)
+
+
+@pytest.mark.parametrize("status", ["200", None, b"200"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_status_that_is_no_number_is_the_servers_matter(make, monkeypatch, status, measured):
+    monkeypatch.setattr("meshmw._lifecycle.http.SERVER_IS_MEASURED", lambda: measured)
+    host = make("BareASGI")
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body"})
+
+    host.app = asgi.TraceContextMiddleware(application, **host.options)
+    reply = host.get()
+    assert (reply.error, reply.status, reply.sent[1:]) == (None, status, ["http.response.body"])
+    assert "http.response.status_code" not in host.server_span.attributes
 
 
 def test_a_body_before_its_start_is_the_servers_matter(make):
