@@ -285,6 +285,7 @@ class _Response:
         self._operation = operation
         self._scope = scope
         self._send = send
+        self._begun: Message
         self._status = 0
         self._trailers = False
         self._sent = 0
@@ -331,8 +332,8 @@ class _Response:
         self._is_whole = bool(self._is_whole)
         if isinstance(error, Exception):
             if may_be_of(error, self._send):
-                # The server has refused the last of it.
-                self._sent = -1
+                # The server has refused the last of it, so what was promised does not matter.
+                self._begun = {}
             if not self._status:
                 self._operation.status(500, error_from=500)
         self._operation.fail(error)
@@ -349,6 +350,8 @@ class _Response:
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
+        if self._is_whole is False and self._status and not self._sent and _sends_late(self._send):
+            operation.status(500, error_from=500)
         if self._is_whole is False and not self._has_all():
             operation.break_off()
         else:
@@ -381,6 +384,12 @@ class _Response:
             return False
         lengths = [value.decode("latin-1") for value in found]
         return is_short(str(self._scope.get("method")), self._status, lengths, self._sent) is False
+
+
+def _sends_late(send: Send) -> bool:
+    """Say whether a server sends the head with the body, as ASGI asks, and answers 500 where there is none."""
+    # uvicorn and hypercorn send it at once. granian's `send` is a method of an object of its own.
+    return type(getattr(send, "__self__", None)).__module__.startswith("granian.")
 
 
 _CALLS_THE_APPLICATION: Final = frozenset({TraceContextMiddleware.__call__.__code__})

@@ -249,7 +249,7 @@ class _Response:
 
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before the head went out."""
-        if isinstance(error, Exception) and not self._is_out():
+        if isinstance(error, Exception) and not (self._is_out() or self._is_sent_anyway()):
             self._status = 500
         self.operation.fail(error)
 
@@ -273,6 +273,10 @@ class _Response:
             return self.is_out
         software = str(self._environ.get("SERVER_SOFTWARE", ""))
         return software == _GRANIAN or (self.is_begun and software.startswith(_HASTY))
+
+    def _is_sent_anyway(self) -> bool:
+        """Say whether the server sends the head also where the body raises."""
+        return self.is_returned and str(self._environ.get("SERVER_SOFTWARE", "")).startswith("Cheroot/")
 
     def _note_exception(self, exc_info: Any) -> None:
         """Record the exception that the application answers with 5xx."""
