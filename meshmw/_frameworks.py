@@ -105,7 +105,7 @@ def _operation_of(carrier: Scope) -> HttpOperation | None:
     return operation if (request.method, request.path) == (method, path) else None
 
 
-def route_of(scope: Scope, routed: object = None, *, is_missing: bool = False) -> str | None:
+def route_of(scope: Scope, routed: object = None, is_missing: bool = False) -> str | None:
     """Return the template of the matched route, with the root path and with those of all mounts; None without one.
 
     Args:

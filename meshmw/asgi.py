@@ -345,32 +345,38 @@ class _Response:
             return
         if operation.is_open:
             try:
-                if route := route_of(self._scope, self._routed, is_missing=self._status == 404):
+                if route := route_of(self._scope, self._routed, self._status == 404):
                     operation.route(route)
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
-        if self._is_whole is False and self._status and not self._sent and _sends_late(self._send):
-            operation.status(500, error_from=500)
-        if self._is_whole is False and not self._has_all():
-            operation.break_off()
+        if self._is_whole is False:
+            self._break_off()
         else:
             operation.end()
 
     def _start(self, kind: str, message: Message) -> None:
         self._begun = message
         self._trailers = message.get("trailers", False)
-        status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
+        self._status = status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
         try:
             self._operation.status(status, error_from=500)
+            if status >= 403 and (status >= 500 or message.get("code") in _FAILURES):
+                error = exception_answered(_CALLS_THE_APPLICATION)
+                if error is not None:
+                    self._operation.fail(error)
         except TypeError:
             # It is no number. The server says so, or takes it for one.
-            return
-        self._status = status
-        if status >= 403 and (status >= 500 or message.get("code") in _FAILURES):
-            error = exception_answered(_CALLS_THE_APPLICATION)
-            if error is not None:
-                self._operation.fail(error)
+            self._status = 0
+
+    def _break_off(self) -> None:
+        """End the operation of a response whose last message never went out."""
+        if self._status and not self._sent and _sends_late(self._send):
+            self._operation.status(500, error_from=500)
+        if self._has_all():
+            self._operation.end()
+        else:
+            self._operation.break_off()
 
     def _has_all(self) -> bool:
         """Say whether the client has all that was promised, though the application would have sent more messages."""

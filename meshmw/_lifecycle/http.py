@@ -143,14 +143,13 @@ class HttpOperation(Operation):
 
     def status(self, code: int, error_from: int) -> None:
         """Record the response's status code; from *error_from* on it makes the span an error."""
-        is_error = code >= error_from
         if not self._owned:
             return
-        self.span.set_attribute("http.response.status_code", code)
         # What was raised says more than the answer to it.
-        if is_error and self._failed_with is None:
+        if code >= error_from and self._failed_with is None:
             self.span.set_attribute("error.type", str(code))
             self.span.set_status(StatusCode.ERROR)
+        self.span.set_attribute("http.response.status_code", code)
 
     def break_off(self) -> None:
         """End the span, once, as that of a response that did not go out whole; do nothing where it has ended."""

@@ -239,11 +239,10 @@ class Measurement:
 
     def status(self, code: int, error_from: int) -> None:
         """Note the status code, which is an error from *error_from* on."""
-        is_error = code >= error_from
-        self.labels["http.response.status_code"] = code
-        if is_error:
+        if code >= error_from:
             # What was raised says more than the answer to it.
             self.labels.setdefault("error.type", str(code))
+        self.labels["http.response.status_code"] = code
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""
