@@ -224,26 +224,25 @@ class NestedHttpOperation(HttpOperation):
     """Holds a request that another protocol further out serves already; what frameworks match names that one's span.
 
     Args:
-        outer: The operation of that request; None where it has none of ours.
+        outer: The operation of that request.
         around: What is current.
         method: The request's method.
     """
 
     __slots__ = ("_outer",)
 
-    def __init__(self, outer: HttpOperation | None, around: Context, method: str) -> None:
+    def __init__(self, outer: HttpOperation, around: Context, method: str) -> None:
         super().__init__(trace.get_current_span(around), around, method, owned=False)
         self._outer = outer
 
     @property
     def is_open(self) -> bool:
         """Say whether something can still be added to the span further out."""
-        return self._outer is not None and self._outer.is_open
+        return self._outer.is_open
 
     def route(self, route: str) -> None:
         """Name the span further out."""
-        if self._outer is not None:
-            self._outer.route(route)
+        self._outer.route(route)
 
 
 class SuppressedHttpOperation(HttpOperation):
@@ -288,10 +287,10 @@ def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
     not cross. The current span proves nothing, it may be a leaked one; so the whole request must be the same.
     """
-    outer = around.get(_REQUEST_KEY)
-    if outer is None or not isinstance(outer, Request) or not outer.is_same(request):
+    outer = current_operation(around)
+    if outer is None or outer.request is None or not outer.request.is_same(request):
         return None
-    return NestedHttpOperation(current_operation(around), around, request.method)
+    return NestedHttpOperation(outer, around, request.method)
 
 
 def begin_server(request: Request, decision: Decision, around: Context, tracer: trace.Tracer) -> HttpOperation:
