@@ -42,6 +42,8 @@ _SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
 _NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
 # A host name has 253 characters, and a port 5.
 _MOST_AUTHORITY: Final = 512
+# No authority holds one of these (RFC 3986, section 3.2), and after an address in brackets comes its port or nothing.
+_NO_AUTHORITY: Final = re.compile(r"""[\x00-\x20\x7f"<>\\^`{|}]|\][^:]""")
 
 
 def know_methods(listed: str) -> None:
@@ -294,6 +296,8 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
 
 
 def _host_and_port(authority: str) -> tuple[str | None, int | None]:
+    if _NO_AUTHORITY.search(authority):
+        return None, None
     try:
         url = urlsplit(f"//{authority}")
         address, port = url.hostname, url.port
