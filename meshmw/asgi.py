@@ -280,12 +280,13 @@ class _Response:
 
     __slots__ = ("_begun", "_is_whole", "_operation", "_routed", "_scope", "_send", "_sent", "_status", "_trailers")
 
+    _begun: Message
+
     def __init__(self, routed: object, operation: HttpOperation, scope: Scope, send: Send) -> None:
         self._routed = routed
         self._operation = operation
         self._scope = scope
         self._send = send
-        self._begun: Message
         self._status = 0
         self._trailers = False
         self._sent = 0
