@@ -1,8 +1,9 @@
 """What frameworks tell of a request: the route template that they matched, and the exception that they answer with 500.
 
-Starlette and FastAPI leave the route in the scope, Litestar its template. A route is a template or it is absent: no
-segment of a path that a stranger has chosen stands in it. Where applications are mounted, and where a middleware has
-hidden the scope in which the framework wrote, the request goes through the application's own routes once more.
+Starlette and FastAPI leave the route in the scope, Litestar its template; Flask, Quart and Django tell it, wherever
+they are mounted. A route is a template or it is absent: no segment of a path that a stranger has chosen stands in it.
+Where applications are mounted, and where a middleware has hidden the scope in which the framework wrote, the request
+goes through the application's own routes once more.
 
 Nothing is imported here that the application has not imported.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from meshmw._lifecycle.http import current_operation
+from meshmw._lifecycle.http import OPERATION, HttpOperation, current_operation
 from meshmw._lifecycle.http_conventions import known_root
+from meshmw._policy.trust import wsgi_path
 
 Scope: TypeAlias = MutableMapping[str, Any]
 
@@ -27,8 +31,10 @@ _REST: Final = "/{path}"
 # Where middleware keeps the application that it stands around.
 _INNER: Final = ("app", "_app", "application", "func", "__wrapped__")
 _MOST_LAYERS: Final = 64
+# Where a scope holds the template that a framework further in has matched.
+_TOLD: Final = "meshmw.told"
 # One of these is in each scope that a framework has seen.
-_LEFT: Final = frozenset({"app", "route", "path_template", "app_root_path"})
+_LEFT: Final = frozenset({"app", "route", "path_template", "app_root_path", _TOLD})
 
 
 class Matched(NamedTuple):
@@ -43,7 +49,63 @@ class Matched(NamedTuple):
     template: str | None = None
 
 
-def route_of(scope: Scope, routed: object = None, *, is_missing: bool = False) -> str | None:
+class Told(NamedTuple):
+    """Holds what a framework has matched.
+
+    Attributes:
+        root: The path below which its application stands; segments that a stranger has chosen may be in it.
+        template: That of the route, below the root.
+    """
+
+    root: str
+    template: str
+
+    @property
+    def route(self) -> str | None:
+        """Return the template below its root."""
+        root = known_root(self.root.rstrip("/"))
+        return None if root is None else f"{root}{self.template}"
+
+
+def tell_route(carrier: Scope, told: Told) -> None:
+    """Name the current request's span after what a framework has matched.
+
+    Args:
+        carrier: The scope or environ that the framework has.
+        told: What it has matched.
+    """
+    operation = _operation_of(carrier)
+    if operation is None or operation.request is None or not operation.is_open:
+        return
+    if operation.request.protocol == "asgi":
+        # At its end, for it may stand within mounts, whose templates the scope tells.
+        operation.request.carrier[_TOLD] = told
+        return
+    # a2wsgi leaves the scope of an application around.
+    scope = carrier.get("asgi.scope")
+    route = told.route if scope is None else route_of({**scope, _TOLD: told})
+    if route:
+        operation.route(route)
+
+
+def _operation_of(carrier: Scope) -> HttpOperation | None:
+    """Return the operation that serves the request of a scope or an environ; None where none of ours does.
+
+    What is current is that of another request, where an application calls a second one within this process.
+    """
+    operation = current_operation()
+    if operation is None or operation.request is None or OPERATION in carrier:
+        return operation
+    # Behind another protocol the mark is missing, and what is asked is the same.
+    request, is_wsgi = operation.request, "REQUEST_METHOD" in carrier
+    if is_wsgi is (request.protocol == "wsgi"):
+        return None
+    method = carrier["REQUEST_METHOD"] if is_wsgi else carrier.get("method", "GET")
+    path = wsgi_path(carrier) or "/" if is_wsgi else carrier["path"]
+    return operation if (request.method, request.path) == (method, path) else None
+
+
+def route_of(scope: Scope, routed: object = None, is_missing: bool = False) -> str | None:
     """Return the template of the matched route, with the root path and with those of all mounts; None without one.
 
     Args:
@@ -53,6 +115,7 @@ def route_of(scope: Scope, routed: object = None, *, is_missing: bool = False) -
     """
     if routed is None and _LEFT.isdisjoint(scope):
         return None
+    told: Told | None = scope.pop(_TOLD, None)
     template = _template(scope)
     if template is not None and "app_root_path" not in scope:
         return _below_root(scope, template)
@@ -61,9 +124,8 @@ def route_of(scope: Scope, routed: object = None, *, is_missing: bool = False) -
     came = _as_it_came(scope, outermost)
     found = _match_again(came, _routes_of(outermost))
     if found is None:
-        return None
-    if template is None:
-        template = found.template
+        return None if told is None else told.route
+    template = template or found.template or (None if told is None else told.template)
     if template is None and is_missing and "route" not in scope:
         # Nothing within the mount was matched: what is mounted has no such path.
         return None
@@ -106,6 +168,8 @@ def _as_it_came(scope: Scope, outermost: object) -> Scope:
 
 def _match_again(scope: Scope, routes: Iterable[Any]) -> Matched | None:
     """Return which of Starlette's routes match: the first that does whole, or else the first but for its method."""
+    if found := _match_litestars(scope, routes):
+        return found
     level, chosen, below = 0, None, {}
     for route in _without_routers(routes):
         match, child = route.matches(scope)
@@ -123,6 +187,24 @@ def _match_again(scope: Scope, routes: Iterable[Any]) -> Matched | None:
     inner = routed_within(getattr(route, "app", None))
     found = _match_again({**scope, **below, **_own_root(inner)}, _routes_of(inner)) or Matched()
     return Matched(prefix + found.prefix, found.template)
+
+
+def _match_litestars(scope: Scope, routes: Iterable[Any]) -> Matched | None:
+    """Return which of Litestar's routes matches, segment by segment; what is written out goes before a parameter."""
+    left = [route for route in routes if hasattr(route, "path_components")]
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    parts = [part for part in path.removeprefix(root).split("/") if part] if left else []
+    for at, part in enumerate(parts):
+        here = [(route, route.path_components[at]) for route in left if len(route.path_components) > at]
+        left = [route for route, segment in here if segment == part]
+        if not left:
+            here = [(route, segment) for route, segment in here if not isinstance(segment, str)]
+            left = [route for route, _ in here]
+            if rest := [route for route, segment in here if issubclass(segment.type, PurePath)]:
+                # It takes the rest of the path.
+                return Matched(template=rest[0].path_format)
+    found = [route.path_format for route in left if len(route.path_components) == len(parts)]
+    return Matched(template=found[0]) if found else None
 
 
 def _without_routers(routes: Iterable[Any]) -> Iterator[Any]:
@@ -174,39 +256,80 @@ def _layers_within(layer: Any) -> Iterator[object]:
             continue
 
 
-def listen_for_exceptions() -> None:
-    """Have Flask, Quart and Django tell the operation of each request for what exception they answer 500."""
+def listen() -> None:
+    """Have Flask, Quart and Django tell of each request what they matched, and for what exception they answer 500."""
     if sys.modules.get("flask"):
-        from flask import got_request_exception as in_flask
+        import flask
 
-        in_flask.connect(_record)
+        flask.request_started.connect(_tell_flasks_route)
+        flask.got_request_exception.connect(_record_flasks)
     if sys.modules.get("quart"):
-        from quart.signals import got_request_exception, got_websocket_exception
+        from quart import signals
 
-        got_request_exception.connect(_record_for_quart)
-        got_websocket_exception.connect(_record_for_quart)
+        signals.request_started.connect(_tell_quarts_route)
+        signals.websocket_started.connect(_tell_quarts_route)
+        signals.got_request_exception.connect(_record_quarts)
+        signals.got_websocket_exception.connect(_record_quarts)
     if sys.modules.get("django"):
         from django.core.signals import got_request_exception as in_django  # type: ignore[import-untyped]
 
-        in_django.connect(_record_for_django, dispatch_uid="meshmw")
+        in_django.connect(_record_djangos, dispatch_uid="meshmw")
 
 
-def _record(_app: object, exception: BaseException, **_: object) -> None:
-    operation = current_operation()
+def record_answered(carrier: Scope, error: BaseException) -> None:
+    """Record the exception that a framework answers itself.
+
+    Args:
+        carrier: The scope or environ of the request.
+        error: What was raised.
+    """
+    operation = _operation_of(carrier)
     if operation is not None:
-        operation.fail(exception)
+        operation.fail(error)
 
 
-async def _record_for_quart(app: object, exception: BaseException, **_: object) -> None:
-    # A function that is not async would be called in a thread.
-    _record(app, exception)
+def _tell_flasks_route(_app: object, **_: object) -> None:
+    from flask import request
+
+    if request.url_rule is not None:
+        tell_route(request.environ, Told(request.root_path, request.url_rule.rule))
 
 
-def _record_for_django(sender: object, **_: object) -> None:
+def _record_flasks(_app: object, exception: BaseException, **_: object) -> None:
+    from flask import request
+
+    record_answered(request.environ, exception)
+
+
+# A function that is not async would be called in a thread.
+async def _tell_quarts_route(_app: object, **_: object) -> None:
+    asked = _asked_of_quart()
+    if asked.url_rule is not None:
+        tell_route(asked.scope, Told(asked.root_path, asked.url_rule.rule))
+
+
+async def _record_quarts(_app: object, exception: BaseException, **_: object) -> None:
+    record_answered(_asked_of_quart().scope, exception)
+
+
+def _asked_of_quart() -> Any:
+    from quart import has_request_context, request, websocket
+
+    return request if has_request_context() else websocket
+
+
+def _record_djangos(sender: object, request: Any = None, **_: object) -> None:
     # Django leaves the exception where `sys` finds it.
     error = sys.exception()
-    if error is not None:
-        _record(sender, error)
+    if error is not None and request is not None:
+        record_answered(carrier_of(request), error)
+
+
+def carrier_of(request: Any) -> Scope:
+    """Return the scope or environ of one of Django's requests."""
+    # An ASGIRequest has its scope; META of a WSGIRequest is the environ.
+    carrier: Scope = getattr(request, "scope", request.META)
+    return carrier
 
 
 def exception_answered(boundary: Collection[CodeType]) -> BaseException | None:
@@ -227,3 +350,24 @@ def exception_answered(boundary: Collection[CodeType]) -> BaseException | None:
             return error
         frame = frame.f_back
     return None
+
+
+def may_be_of(error: BaseException, function: Any) -> bool:
+    """Say whether an exception was raised in a function, or for another one that was; True where nobody can tell.
+
+    Args:
+        error: What was raised.
+        function: The function; one that is written in C leaves no trace.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return True
+    seen, waiting = set[int](), [error]
+    while waiting and len(seen) < _MOST_LAYERS:
+        raised = waiting.pop()
+        if id(raised) not in seen:
+            seen.add(id(raised))
+            if any(frame.f_code is code for frame, _ in traceback.walk_tb(raised.__traceback__)):
+                return True
+            waiting += filter(None, (raised.__cause__, raised.__context__, *getattr(raised, "exceptions", ())))
+    return bool(waiting)

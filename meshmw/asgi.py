@@ -20,7 +20,7 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._frameworks import exception_answered, listen_for_exceptions, route_of, routed_within
+from meshmw._frameworks import exception_answered, listen, may_be_of, route_of, routed_within
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, server_attributes
 from meshmw._lifecycle.operation import AttributeValue, record_refusals
@@ -94,7 +94,7 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("asgi", **options)
         self._tracer_provider = options.get("tracer_provider")
-        listen_for_exceptions()
+        listen()
         # What is missing is said here, where a program starts, and not by each request.
         self._contrib: App | None = None
         if options.get("server_spans") == "contrib":
@@ -280,6 +280,8 @@ class _Response:
 
     __slots__ = ("_begun", "_is_whole", "_operation", "_routed", "_scope", "_send", "_sent", "_status", "_trailers")
 
+    _begun: Message
+
     def __init__(self, routed: object, operation: HttpOperation, scope: Scope, send: Send) -> None:
         self._routed = routed
         self._operation = operation
@@ -330,8 +332,9 @@ class _Response:
         """Record an error; a server answers 500 for an application that raised before it had answered."""
         self._is_whole = bool(self._is_whole)
         if isinstance(error, Exception):
-            # It may be the server's, which has refused the last of it.
-            self._sent = -1
+            if may_be_of(error, self._send):
+                # The server has refused the last of it, so what was promised does not matter.
+                self._begun = {}
             if not self._status:
                 self._operation.status(500, error_from=500)
         self._operation.fail(error)
@@ -341,13 +344,13 @@ class _Response:
         operation = self._operation
         if operation.is_open:
             try:
-                if route := route_of(self._scope, self._routed, is_missing=self._status == 404):
+                if route := route_of(self._scope, self._routed, self._status == 404):
                     operation.route(route)
             except Exception:
                 # Whatever a framework or an application has left in the scope: the response is theirs, a name is not.
                 LOGGER.debug("the route could not be read from the scope", exc_info=True)
-        if self._is_whole is False and not self._has_all():
-            operation.break_off()
+        if self._is_whole is False:
+            self._break_off()
         else:
             operation.end()
 
@@ -355,11 +358,24 @@ class _Response:
         self._begun = message
         self._trailers = message.get("trailers", False)
         self._status = status = message["status"] if "status" in message else _HANDSHAKE_STATUS.get(kind, 0)
-        self._operation.status(status, error_from=500)
-        if status >= 403 and (status >= 500 or message.get("code") in _FAILURES):
-            error = exception_answered(_CALLS_THE_APPLICATION)
-            if error is not None:
-                self._operation.fail(error)
+        try:
+            self._operation.status(status, error_from=500)
+            if status >= 403 and (status >= 500 or message.get("code") in _FAILURES):
+                error = exception_answered(_CALLS_THE_APPLICATION)
+                if error is not None:
+                    self._operation.fail(error)
+        except TypeError:
+            # It is no number. The server says so, or takes it for one.
+            self._status = 0
+
+    def _break_off(self) -> None:
+        """End the operation of a response whose last message never went out."""
+        if self._status and not self._sent and _sends_late(self._send):
+            self._operation.status(500, error_from=500)
+        if self._has_all():
+            self._operation.end()
+        else:
+            self._operation.break_off()
 
     def _has_all(self) -> bool:
         """Say whether the client has all that was promised, though the application would have sent more messages."""
@@ -373,6 +389,12 @@ class _Response:
             return False
         lengths = [value.decode("latin-1") for value in found]
         return is_short(str(self._scope.get("method")), self._status, lengths, self._sent) is False
+
+
+def _sends_late(send: Send) -> bool:
+    """Say whether a server sends the head with the body, as ASGI asks, and answers 500 where there is none."""
+    # uvicorn and hypercorn send it at once. granian's `send` is a method of an object of its own.
+    return type(getattr(send, "__self__", None)).__module__.startswith("granian.")
 
 
 _CALLS_THE_APPLICATION: Final = frozenset({TraceContextMiddleware.__call__.__code__})

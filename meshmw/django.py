@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Final
 
-from meshmw._frameworks import listen_for_exceptions
-from meshmw._lifecycle.http import OPERATION, HttpOperation
-from meshmw._lifecycle.http_conventions import known_root
+from meshmw._frameworks import Told, carrier_of, listen, record_answered, tell_route
 
 __all__ = ["route_middleware"]
 
@@ -20,39 +18,57 @@ def __dir__() -> list[str]:
 def route_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Name each request's SERVER span after the URL pattern that matched; for `MIDDLEWARE` in Django's settings.
 
-    It also records the exceptions that Django answers itself, with 500. It takes no thread, in either mode, and does
+    It also records the exceptions that Django answers itself, with 500, and those of views that another middleware
+    answers with 5xx, of the middleware that stands before it in the list. It takes no thread, in either mode, and does
     nothing for a request that no middleware of ours began.
     """
-    listen_for_exceptions()
+    listen()
     if iscoroutinefunction(get_response):
         answer: Callable[[Any], Awaitable[Any]] = get_response
 
         async def middleware_async(request: Any) -> Any:
+            response = None
             try:
-                return await answer(request)
+                response = await answer(request)
+                return response
             finally:
-                _name_after_pattern(request)
+                _tell(request, response)
 
-        return middleware_async
+        return _noting_exceptions(middleware_async)
 
     def middleware(request: Any) -> Any:
+        response = None
         try:
-            return get_response(request)
+            response = get_response(request)
+            return response
         finally:
-            _name_after_pattern(request)
+            _tell(request, response)
 
-    return middleware
+    return _noting_exceptions(middleware)
 
 
 # As Django's decorator `sync_and_async_middleware` marks it.
 vars(route_middleware).update(sync_capable=True, async_capable=True)
 
 
-def _name_after_pattern(request: Any) -> None:
-    # An ASGIRequest has its scope; META of a WSGIRequest is the environ.
-    carrier, match = getattr(request, "scope", request.META), request.resolver_match
-    operation = carrier.get(OPERATION)
-    if isinstance(operation, HttpOperation) and match is not None:
-        root = known_root(str(request.META.get("SCRIPT_NAME", "")).rstrip("/"))
-        if root is not None:
-            operation.route(f"{root}/{match.route}")
+# Where a request holds what its view has raised, until it is answered and no longer.
+_RAISED: Final = "_meshmw_raised"
+
+
+def _noting_exceptions(middleware: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # Django calls it for what a view raises, in the view's own thread.
+    vars(middleware)["process_exception"] = _note_exception
+    return middleware
+
+
+def _note_exception(request: Any, exception: Exception) -> None:
+    vars(request)[_RAISED] = exception
+
+
+def _tell(request: Any, response: Any) -> None:
+    carrier, match = carrier_of(request), request.resolver_match
+    error = vars(request).pop(_RAISED, None)
+    if error is not None and response is not None and response.status_code >= 500:
+        record_answered(carrier, error)
+    if match is not None:
+        tell_route(carrier, Told(str(request.META.get("SCRIPT_NAME", "")), f"/{match.route}"))

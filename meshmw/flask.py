@@ -7,19 +7,19 @@ The requests are served by `meshmw.wsgi.TraceContextMiddleware`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Unpack
 
-from meshmw._lifecycle.http import OPERATION, HttpOperation
-from meshmw._lifecycle.http_conventions import known_root
+from meshmw._frameworks import record_answered
 from meshmw._lifecycle.serving import ServerOptions
 from meshmw.errors import MissingExtraError
 from meshmw.wsgi import TraceContextMiddleware
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from flask import Flask, Response
 
 try:
-    from flask import request, request_started
+    from flask import request
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("Flask", "flask") from missing
 
@@ -46,12 +46,20 @@ def init_app(app: Flask, **options: Unpack[ServerOptions]) -> None:
     if isinstance(app.wsgi_app, TraceContextMiddleware):
         return
     app.wsgi_app = TraceContextMiddleware(app.wsgi_app, **options)  # type: ignore[method-assign]  # as Flask documents
-    request_started.connect(_name_after_rule, app)
+    app.handle_user_exception = _recording(app)  # type: ignore[method-assign]  # as Flask documents, to be overridden
 
 
-def _name_after_rule(_app: Flask, **_: Any) -> None:
-    operation = request.environ.get(OPERATION)
-    if isinstance(operation, HttpOperation) and request.url_rule is not None:
-        root = known_root(request.root_path)
-        if root is not None:
-            operation.route(f"{root}{request.url_rule.rule}")
+def _recording(app: Flask) -> Callable[..., Response]:
+    """Return the application's `handle_user_exception`, which notes an exception that is answered with 5xx.
+
+    No signal tells of one for which the application has a handler of its own.
+    """
+    handle = app.handle_user_exception
+
+    def handle_user_exception(e: Exception) -> Response:
+        response = app.make_response(handle(e))
+        if response.status_code >= 500:
+            record_answered(request.environ, e)
+        return response
+
+    return handle_user_exception

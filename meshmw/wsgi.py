@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import Run, StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
-from meshmw._frameworks import exception_answered, listen_for_exceptions
+from meshmw._frameworks import exception_answered, listen
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
 from meshmw._lifecycle.operation import AttributeValue
@@ -71,7 +71,7 @@ class TraceContextMiddleware:
     def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
         self.app = app
         self._serving = Serving("wsgi", **options)
-        listen_for_exceptions()
+        listen()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -248,7 +248,7 @@ class _Response:
 
     def fail(self, error: BaseException) -> None:
         """Record an error; a server answers 500 for an application that raised before the head went out."""
-        if isinstance(error, Exception) and not self._is_out():
+        if isinstance(error, Exception) and not (self._is_out() or self._is_sent_anyway()):
             self._status = 500
         self.operation.fail(error)
 
@@ -272,6 +272,10 @@ class _Response:
             return self.is_out
         software = str(self._environ.get("SERVER_SOFTWARE", ""))
         return software == _GRANIAN or (self.is_begun and software.startswith(_HASTY))
+
+    def _is_sent_anyway(self) -> bool:
+        """Say whether the server sends the head also where the body raises."""
+        return self.is_returned and str(self._environ.get("SERVER_SOFTWARE", "")).startswith("Cheroot/")
 
     def _note_exception(self, exc_info: Any) -> None:
         """Record the exception that the application answers with 5xx."""
@@ -354,6 +358,10 @@ class _Body:
         finally:
             self._kept = None
             self._response.end()
+
+    def __del__(self) -> None:
+        # asgiref's WsgiToAsgi stops where it has what was promised, and closes nothing.
+        self._response.end()
 
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)

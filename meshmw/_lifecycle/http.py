@@ -152,11 +152,11 @@ class HttpOperation(Operation):
         """Record the response's status code; from *error_from* on it makes the span an error."""
         if not self._owned:
             return
-        self.span.set_attribute("http.response.status_code", code)
         # What was raised says more than the answer to it.
         if code >= error_from and self._failed_with is None:
             self.span.set_attribute("error.type", str(code))
             self.span.set_status(StatusCode.ERROR)
+        self.span.set_attribute("http.response.status_code", code)
 
     def break_off(self) -> None:
         """End the span, once, as that of a response that did not go out whole; do nothing where it has ended."""
@@ -227,6 +227,31 @@ class MeasuredHttpOperation(HttpOperation):
         super().end()
 
 
+class NestedHttpOperation(HttpOperation):
+    """Holds a request that another protocol further out serves already; what frameworks match names that one's span.
+
+    Args:
+        outer: The operation of that request.
+        around: What is current.
+        method: The request's method.
+    """
+
+    __slots__ = ("_outer",)
+
+    def __init__(self, outer: HttpOperation, around: Context, method: str) -> None:
+        super().__init__(trace.get_current_span(around), around, method, owned=False)
+        self._outer = outer
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether something can still be added to the span further out."""
+        return self._outer.is_open
+
+    def route(self, route: str) -> None:
+        """Name the span further out."""
+        self._outer.route(route)
+
+
 class SuppressedHttpOperation(HttpOperation):
     """Holds an outbound request that gets no span, because instrumentation is suppressed where it is sent.
 
@@ -250,26 +275,29 @@ class SuppressedHttpOperation(HttpOperation):
         return self.current()
 
 
-def current_operation() -> HttpOperation | None:
+def current_operation(context: Context | None = None) -> HttpOperation | None:
     """Return the operation of the request that is served here: of several protocols within one another, the outermost.
 
     None where no middleware of ours began it, and once it is over.
+
+    Args:
+        context: Where the request is served; what is current, if None.
     """
-    request = otel_context.get_current().get(_REQUEST_KEY)
+    request = (otel_context.get_current() if context is None else context).get(_REQUEST_KEY)
     found = request.carrier.get(OPERATION) if isinstance(request, Request) else None
     return found if isinstance(found, HttpOperation) else None
 
 
 def begin_nested(request: Request, around: Context) -> HttpOperation | None:
-    """Return an operation that adds nothing to the one that is under way for the same request, if there is one.
+    """Return an operation that adds a route at most to the one that is under way for the same request, if there is one.
 
     A WSGI application that is mounted in an ASGI one is the case: the mark that the middleware leaves in its scope does
     not cross. The current span proves nothing, it may be a leaked one; so the whole request must be the same.
     """
-    outer = around.get(_REQUEST_KEY)
-    if outer is None or not isinstance(outer, Request) or not outer.is_same(request):
+    outer = current_operation(around)
+    if outer is None or outer.request is None or not outer.request.is_same(request):
         return None
-    return HttpOperation(trace.get_current_span(around), around, request.method, owned=False)
+    return NestedHttpOperation(outer, around, request.method)
 
 
 def begin_server(request: Request, decision: Decision, around: Context, tracer: trace.Tracer) -> HttpOperation:

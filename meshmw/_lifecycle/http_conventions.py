@@ -48,6 +48,8 @@ _BEFORE_USER: Final = re.compile("://|%3[Aa]%2[Ff]%2[Ff]")
 _BEHIND_USER: Final = re.compile("@|%40")
 # A host name has 253 characters, and a port 5.
 _MOST_AUTHORITY: Final = 512
+# No authority holds one of these (RFC 3986, section 3.2), and after an address in brackets comes its port or nothing.
+_NO_AUTHORITY: Final = re.compile(r"""[\x00-\x20\x7f"<>\\^`{|}]|\][^:]""")
 
 # "this metric SHOULD be specified with ExplicitBucketBoundaries of"              HTTP metrics
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -318,6 +320,8 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
 
 
 def _host_and_port(authority: str) -> tuple[str | None, int | None]:
+    if _NO_AUTHORITY.search(authority):
+        return None, None
     try:
         url = urlsplit(f"//{authority}")
         address, port = url.hostname, url.port

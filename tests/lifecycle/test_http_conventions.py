@@ -50,6 +50,13 @@ def test_an_authority_is_said_if_it_is_one(authority, scheme, expected):
 
 
 @pytest.mark.parametrize(
+    "host", ["a b", "a\tb", "a\x00b", "<a>", 'a"', "a\\b", "{a}", "[::1]x", "[::1]x:80", "a\x7f", " "]
+)
+def test_what_no_authority_holds_makes_it_malformed(host):
+    assert http_conventions.address_attributes("server", host, "http") == {}
+
+
+@pytest.mark.parametrize(
     ("host", "port", "authority"),
     [
         ("10.0.0.1", 80, "10.0.0.1:80"),

@@ -129,6 +129,42 @@ def test_flask_with_a_handler_for_500(wsgi_host):
     assert_recorded(wsgi_host)
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(("sorry", 500), 500), (({"sorry": True}, 503, {"x": "y"}), 503), ("fine", 200), (("gone", 404), 404)],
+)
+@pytest.mark.parametrize("around", [lambda app: app, WsgiToAsgi], ids=["alone", "in ASGI"])
+def test_flask_with_a_handler_for_every_exception(make, answer, status, around):
+    is_alone = around is not WsgiToAsgi
+    host = make("BareWSGI" if is_alone else "BareASGI")
+    app = new_flask()
+    app.errorhandler(Exception)(lambda error: answer)
+    meshmw.flask.init_app(app, **host.options)
+    meshmw.flask.init_app(app, **host.options)
+    host.app = app if is_alone else asgi.TraceContextMiddleware(WsgiToAsgi(app), **host.options)
+    assert host.get("/fail").status == status
+    if status >= 500:
+        assert_recorded(host, status)
+    else:
+        assert_not_recorded(host)
+
+
+def test_a_handler_of_flasks_that_answers_nothing_is_the_exception(wsgi_host):
+    app = wsgi_host.app = new_flask()
+    app.errorhandler(LookupError)(lambda error: None)
+    meshmw.flask.init_app(app, **wsgi_host.options)
+    assert wsgi_host.get("/fail").status == 500
+    assert exceptions_of(wsgi_host.server_span) == ["TypeError"]
+
+
+def test_flask_that_gives_up_by_a_status(wsgi_host):
+    app = wsgi_host.app = new_flask()
+    app.get("/busy", endpoint="busy")(lambda: abort(503))
+    meshmw.flask.init_app(app, **wsgi_host.options)
+    assert wsgi_host.get("/busy").status == 503
+    assert exceptions_of(wsgi_host.server_span) == ["werkzeug.exceptions.ServiceUnavailable"]
+
+
 def test_an_answer_of_flasks_is_no_exception(wsgi_host):
     app = wsgi_host.app = new_flask()
     meshmw.flask.init_app(app, **wsgi_host.options)
@@ -528,6 +564,48 @@ def test_django(django_host, kind, route_middleware, asked):
 def test_djangos_middleware_fails(django_host, kind):
     host = django_host(kind, f"{__name__}.failing_middleware")
     assert host.get("/fail").status == 500
+    assert_recorded(host)
+
+
+class Answering:
+    """Is a middleware that answers what a view raises."""
+
+    status = 503
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        return self.get_response(request)
+
+    def process_exception(self, request, exception):
+        return HttpResponse("sorry", status=self.status)
+
+
+class Forgiving(Answering):
+    status = 200
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+@pytest.mark.parametrize("asked", ["/fail", "/async"])
+def test_a_middleware_of_djangos_answers_what_a_view_raises(django_host, kind, asked):
+    host = django_host(kind, f"{__name__}.Answering", "meshmw.django.route_middleware")
+    assert host.get(asked).status == 503
+    assert_recorded(host, 503)
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_a_middleware_of_djangos_forgives_what_a_view_raises(django_host, kind):
+    host = django_host(kind, f"{__name__}.Forgiving", "meshmw.django.route_middleware")
+    assert host.get("/fail").status == 200
+    assert_not_recorded(host)
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_an_exception_of_djangos_that_is_propagated_is_recorded_once(django_host, kind):
+    host = django_host(kind, "meshmw.django.route_middleware")
+    with override_settings(DEBUG_PROPAGATE_EXCEPTIONS=True):
+        assert host.get("/fail").error is ERROR
     assert_recorded(host)
 
 

@@ -2,6 +2,8 @@
 
 import random
 import uuid
+from datetime import date
+from pathlib import Path
 
 import litestar
 import pytest
@@ -330,6 +332,44 @@ def new_litestar(*handlers, **options):
 def test_litestar_within_a_mount_of_starlette(name_of):
     app = Starlette(routes=[Mount("/t/{t:int}", new_litestar())])
     assert name_of(app, "/t/007/items/08") == "GET /t/{t}/items/{item}"
+
+
+@litestar.get("/items/special")
+async def read_special() -> str:
+    return "ok"
+
+
+@litestar.get("/files/{name:path}")
+async def read_file(name: FromPath[Path]) -> str:
+    return "ok"
+
+
+@litestar.get("/{area:str}/by/{day:date}")
+async def read_day(area: FromPath[str], day: FromPath[date]) -> str:
+    return "ok"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/items/007", "GET /items/{item}"),
+        ("/items/7/", "GET /items/{item}"),
+        ("/items/special", "GET /items/special"),
+        ("/files/a/b.txt", "GET /files/{name}"),
+        ("/north/by/2026-11-29", "GET /{area}/by/{day}"),
+        ("/", "GET"),
+        ("/none", "GET"),
+        ("/items/7/more", "GET"),
+    ],
+)
+@pytest.mark.parametrize("root", ["", "/api"])
+def test_a_copy_of_the_scope_hides_no_route_of_litestars(name_of, around, path, expected, root):
+    app = around(new_litestar(read_special, read_file, read_day))
+    named = name_of(app, f"{root}{path}", root_path=root)
+    assert named == (expected.replace(" ", f" {root}") if " " in expected else expected)
+    mounted = around(Starlette(routes=[Mount("/t/{t:int}", around(new_litestar(read_special, read_file, read_day)))]))
+    within = name_of(mounted, f"{root}/t/007{path}", root_path=root)
+    assert within.replace("/t/{t}", "") == named or (within, named) == (f"GET {root}/t/{{t}}", "GET")
 
 
 def test_litestar_tells_its_route_to_its_own_middleware(make):

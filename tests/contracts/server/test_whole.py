@@ -3,6 +3,7 @@
 import asyncio
 import io
 import sys
+from functools import partial
 from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
@@ -17,6 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from meshmw import asgi, wsgi
+from meshmw._frameworks import may_be_of
 
 ERROR = LookupError("out of stock")
 PLAIN = ("Content-Type", "text/plain")
@@ -186,7 +188,7 @@ def test_a_client_that_leaves_with_all_that_was_promised_has_all(make, method, s
     assert is_incomplete(host) is incomplete
 
 
-@pytest.mark.parametrize("message", [{"trailers": True}, {"headers": [(b"content-length", b"3")]}, {}])
+@pytest.mark.parametrize("message", [{"trailers": True}, {"headers": [(b"content-length", b"4")]}, {}])
 def test_a_stream_that_raises_or_whose_trailers_are_missing_is_not_whole(make, message):
     host = make("BareASGI")
 
@@ -199,6 +201,124 @@ def test_a_stream_that_raises_or_whose_trailers_are_missing_is_not_whole(make, m
     host.app = asgi.TraceContextMiddleware(fails, **host.options)
     host.get()
     assert is_incomplete(host)
+
+
+class Refusal(Exception):
+    """Is what an application makes of a server's own exception."""
+
+
+def from_server(how):
+    """An application that has sent all that it promised but the end, and raises *how*."""
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        try:
+            await send({"type": "http.response.body", "body": b"12", "more_body": True})
+        except OSError as error:
+            if how == "cause":
+                raise Refusal from error
+            if how == "context":
+                raise Refusal  # noqa: B904  # as Starlette raises ClientDisconnect
+            if how == "group":
+                raise ExceptionGroup("tasks", [ValueError(), error]) from None
+            raise
+        raise ERROR
+
+    return application
+
+
+@pytest.mark.parametrize("how", ["itself", "cause", "context", "group"])
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_raises_once_all_is_out_leaves_the_response_whole_unless_the_server_has_refused(make, how, refused):
+    host = make("BareASGI")
+    host.app = asgi.TraceContextMiddleware(from_server(how), **host.options)
+
+    def on_send(message):
+        if refused and message["type"] == "http.response.body":
+            raise OSError
+
+    assert host.get(on_send=on_send).error is not None
+    assert is_incomplete(host) is refused
+    assert len(errors_of(host)) == 1
+
+
+def test_a_server_of_which_nobody_can_tell_may_have_refused(make):
+    host = make("BareASGI")
+    served = asgi.TraceContextMiddleware(from_server("itself"), **host.options)
+
+    async def behind(scope, receive, send):
+        await served(scope, receive, partial(send))
+
+    host.app = behind
+    host.get()
+    assert is_incomplete(host)
+
+
+class LateServer:
+    """Is what sends, on granian."""
+
+    __module__ = "granian._granian"
+
+    def __init__(self, send):
+        self.told = send
+
+    async def send(self, message):
+        await self.told(message)
+
+
+@pytest.mark.parametrize(
+    ("body", "late", "status"),
+    [(None, True, 500), (b"x", True, 200), (None, False, 200)],
+)
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_server_that_sends_the_head_with_the_body_answers_500_where_there_is_none(make, body, late, status, raises):
+    host = make("BareASGI")
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        if body is not None:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        if raises:
+            raise ERROR
+
+    served = asgi.TraceContextMiddleware(application, **host.options)
+
+    async def behind(scope, receive, send):
+        await served(scope, receive, LateServer(send).send if late else send)
+
+    host.app = behind
+    host.get()
+    assert status_of(host) == status
+    assert is_incomplete(host)
+    assert host.server_span.attributes.get("error.type") == (
+        "LookupError" if raises else "500" if status == 500 else None
+    )
+
+
+def test_an_endless_chain_of_causes_may_hold_a_refusal():
+    error = first = ValueError()
+    for _ in range(100):
+        error.__context__ = ValueError()
+        error = error.__context__
+    assert may_be_of(first, from_server)
+    first.__context__ = first.__cause__ = None
+    assert not may_be_of(first, from_server)
+
+
+@pytest.mark.parametrize("status", ["200", None, b"200"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_status_that_is_no_number_is_the_servers_matter(make, monkeypatch, status, measured):
+    monkeypatch.setattr("meshmw._lifecycle.http.SERVER_IS_MEASURED", lambda: measured)
+    host = make("BareASGI")
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body"})
+
+    host.app = asgi.TraceContextMiddleware(application, **host.options)
+    reply = host.get()
+    assert (reply.error, reply.status, reply.sent[1:]) == (None, status, ["http.response.body"])
+    assert "http.response.status_code" not in host.server_span.attributes
 
 
 def test_a_body_before_its_start_is_the_servers_matter(make):
@@ -279,7 +399,7 @@ def test_an_exception_after_an_empty_chunk_is_500_where_nothing_went_out(serve, 
     assert errors_of(host) == ["LookupError"]
 
 
-@pytest.mark.parametrize("software", SERVERS)
+@pytest.mark.parametrize("software", [*SERVERS, "Cheroot/11.1.2 Server"])
 def test_an_exception_of_a_bodys_first_step_is_500(serve, software):
     def application(environ, start_response):
         start_response("200 OK", [PLAIN])
@@ -289,7 +409,10 @@ def test_an_exception_of_a_bodys_first_step_is_500(serve, software):
         raise ERROR
         yield b""
 
-    assert status_of(serve(application, software)) == (200 if software == "Granian" else 500)
+    # Cheroot sends the head also then.
+    assert status_of(serve(application, software)) == (
+        200 if (software or "").startswith(("Granian", "Cheroot")) else 500
+    )
 
 
 @pytest.mark.parametrize("software", SERVERS)
