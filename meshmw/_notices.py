@@ -132,7 +132,8 @@ _EXTRACTIONS: Final = metrics.get_meter("meshmw").create_counter(
     unit="{header}",
     description="Trace headers that were read, by header, outcome and reason.",
 )
-_IS_LIVE: Final = liveness_of(_EXTRACTIONS)
+# Asked before each header is counted.
+IS_COUNTED: Final = liveness_of(_EXTRACTIONS)
 # Counted for every request, so made once.
 _ACCEPTED: Final = {header: {"header": header, "outcome": "accepted"} for header in ("traceparent", "baggage", "b3")}
 
@@ -355,10 +356,8 @@ class Rejections:
 
     def accepted(self, headers: tuple[str, ...]) -> None:
         """Count headers that were read and trusted."""
-        # Without a meter provider there is nobody to count for.
-        if _IS_LIVE():
-            for header in headers:
-                _EXTRACTIONS.add(1, _ACCEPTED[header])
+        for header in headers:
+            _EXTRACTIONS.add(1, _ACCEPTED[header])
 
     def record(
         self, header: str, reason: str, consequence: str, text: str | None = None, *, outcome: str = "refused"

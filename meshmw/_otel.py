@@ -13,8 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from operator import contains
-from sys import getsizeof
+from operator import attrgetter, contains
 from typing import TYPE_CHECKING, Any, Final
 
 import opentelemetry.context
@@ -62,14 +61,15 @@ EXPORTER_LOGGERS: Final = (
 )
 
 
-# Above the size of every span.
-UNKNOWN: Final = sys.maxsize
-# What a span holds of these is as long as it says.
-_SIMPLE: Final = frozenset({str, int, float, bool, bytes})
-# An event or a link beside what it says.
-_ITEM_BYTES: Final = 256
-# Members of a tracestate, of 513 characters each at most.
-_FEW_MEMBERS: Final = 3
+# What a span of the SDK holds, by one call of C: its public properties copy all first, and every ended span is looked at.
+SPAN_PARTS: Final = attrgetter(
+    "_attributes._dict", "_context", "_name", "_status._description", "_events._dq", "_links._dq"
+)
+# The attributes of an event or a link.
+ITEM_ATTRIBUTES: Final = attrgetter("_attributes._dict")
+# A span context is a tuple whose fifth item is its tracestate, and that holds its members in a mapping.
+TRACE_STATE: Final = 4
+TRACE_STATE_MEMBERS: Final = attrgetter("_dict")
 
 # The words of gRPC in several languages, of the exporter for HTTP, of its own limit, and of a proxy before a collector.
 _TOO_LARGE: Final = re.compile(
@@ -251,35 +251,6 @@ def announce_ending(processor: object, span: object) -> None:
     tell: Callable[[object], None] | None = getattr(processor, "_on_ending", None)
     if tell is not None:
         tell(span)
-
-
-def plain_size(span: Any) -> int:
-    """Return the bytes that a span of the SDK holds, or `UNKNOWN` and above where not all that it holds is simple.
-
-    It looks behind the names that the SDK calls private, because its public ones copy all first, for every span. Where
-    one of these names is gone, no span looks simple.
-    """
-    try:
-        attributes = span._attributes._dict
-        values = attributes.values()
-        # The fifth item of a span context is its tracestate.
-        if len(span._context[4]._dict) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
-            return UNKNOWN
-        size = sum(map(getsizeof, (*attributes, *values, span._name, span._status._description)))
-        if span._events._dq or span._links._dq:
-            return size + sum(map(_item_size, (*span._events._dq, *span._links._dq)))
-        return size
-    except (AttributeError, TypeError):
-        return UNKNOWN
-
-
-def _item_size(item: Any) -> int:
-    attributes = item._attributes._dict
-    values = attributes.values()
-    state = item.context.trace_state if isinstance(item, trace.Link) else ()
-    if len(state) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
-        return UNKNOWN
-    return _ITEM_BYTES + sum(map(getsizeof, (*attributes, *values, getattr(item, "name", None))))
 
 
 def overrides(processor: object, base: type, step: str = "_on_ending") -> bool:

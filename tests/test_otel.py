@@ -39,6 +39,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from meshmw import _otel
 from meshmw._lifecycle.operation import StandDown, is_suppressed
 from meshmw._otel import W3CTraceState
+from meshmw._telemetry.span import UNKNOWN, plain_size
 from meshmw.wire import TraceState
 from tests.programs import run_parts
 
@@ -320,14 +321,14 @@ class TestSpanProcessors:
         for more in ({"attributes": {"key": ("a", "b")}}, {"links": [trace.Link(LONG_STATE)]}, {"links": [link]}):
             tracer.start_span("name", **more).end()
         tracer.start_span("name", trace.set_span_in_context(trace.NonRecordingSpan(LONG_STATE))).end()
-        short, long, with_items, *complicated = [_otel.plain_size(span) for span in ended.get_finished_spans()]
-        assert short < _otel.UNKNOWN, "one of `_attributes._dict`, `_events._dq`, `_links._dq`, `_name` is gone"
+        short, long, with_items, *complicated = [plain_size(span) for span in ended.get_finished_spans()]
+        assert short < UNKNOWN, "one of `_attributes._dict`, `_events._dq`, `_links._dq`, `_name` is gone"
         assert 100 < short < 400 < 3_000 < long < 3_400
         assert 2_000 < with_items < 3_000
-        assert [each >= _otel.UNKNOWN for each in complicated] == [True] * 4
+        assert [each >= UNKNOWN for each in complicated] == [True] * 4
 
     def test_what_is_no_span_of_the_sdk_is_not_simple(self):
-        assert _otel.plain_size(object()) == _otel.UNKNOWN
+        assert plain_size(object()) == UNKNOWN
 
     def test_what_exports_is_not_traced(self):
         assert not _otel.is_suppressed(otel_context.get_current())

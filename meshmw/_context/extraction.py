@@ -16,7 +16,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from meshmw._context.carriers import Lines
 from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, BaggageReader
 from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, Reading, TraceReader, repeated_trace_state
-from meshmw._notices import Rejections
+from meshmw._notices import IS_COUNTED, Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
 from meshmw._policy.words import Trust
 from meshmw.errors import InvalidHeaderError
@@ -174,7 +174,9 @@ class HeaderReader:
             if must_change:
                 return None
             accepted = _TRACE_AND_BAGGAGE
-        self._rejections.accepted(accepted)
+        # Without a meter provider there is nobody to count for.
+        if IS_COUNTED():
+            self._rejections.accepted(accepted)
         span_context = SpanContext(int(trace_id, 16), int(parent_id, 16), True, flags, state)
         return Extraction(span_context, members, None, _carried(lines, self._passthrough), {}, (), None)
 

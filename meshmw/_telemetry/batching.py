@@ -22,11 +22,12 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import TraceFlags
 
 from meshmw._notices import LOGGER, Throttle
-from meshmw._otel import plain_size, suppressed
+from meshmw._otel import suppressed
 from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.bounds import FAIR, FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.container import memory_headroom
+from meshmw._telemetry.span import plain_size
 from meshmw._telemetry.worker import Worker
 from meshmw.errors import SettingsError
 from meshmw.settings import LARGEST, Settings, count_in, first_of

@@ -32,7 +32,7 @@ FAIR_BYTES: Final = 6_144
 _FAIR_TEXT: Final = 256
 _DEEPEST: Final = 8
 # An event or a link beside what it says.
-_ITEM_BYTES: Final = 256
+ITEM_BYTES: Final = 256
 
 
 class Bounds(NamedTuple):
@@ -166,13 +166,13 @@ class _Kept:
 
     def event(self, event: Event) -> Event:
         """Return an event."""
-        self.left -= _ITEM_BYTES
+        self.left -= ITEM_BYTES
         attributes = self.attributes(event.attributes, event.dropped_attributes)
         return Event(self.name(event.name), attributes, event.timestamp)
 
     def link(self, link: Link) -> Link:
         """Return a link."""
-        self.left -= _ITEM_BYTES
+        self.left -= ITEM_BYTES
         context = self.context(link.context) or link.context
         return Link(context, self.attributes(link.attributes, link.dropped_attributes))
 
@@ -202,7 +202,7 @@ class _Kept:
         if isinstance(value, bytes):
             return self._taken(value[: self._longest])
         if isinstance(value, Mapping | Sequence):
-            self.left -= _ITEM_BYTES
+            self.left -= ITEM_BYTES
             if depth >= _DEEPEST:
                 return None
             if isinstance(value, Mapping):

@@ -7,10 +7,12 @@ request, nor fill its memory.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from sys import getsizeof
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import baggage
 from opentelemetry.context import Context, get_current
@@ -30,9 +32,17 @@ from opentelemetry.util.types import Attributes
 
 from meshmw._context.extraction import B3_KEY
 from meshmw._notices import LOGGER, Throttle, escaped
-from meshmw._otel import SPAN_KEY, announce_ending, overrides, plain_size
+from meshmw._otel import (
+    ITEM_ATTRIBUTES,
+    SPAN_KEY,
+    SPAN_PARTS,
+    TRACE_STATE,
+    TRACE_STATE_MEMBERS,
+    announce_ending,
+    overrides,
+)
 from meshmw._policy.patterns import BaggageKeys, PathPatterns
-from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan, Bounds
+from meshmw._telemetry.bounds import FAIR_BYTES, ITEM_BYTES, BoundedSpan, Bounds
 from meshmw.wire import B3Context
 
 _ANY_SPAN_ID: Final = 1
@@ -147,6 +157,13 @@ class RouteRule(NamedTuple):
 
 _DEFAULT_BOUNDS: Final = Bounds()
 OVERFLOW: Final = "_overflow"
+# Above the size of every span.
+UNKNOWN: Final = sys.maxsize
+# What a span holds of these is as long as it says.
+_SIMPLE: Final = frozenset({str, int, float, bool, bytes})
+# Members of a tracestate, of 513 characters each at most.
+_FEW_MEMBERS: Final = 3
+
 # A pattern may fit keys without end, which strangers choose.
 _MOST_KEYS: Final = 64
 
@@ -241,6 +258,31 @@ class GuardedSpanProcessors(SynchronousMultiSpanProcessor):
                 kind.__qualname__,
                 exc_info=error,
             )
+
+
+def plain_size(span: Any) -> int:
+    """Return the bytes that a span of the SDK holds, or `UNKNOWN` and above where not all that it holds is simple.
+
+    Where a name is gone that the SDK calls private, no span looks simple.
+    """
+    try:
+        attributes, context, name, description, events, links = SPAN_PARTS(span)
+        values = attributes.values()
+        if len(TRACE_STATE_MEMBERS(context[TRACE_STATE])) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
+            return UNKNOWN
+        size = sum(map(getsizeof, (*attributes, *values, name, description)))
+        return size + sum(map(_item_size, (*events, *links))) if events or links else size
+    except (AttributeError, TypeError):
+        return UNKNOWN
+
+
+def _item_size(item: Any) -> int:
+    attributes = ITEM_ATTRIBUTES(item)
+    values = attributes.values()
+    state = item.context.trace_state if isinstance(item, Link) else ()
+    if len(state) > _FEW_MEMBERS or not _SIMPLE.issuperset(map(type, values)):
+        return UNKNOWN
+    return ITEM_BYTES + sum(map(getsizeof, (*attributes, *values, getattr(item, "name", None))))
 
 
 class BaggageAttributes(SpanProcessor):
