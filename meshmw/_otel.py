@@ -61,7 +61,7 @@ EXPORTER_LOGGERS: Final = (
 )
 
 
-# What a span of the SDK holds, by one call of C: its public properties copy all first, and every ended span is looked at.
+# What a span of the SDK holds, by one call of C: its public properties copy all first, for every span that ends.
 SPAN_PARTS: Final = attrgetter(
     "_attributes._dict", "_context", "_name", "_status._description", "_events._dq", "_links._dq"
 )

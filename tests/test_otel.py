@@ -331,10 +331,10 @@ class TestSpanProcessors:
         assert plain_size(object()) == UNKNOWN
 
     def test_what_exports_is_not_traced(self):
-        assert not _otel.is_suppressed(otel_context.get_current())
+        assert not is_suppressed(otel_context.get_current())
         with _otel.suppressed():
-            assert _otel.is_suppressed(otel_context.get_current())
-        assert not _otel.is_suppressed(otel_context.get_current())
+            assert is_suppressed(otel_context.get_current())
+        assert not is_suppressed(otel_context.get_current())
 
 
 TRANSIENT = "Transient error StatusCode.RESOURCE_EXHAUSTED encountered while exporting traces to c:1, retrying in {}s."

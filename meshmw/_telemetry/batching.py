@@ -26,7 +26,7 @@ from meshmw._otel import suppressed
 from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.bounds import FAIR, FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.collector import GuardedSpanExporter
-from meshmw._telemetry.container import memory_headroom
+from meshmw._telemetry.resource import memory_headroom
 from meshmw._telemetry.span import plain_size
 from meshmw._telemetry.worker import Worker
 from meshmw.errors import SettingsError

@@ -6,16 +6,17 @@ does again, keeps to itself what the other exporter logs meanwhile, and lets the
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, ClassVar, Final, TypeVar
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import (
     MetricExporter,
@@ -37,7 +38,7 @@ from meshmw._otel import (
     renew_export_lock,
     ticker_of,
 )
-from meshmw._telemetry.remedies import remedy_for
+from meshmw._telemetry.worker import ForkGate
 
 T = TypeVar("T")
 
@@ -48,8 +49,6 @@ class _TooLargeError(Exception):
 
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
-# How long a fork waits for an export that is under way.
-_WAIT_SECONDS: Final = 1.0
 
 
 class Reachability:
@@ -384,49 +383,55 @@ def _install_mute() -> None:
             filters.insert(0, _MUTE)
 
 
-class ForkGate:
-    """Holds a fork back while an export runs: a gRPC client that was interrupted so never works again.
+_CERTIFICATE: Final = (
+    "its certificate is not trusted: name the file of its authority in OTEL_EXPORTER_OTLP_CERTIFICATE, and write the "
+    "host that the certificate names"
+)
+_CLIENT: Final = (
+    "it asks for a certificate of this client: name its files in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY"
+)
+_NO_TLS: Final = "does not speak TLS: {write_http}set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
+_OVER_HTTP: Final = "it speaks HTTP/1, and not gRPC: set MESHMW_EXPORTER=otlp-http, or write its port of gRPC"
+_OVER_GRPC: Final = "it speaks gRPC, and not HTTP/1: set MESHMW_EXPORTER=otlp, or write its port of HTTP"
+
+# What grpcio, urllib3 and OpenSSL say, and what then helps; the first that fits. Where nothing but a closed connection
+# is seen, TLS is one reason among others.
+_WITH_TLS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), remedy)
+    for pattern, remedy in (
+        (r"CERTIFICATE.VERIFY.FAILED|hostname (?:mismatch|verification)|doesn't match", _CERTIFICATE),
+        (r"CERTIFICATE.REQUIRED|alert bad certificate|ALERT_BAD_CERTIFICATE|HANDSHAKE_FAILURE", _CLIENT),
+        (r"WRONG.VERSION.NUMBER|record layer failure|unknown protocol|\bHTTP.REQUEST\b", f"it {_NO_TLS}"),
+        (r"handshake|EOF|socket closed|connection (?:aborted|reset)", f"where it {_NO_TLS}"),
+    )
+)
+_SURELY_WITH_TLS: Final = _WITH_TLS[:3]
+_WITHOUT_TLS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), remedy)
+    for pattern, remedy in (
+        (r"frame type (?:79|80|84)\b|frame.{0,40}HTTP/1", _OVER_HTTP),
+        (r"BadStatusLine\(.{0,8}\\x00", _OVER_GRPC),
+        (
+            r"socket closed|closed connection|connection (?:aborted|reset)|broken pipe|batch code: 400|parsing HTTP/2",
+            "where it speaks TLS: {write_https}",
+        ),
+    )
+)
+
+
+def remedy_for(endpoint: str, reason: str) -> str:
+    """Return what helps against the failure of an export, or an empty text where nothing in its words says it.
 
     Args:
-        is_hopeless: Says that an export which is under way is not worth waiting for.
+        endpoint: The collector's address, as it stands in the log.
+        reason: What the exporter says.
     """
-
-    def __init__(self, is_hopeless: Callable[[], bool]) -> None:
-        self._is_hopeless = is_hopeless
-        self._lock = threading.RLock()
-        self._gave_up = False
-        if hasattr(os, "register_at_fork"):
-            gate = weakref.ref(self)
-            os.register_at_fork(
-                before=lambda: _call(gate, ForkGate._close),
-                after_in_parent=lambda: _call(gate, ForkGate._open),
-                after_in_child=lambda: _call(gate, ForkGate._renew),
-            )
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._gave_up = False
-        self._lock.release()
-
-    def _close(self) -> None:
-        # One wait for each export: a pool forks its workers one after the other.
-        hopeless = self._gave_up or self._is_hopeless()
-        self._gave_up = not self._lock.acquire(timeout=0 if hopeless else _WAIT_SECONDS)
-
-    def _open(self) -> None:
-        # Not ours to open where the wait was over before the export.
-        with contextlib.suppress(RuntimeError):
-            self._lock.release()
-
-    def _renew(self) -> None:
-        # Whoever held it is no thread of this process.
-        self._lock = threading.RLock()
-
-
-def _call(gate: weakref.ref[ForkGate], what: Callable[[ForkGate], None]) -> None:
-    # What a process does at a fork is registered for ever, and an exporter's gate is not kept alive by it.
-    found = gate()
-    if found is not None:
-        what(found)
+    parts = urlsplit(endpoint)
+    rules = {"http": _WITHOUT_TLS, "https": _WITH_TLS}.get(parts.scheme, _SURELY_WITH_TLS)
+    for pattern, remedy in rules:
+        if pattern.search(reason):
+            # An address of gRPC's own, such as `unix:/run/otel.sock`, takes no scheme.
+            write_http = f"write http://{parts.netloc}, or " if parts.netloc else ""
+            return remedy.format(write_http=write_http, write_https=f"write https://{parts.netloc}")
+    return ""

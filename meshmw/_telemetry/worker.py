@@ -1,21 +1,26 @@
 """The thread that exports, which nothing ends before its time: no exporter, no signal, no fork.
 
 Nobody else exports: whoever asks for a flush waits for this thread, except under gevent. So what an exporter raises
-reaches no caller, and what interrupts a caller, such as a KeyboardInterrupt, reaches no exporter.
+reaches no caller, and what interrupts a caller, such as a KeyboardInterrupt, reaches no exporter. `ForkGate` lets the
+process fork between two exports.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Final
 
 from meshmw._notices import LOGGER, Throttle, escaped
 
 _NAME: Final = "meshmw-export"
+# How long a fork waits for an export that is under way.
+_WAIT_SECONDS: Final = 1.0
 # Ends the thread, once it has exported all.
 _END: Final = threading.Event()
 
@@ -119,3 +124,51 @@ def _is_greenlet() -> bool:
     """Say whether what looks like a thread is one of gevent's greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+class ForkGate:
+    """Holds a fork back while an export runs: a gRPC client that was interrupted so never works again.
+
+    Args:
+        is_hopeless: Says that an export which is under way is not worth waiting for.
+    """
+
+    def __init__(self, is_hopeless: Callable[[], bool]) -> None:
+        self._is_hopeless = is_hopeless
+        self._lock = threading.RLock()
+        self._gave_up = False
+        if hasattr(os, "register_at_fork"):
+            gate = weakref.ref(self)
+            os.register_at_fork(
+                before=lambda: _call(gate, ForkGate._close),
+                after_in_parent=lambda: _call(gate, ForkGate._open),
+                after_in_child=lambda: _call(gate, ForkGate._renew),
+            )
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._gave_up = False
+        self._lock.release()
+
+    def _close(self) -> None:
+        # One wait for each export: a pool forks its workers one after the other.
+        hopeless = self._gave_up or self._is_hopeless()
+        self._gave_up = not self._lock.acquire(timeout=0 if hopeless else _WAIT_SECONDS)
+
+    def _open(self) -> None:
+        # Not ours to open where the wait was over before the export.
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
+
+    def _renew(self) -> None:
+        # Whoever held it is no thread of this process.
+        self._lock = threading.RLock()
+
+
+def _call(gate: weakref.ref[ForkGate], what: Callable[[ForkGate], None]) -> None:
+    # What a process does at a fork is registered for ever, and an exporter's gate is not kept alive by it.
+    found = gate()
+    if found is not None:
+        what(found)

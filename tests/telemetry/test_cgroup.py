@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from meshmw._telemetry.container import memory_headroom, read_container, read_text
+from meshmw._telemetry.resource import memory_headroom, read_container, read_text
 
 MB = 1_000_000
 
@@ -73,7 +73,7 @@ def test_a_cgroup_beyond_its_limit_has_no_room_and_files_that_tell_nothing_count
 )
 def test_a_cgroup_that_no_kernel_shows_costs_little_and_tells_nothing(line, kernel, monkeypatch):
     opened = []
-    monkeypatch.setattr("meshmw._telemetry.container.read_text", lambda path: opened.append(path) or read_text(path))
+    monkeypatch.setattr("meshmw._telemetry.resource.read_text", lambda path: opened.append(path) or read_text(path))
     root = kernel(line)
     assert memory_headroom(root) is None
     assert tuple(read_container(root)) == ("", "", "")

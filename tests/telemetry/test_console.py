@@ -8,8 +8,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from meshmw._telemetry import console
-from meshmw._telemetry.console import TreeSpanExporter
+from meshmw._telemetry import export as console
+from meshmw._telemetry.export import TreeSpanExporter
 
 CALLER = SpanContext(0x4B << 120, 0x7A << 56, is_remote=True, trace_flags=TraceFlags(1))
 

@@ -11,8 +11,7 @@ import time
 import pytest
 
 from meshmw._telemetry import resource
-from meshmw._telemetry.container import read_container
-from meshmw._telemetry.resource import build_resource
+from meshmw._telemetry.resource import build_resource, read_container
 from meshmw.settings import Settings
 
 ID, OUTER = "f2a44bc8e090f93a2b4d7f510bdaff0615ad52906e3287ee956dcf5aa5012a91", "93" * 32

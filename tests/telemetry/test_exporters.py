@@ -14,8 +14,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from requests.adapters import HTTPAdapter
 
-from meshmw._telemetry.console import TreeSpanExporter
-from meshmw._telemetry.export import build_exporter, endpoint_of, shown_endpoint
+from meshmw._telemetry.export import TreeSpanExporter, build_exporter, endpoint_of, shown_endpoint
 from meshmw._telemetry.http_session import BoundedSession
 from meshmw._telemetry.provider import build_provider
 from meshmw._telemetry.resource import build_resource

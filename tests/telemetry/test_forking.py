@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from meshmw._telemetry import collector as forking
-from meshmw._telemetry.collector import ForkGate
+from meshmw._telemetry import worker as forking
+from meshmw._telemetry.worker import ForkGate
 
 SECONDS = 60
 

@@ -118,7 +118,7 @@ def test_a_servers_level_decides_what_it_writes(run):
 def test_a_second_call_adds_nothing(run):
     lines = run(
         """
-        from meshmw._telemetry.log_output import show_log
+        from meshmw._telemetry.configure import show_log
         configure()
         show_log()
         print(len(LOGGER.handlers), file=sys.stderr)
