@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -54,7 +55,8 @@ class Run:
 
     def close(self) -> None:
         for process, _ in self._servers:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def block(self, block: Block) -> None:
@@ -152,7 +154,7 @@ class Run:
         log = self._folder / f"server-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                dies_with_parent(["bash", "-c", f"exec {command}"]),
+                dies_with_parent(["/bin/bash", "-c", f"exec env {command}"]),
                 cwd=self._folder,
                 env=self._env(block) | {"PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
