@@ -70,11 +70,11 @@ class Run:
         elif "shown" in block.said:
             assert block.language in {"text", ""}, "only a text block may be shown alone; elsewhere say `check`"
         elif "output" in block.said:
-            compare(text, self._seen())
+            compare(block.text, self._as_shown(self._seen()))
         elif "pipe" in block.said:
             self._pipe(block, text)
         elif block.language in {"console", "sh", "bash"}:
-            self._console(block, text)
+            self._console(block)
         else:
             self._others[block.language](self, block, text)
 
@@ -84,6 +84,14 @@ class Run:
         for shown, address in self._replaced.items():
             text = text.replace(shown, address)
         return text
+
+    def _as_shown(self, written: str) -> str:
+        """Return what was written with the page's own ports and addresses in it."""
+        for port, free in self._ports.items():
+            written = re.sub(rf"(?<!\d){free}(?!\d)", port, written)
+        for shown, address in self._replaced.items():
+            written = written.replace(address, shown)
+        return written
 
     def _env(self, block: Block) -> dict[str, str]:
         pairs = (pair.partition("=") for pair in shlex.split(self._put(block.said.get("env", ""))))
@@ -114,7 +122,8 @@ class Run:
         self._output = done.stdout.decode(errors="replace")
         assert done.returncode == int(block.said.get("exit", "0")), self._output
 
-    def _console(self, block: Block, text: str) -> None:
+    def _console(self, block: Block) -> None:
+        text = block.text
         check_syntax(text)
         if "$ " not in text:
             commands = [(text, "")] if block.language != "console" else [(line, "") for line in joined(text)]
@@ -124,16 +133,17 @@ class Run:
             commands = [(each[1].replace("\n> ", "\n"), text[each.end() : end]) for each, end in zip(found, ends, strict=True)]
         if "check" in block.said:
             return
-        for number, (command, expected) in enumerate(commands):
-            if not is_run(command):
+        for number, (shown, expected) in enumerate(commands):
+            if not is_run(shown):
                 continue
+            command = self._put(shown)
             last = number == len(commands) - 1
             if "serve" in block.said and last:
                 self._serve(command, block)
             else:
                 self._command(command, block, int(block.said.get("exit", "0")) if last else 0)
                 if expected.strip():
-                    compare(expected, self._output)
+                    compare(expected, self._as_shown(self._output))
 
     def _command(self, command: str, block: Block, status: int) -> None:
         done = subprocess.run(
