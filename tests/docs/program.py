@@ -5,6 +5,8 @@ Reads JSON from standard input: a list of [file, line, code]. A traceback shows 
 
 import ast
 import asyncio
+import contextlib
+import contextvars
 import inspect
 import json
 import sys
@@ -16,15 +18,14 @@ class Enough(Exception):
 
 def main() -> None:
     names = {"__name__": "__main__", "Enough": Enough}
-    for path, line, code in json.load(sys.stdin):
-        compiled = compile("\n" * (line - 1) + code, path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        try:
-            if compiled.co_flags & inspect.CO_COROUTINE:
-                asyncio.run(asyncio.wait_for(eval(compiled, names), 60))
-            else:
-                exec(compiled, names)
-        except Enough:
-            pass
+    with asyncio.Runner() as runner:  # one loop for all blocks with `await`
+        for path, line, code in json.load(sys.stdin):
+            compiled = compile("\n" * (line - 1) + code, path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            with contextlib.suppress(Enough):
+                if compiled.co_flags & inspect.CO_COROUTINE:
+                    runner.run(asyncio.wait_for(eval(compiled, names), 60), context=contextvars.copy_context())
+                else:
+                    exec(compiled, names)
 
 
 if __name__ == "__main__":

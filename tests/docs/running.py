@@ -130,7 +130,9 @@ class Run:
         else:
             found = list(_COMMANDS.finditer(text))
             ends = [*(command.start() for command in found[1:]), len(text)]
-            commands = [(each[1].replace("\n> ", "\n"), text[each.end() : end]) for each, end in zip(found, ends, strict=True)]
+            commands = [
+                (each[1].replace("\n> ", "\n"), text[each.end() : end]) for each, end in zip(found, ends, strict=True)
+            ]
         if "check" in block.said:
             return
         for number, (shown, expected) in enumerate(commands):
@@ -191,7 +193,9 @@ class Run:
         file = self._folder / block.said.get("file", f"block-{block.line}.{block.language}")
         file.write_text(text)
         envoy = str(find_envoy()) if "envoy" in block.said["pipe"] else ""
-        self._command(block.said["pipe"].format(file=file, envoy=envoy, root=ROOT), block, int(block.said.get("exit", "0")))
+        self._command(
+            block.said["pipe"].format(file=file, envoy=envoy, root=ROOT), block, int(block.said.get("exit", "0"))
+        )
 
     def _yaml(self, block: Block, text: str) -> None:
         for document in yaml.safe_load_all(text):
@@ -203,7 +207,10 @@ class Run:
     def _check_object(document: Any) -> None:
         """Check an object of Kubernetes itself by its schema; others are only parsed."""
         version = document.get("apiVersion", "") if isinstance(document, dict) else ""
-        if re.fullmatch(r"v1|(apps|batch|autoscaling|policy)/v\d|[a-z.]+\.k8s\.io/v1", version) and "gateway" not in version:
+        if (
+            re.fullmatch(r"v1|(apps|batch|autoscaling|policy)/v\d|[a-z.]+\.k8s\.io/v1", version)
+            and "gateway" not in version
+        ):
             kubernetes_validate.validate(document, "1.31", strict=True)
 
     def _json(self, block: Block, text: str) -> None:
@@ -225,7 +232,7 @@ class Run:
         if "file" in block.said:
             (self._folder / block.said["file"]).write_text(text)
 
-    _others = {  # noqa: RUF012 - one table for all
+    _others = {
         "python": _python,
         "yaml": _yaml,
         "json": _json,
@@ -267,6 +274,7 @@ def is_run(command: str) -> bool:
 def compare(expected: str, written: str) -> None:
     """Fail where a text does not show what was written; `...` stands for anything, spaces at line ends for nothing."""
     pattern = r"[\s\S]*?".join(
-        r"[ \t]*\n".join(re.escape(line.rstrip()) for line in part.split("\n")) for part in expected.strip().split("...")
+        r"[ \t]*\n".join(re.escape(line.rstrip()) for line in part.split("\n"))
+        for part in expected.strip().split("...")
     )
     assert re.search(pattern, written), f"shown:\n{expected}\nwritten:\n{written}"
