@@ -1,6 +1,7 @@
 """The fenced blocks of a page, and what the comments before them say of how they are tested.
 
-A comment `<!-- test: WORD ... -->` belongs to the next block; several may follow each other. `ports` belongs to the page.
+A comment `<!-- test: WORD ... -->` belongs to the next block, and several may stand before one. `ports` belongs to the
+page.
 """
 
 from __future__ import annotations

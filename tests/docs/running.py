@@ -182,7 +182,8 @@ class Run:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
 
     def _seen(self) -> str:

@@ -1,4 +1,4 @@
-"""What a reader can count on in every page: it is in the navigation, says what to read next, and shows what the code does."""
+"""What a reader can count on: each page is in the navigation, says what to read next, and shows what the code does."""
 
 from __future__ import annotations
 
