@@ -76,6 +76,7 @@ class Run:
         elif block.language in {"console", "sh", "bash"}:
             self._console(block)
         else:
+            assert block.language in self._others, f"no test knows {block.language!r}; see tests/docs/README.md"
             self._others[block.language](self, block, text)
 
     def _put(self, text: str) -> str:
