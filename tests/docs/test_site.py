@@ -60,3 +60,21 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
 def test_every_link_of_the_readme_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_package_page_has_absolute_links_and_no_comments_of_the_tests() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = README
+    for each in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert "<!--" not in text
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 10
+    assert all(target.startswith(project["project"]["urls"]["Source"]) for target in targets)
+
+
+def test_no_extra_names_a_package_twice() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for extra, requirements in extras.items():
+        names = [re.split(r"[^\w.-]", requirement)[0] for requirement in requirements]
+        assert len(names) == len(set(names)), extra
