@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -43,7 +44,9 @@ class Run:
         self._program: list[tuple[str, int, str]] = []
         self._servers: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._output = ""
-        self._environment = clean_environment() | {
+        # A run of pytest within this one is none of its workers.
+        mine = {name: value for name, value in clean_environment().items() if not name.startswith("PYTEST_")}
+        self._environment = mine | {
             "MESHMW_EXPORTER": "none",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(folder), os.environ.get("PYTHONPATH", "")])),
@@ -99,7 +102,7 @@ class Run:
         return self._environment | {name: value for name, _, value in pairs}
 
     def _python(self, block: Block, text: str) -> None:
-        compile("\n" * (block.line - 1) + text, self._page.name, "exec", 0x2000)  # top-level await is allowed
+        compile("\n" * (block.line - 1) + text, self._page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if "file" in block.said:
             (self._folder / block.said["file"]).write_text(text)
         if "check" in block.said or ("file" in block.said and not {"setup", "after"} & block.said.keys()):
