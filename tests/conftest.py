@@ -39,6 +39,7 @@ _SLOW = (
     "sample_apps/test_demo.py",
     "servers/test_exports.py",
     "matrix/",
+    "docs/test_pages.py",
     "mesh/test_formats.py",
     "testing/test_mesh.py",
     "contracts/messaging/",

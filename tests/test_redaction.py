@@ -348,9 +348,9 @@ def test_a_url_in_a_query_has_no_password(url):
     assert "kept=1" in redact_query(query)
 
 
-def test_what_the_readme_says_leaves_the_query_out():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    source = "class WithoutQuery" + readme.partition("class WithoutQuery")[2].partition("\n\n\n")[0]
+def test_what_the_page_says_leaves_the_query_out():
+    page = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text()
+    source = "class WithoutQuery" + page.partition("class WithoutQuery")[2].partition("\n\n\n")[0]
     found = {"SpanProcessor": SpanProcessor}
     exec(source, found)
     exporter, provider = InMemorySpanExporter(), TracerProvider()

@@ -99,7 +99,7 @@ class Settings(Fields):
 
 @dataclass(frozen=True, slots=True)
 class SettingDoc:
-    """Documents one setting, as the README and `meshmw settings` show it.
+    """Documents one setting, as docs/settings.md and `meshmw settings` show it.
 
     Attributes:
         name: The argument of `Settings`.

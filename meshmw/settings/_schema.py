@@ -1,6 +1,6 @@
 """The settings: what each is called, its type, its default, what it takes and what it does.
 
-To add one, declare it in `Fields`, in the order in which the README shows it. A default that something below the
+To add one, declare it in `Fields`, in the order in which docs/settings.md shows it. A default that something below the
 settings has too is a constant there. A validator raises a bare `ValueError`: what the user reads is the field's
 `takes`, which is made of the words themselves where the type is a set of words.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks`: times meshmw beside its peers, and prints the README's table and its chart."""
+"""`python -m tests.benchmarks`: times meshmw beside its peers, and prints the table and the chart of docs/speed.md."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="batches of each rival")
     parser.add_argument("--times", type=int, help="how often the thing is done in a batch, instead of each case's own")
     parser.add_argument("--details", action="store_true", help="a row for each rival, with quartiles and targets")
-    parser.add_argument("--readme", type=Path, help="whose table to renew")
-    parser.add_argument("--svg", type=Path, help="where to write the chart")
+    parser.add_argument("--page", type=Path, help="whose table to renew: docs/speed.md")
+    parser.add_argument("--svg", type=Path, help="where to write the chart: docs/speed.svg")
     options = parser.parse_args(arguments)
     for name in options.what:
         if name in REPORTS:
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         results.append(measure(case, options.rounds, options.times))
         print(f"{case.name}: done after {time.monotonic() - began:.0f} s", file=sys.stderr)
     print(details(results) if options.details else table(results))
-    if options.readme:
-        text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(within(text, table(results)), encoding="utf-8")
+    if options.page:
+        text = options.page.read_text(encoding="utf-8")
+        options.page.write_text(within(text, table(results)), encoding="utf-8")
     if options.svg:
         options.svg.write_text(chart(results), encoding="utf-8")
     return 0

@@ -1,4 +1,4 @@
-"""Results as a picture for the README, readable on a light and on a dark page."""
+"""Results as a picture for docs/speed.md, readable on a light and on a dark page."""
 
 from __future__ import annotations
 

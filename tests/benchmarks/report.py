@@ -1,4 +1,4 @@
-"""Results as a table for the README."""
+"""Results as a table for docs/speed.md."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([HEAD, *rows])
 
 
-def within(readme: str, shown: str) -> str:
-    """Return a README with another table between the marks."""
-    before, _, rest = readme.partition(BEGIN)
+def within(page: str, shown: str) -> str:
+    """Return a page with another table between the marks."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{shown}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{shown}\n\n{END}{after}"
 
 
 def details(results: Sequence[Result]) -> str:

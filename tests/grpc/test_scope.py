@@ -95,7 +95,7 @@ def test_each_message_of_a_stream_has_its_own_members_even_where_the_block_yield
 
 @pytest.mark.parametrize(("metadata", "expected"), [((("x-tenant-id", "t1"),), {"tenant": "t1"}), ((), {})])
 def test_a_tenant_comes_from_the_metadata_alone(make_host, metadata, expected) -> None:
-    """The README's recipe: the baggage of a caller that sends no tenant must not name one."""
+    """The guide's recipe: the baggage of a caller that sends no tenant must not name one."""
     host = type(make_host("threads"))("threads")
 
     def quote(_request, context):

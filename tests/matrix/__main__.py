@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     parser.add_argument("--kit", choices=KITS, help="run with this one, and print JSON")
     parser.add_argument("--only", default="", help="rows by their tests' names, with commas between them")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/comparison.md")
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
     if options.kit:
@@ -97,9 +97,10 @@ def main() -> None:
     made = table(run_all(only))
     print(made)
     if options.write and not only:
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- matrix -->\n")
-        readme.write_text(f"{before}<!-- matrix -->\n{made}\n<!-- /matrix -->{rest.partition('<!-- /matrix -->')[2]}")
+        page = ROOT / "docs" / "comparison.md"
+        before, _, rest = page.read_text(encoding="utf-8").partition("<!-- matrix -->\n")
+        after = rest.partition("<!-- /matrix -->")[2]
+        page.write_text(f"{before}<!-- matrix -->\n\n{made}\n\n<!-- /matrix -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

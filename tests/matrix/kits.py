@@ -70,7 +70,7 @@ class Kit:
 
 
 class Meshmw(Kit):
-    """Traces with meshmw, as its README says to use it."""
+    """Traces with meshmw, as its guides say to use it."""
 
     name = "meshmw"
 

@@ -69,7 +69,7 @@ class MessagingClient(abc.ABC):
 
     @abc.abstractmethod
     async def send(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:
-        """Send as the README says: in a producer span, with `inject(headers)`; wait until the broker has it."""
+        """Send as the guide says: in a producer span, with `inject(headers)`; wait until the broker has it."""
 
     @abc.abstractmethod
     async def send_instrumented(self, destination: str, body: bytes | None = b"body", headers: Any = None) -> None:

@@ -6,10 +6,10 @@ import meshmw
 
 meshmw.configure()
 
-from fastapi import FastAPI  # noqa: E402 - as the README says
+from fastapi import FastAPI  # noqa: E402 - as the guides say
 
-from meshmw.asgi import TraceContextMiddleware  # noqa: E402 - as the README says
-from meshmw.httpx import AsyncClient  # noqa: E402 - as the README says
+from meshmw.asgi import TraceContextMiddleware  # noqa: E402 - as the guides say
+from meshmw.httpx import AsyncClient  # noqa: E402 - as the guides say
 
 app = FastAPI()
 app.add_middleware(TraceContextMiddleware)

@@ -4,9 +4,9 @@ import meshmw
 
 meshmw.configure()
 
-from flask import Flask, request  # noqa: E402 - as the README says
+from flask import Flask, request  # noqa: E402 - as the guides say
 
-import meshmw.flask  # noqa: E402 - as the README says
+import meshmw.flask  # noqa: E402 - as the guides say
 
 app = Flask(__name__)
 meshmw.flask.init_app(app)
