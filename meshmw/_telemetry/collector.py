@@ -43,10 +43,11 @@ from meshmw._telemetry.worker import ForkGate
 T = TypeVar("T")
 
 
-class _TooLargeError(Exception):
-    """Ends an export that the collector refused for its size."""
+class _GaveUpError(Exception):
+    """Ends an export whose reason is known, in place of the exporter's own retries."""
 
 
+_LOCAL: Final = re.compile(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
 
@@ -66,12 +67,15 @@ class Reachability:
 
     what: ClassVar[str]
     meanwhile: ClassVar[str]
+    # What to set where there is no collector.
+    without: ClassVar[str]
 
     def __init__(self, endpoint: str, warn_window: float) -> None:
         self.failing = False
         self._endpoint = endpoint
         self._throttle = Throttle(warn_window)
         self._is_said = False
+        self._has_arrived = False
         self._reason = ""
         self._is_too_large = False
         self._gate = ForkGate(lambda: self.failing)
@@ -84,9 +88,10 @@ class Reachability:
         try:
             with self._gate, muted(self._keep_reason):
                 return call()
+        except _GaveUpError:
+            return None
         except Exception as error:
-            if not self._is_too_large:
-                self._reason = repr(error)
+            self._reason = repr(error)
             return None
 
     def _end(self, call: Callable[[], object]) -> None:
@@ -105,7 +110,7 @@ class Reachability:
         # seconds.
         if is_first and is_too_large(message):
             self._is_too_large = True
-            raise _TooLargeError
+            raise _GaveUpError
         return False
 
     def _refused(self, what: str, consequence: str) -> None:
@@ -126,6 +131,8 @@ class Reachability:
         self._is_said = self._throttle.opens() is not None
         if self._is_said:
             remedy = remedy_for(self._endpoint, reason)
+            if not remedy and not self._has_arrived:
+                remedy = f"set MESHMW_ENDPOINT to the collector's address, or {self.without}"
             LOGGER.warning(
                 "%s do not reach %s and %s until it answers; requests are unaffected (%s)%s",
                 self.what,
@@ -138,7 +145,7 @@ class Reachability:
     def _succeeded(self) -> None:
         if self.failing and self._is_said:
             LOGGER.info("%s reach %s again", self.what, self._endpoint)
-        self.failing = False
+        self.failing, self._has_arrived = False, True
 
 
 def note_failure(error: Exception) -> None:
@@ -170,16 +177,19 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         exports_failed: The exports that failed.
         spans_lost: The spans that were in them.
         exports_done: The exports that arrived.
+        is_last: Whether the process is about to end, so that nobody is to wait for a collector that was never there.
     """
 
     what = "spans"
     meanwhile = "are dropped"
+    without = "MESHMW_EXPORTER=none"
 
     def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
         super().__init__(endpoint, warn_window)
         self.exports_failed = 0
         self.spans_lost = 0
         self.exports_done = 0
+        self.is_last = False
         self._exporter = exporter
         self._left_out = Throttle(warn_window)
         self._busy = False
@@ -242,6 +252,12 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         """Say whether the last export arrived; nothing is held back here."""
         return not self.failing
 
+    @property
+    def is_absent(self) -> bool:
+        """Say whether nobody has ever listened at an address of this machine, as where a developer has no collector."""
+        is_refused = "refused" in self._reason.lower()
+        return is_refused and not self._has_arrived and _LOCAL.search(self._endpoint) is not None
+
     def hurry(self) -> None:
         """Allow no more than one retry from now on: the process waits for this exporter to end."""
         self._hurried = True
@@ -261,6 +277,8 @@ class GuardedSpanExporter(Reachability, SpanExporter):
             return False
         self._attempts_failed += 1
         super()._keep_reason(record)
+        if (self._hurried or self.is_last) and self.is_absent:
+            raise _GaveUpError
         if self._hurried:
             self._give_up_if_hopeless(attempts=2)
         return False
@@ -281,6 +299,7 @@ class GuardedMetricExporter(Reachability, MetricExporter):
 
     what = "metrics"
     meanwhile = "are missing there"
+    without = "MESHMW_METRICS=none"
 
     def __init__(self, exporter: MetricExporter, endpoint: str, warn_window: float) -> None:
         Reachability.__init__(self, endpoint, warn_window)

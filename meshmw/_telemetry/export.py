@@ -36,7 +36,8 @@ from meshmw.settings import (
 )
 
 _TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
-_DEFAULTS: Final = {"otlp": "http://localhost:4317", "otlp-http": "http://localhost:4318"}
+_PORTS: Final = {"otlp": 4317, "otlp-http": 4318}
+_DEFAULTS: Final = {exporter: f"http://localhost:{port}" for exporter, port in _PORTS.items()}
 
 _NO_SPANS: Final = "MESHMW_EXPORTER=none"
 NO_METRICS: Final = "MESHMW_METRICS=none"
@@ -75,6 +76,7 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
         return TreeSpanExporter()
     if endpoint is None:
         return None
+    _warn_of_port(endpoint, settings.exporter)
     if settings.exporter == "otlp-http":
         if is_target(endpoint):
             raise SettingsError([f"MESHMW_ENDPOINT holds {quoted(endpoint)}, an address of gRPC's: {_TAKES_HTTP}"])
@@ -84,6 +86,30 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
     if path:
         LOGGER.warning("endpoint (MESHMW_ENDPOINT) holds a path, %s, which is ignored: gRPC has none", quoted(path))
     return _spans_over_grpc(endpoint)
+
+
+def _warn_of_port(endpoint: str, exporter: str) -> None:
+    """Say where an address has no port that a collector listens at, or the other protocol's."""
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https"):
+        return
+    # A vendor's address with TLS needs no port, and gRPC's default is that of TLS.
+    if parts.port is None and parts.scheme == "http":
+        LOGGER.warning(
+            "the collector's address %s has no port: write %s:%d, where collectors listen",
+            quoted(_without_query(endpoint)),
+            f"{parts.scheme}://{parts.netloc}",
+            _PORTS[exporter],
+        )
+    other = next((each for each, port in _PORTS.items() if port == parts.port and each != exporter), None)
+    if other is not None:
+        LOGGER.warning(
+            "port %d of the collector's address is that of exporter=%s: set MESHMW_EXPORTER=%s, or write port %d",
+            parts.port,
+            other,
+            other,
+            _PORTS[exporter],
+        )
 
 
 def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:

@@ -25,6 +25,7 @@ from opentelemetry.trace import TracerProvider
 
 from meshmw._notices import LOGGER
 from meshmw._telemetry.batching import PromptBatchSpanProcessor
+from meshmw._telemetry.collector import GuardedSpanExporter
 
 if TYPE_CHECKING:
     from meshmw.propagator import MeshPropagator
@@ -107,13 +108,17 @@ class Telemetry:
         return in_time and self._delivered()
 
     def flush_before_end(self) -> None:
-        """Export what is queued within 2 seconds, unless the collector is known not to answer.
+        """Export what is queued within 2 seconds, unless the collector is known not to answer, or not to be there.
 
         For a server that is about to end the process: exit handlers may not run any more. One end may ask several
         times, such as that of the lifespan and that of the process.
         """
-        if self._delivered() and not self._is_silent():
-            self.force_flush(_BEFORE_END_SECONDS)
+        exporter = self._exporter()
+        if not self._delivered() or self._is_silent() or getattr(exporter, "is_absent", False):
+            return
+        if isinstance(exporter, GuardedSpanExporter):
+            exporter.is_last = True
+        self.force_flush(_BEFORE_END_SECONDS)
 
     def shutdown(self, timeout_seconds: float = 5.0) -> None:
         """Export what is queued and end, within the time, in seconds; a second call does nothing.

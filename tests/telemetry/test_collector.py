@@ -67,7 +67,8 @@ def test_the_warning_gives_the_reason_in_one_line(caplog):
     GuardedSpanExporter(Scripted(FAIL), "http://collector:4317", 60).export([])
     assert caplog.messages[0] == (
         "spans do not reach http://collector:4317 and are dropped until it answers; requests are unaffected "
-        "(Failed to export traces to the collector, attempt 1)"
+        "(Failed to export traces to the collector, attempt 1); set MESHMW_ENDPOINT to the collector's address, or "
+        "MESHMW_EXPORTER=none"
     )
     GuardedSpanExporter(Scripted(ValueError("x\ny" * 500)), "http://collector:4317", 60).export([])
     assert "\n" not in caplog.messages[1]
@@ -166,6 +167,63 @@ def test_in_a_hurry_one_retry_is_allowed_and_none_where_the_collector_is_dead(fa
     exporter.hurry()
     exporter.export([])
     assert inner.attempts == attempts
+
+
+class Refused(Retrying):
+    """Retries where nobody listens."""
+
+    def export(self, spans):
+        while not self.ended.is_set() and self.attempts < 100:
+            self.attempts += 1
+            SDK_LOG.warning("Transient error, attempt %s: Connection refused (111)", self.attempts)
+        return FAIL
+
+
+def hurried(exporter):
+    exporter.hurry()
+
+
+def about_to_end(exporter):
+    exporter.is_last = True
+
+
+@pytest.mark.parametrize("end", [hurried, about_to_end])
+@pytest.mark.parametrize("endpoint", ["http://localhost:4317", "https://127.0.0.1:1/in", "http://[::1]:4318"])
+def test_at_the_end_nothing_is_tried_again_where_this_machine_never_had_a_collector(end, endpoint):
+    exporter = GuardedSpanExporter(Refused(0), endpoint, 60)
+    end(exporter)
+    assert exporter.export([]) is FAIL
+    assert exporter._exporter.attempts == 1
+    assert not exporter._exporter.ended.is_set()
+    assert exporter.is_absent
+
+
+def has_arrived(exporter):
+    exporter._succeeded()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "before"), [("http://collector:4317", None), ("http://localhost:4317", has_arrived)]
+)
+def test_at_the_end_a_collector_elsewhere_or_that_was_there_is_tried_again(endpoint, before):
+    exporter = GuardedSpanExporter(Refused(0), endpoint, 60)
+    if before is not None:
+        before(exporter)
+    exporter.hurry()
+    exporter.export([])
+    assert exporter._exporter.attempts == 2
+    assert not exporter.is_absent
+
+
+@pytest.mark.parametrize(("has_been_there", "remedy"), [(False, True), (True, False)])
+def test_what_to_set_is_said_where_no_export_has_arrived_yet(has_been_there, remedy, caplog):
+    exporter = GuardedSpanExporter(Retrying(0), "http://c:1", 60)
+    if has_been_there:
+        has_arrived(exporter)
+    exporter.hurry()
+    exporter.export([])
+    said = "; set MESHMW_ENDPOINT to the collector's address, or MESHMW_EXPORTER=none"
+    assert caplog.text.rstrip().endswith(said) is remedy
 
 
 def tracer_of(exporter, **limits):

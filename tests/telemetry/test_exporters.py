@@ -233,6 +233,25 @@ def test_a_forked_process_opens_connections_of_its_own(collector):
     assert len(collector.connections) == 2
 
 
+@pytest.mark.parametrize(
+    ("exporter", "endpoint", "said"),
+    [
+        ("otlp", "collector", "'http://collector' has no port: write http://collector:4317, where collectors listen"),
+        ("otlp-http", "http://c/in", "'http://c/in' has no port: write http://c:4318, where collectors listen"),
+        ("otlp", "c:4318", "is that of exporter=otlp-http: set MESHMW_EXPORTER=otlp-http, or write port 4317"),
+        ("otlp-http", "https://c:4317", "is that of exporter=otlp: set MESHMW_EXPORTER=otlp, or write port 4318"),
+        ("otlp", "https://otlp.vendor.example", None),
+        ("otlp", "unix:/run/otel.sock", None),
+        ("otlp", "c:4317", None),
+        ("otlp-http", "c:4318", None),
+        ("otlp-http", "c:14317", None),
+    ],
+)
+def test_a_port_that_no_collector_listens_at_is_said(exporter, endpoint, said, caplog):
+    build_exporter(Settings(exporter=exporter, endpoint=endpoint)).shutdown()
+    assert [record.getMessage().endswith(said) for record in caplog.records] == ([True] if said else [])
+
+
 @pytest.mark.parametrize("is_patched", [True, False])
 def test_what_grpc_does_under_gevent_is_said(is_patched, monkeypatch, caplog):
     """The module stands for gevent's, which cannot be taken back once it has patched a process."""
