@@ -22,6 +22,7 @@ from meshmw._context.current import Current
 from meshmw._telemetry import configure as bootstrap
 from meshmw.concurrency import Carried, ProcessPoolExecutor, from_headers, to_headers
 from meshmw.propagator import MeshPropagator
+from tests.programs import clean_environment
 
 pytestmark = pytest.mark.usefixtures("strict_context")
 
@@ -47,6 +48,7 @@ def run(scenario, method, endpoint="-"):
 def run_program(*words):
     program = subprocess.run(
         [sys.executable, *WARNINGS, *words],
+        env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=120,

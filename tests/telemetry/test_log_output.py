@@ -20,7 +20,7 @@ def run(run_program):
     """Return a function that runs a program which sets no logging up, and returns what it wrote to standard error."""
 
     def run(code, **variables):
-        variables = {"MESHMW_SERVICE_NAME": "shop", "MESHMW_EXPORTER": "none"} | variables
+        variables = {"MESHMW_SERVICE_NAME": "shop", "MESHMW_EXPORTER": "none", "MESHMW_SHOW_LOG": ""} | variables
         done = run_program(code, prelude=NO_LOGGING, **variables)
         assert done.returncode == 0, done.stderr
         return done.stderr.splitlines()
