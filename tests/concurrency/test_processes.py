@@ -40,7 +40,7 @@ WARNINGS = ["-W", "error", "-W", "ignore:This process:DeprecationWarning", "-W",
 every_start_method = pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 
 
-def run(scenario, method, endpoint="-"):
+def run(scenario, method, endpoint="127.0.0.1:9"):
     """Run a scenario in a process of its own, where every warning is an error, and return what it printed."""
     return run_program(PROGRAM, scenario, method, endpoint)
 
