@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -11,7 +12,7 @@ from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.words import limit_of
 from meshmw.wire import BaggageValue, parse_baggage
-from meshmw.wire.baggage import whole_members
+from meshmw.wire.baggage import MOST_BAD, whole_members
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
 REPEATED_BAGGAGE: Final = 8192
@@ -54,8 +55,8 @@ class BaggageReader:
     def __init__(self, keys: BaggageKeys, max_members: int, max_bytes: int) -> None:
         self._keys = keys
         self._max_members = max_members
-        # Good ones and bad ones.
-        self._most_members = 2 * max_members
+        # Of so many members, good ones and bad ones, the last is beyond a limit.
+        self._too_many = re.compile(rf"(?:[ \t,]*+[^ \t,][^,]*+){{{max_members + MOST_BAD + 2}}}")
         self._max_bytes = max_bytes
         self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read_line)
 
@@ -65,9 +66,8 @@ class BaggageReader:
         if size <= REPEATED_BAGGAGE:
             return self.repeated(one_line(lines))
         beginning, _ = whole_members(lines, REPEATED_BAGGAGE)
-        # Where a limit is likely to be reached in the beginning, that is read first, once for all that begin so: if it
-        # is, nothing beyond is looked at, so nothing else need be known.
-        if self._max_bytes < REPEATED_BAGGAGE or beginning.count(",") > self._most_members:
+        # Where a limit is reached in the beginning, that alone is read, once for all that begin so.
+        if self._max_bytes < REPEATED_BAGGAGE or self._too_many.match(beginning):
             read = self.repeated(beginning)
             if not _LIMITS.isdisjoint(read.reasons):
                 return read
