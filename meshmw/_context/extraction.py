@@ -186,7 +186,9 @@ class HeaderReader:
         reading = Reading(lines, self._rejections)
         reading.accept("traceparent")
         baggage = self._read_baggage(reading)
-        return Extraction(parent, baggage, None, _carried(lines, self._passthrough), reading.rewrites, reading.refused, None)
+        return Extraction(
+            parent, baggage, None, _carried(lines, self._passthrough), reading.rewrites, reading.refused, None
+        )
 
     def _read_baggage(self, reading: Reading) -> Mapping[str, BaggageValue]:
         if "baggage" not in reading.lines:
