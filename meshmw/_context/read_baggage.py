@@ -56,31 +56,29 @@ class BaggageReader:
         self._keys = keys
         self._max_members = max_members
         # Of so many members, good ones and bad ones, the last is beyond a limit.
-        self._too_many = re.compile(rf"(?:[ \t,]*+[^ \t,][^,]*+){{{max_members + MOST_BAD + 2}}}")
+        too_many = min(max_members, REPEATED_BAGGAGE) + MOST_BAD + 2
+        self._too_many = re.compile(rf"(?:[ \t,]*+[^ \t,][^,]*+){{{too_many}}}")
         self._max_bytes = max_bytes
-        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read_line)
+        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
-        size = sum(map(len, lines)) + len(lines) - 1
-        if size <= REPEATED_BAGGAGE:
-            return self.repeated(one_line(lines))
-        beginning, _ = whole_members(lines, REPEATED_BAGGAGE)
+        line = one_line(lines)
+        if len(line) <= REPEATED_BAGGAGE:
+            return self.repeated(line)
+        beginning, _ = whole_members([line], REPEATED_BAGGAGE)
         # Where a limit is reached in the beginning, that alone is read, once for all that begin so.
         if self._max_bytes < REPEATED_BAGGAGE or self._too_many.match(beginning):
             read = self.repeated(beginning)
             if not _LIMITS.isdisjoint(read.reasons):
                 return read
-        return self._read(lines, size)
+        return self._read(line)
 
-    def _read_line(self, line: str) -> ReadBaggage:
-        return self._read([line], len(line))
-
-    def _read(self, lines: Sequence[str], size: int) -> ReadBaggage:
-        read, reasons = parse_baggage(lines, max_members=self._max_members, max_bytes=self._max_bytes)
+    def _read(self, line: str) -> ReadBaggage:
+        read, reasons = parse_baggage(line, max_members=self._max_members, max_bytes=self._max_bytes)
         members = self._keys.permitted(read)
         # Blanks and commas are refused by no rule, and count for the next proxy all the same.
-        must_change = bool(reasons) or len(members) < len(read) or size > self._max_bytes
+        must_change = bool(reasons) or len(members) < len(read) or len(line) > self._max_bytes
         return ReadBaggage(members, reasons, must_change)
 
 

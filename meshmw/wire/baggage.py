@@ -79,7 +79,8 @@ _LONG: Final = 128
 _MOST_PROPERTIES: Final = 256
 _TOO_MANY_PROPERTIES: Final = re.compile(rf"(?:[^;]*+;){{{_MOST_PROPERTIES + 1}}}")
 # "The percent code point (U+0025) MUST be percent-encoded." Where it is not, escapes are told from what is none one by
-# one; once a header has had more of them than this, such a value is refused instead.
+# one; once a header has had more of them than this, such a value is refused instead. It counts for the limits: it is
+# found out when all values are decoded together.
 _MOST_ESCAPES: Final = 64
 _EACH_STRAY: Final = 3
 _STRAY: Final = re.compile("%(?![0-9A-Fa-f]{2})")
