@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw._context.extraction import HeaderReader
+from meshmw._context.extraction import READ_KEY, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
 from meshmw._lifecycle import http_conventions, operation
@@ -210,6 +210,14 @@ def test_of_a_request_that_is_plain_but_for_its_baggage_only_that_is_read_with_c
     members, reasons = parse_baggage(baggage, max_bytes=20_000)
     assert (read.baggage, read.refused) == (members, tuple(("baggage", reason) for reason in reasons))
     assert read.span_context.is_valid
+
+
+def test_what_was_just_extracted_is_not_read_once_more_to_be_checked():
+    propagator, lines = MeshPropagator(), {"traceparent": [TRACEPARENT]}
+    extraction = propagator.extract({"traceparent": TRACEPARENT})[READ_KEY]
+    assert propagator.check(lines) is extraction
+    assert MeshPropagator().check(lines) is not extraction
+    assert propagator.check(lines | {"baggage": ["a=1"]}).baggage == {"a": "1"}
 
 
 @given(lines=st.lists(MEMBERS.map(",".join), min_size=1, max_size=3))

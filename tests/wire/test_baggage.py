@@ -211,6 +211,14 @@ def test_a_value_that_is_refused_for_its_percent_signs_leaves_the_clean_ones_alo
     )
 
 
+def test_values_that_are_refused_for_their_percent_signs_count_for_the_limits_and_for_nothing_else():
+    strays = ",".join(f"k{n}=100%" for n in range(40))
+    values, dropped = parse_baggage(f"{strays},c=%20")
+    assert (len(values), values["c"], dropped) == (17, " ", ("value",))
+    values, dropped = parse_baggage(f"{strays},c=%20", max_members=40)
+    assert (len(values), dropped) == (16, ("too_many_members", "value"))
+
+
 @pytest.mark.parametrize("pair", ["%e2,%82%ac", "%,41", "%4,1", "%e2%82,%ac", "%2,C", "%00%2C,%00", "a=,=3D"])
 def test_values_that_are_decoded_together_do_not_reach_into_each_other(pair):
     one, other = pair.rsplit(",", 1)
