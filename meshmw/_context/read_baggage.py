@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -56,8 +55,7 @@ class BaggageReader:
         self._keys = keys
         self._max_members = max_members
         # Of so many members, good ones and bad ones, the last is beyond a limit.
-        too_many = min(max_members, REPEATED_BAGGAGE) + MOST_BAD + 2
-        self._too_many = re.compile(rf"(?:[ \t,]*+[^ \t,][^,]*+){{{too_many}}}")
+        self._too_many = min(max_members, REPEATED_BAGGAGE) + MOST_BAD + 2
         self._max_bytes = max_bytes
         self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
 
@@ -68,11 +66,16 @@ class BaggageReader:
             return self.repeated(line)
         beginning, _ = whole_members([line], REPEATED_BAGGAGE)
         # Where a limit is reached in the beginning, that alone is read, once for all that begin so.
-        if self._max_bytes < REPEATED_BAGGAGE or self._too_many.match(beginning):
+        if self._max_bytes < REPEATED_BAGGAGE or self._has_too_many(beginning):
             read = self.repeated(beginning)
             if not _LIMITS.isdisjoint(read.reasons):
                 return read
         return self._read(line)
+
+    def _has_too_many(self, beginning: str) -> bool:
+        # What has empty ones among the first may have too many all the same, and is read each time anew.
+        parts = beginning.split(",", self._too_many)
+        return len(parts) > self._too_many and all(map(str.strip, parts))
 
     def _read(self, line: str) -> ReadBaggage:
         read, reasons = parse_baggage(line, max_members=self._max_members, max_bytes=self._max_bytes)
