@@ -371,7 +371,8 @@ class Rejections:
             text: What the header held, where it may be shown. Only an escaped excerpt is logged.
             outcome: `refused`, or `noted` where it is trusted all the same.
         """
-        _EXTRACTIONS.add(1, {"header": header, "outcome": outcome, "reason": reason})
+        if IS_COUNTED():
+            _EXTRACTIONS.add(1, {"header": header, "outcome": outcome, "reason": reason})
         self._counts[header, reason] += 1
         held_back = self._throttle.opens((header, reason))
         if held_back is None:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
 from meshmw import MeshPropagator, asgi, wsgi
-from meshmw._context.extraction import HeaderReader
+from meshmw._context.extraction import READ_KEY, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
 from meshmw._lifecycle import http_conventions, operation
@@ -195,14 +195,29 @@ def test_nearly_every_request_is_read_in_one_pass(monkeypatch):
     assert set(MeshPropagator().read(request | sent).baggage) == {"a"}
 
 
-@pytest.mark.parametrize(("name", "most", "size"), [("tracestate", 2048, 200), ("baggage", 8192, 8192)])
-def test_what_is_too_long_to_be_remembered_is_left_to_the_reader_that_takes_its_time(name, most, size):
+def test_a_tracestate_that_is_too_long_to_be_remembered_is_left_to_the_reader_that_takes_its_time():
     handed_on = []
     reader = OnePass(otherwise=handed_on.append)
-    members = ",".join(f"k{number}={'v' * size}" for number in range(12))
-    short, long = ({"traceparent": [TRACEPARENT], name: [members[:length]]} for length in (most, most + 1))
+    members = ",".join(f"k{number}={'v' * 200}" for number in range(12))
+    short, long = ({"traceparent": [TRACEPARENT], "tracestate": [members[:length]]} for length in (2048, 2049))
     assert reader.read(short) is not None
     assert (reader.read(long), handed_on) == (None, [long])
+
+
+@pytest.mark.parametrize("baggage", ["a=" + "v" * 8191, "a=1,=", ",".join(f"k{number}=1" for number in range(65))])
+def test_of_a_request_that_is_plain_but_for_its_baggage_only_that_is_read_with_care(baggage):
+    read = OnePass(otherwise=None).read({"traceparent": [TRACEPARENT], "baggage": [baggage]})
+    members, reasons = parse_baggage(baggage, max_bytes=20_000)
+    assert (read.baggage, read.refused) == (members, tuple(("baggage", reason) for reason in reasons))
+    assert read.span_context.is_valid
+
+
+def test_what_was_just_extracted_is_not_read_once_more_to_be_checked():
+    propagator, lines = MeshPropagator(), {"traceparent": [TRACEPARENT]}
+    extraction = propagator.extract({"traceparent": TRACEPARENT})[READ_KEY]
+    assert propagator.check(lines) is extraction
+    assert MeshPropagator().check(lines) is not extraction
+    assert propagator.check(lines | {"baggage": ["a=1"]}).baggage == {"a": "1"}
 
 
 @given(lines=st.lists(MEMBERS.map(",".join), min_size=1, max_size=3))

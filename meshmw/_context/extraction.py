@@ -146,7 +146,10 @@ class HeaderReader:
         return Extraction(parent, baggage, b3, passthrough, reading.rewrites, reading.refused, reading.rejected)
 
     def _read_plain(self, lines: Lines) -> Extraction | None:
-        """Return what the lines of a plain request say. Of any other request return None, and count nothing."""
+        """Return what the lines of a plain request say, or of one that only its baggage keeps from being plain.
+
+        Of any other request return None, and count nothing.
+        """
         # Several lines make a text that no grammar of one value takes; one line stays as it is.
         match = VERSION_00.fullmatch(",".join(lines.get("traceparent", ())))
         if match is None:
@@ -164,21 +167,30 @@ class HeaderReader:
                 state = repeated_trace_state(text)
             except InvalidHeaderError:
                 return None
+        span_context = SpanContext(int(trace_id, 16), int(parent_id, 16), True, flags, state)
         if "baggage" in lines:
             if not self._takes_baggage:
-                return None
+                return self._read_beside(span_context, lines)
             text = ",".join(lines["baggage"])
             if len(text) > REPEATED_BAGGAGE:
-                return None
+                return self._read_beside(span_context, lines)
             members, _, must_change = self._baggage.repeated(text)
             if must_change:
-                return None
+                return self._read_beside(span_context, lines)
             accepted = _TRACE_AND_BAGGAGE
         # Without a meter provider there is nobody to count for.
         if IS_COUNTED():
             self._rejections.accepted(accepted)
-        span_context = SpanContext(int(trace_id, 16), int(parent_id, 16), True, flags, state)
         return Extraction(span_context, members, None, _carried(lines, self._passthrough), {}, (), None)
+
+    def _read_beside(self, parent: SpanContext, lines: Lines) -> Extraction:
+        """Return what the lines of a request say that is plain but for its baggage, which is read with care."""
+        reading = Reading(lines, self._rejections)
+        reading.accept("traceparent")
+        baggage = self._read_baggage(reading)
+        return Extraction(
+            parent, baggage, None, _carried(lines, self._passthrough), reading.rewrites, reading.refused, None
+        )
 
     def _read_baggage(self, reading: Reading) -> Mapping[str, BaggageValue]:
         if "baggage" not in reading.lines:

@@ -11,7 +11,7 @@ from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.words import limit_of
 from meshmw.wire import BaggageValue, parse_baggage
-from meshmw.wire.baggage import whole_members
+from meshmw.wire.baggage import MOST_BAD, whole_members
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
 REPEATED_BAGGAGE: Final = 8192
@@ -54,33 +54,34 @@ class BaggageReader:
     def __init__(self, keys: BaggageKeys, max_members: int, max_bytes: int) -> None:
         self._keys = keys
         self._max_members = max_members
-        # Good ones and bad ones.
-        self._most_members = 2 * max_members
+        # Of so many members, good ones and bad ones, the last is beyond a limit.
+        self._too_many = min(max_members, REPEATED_BAGGAGE) + MOST_BAD + 2
         self._max_bytes = max_bytes
-        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read_line)
+        self.repeated = lru_cache(maxsize=_CACHE_ENTRIES)(self._read)
 
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
-        size = sum(map(len, lines)) + len(lines) - 1
-        if size <= REPEATED_BAGGAGE:
-            return self.repeated(one_line(lines))
-        beginning, _ = whole_members(lines, REPEATED_BAGGAGE)
-        # Where a limit is likely to be reached in the beginning, that is read first, once for all that begin so: if it
-        # is, nothing beyond is looked at, so nothing else need be known.
-        if self._max_bytes < REPEATED_BAGGAGE or beginning.count(",") > self._most_members:
+        line = one_line(lines)
+        if len(line) <= REPEATED_BAGGAGE:
+            return self.repeated(line)
+        beginning, _ = whole_members([line], REPEATED_BAGGAGE)
+        # Where a limit is reached in the beginning, that alone is read, once for all that begin so.
+        if self._max_bytes < REPEATED_BAGGAGE or self._has_too_many(beginning):
             read = self.repeated(beginning)
             if not _LIMITS.isdisjoint(read.reasons):
                 return read
-        return self._read(lines, size)
+        return self._read(line)
 
-    def _read_line(self, line: str) -> ReadBaggage:
-        return self._read([line], len(line))
+    def _has_too_many(self, beginning: str) -> bool:
+        # What has empty ones among the first may have too many all the same, and is read each time anew.
+        parts = beginning.split(",", self._too_many)
+        return len(parts) > self._too_many and all(map(str.strip, parts))
 
-    def _read(self, lines: Sequence[str], size: int) -> ReadBaggage:
-        read, reasons = parse_baggage(lines, max_members=self._max_members, max_bytes=self._max_bytes)
+    def _read(self, line: str) -> ReadBaggage:
+        read, reasons = parse_baggage(line, max_members=self._max_members, max_bytes=self._max_bytes)
         members = self._keys.permitted(read)
         # Blanks and commas are refused by no rule, and count for the next proxy all the same.
-        must_change = bool(reasons) or len(members) < len(read) or size > self._max_bytes
+        must_change = bool(reasons) or len(members) < len(read) or len(line) > self._max_bytes
         return ReadBaggage(members, reasons, must_change)
 
 

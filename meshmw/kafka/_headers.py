@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from opentelemetry.propagators.textmap import Getter, Setter
 
@@ -13,6 +13,10 @@ from meshmw._lifecycle.operation import Attributes
 from meshmw._notices import quoted
 
 SentHeaders: TypeAlias = list[tuple[str, bytes]]
+
+# Each header is asked for them, and to write a union costs as much as to ask.
+_PAIRS: Final = (tuple, list)
+_BYTES: Final = (bytes, bytearray, memoryview)
 
 
 class KafkaGetter(Getter[Any]):
@@ -69,7 +73,7 @@ def header_lines(carrier: Any, wanted: Collection[str]) -> dict[str, list[str]]:
 
 def _texts(carrier: Any, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
     for pair in headers_of(carrier):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
+        if not isinstance(pair, _PAIRS) or len(pair) != 2:
             continue
         name, value = pair
         if isinstance(name, bytes):
@@ -78,7 +82,7 @@ def _texts(carrier: Any, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(value, str):
             yield name, value
-        elif isinstance(value, bytes | bytearray | memoryview):
+        elif isinstance(value, _BYTES):
             # No byte fails to decode as latin-1; what is no header's text is refused by the header's grammar.
             yield name, str(value, "latin-1")
 
@@ -135,7 +139,7 @@ def cleaned(record: Any, lines: Lines, rewrites: Mapping[str, str | None]) -> An
 
 
 def _name_in(pair: Any) -> str:
-    return _name(pair[0]).lower() if isinstance(pair, tuple | list) and pair else ""
+    return _name(pair[0]).lower() if isinstance(pair, _PAIRS) and pair else ""
 
 
 def sendable(headers: Any, null: bytes | None = b"") -> list[tuple[str, Any]]:
@@ -152,7 +156,7 @@ def sendable(headers: Any, null: bytes | None = b"") -> list[tuple[str, Any]]:
 
 
 def _pair(header: Any) -> tuple[Any, Any]:
-    if not isinstance(header, tuple | list) or len(header) != 2:
+    if not isinstance(header, _PAIRS) or len(header) != 2:
         raise TypeError(f"a header is a pair of name and value, not {type(header).__name__}")
     return header[0], header[1]
 
@@ -172,7 +176,7 @@ def _value(name: object, value: object, null: bytes | None) -> bytes | None:
         return null
     if isinstance(value, str):
         return value.encode("utf-8")
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _BYTES):
         return bytes(value)
     raise TypeError(f"the value of header {quoted(name)} is bytes or text, not {type(value).__name__}")
 

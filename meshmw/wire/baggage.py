@@ -11,7 +11,7 @@ from binascii import a2b_qp
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from meshmw.errors import InvalidHeaderError
@@ -72,14 +72,15 @@ _PART: Final = re.compile(rf"[ \t,]*+(?:{MEMBER.pattern}(?=,|\Z)|([^,]++))?")
 _PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}({_VALUE})){_OWS}(?=,|\Z)|([^,]++))?")
 # What is bad costs time too, and counts for no limit: after so many bad members no further one is looked at. A long one
 # counts once more for each so many characters.
-_MOST_BAD: Final = 16
+MOST_BAD: Final = 16
 _LONG: Final = 128
 # Members' properties have no limit but the bytes, and 4,000 of them cost as much as three requests. Once a header has
 # had more than this, only members without any are taken.
 _MOST_PROPERTIES: Final = 256
 _TOO_MANY_PROPERTIES: Final = re.compile(rf"(?:[^;]*+;){{{_MOST_PROPERTIES + 1}}}")
 # "The percent code point (U+0025) MUST be percent-encoded." Where it is not, escapes are told from what is none one by
-# one; once a header has had more of them than this, such a value is refused instead.
+# one; once a header has had more of them than this, such a value is refused instead. It counts for the limits: it is
+# found out when all values are decoded together.
 _MOST_ESCAPES: Final = 64
 _EACH_STRAY: Final = 3
 _STRAY: Final = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -87,6 +88,11 @@ _STRAY: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 # The same members pass through a service with every request.
 _CACHED_MEMBERS: Final = 1024
 _CACHED_CHARACTERS: Final = 256
+
+
+_LIMITS: Final = frozenset({"too_many_members", "too_many_bytes"})
+# What `_PART` finds: a member as it arrived, its key and its value, which is still encoded; or what is none.
+_Member: TypeAlias = tuple[Any, ...]
 
 
 class BaggageValue(str):
@@ -130,45 +136,60 @@ def parse_baggage(
     Returns:
         The values by key, and the `REASONS` why others were left out, each once. Nothing is raised.
     """
-    kept: dict[str, BaggageValue] = {}
     text, was_cut = whole_members([lines] if isinstance(lines, str) else lines, _WINDOW * max_bytes)
+    kept, dropped = _kept(text, max_members, max_bytes)
+    if was_cut and _LIMITS.isdisjoint(dropped):
+        dropped["too_many_bytes"] = None
+    return _by_key(kept, dropped), tuple(dropped)
+
+
+def _kept(text: str, max_members: int, max_bytes: int) -> tuple[list[_Member], dict[str, None]]:
+    """Return the members to keep, and the reasons why others are left out."""
+    kept: list[_Member] = []
     dropped: dict[str, None] = {}
-    count, bad, size, escapes = 0, 0, -1, 0
+    bad, size = 0, -1
     for found in _parts(text):
-        raw, key, value, junk = found.groups()
+        member = raw, _, _, junk = found.groups()
         if raw is None and junk is None:
             continue
-        if bad > _MOST_BAD:
+        if bad > MOST_BAD or (len(kept) == max_members and junk is None):
             dropped["too_many_members"] = None
             break
         if raw is None:
             dropped[_fault(junk)[0]] = None
             bad += 1 + len(junk) // _LONG
             continue
-        if count == max_members or size + len(raw) + 1 > max_bytes:
-            dropped["too_many_members" if count == max_members else "too_many_bytes"] = None
-            break
-        if "%" in value:
-            encoded, value = value, _decode_all(value)
-            if value is None:
-                escapes += _EACH_STRAY + encoded.count("%")
-                if escapes > _MOST_ESCAPES:
-                    dropped["value"] = None
-                    bad += 1 + len(raw) // _LONG
-                    continue
-                value = _decode(encoded)
-        count += 1
         size += len(raw) + 1
-        kept[key] = BaggageValue(value, f"{kept[key].raw},{raw}" if key in kept else raw)
-    else:
-        if was_cut:
+        if size > max_bytes:
             dropped["too_many_bytes"] = None
-    return kept, tuple(dropped)
+            break
+        kept.append(member)
+    return kept, dropped
+
+
+def _by_key(kept: list[_Member], dropped: dict[str, None]) -> dict[str, BaggageValue]:
+    """Return the decoded values by key; one that is refused for its percent signs is noted as dropped."""
+    values: dict[str, BaggageValue] = {}
+    repeated: dict[str, list[str]] = {}
+    decoded = _decode_each([member[2] for member in kept])
+    for (raw, key, _, _), text in zip(kept, decoded, strict=True):
+        if text is None:
+            dropped["value"] = None
+            continue
+        if key in values:
+            repeated.setdefault(key, [values[key].raw]).append(raw)
+        # What calling the type does, in half the time.
+        values[key] = value = str.__new__(BaggageValue, text)
+        value.raw = raw
+    for key, raws in repeated.items():
+        values[key].raw = ",".join(raws)
+    return values
 
 
 def _parts(text: str) -> Iterator[re.Match[str]]:
     """Find what stands between commas: a member with its key and its value, or what is none."""
-    many = _TOO_MANY_PROPERTIES.match(text) if text.count(";") > _MOST_PROPERTIES else None
+    # To look for one is faster than to count none.
+    many = _TOO_MANY_PROPERTIES.match(text) if ";" in text and text.count(";") > _MOST_PROPERTIES else None
     if many is None:
         return _PART.finditer(text)
     end = text.rfind(",", 0, many.end()) + 1
@@ -275,17 +296,43 @@ def whole_members(lines: Sequence[str], room: int) -> tuple[str, bool]:
     return ",".join(taken), False
 
 
+def _decode_each(values: list[str]) -> Sequence[str | None]:
+    """Decode values as `_decode` does; None stands for one that is refused for its percent signs."""
+    together = ",".join(values)
+    if "%" not in together:
+        return values
+    quoted = _as_quoted(together)
+    decoded = _unquoted(quoted)
+    parts = [] if decoded is None else decoded.split(",")
+    # There are more of them where a comma was encoded, and none where a percent sign begins no escape.
+    return parts if len(parts) == len(values) else _decode_one_by_one(values, quoted.split(","))
+
+
+def _decode_one_by_one(values: list[str], quoted: list[str]) -> list[str | None]:
+    decoded = [_unquoted(text) for text in quoted]
+    escapes = 0
+    for index, value in enumerate(values):
+        if decoded[index] is None:
+            escapes += _EACH_STRAY + value.count("%")
+            if escapes <= _MOST_ESCAPES:
+                decoded[index] = _decode(value)
+    return decoded
+
+
 def _decode(value: str) -> str:
     """Decode percent-encoding; bytes that are not UTF-8 become U+FFFD, `+` stays (section "value")."""
-    return _decode_all(_STRAY.sub("%25", value)) or ""
+    return _unquoted(_as_quoted(_STRAY.sub("%25", value))) or ""
 
 
-def _decode_all(value: str) -> str | None:
-    """Return what `_decode` does where every percent sign begins an escape, else None."""
-    # Percent-encoding is quoted-printable with another sign, and that is decoded in C, in a tenth of `unquote`'s time.
-    # Every escape makes one byte of three; what shrinks by less holds a sign that begins none.
-    quoted = value.replace("=", "=3D").replace("%", "=")
+def _as_quoted(value: str) -> str:
+    """Return percent-encoding as quoted-printable, which is decoded in C, in a tenth of `unquote`'s time."""
+    return value.replace("=", "=3D").replace("%", "=")
+
+
+def _unquoted(quoted: str) -> str | None:
+    """Decode quoted-printable, or return None where a sign begins no escape."""
     decoded = a2b_qp(quoted)
+    # Every escape makes one byte of three.
     return decoded.decode("utf-8", "replace") if len(decoded) == len(quoted) - 2 * quoted.count("=") else None
 
 
@@ -295,8 +342,9 @@ def _fault(member: str) -> tuple[str, int]:
         return "member", len(member)
     if not _KEY_IN_MEMBER.fullmatch(key):
         return "key", 0
-    value = rest.partition(";")[0]
-    if not _VALUE_IN_MEMBER.fullmatch(value):
+    value, semicolon, _ = rest[:MAX_BYTES].partition(";")
+    # Where no property follows, nothing else can be at fault. What is longer than a header is not looked at twice.
+    if not semicolon or not _VALUE_IN_MEMBER.fullmatch(value):
         return "value", len(key) + 1
     return "property", len(key) + 1 + len(value)
 

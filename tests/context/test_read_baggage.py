@@ -94,3 +94,10 @@ def test_of_what_is_too_long_the_beginning_is_remembered_where_it_holds_all_that
     read = of.read([line])
     assert (len(read.members), read.reasons, read.must_change) == (members, (reason,), True)
     assert of.read([line + ",more=1"]) is read
+
+
+def test_empty_members_do_not_hide_that_a_limit_is_not_reached():
+    line = ",".join(["a=1", *[" "] * 200, "b=" + "v" * 9000])
+    for max_members in (64, 2**80):
+        read = reader(max_members, 20_000).read([line])
+        assert (list(read.members), read.reasons) == (["a", "b"], ())

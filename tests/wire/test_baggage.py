@@ -199,6 +199,33 @@ def test_a_stray_percent_sign_stays_until_there_are_too_many():
     assert len(parse_baggage("a=" + "%20" * 2730)[0]["a"]) == 2730
 
 
+def test_a_value_that_is_refused_for_its_percent_signs_leaves_the_clean_ones_alone():
+    line = ",".join(f"k{n}=100%,c{n}=%2C%20x" for n in range(20))
+    values, dropped = parse_baggage(line)
+    assert list(values) == [key for n in range(20) for key in ([f"k{n}"] if n < 16 else []) + [f"c{n}"]]
+    assert ({values[f"c{n}"] for n in range(20)}, values["k15"], dropped) == ({", x"}, "100%", ("value",))
+    values, dropped = parse_baggage("a=%20,a=" + "%zz" * 65 + ",a=3,b=1,a=%2c")
+    assert ({key: (str(value), value.raw) for key, value in values.items()}, dropped) == (
+        {"a": (",", "a=%20,a=3,a=%2c"), "b": ("1", "b=1")},
+        ("value",),
+    )
+
+
+def test_values_that_are_refused_for_their_percent_signs_count_for_the_limits_and_for_nothing_else():
+    strays = ",".join(f"k{n}=100%" for n in range(40))
+    values, dropped = parse_baggage(f"{strays},c=%20")
+    assert (len(values), values["c"], dropped) == (17, " ", ("value",))
+    values, dropped = parse_baggage(f"{strays},c=%20", max_members=40)
+    assert (len(values), dropped) == (16, ("too_many_members", "value"))
+
+
+@pytest.mark.parametrize("pair", ["%e2,%82%ac", "%,41", "%4,1", "%e2%82,%ac", "%2,C", "%00%2C,%00", "a=,=3D"])
+def test_values_that_are_decoded_together_do_not_reach_into_each_other(pair):
+    one, other = pair.rsplit(",", 1)
+    values, _ = parse_baggage(f"a={one},b={other},c=%20")
+    assert values == {"a": unquote(one, errors="replace"), "b": unquote(other, errors="replace"), "c": " "}
+
+
 def test_bad_members_cost_the_good_ones_nothing_until_there_are_too_many():
     good = ",a=1"
     assert parse_baggage("b," * 16 + good) == ({"a": "1"}, ("member",))
