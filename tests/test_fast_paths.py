@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
 from meshmw import MeshPropagator, asgi, wsgi
+from meshmw._context import extraction, read_trace
 from meshmw._context.extraction import READ_KEY, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
 from meshmw._context.read_trace import REPEATED_STATE, TraceReader
@@ -33,6 +34,15 @@ from meshmw.wire.baggage import is_raw_of
 MEMBERS = st.lists(
     st.sampled_from(["a=1", "b=2;p=3", "a=%20", "c", "=x", " d = 4 ", "", "k=" + "v" * 3000]), max_size=9
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def somebody_measures():
+    """Have what is accepted counted, as where there is a meter provider."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (extraction, read_trace):
+            patch.setattr(module, "IS_COUNTED", lambda: True)
+        yield
 
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -14,7 +14,7 @@ from typing import Final
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw._context.carriers import Lines, one_line
-from meshmw._notices import Rejections
+from meshmw._notices import IS_COUNTED, Rejections
 from meshmw._otel import W3CTraceState
 from meshmw._policy.words import Duplicates, Format, Prefer
 from meshmw.errors import InvalidHeaderError
@@ -66,7 +66,7 @@ class Reading:
 
     def accept(self, header: str) -> None:
         """Count a header that is taken."""
-        if self.takes:
+        if self.takes and IS_COUNTED():
             self._rejections.accepted((header,))
 
     def line(self, name: str) -> str | None:
