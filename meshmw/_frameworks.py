@@ -369,5 +369,6 @@ def may_be_of(error: BaseException, function: Any) -> bool:
             seen.add(id(raised))
             if any(frame.f_code is code for frame, _ in traceback.walk_tb(raised.__traceback__)):
                 return True
-            waiting += filter(None, (raised.__cause__, raised.__context__, *getattr(raised, "exceptions", ())))
+            waiting += filter(None, (raised.__cause__, raised.__context__))
+            waiting += raised.exceptions if isinstance(raised, BaseExceptionGroup) else ()
     return bool(waiting)
