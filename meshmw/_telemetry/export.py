@@ -46,6 +46,10 @@ NO_METRICS: Final = "MESHMW_METRICS=none"
 # the exporter's own annotation of its argument says texts, where gRPC takes numbers.
 _RECONNECTING: Final[Any] = (("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.min_reconnect_backoff_ms", 10_000))
 
+# So many spans wait for the end of their requests, then all are written as they are; and so many are remembered.
+_MOST: Final = 2_048
+_SAID: Final = ("http.response.status_code", "rpc.response.status_code")
+
 
 def endpoint_of(settings: Settings) -> str | None:
     """Return the address that spans go to, complete, or None where they do not go to a collector."""
@@ -240,11 +244,6 @@ def _warn_under_gevent() -> None:
             "gevent runs this process, and exporter=otlp waits for the collector in gRPC, which gevent cannot see: no "
             "request is served meanwhile, for up to 10 seconds where it does not answer. Set MESHMW_EXPORTER=otlp-http"
         )
-
-
-# So many spans wait for the end of their requests, then all are written as they are; and so many are remembered.
-_MOST: Final = 2_048
-_SAID: Final = ("http.response.status_code", "rpc.response.status_code")
 
 
 class TreeSpanExporter(SpanExporter):
