@@ -6,6 +6,7 @@ body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -332,11 +333,12 @@ def _attributes(request: Any) -> dict[str, AttributeValue]:
 def _resent(request: Any) -> dict[str, AttributeValue]:
     """Return how often a request was sent before, for whatever reason: a redirect, an authentication, a retry.
 
-    The count stays in the request's extensions, which a redirect takes along.
+    The count stays in the request's extensions, which a redirect takes along; there is none where they cannot change.
     """
-    sent: list[None] | None = request.extensions.get(_SENT)
+    sent: list[int] | None = request.extensions.get(_SENT)
     if sent is None:
-        request.extensions[_SENT] = [None]
+        with contextlib.suppress(TypeError):
+            request.extensions[_SENT] = [0]
         return {}
-    sent.append(None)
-    return {"http.request.resend_count": len(sent) - 1}
+    sent[0] += 1
+    return {"http.request.resend_count": sent[0]}
