@@ -31,6 +31,10 @@ FORMS = {
 def test_a_tree_of_processes_says_once_that_it_is_on(own_fleet, name):
     own_fleet.launch(name)
     service = own_fleet.get(name)
+    # The worker that answered first need not be the one that says it.
+    deadline = time.monotonic() + 30
+    while "meshmw ready" not in service.log and time.monotonic() < deadline:
+        time.sleep(0.05)
     (line,) = [line for line in service.log.splitlines() if "meshmw ready" in line]
     assert re.search(FORMS[name] + "meshmw ready: .*service=" + re.escape(name), line), line
 
