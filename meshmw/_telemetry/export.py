@@ -33,6 +33,7 @@ from meshmw.settings import (
     is_target,
     metrics_endpoint,
     metrics_over_http,
+    say,
 )
 
 _TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
@@ -240,7 +241,8 @@ def _warn_under_gevent() -> None:
     """Say that gRPC waits outside of gevent's sight, where gevent has made threads greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        LOGGER.warning(
+        # Of spans and of metrics alike.
+        say(
             "gevent runs this process, and exporter=otlp waits for the collector in gRPC, which gevent cannot see: no "
             "request is served meanwhile, for up to 10 seconds where it does not answer. Set MESHMW_EXPORTER=otlp-http"
         )
