@@ -209,7 +209,7 @@ def change_status_text(span: Any, change: Callable[[str], str]) -> None:
 
     A status keeps it in `_description`. Without that name it stays as it is.
     """
-    said = getattr(span.status, "_description", None)
+    said = getattr(getattr(span, "status", None), "_description", None)
     if isinstance(said, str):
         span.status._description = change(said)
 
