@@ -7,6 +7,7 @@ OpenTelemetry calls private are in `_otel`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import inspect
@@ -106,7 +107,12 @@ def method_lookup(continuation: Any) -> Callable[[Any], Any] | None:
 
 
 def _held_by(function: Any) -> list[Any]:
-    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    found = []
+    for cell in getattr(function, "__closure__", None) or ():
+        # A name that has no value yet has an empty cell.
+        with contextlib.suppress(ValueError):
+            found.append(cell.cell_contents)
+    return found
 
 
 def _is_named(function: Any, name: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from meshmw._lifecycle.http import OPERATION, HttpOperation, current_operation
 from meshmw._lifecycle.http_conventions import known_root
+from meshmw._notices import LOGGER
 from meshmw._policy.trust import wsgi_path
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -83,7 +84,12 @@ def tell_route(carrier: Scope, told: Told) -> None:
         return
     # a2wsgi leaves the scope of an application around.
     scope = carrier.get("asgi.scope")
-    route = told.route if scope is None else route_of({**scope, _TOLD: told})
+    try:
+        route = told.route if scope is None else route_of({**scope, _TOLD: told})
+    except Exception:
+        # A framework's signal would pass it on to the client. The routes further out may be anybody's.
+        LOGGER.debug("the route could not be read from the scope", exc_info=True)
+        return
     if route:
         operation.route(route)
 
@@ -369,5 +375,6 @@ def may_be_of(error: BaseException, function: Any) -> bool:
             seen.add(id(raised))
             if any(frame.f_code is code for frame, _ in traceback.walk_tb(raised.__traceback__)):
                 return True
-            waiting += filter(None, (raised.__cause__, raised.__context__, *getattr(raised, "exceptions", ())))
+            waiting += filter(None, (raised.__cause__, raised.__context__))
+            waiting += raised.exceptions if isinstance(raised, BaseExceptionGroup) else ()
     return bool(waiting)

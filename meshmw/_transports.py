@@ -6,8 +6,11 @@ body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add t
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import copy
 import functools
+import gc
 import inspect
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -268,25 +271,55 @@ class AsyncTransport(OutboundCalls):
             self.end_open()
 
 
-class SyncBody:
-    """Hands on a response's body, and ends its operation when no more of it can come, or nobody is left to read it."""
+class _Body:
+    """Ends the operation of a response when no more of its body can come, or nobody is left to read it.
+
+    A response that is dropped without `close()` says so to nobody else, neither does one that is still held when the
+    process ends. Of a reader that has stopped nothing is known: the body may be closed or dropped next.
+    """
 
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
-        # A response that is dropped without `close()` says so to nobody else, neither does one that is still held
-        # when the process ends.
-        self.end = weakref.finalize(self, operation.end)
+        self._dropped = weakref.finalize(self, _end_aside, operation)
+
+    def end(self) -> None:
+        """End the operation, once."""
+        self._dropped.detach()
+        self._operation.end()
+
+    def _fail(self, error: BaseException) -> None:
+        self._operation.fail(error)
+        self.end()
+
+
+def _end_aside(operation: HttpOperation) -> None:
+    """End the operation of a response that was dropped, in a thread of its own.
+
+    The garbage collector may find it while this thread holds any lock, such as one of OpenTelemetry's metrics, for
+    which the end of an operation waits. At the end of the process, nothing is collected any more.
+    """
+    if gc.isenabled():
+        # No more threads start while the interpreter ends, nor above a limit. Not by `threading`, which takes a lock.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(operation.end, ())
+    else:
+        operation.end()
+
+
+class SyncBody(_Body):
+    """Hands on a response's body."""
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._stream
-        except BaseException as error:
-            self._operation.fail(error)
+        except GeneratorExit:
             raise
-        finally:
-            # httpx closes a response that was read to its end, and none that raised or whose reader has stopped.
-            self.end()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        # httpx closes a response that was read to its end, and none that raised.
+        self.end()
 
     def close(self) -> None:
         """Close the body, and end the operation."""
@@ -296,23 +329,19 @@ class SyncBody:
             self.end()
 
 
-class AsyncBody:
-    """Hands on an async response's body; in all else it is `SyncBody`."""
-
-    def __init__(self, stream: Any, operation: HttpOperation) -> None:
-        self._stream = stream
-        self._operation = operation
-        self.end = weakref.finalize(self, operation.end)
+class AsyncBody(_Body):
+    """Hands on an async response's body."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._stream:
                 yield chunk
-        except BaseException as error:
-            self._operation.fail(error)
+        except GeneratorExit:
             raise
-        finally:
-            self.end()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self.end()
 
     async def aclose(self) -> None:
         """Close the body, and end the operation."""
@@ -332,11 +361,12 @@ def _attributes(request: Any) -> dict[str, AttributeValue]:
 def _resent(request: Any) -> dict[str, AttributeValue]:
     """Return how often a request was sent before, for whatever reason: a redirect, an authentication, a retry.
 
-    The count stays in the request's extensions, which a redirect takes along.
+    The count stays in the request's extensions, which a redirect takes along; there is none where they cannot change.
     """
-    sent: list[None] | None = request.extensions.get(_SENT)
+    sent: list[int] | None = request.extensions.get(_SENT)
     if sent is None:
-        request.extensions[_SENT] = [None]
+        with contextlib.suppress(TypeError):
+            request.extensions[_SENT] = [0]
         return {}
-    sent.append(None)
-    return {"http.request.resend_count": len(sent) - 1}
+    sent[0] += 1
+    return {"http.request.resend_count": sent[0]}

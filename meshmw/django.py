@@ -10,6 +10,9 @@ from meshmw._frameworks import Told, carrier_of, listen, record_answered, tell_r
 
 __all__ = ["route_middleware"]
 
+# Where a request holds what its view has raised, until it is answered and no longer.
+_RAISED: Final = "_meshmw_raised"
+
 
 def __dir__() -> list[str]:
     return sorted(__all__)
@@ -49,10 +52,6 @@ def route_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 # As Django's decorator `sync_and_async_middleware` marks it.
 vars(route_middleware).update(sync_capable=True, async_capable=True)
-
-
-# Where a request holds what its view has raised, until it is answered and no longer.
-_RAISED: Final = "_meshmw_raised"
 
 
 def _noting_exceptions(middleware: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -324,3 +324,11 @@ def test_a_server_of_grpcio_shows_what_it_finds_handlers_by(make_server, interce
         assert lookup(details) is handler, "grpcio no longer calls it `query_handlers`"
         assert lookup(type(details)("/shop.Pricing/Nothing", details.invocation_metadata)) is None
     assert _foreign.method_lookup(print) is None
+
+
+def test_a_continuation_may_hold_a_name_that_has_no_value_yet():
+    def continuation(details):
+        return later
+
+    assert _foreign.method_lookup(continuation) is None
+    later = None

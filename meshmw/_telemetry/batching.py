@@ -40,6 +40,11 @@ _DELAY: Final = "OTEL_BSP_SCHEDULE_DELAY"
 _SPANS: Final = 1_024
 _PER_BYTES: Final = 50_000_000
 _LARGEST_QUEUE: Final = 65_536
+# A batch of so many bytes is at most twice as long on its way, and so below the 4 MiB that gRPC takes.
+_BATCH_BYTES: Final = 1_000_000
+# Beside the bytes that every waiting span may take, those above take these together.
+_LARGE_BYTES: Final = 12 * 1024 * 1024
+_SAMPLED: Final = TraceFlags.SAMPLED
 
 
 class Batching(NamedTuple):
@@ -94,13 +99,6 @@ def _fitting_queue(headroom: int | None, without_limit: int, least: int) -> int:
     if headroom is None:
         return max(without_limit, least)
     return max(least, min(_LARGEST_QUEUE, headroom * _SPANS // _PER_BYTES))
-
-
-# A batch of so many bytes is at most twice as long on its way, and so below the 4 MiB that gRPC takes.
-_BATCH_BYTES: Final = 1_000_000
-# Beside the bytes that every waiting span may take, those above take these together.
-_LARGE_BYTES: Final = 12 * 1024 * 1024
-_SAMPLED: Final = TraceFlags.SAMPLED
 
 
 class PromptBatchSpanProcessor(SpanProcessor):

@@ -42,14 +42,65 @@ from meshmw._telemetry.worker import ForkGate
 
 T = TypeVar("T")
 
-
-class _GaveUpError(Exception):
-    """Ends an export whose reason is known, in place of the exporter's own retries."""
-
-
+# A developer's machine is one of these, and a pod whose collector is a sidecar.
 _LOCAL: Final = re.compile(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
+
+_CERTIFICATE: Final = (
+    "its certificate is not trusted: name the file of its authority in OTEL_EXPORTER_OTLP_CERTIFICATE, and write the "
+    "host that the certificate names"
+)
+_CLIENT: Final = (
+    "it asks for a certificate of this client: name its files in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY"
+)
+_NO_TLS: Final = "does not speak TLS: {write_http}set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
+_OVER_HTTP: Final = "it speaks HTTP/1, and not gRPC: set MESHMW_EXPORTER=otlp-http, or write its port of gRPC"
+_OVER_GRPC: Final = "it speaks gRPC, and not HTTP/1: set MESHMW_EXPORTER=otlp, or write its port of HTTP"
+
+# What grpcio, urllib3 and OpenSSL say, and what then helps; the first that fits. Where nothing but a closed connection
+# is seen, TLS is one reason among others.
+_WITH_TLS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), remedy)
+    for pattern, remedy in (
+        (r"CERTIFICATE.VERIFY.FAILED|hostname (?:mismatch|verification)|doesn't match", _CERTIFICATE),
+        (r"CERTIFICATE.REQUIRED|alert bad certificate|ALERT_BAD_CERTIFICATE|HANDSHAKE_FAILURE", _CLIENT),
+        (r"WRONG.VERSION.NUMBER|record layer failure|unknown protocol|\bHTTP.REQUEST\b", f"it {_NO_TLS}"),
+        (r"handshake|EOF|socket closed|connection (?:aborted|reset)", f"where it {_NO_TLS}"),
+    )
+)
+_SURELY_WITH_TLS: Final = _WITH_TLS[:3]
+_WITHOUT_TLS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), remedy)
+    for pattern, remedy in (
+        (r"frame type (?:79|80|84)\b|frame.{0,40}HTTP/1", _OVER_HTTP),
+        (r"BadStatusLine\(.{0,8}\\x00", _OVER_GRPC),
+        (
+            r"socket closed|closed connection|connection (?:aborted|reset)|broken pipe|batch code: 400|parsing HTTP/2",
+            "where it speaks TLS: {write_https}",
+        ),
+    )
+)
+
+
+class _Mute(logging.Filter):
+    """Asks the thread that logs: the loggers are shared with exporters that the application made itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        passes: Callable[[logging.LogRecord], bool] | None = getattr(self.thread, "passes", None)
+        return passes is None or passes(record)
+
+
+_MUTE: Final = _Mute()
+
+
+class _GaveUpError(Exception):
+    """Ends an export whose reason is known, in place of the exporter's own retries."""
 
 
 class Reachability:
@@ -368,21 +419,6 @@ class CheckedMetricReader(PeriodicExportingMetricReader):
         return True
 
 
-class _Mute(logging.Filter):
-    """Asks the thread that logs: the loggers are shared with exporters that the application made itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        passes: Callable[[logging.LogRecord], bool] | None = getattr(self.thread, "passes", None)
-        return passes is None or passes(record)
-
-
-_MUTE: Final = _Mute()
-
-
 @contextmanager
 def muted(passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
     """Ask *passes*, for each line that this thread logs through OpenTelemetry's exporters, whether to let it out."""
@@ -400,43 +436,6 @@ def _install_mute() -> None:
         # First, because the SDK's own filter hides repeated lines, by which we count failed attempts.
         if _MUTE not in filters:
             filters.insert(0, _MUTE)
-
-
-_CERTIFICATE: Final = (
-    "its certificate is not trusted: name the file of its authority in OTEL_EXPORTER_OTLP_CERTIFICATE, and write the "
-    "host that the certificate names"
-)
-_CLIENT: Final = (
-    "it asks for a certificate of this client: name its files in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
-    "OTEL_EXPORTER_OTLP_CLIENT_KEY"
-)
-_NO_TLS: Final = "does not speak TLS: {write_http}set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
-_OVER_HTTP: Final = "it speaks HTTP/1, and not gRPC: set MESHMW_EXPORTER=otlp-http, or write its port of gRPC"
-_OVER_GRPC: Final = "it speaks gRPC, and not HTTP/1: set MESHMW_EXPORTER=otlp, or write its port of HTTP"
-
-# What grpcio, urllib3 and OpenSSL say, and what then helps; the first that fits. Where nothing but a closed connection
-# is seen, TLS is one reason among others.
-_WITH_TLS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), remedy)
-    for pattern, remedy in (
-        (r"CERTIFICATE.VERIFY.FAILED|hostname (?:mismatch|verification)|doesn't match", _CERTIFICATE),
-        (r"CERTIFICATE.REQUIRED|alert bad certificate|ALERT_BAD_CERTIFICATE|HANDSHAKE_FAILURE", _CLIENT),
-        (r"WRONG.VERSION.NUMBER|record layer failure|unknown protocol|\bHTTP.REQUEST\b", f"it {_NO_TLS}"),
-        (r"handshake|EOF|socket closed|connection (?:aborted|reset)", f"where it {_NO_TLS}"),
-    )
-)
-_SURELY_WITH_TLS: Final = _WITH_TLS[:3]
-_WITHOUT_TLS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), remedy)
-    for pattern, remedy in (
-        (r"frame type (?:79|80|84)\b|frame.{0,40}HTTP/1", _OVER_HTTP),
-        (r"BadStatusLine\(.{0,8}\\x00", _OVER_GRPC),
-        (
-            r"socket closed|closed connection|connection (?:aborted|reset)|broken pipe|batch code: 400|parsing HTTP/2",
-            "where it speaks TLS: {write_https}",
-        ),
-    )
-)
 
 
 def remedy_for(endpoint: str, reason: str) -> str:

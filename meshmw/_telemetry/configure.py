@@ -12,7 +12,9 @@ wins, before or after: a handler of its own for `meshmw` or for the root logger 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
+import errno
 import logging
 import multiprocessing
 import os
@@ -72,6 +74,15 @@ _REMEDY: Final = {
     "existing": "call configure() first, or set the same on that provider",
     "file": "set the same in that file",
 }
+
+# Servers set these up for themselves and leave the root logger alone. gunicorn first: its uvicorn workers write there.
+_SERVERS: Final = ("gunicorn.error", "uvicorn", "hypercorn.error", "_granian", "daphne")
+# Read by the processes that this one starts, so it is no setting of anybody's.
+_VARIABLE: Final = "_MESHMW_SAID"
+# By the name that multiprocessing gives a worker.
+_NUMBER: Final = re.compile(r"Process-(\d+)$")
+# Two processes with one number are in two of these.
+_PID_NAMESPACE: Final = "/proc/self/ns/pid"
 
 _lock = threading.Lock()
 _configured: Telemetry | None = None
@@ -251,13 +262,6 @@ def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
         )
 
 
-# Servers set these up for themselves and leave the root logger alone. gunicorn first: its uvicorn workers write there.
-_SERVERS: Final = ("gunicorn.error", "uvicorn", "hypercorn.error", "_granian", "daphne")
-# Read by the processes that this one starts, so it is no setting of anybody's.
-_VARIABLE: Final = "_MESHMW_SAID"
-_NUMBER: Final = re.compile(r"Process-(\d+)$")
-
-
 def show_log() -> None:
     """Show meshmw's lines, INFO too, for as long as nobody has set logging up; a second call changes nothing."""
     if any(isinstance(handler, _ShownLog) for handler in LOGGER.handlers):
@@ -276,17 +280,20 @@ def once_in_tree(what: str) -> dict[str, str]:
 class _ShownLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line as the server writes its own, unless the application has handlers that get it."""
-        if _is_set_up():
-            return
-        once = getattr(record, "meshmw_once", None)
-        if once is not None and not _is_first_of_tree(once):
-            return
-        line = logging.makeLogRecord(record.__dict__)
-        message = record.getMessage()
-        line.msg, line.args = message if message.startswith("meshmw ") else f"meshmw: {message}", None
-        for handler in _server_handlers() or [_STDERR]:
-            if line.levelno >= handler.level:
-                handler.handle(line)
+        # A request may be the reason for a line, and standard error may be closed.
+        with contextlib.suppress(Exception):
+            once = getattr(record, "meshmw_once", None)
+            if not _is_set_up() and (once is None or _is_first_of_tree(once)):
+                _show(record)
+
+
+def _show(record: logging.LogRecord) -> None:
+    line = logging.makeLogRecord(record.__dict__)
+    message = record.getMessage()
+    line.msg, line.args = message if message.startswith("meshmw ") else f"meshmw: {message}", None
+    for handler in _server_handlers() or [_STDERR]:
+        if line.levelno >= handler.level:
+            handler.handle(line)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -326,10 +333,10 @@ def _server_handlers() -> list[logging.Handler]:
 def _is_first_of_tree(what: str) -> bool:
     """Say whether neither the process that started this one nor a living sibling has shown the line.
 
-    Python's reloaders start a process with their own environment. A server's workers are started by one that has not
-    loaded the application, and either numbered by multiprocessing, or forked.
+    Python's reloaders start a process with their own environment and arguments. A server's workers are started by one
+    that has not loaded the application, and either numbered by multiprocessing, or forked.
     """
-    mark = f"{zlib.crc32(what.encode('utf-8', 'replace')):08x}"
+    mark = f"{zlib.crc32(f'{what} {sys.argv}'.encode('utf-8', 'replace')):08x}"
     said = os.environ.get(_VARIABLE, "")  # noqa: TID251 - a mark, and no setting
     if mark in said:
         return False
@@ -337,17 +344,25 @@ def _is_first_of_tree(what: str) -> bool:
     number = _NUMBER.search(multiprocessing.current_process().name)
     if number is not None and _server_handlers():
         return number[1] == "1"
-    return _takes_name(f"{os.getppid()} {os.getpgid(0)} {sys.argv} {mark}") if sys.platform == "linux" else True
+    return _takes_name(f"{_family()} {mark}") if sys.platform == "linux" else True
+
+
+def _family() -> str:
+    # The containers of a pod share the names of sockets, and in each of them the first process is number 1.
+    namespace = 0
+    with contextlib.suppress(OSError):
+        namespace = os.stat(_PID_NAMESPACE).st_ino
+    return f"{namespace} {os.getppid()} {os.getpgid(0)}"
 
 
 def _takes_name(name: str) -> bool:
     # Linux frees such a name when the process that took it ends, and leaves no file behind.
-    taken = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        taken.bind(f"\0meshmw-{os.getuid()}-{zlib.crc32(name.encode('utf-8', 'replace')):08x}")
-    except OSError:
-        taken.close()
-        return False
-    # Kept to the end of the process.
-    taken.detach()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
+            taken.bind(f"\0meshmw-{os.getuid()}-{zlib.crc32(name.encode()):08x}")
+            # Kept to the end of the process.
+            taken.detach()
+    except OSError as error:
+        # Where a sandbox refuses, nobody can tell, and each of them says it.
+        return error.errno != errno.EADDRINUSE
     return True

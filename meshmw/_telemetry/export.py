@@ -33,6 +33,7 @@ from meshmw.settings import (
     is_target,
     metrics_endpoint,
     metrics_over_http,
+    say,
 )
 
 _TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
@@ -46,6 +47,10 @@ NO_METRICS: Final = "MESHMW_METRICS=none"
 # spans would be lost for so long after a collector that swallowed packets is back. Milliseconds;
 # the exporter's own annotation of its argument says texts, where gRPC takes numbers.
 _RECONNECTING: Final[Any] = (("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.min_reconnect_backoff_ms", 10_000))
+
+# So many spans wait for the end of their requests, then all are written as they are; and so many are remembered.
+_MOST: Final = 2_048
+_SAID: Final = ("http.response.status_code", "rpc.response.status_code")
 
 
 def endpoint_of(settings: Settings) -> str | None:
@@ -262,15 +267,11 @@ def _warn_under_gevent() -> None:
     """Say that gRPC waits outside of gevent's sight, where gevent has made threads greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        LOGGER.warning(
+        # Of spans and of metrics alike.
+        say(
             "gevent runs this process, and exporter=otlp waits for the collector in gRPC, which gevent cannot see: no "
             "request is served meanwhile, for up to 10 seconds where it does not answer. Set MESHMW_EXPORTER=otlp-http"
         )
-
-
-# So many spans wait for the end of their requests, then all are written as they are; and so many are remembered.
-_MOST: Final = 2_048
-_SAID: Final = ("http.response.status_code", "rpc.response.status_code")
 
 
 class TreeSpanExporter(SpanExporter):

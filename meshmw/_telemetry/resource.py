@@ -64,6 +64,40 @@ _LONGEST_NAME: Final = 253
 # The kubelet cuts a longer pod name off here.
 _LONGEST_HOSTNAME: Final = 63
 
+_UID = "[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}"
+# /kubepods/burstable/pod<uid>/<id>, /kubepods-burstable-pod<uid, _ for ->.slice/<runtime>-<id>.scope, and from another
+# cgroup namespace /../../pod<uid>/<id>.
+_CGROUP_POD: Final = re.compile(rf"[/-]pod({_UID})(?=[./]|$)")
+# One directory of a cgroup's path that bears a container's name:
+#   <id>, docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope, or another runtime's
+#   <slice>:cri-containerd:<id>: containerd that was not told of systemd's driver
+#   <task>-<number>: Fargate, 1.4.0 and later
+# Not conmon, which watches over a container of CRI-O's or podman's, nor another unit of systemd's than a scope.
+_CGROUP_CONTAINER: Final = re.compile(
+    r"(?!.*conmon-)(?:.*[-:])?([0-9a-f]{64})(?:\.(?!(?:mount|service|slice)$)[a-z]+)?|([0-9a-f]{32}-[0-9]{1,20})"
+)
+# Cloud Foundry's are shorter, so the directory above has to say whose it is.
+_GARDEN_CONTAINER: Final = re.compile(r"/garden/([0-9a-f]{8}(?:-[0-9a-f]{4}){4})(?=/|$)")
+# The kubelet mounts /etc/hosts and the termination log out of the pod's own directory, whatever the cgroups show.
+_MOUNTED_POD: Final = re.compile(rf"/pods/({_UID})/")
+_MOUNTED_NAME: Final = re.compile(rf"/pods/{_UID}/containers/([a-z0-9][a-z0-9-]{{0,62}})/[0-9a-f]+$")
+# Where Docker, nerdctl and podman keep the files that they mount into each container, and CRI-O what it mounts there.
+_MOUNTED_CONTAINER: Final = re.compile(r"/(?:overlay-)?containers/(?:[^/]+/)?([0-9a-f]{64})/")
+# These are the container's own. The others may be those of a container whose network it shares.
+_OWN_MOUNTS: Final = ("/run/secrets", "/etc/passwd", "/etc/group")
+_MOUNTS: Final = (*_OWN_MOUNTS, "/run/.containerenv", "/etc/hostname", "/etc/resolv.conf", "/etc/hosts")
+# A pod that the kubelet has from a file is called by a hash without dashes.
+_KUBELET: Final = re.compile(r"/pods/[0-9a-f-]{32,36}/")
+
+# cgroup v1 says "no limit" with the largest number of pages, and v2 with the word max.
+_UNLIMITED: Final = 1 << 60
+# Annotations end at 256 KiB; a mountinfo of a node with many volumes is longer than that.
+_LONGEST: Final = 1_048_576
+# No path of the kernel's is longer, no process is in more hierarchies, and no number has more digits.
+_LONGEST_LINE: Final = 4_096
+_MOST_GROUPS: Final = 64
+_MOST_DIGITS: Final = 20
+
 
 def build_resource(settings: Settings) -> Resource:
     """Return what is known of the service, over what the SDK's own detectors find."""
@@ -239,41 +273,6 @@ def _character(escape: re.Match[str]) -> str:
         return _SIMPLE_ESCAPES.get(simple, simple)
     code = int(short or long, 16)
     return chr(code) if code < 0xD800 or 0xE000 <= code < 0x110000 else "\ufffd"
-
-
-_UID = "[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}"
-# /kubepods/burstable/pod<uid>/<id>, /kubepods-burstable-pod<uid, _ for ->.slice/<runtime>-<id>.scope, and from another
-# cgroup namespace /../../pod<uid>/<id>.
-_CGROUP_POD: Final = re.compile(rf"[/-]pod({_UID})(?=[./]|$)")
-# One directory of a cgroup's path that bears a container's name:
-#   <id>, docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope, or another runtime's
-#   <slice>:cri-containerd:<id>: containerd that was not told of systemd's driver
-#   <task>-<number>: Fargate, 1.4.0 and later
-# Not conmon, which watches over a container of CRI-O's or podman's, nor another unit of systemd's than a scope.
-_CGROUP_CONTAINER: Final = re.compile(
-    r"(?!.*conmon-)(?:.*[-:])?([0-9a-f]{64})(?:\.(?!(?:mount|service|slice)$)[a-z]+)?|([0-9a-f]{32}-[0-9]{1,20})"
-)
-# Cloud Foundry's are shorter, so the directory above has to say whose it is.
-_GARDEN_CONTAINER: Final = re.compile(r"/garden/([0-9a-f]{8}(?:-[0-9a-f]{4}){4})(?=/|$)")
-# The kubelet mounts /etc/hosts and the termination log out of the pod's own directory, whatever the cgroups show.
-_MOUNTED_POD: Final = re.compile(rf"/pods/({_UID})/")
-_MOUNTED_NAME: Final = re.compile(rf"/pods/{_UID}/containers/([a-z0-9][a-z0-9-]{{0,62}})/[0-9a-f]+$")
-# Where Docker, nerdctl and podman keep the files that they mount into each container, and CRI-O what it mounts there.
-_MOUNTED_CONTAINER: Final = re.compile(r"/(?:overlay-)?containers/(?:[^/]+/)?([0-9a-f]{64})/")
-# These are the container's own. The others may be those of a container whose network it shares.
-_OWN_MOUNTS: Final = ("/run/secrets", "/etc/passwd", "/etc/group")
-_MOUNTS: Final = (*_OWN_MOUNTS, "/run/.containerenv", "/etc/hostname", "/etc/resolv.conf", "/etc/hosts")
-# A pod that the kubelet has from a file is called by a hash without dashes.
-_KUBELET: Final = re.compile(r"/pods/[0-9a-f-]{32,36}/")
-
-# cgroup v1 says "no limit" with the largest number of pages, and v2 with the word max.
-_UNLIMITED: Final = 1 << 60
-# Annotations end at 256 KiB; a mountinfo of a node with many volumes is longer than that.
-_LONGEST: Final = 1_048_576
-# No path of the kernel's is longer, no process is in more hierarchies, and no number has more digits.
-_LONGEST_LINE: Final = 4_096
-_MOST_GROUPS: Final = 64
-_MOST_DIGITS: Final = 20
 
 
 class Container(NamedTuple):

@@ -46,6 +46,17 @@ from meshmw._telemetry.bounds import FAIR_BYTES, ITEM_BYTES, BoundedSpan, Bounds
 from meshmw.wire import B3Context
 
 _ANY_SPAN_ID: Final = 1
+_DEFAULT_BOUNDS: Final = Bounds()
+OVERFLOW: Final = "_overflow"
+# Above the size of every span.
+UNKNOWN: Final = sys.maxsize
+# What a span holds of these is as long as it says.
+_SIMPLE: Final = frozenset({str, int, float, bool, bytes})
+# Members of a tracestate, of 513 characters each at most.
+_FEW_MEMBERS: Final = 3
+
+# A pattern may fit keys without end, which strangers choose.
+_MOST_KEYS: Final = 64
 
 
 class RemoteParentSampler(Sampler):
@@ -153,19 +164,6 @@ class RouteRule(NamedTuple):
         """Return the rule of a text such as `/health=0`."""
         pattern, _, share = text.rpartition("=")
         return cls(PathPatterns([pattern]), TraceIdRatioBased(float(share)), float(share) == 0)
-
-
-_DEFAULT_BOUNDS: Final = Bounds()
-OVERFLOW: Final = "_overflow"
-# Above the size of every span.
-UNKNOWN: Final = sys.maxsize
-# What a span holds of these is as long as it says.
-_SIMPLE: Final = frozenset({str, int, float, bool, bytes})
-# Members of a tracestate, of 513 characters each at most.
-_FEW_MEMBERS: Final = 3
-
-# A pattern may fit keys without end, which strangers choose.
-_MOST_KEYS: Final = 64
 
 
 class GuardedSpanProcessors(SynchronousMultiSpanProcessor):

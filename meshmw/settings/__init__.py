@@ -38,6 +38,7 @@ from meshmw.settings._standard import is_true as is_true
 from meshmw.settings._standard import metrics_endpoint as metrics_endpoint
 from meshmw.settings._standard import metrics_over_http as metrics_over_http
 from meshmw.settings._standard import resource_attributes as resource_attributes
+from meshmw.settings._standard import say as say
 from meshmw.settings._standard import sdk_disabled as sdk_disabled
 
 __all__ = ["SettingDoc", "Settings"]

@@ -102,6 +102,11 @@ def test_lines_follow_standard_error_wherever_it_goes_and_whatever_it_is(run):
     assert [line.rpartition("meshmw")[2] for line in lines[1:]] == [": elsewhere"]
 
 
+def test_where_standard_error_is_closed_a_line_is_lost_and_nothing_raises(run):
+    code = "configure(); sys.stderr.close(); LOGGER.warning('nowhere'); print('served', file=sys.stdout)"
+    assert len(run(code)) == 1
+
+
 def test_a_servers_level_decides_what_it_writes(run):
     lines = run(
         """
@@ -141,6 +146,17 @@ class TestOnceATree:
         )
         assert [re.search("service=([a-z]+)", line)[1] for line in lines] == ["shop", "other"]
 
+    def test_another_program_that_it_starts_says_it_too(self, run):
+        lines = run(
+            f"""
+            import subprocess
+            configure()
+            other = "from meshmw._telemetry.configure import configure; configure()"
+            subprocess.run([{sys.executable!r}, "-c", other, "worker"], check=True)
+            """
+        )
+        assert len(lines) == 2
+
     def test_of_siblings_one_says_it(self, run):
         lines = run(
             f"""
@@ -152,6 +168,36 @@ class TestOnceATree:
             ]
             for worker in workers: worker.stdout.readline()
             for worker in workers: worker.communicate(b"\\n")
+            """
+        )
+        assert len(lines) == 1
+
+    def test_in_containers_that_share_a_network_each_says_it(self, run):
+        # In each of them the first process has the number 1, and its parent the number 0.
+        lines = run(
+            """
+            found = os.stat
+            def stat(path, **options):
+                got = found(path, **options)
+                return os.stat_result((0, inode, *got[2:])) if path == "/proc/self/ns/pid" else got
+            os.stat = stat
+            inode = 1
+            from meshmw._telemetry.configure import once_in_tree, show_log
+            show_log()
+            for inode in (1, 1, 2):
+                os.environ.clear()
+                LOGGER.info("begun in %d", inode, extra=once_in_tree("begun"))
+            """
+        )
+        assert [line[-1] for line in lines] == ["1", "2"]
+
+    def test_where_a_sandbox_refuses_names_each_says_it(self, run):
+        lines = run(
+            """
+            import socket
+            def refused(*_): raise PermissionError(1, "Operation not permitted")
+            socket.socket = refused
+            configure()
             """
         )
         assert len(lines) == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from types import MappingProxyType
 
 import pytest
 from opentelemetry import baggage, propagate, trace
@@ -281,6 +282,19 @@ def test_a_request_that_is_sent_again_to_authenticate_says_so(in_memory):
     )
     caller.call(auth=caller.library.DigestAuth("user", "pass"))
     assert [span.attributes.get("http.request.resend_count") for span in caller.spans] == [None, 1]
+
+
+def test_a_request_whose_extensions_cannot_be_changed_is_sent_all_the_same(in_memory):
+    caller = in_memory()
+
+    async def use(client):
+        request = client.build_request("GET", "/items/7")
+        request.extensions = MappingProxyType(request.extensions)
+        for _ in range(2):
+            await result(client.send(request))
+
+    caller.run(use)
+    assert [span.attributes.get("http.request.resend_count") for span in caller.spans] == [None, None]
 
 
 def test_what_stands_back_for_a_call_does_not_for_what_outlives_it(make):

@@ -147,8 +147,9 @@ def test_an_exporter_that_would_hold_requests_up_is_said(patched, exporter, warn
         "" if patched else "import gevent.monkey; gevent.monkey.is_module_patched = lambda name: False",
         "import logging, meshmw; logging.basicConfig(); meshmw.configure()",
         MESHMW_EXPORTER=exporter,
+        MESHMW_METRICS="otlp",
     )
-    assert ("Set MESHMW_EXPORTER=otlp-http" in done.stderr) is warns
+    assert done.stderr.count("Set MESHMW_EXPORTER=otlp-http") == warns
 
 
 def test_it_is_said_in_this_process_too(monkeypatch, caplog):

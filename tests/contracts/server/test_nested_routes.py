@@ -162,6 +162,22 @@ INNER = {
 MUTE = {"Flask, by asgiref", "Flask, by Starlette"}
 
 
+def test_a_route_further_out_that_raises_when_asked_again_costs_the_name_alone(make):
+    asked = []
+
+    class Moody(Mount):
+        def matches(self, scope):
+            asked.append(scope)
+            if len(asked) > 1:
+                raise LookupError
+            return super().matches(scope)
+
+    host = make("BareASGI")
+    host.app = Starlette(routes=[Moody("/in", INNER["Flask, by a2wsgi"](**host.options))])
+    assert host.get("/in/items/7").status == 200
+    assert (host.server_span.name, len(asked)) == ("GET", 2)
+
+
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("around", [lambda app: app, copied], ids=["alone", "copied"])
 @pytest.mark.parametrize("who", ["outer", "inner", "both"])

@@ -305,6 +305,14 @@ def test_an_endless_chain_of_causes_may_hold_a_refusal():
     assert not may_be_of(first, from_server)
 
 
+@pytest.mark.parametrize("exceptions", [None, ("of a form",), [LookupError]])
+def test_an_exception_may_call_what_it_likes_its_exceptions(exceptions):
+    error = ValueError()
+    error.exceptions = exceptions
+    assert not may_be_of(error, from_server)
+    assert not may_be_of(ExceptionGroup("several", [error]), from_server)
+
+
 @pytest.mark.parametrize("status", ["200", None, b"200"])
 @pytest.mark.parametrize("measured", [False, True])
 def test_a_status_that_is_no_number_is_the_servers_matter(make, monkeypatch, status, measured):
