@@ -7,14 +7,10 @@ does again, keeps to itself what the other exporter logs meanwhile, and lets the
 from __future__ import annotations
 
 import logging
-import math
-import os
 import re
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,7 +18,6 @@ from opentelemetry.sdk.metrics.export import (
     MetricExporter,
     MetricExportResult,
     MetricsData,
-    PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -35,8 +30,6 @@ from meshmw._otel import (
     exception_events,
     is_too_large,
     preferences_of,
-    renew_export_lock,
-    ticker_of,
 )
 from meshmw._telemetry.worker import ForkGate
 
@@ -377,46 +370,6 @@ class GuardedMetricExporter(Reachability, MetricExporter):
     def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
         """Shut the exporter down, which cuts off an export that is under way."""
         self._end(lambda: self._exporter.shutdown(timeout_millis, **options))
-
-
-class CheckedMetricReader(PeriodicExportingMetricReader):
-    """Reads and sends all metrics every minute, or OTEL_METRIC_EXPORT_INTERVAL, and checks that a flush arrived.
-
-    Args:
-        exporter: Where the metrics go.
-        warn_window: Seconds between two warnings that an export was ended by what is no failure.
-        options: As the SDK's reader takes them.
-    """
-
-    def __init__(self, exporter: MetricExporter, warn_window: float = math.inf, **options: Any) -> None:
-        self._flushed = exporter.force_flush
-        self._throttle = Throttle(warn_window)
-        super().__init__(exporter, **options)
-        if hasattr(os, "register_at_fork"):
-            reader = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: renew_export_lock(reader()))
-
-    def collect(self, timeout_millis: float = 10_000) -> None:  # type: ignore[misc]  # final in the SDK
-        """Collect and send; whatever that raises ends no thread but the caller's."""
-        try:
-            # The SDK attaches to the context, and where an export is interrupted it does not detach.
-            copy_context().run(super().collect, timeout_millis)
-        except BaseException as error:
-            if threading.current_thread() is not ticker_of(self):
-                raise
-            if self._throttle.opens() is not None:
-                LOGGER.warning("metrics are missing of one export, which %s ended", escaped(repr(error), 200))
-
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Send all metrics.
-
-        Raises:
-            ConnectionError: They did not arrive; the meter provider looks at nothing else.
-        """
-        super().force_flush(timeout_millis)
-        if not self._flushed(timeout_millis):
-            raise ConnectionError("the metrics did not arrive")
-        return True
 
 
 @contextmanager

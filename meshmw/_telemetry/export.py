@@ -7,10 +7,15 @@ rest of the trace, and says whether the trace began here.
 
 from __future__ import annotations
 
+import math
+import os
 import sys
+import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,8 +25,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
-from meshmw._notices import LOGGER, escaped, quoted, shown
-from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
+from meshmw._notices import LOGGER, Throttle, escaped, quoted, shown
+from meshmw._otel import renew_export_lock, ticker_of
+from meshmw._telemetry.collector import GuardedMetricExporter
 from meshmw.errors import IncompatibleExporterError, MissingExtraError, SettingsError
 from meshmw.settings import (
     Held,
@@ -129,6 +135,46 @@ def otlp_reader(settings: Settings) -> PeriodicExportingMetricReader:
     exporter = _metrics_over_http(endpoint) if http else _metrics_over_grpc(endpoint)
     guarded = GuardedMetricExporter(exporter, _without_query(endpoint), settings.warn_window)
     return CheckedMetricReader(guarded, settings.warn_window)
+
+
+class CheckedMetricReader(PeriodicExportingMetricReader):
+    """Reads and sends all metrics every minute, or OTEL_METRIC_EXPORT_INTERVAL, and checks that a flush arrived.
+
+    Args:
+        exporter: Where the metrics go.
+        warn_window: Seconds between two warnings that an export was ended by what is no failure.
+        options: As the SDK's reader takes them.
+    """
+
+    def __init__(self, exporter: MetricExporter, warn_window: float = math.inf, **options: Any) -> None:
+        self._flushed = exporter.force_flush
+        self._throttle = Throttle(warn_window)
+        super().__init__(exporter, **options)
+        if hasattr(os, "register_at_fork"):
+            reader = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: renew_export_lock(reader()))
+
+    def collect(self, timeout_millis: float = 10_000) -> None:  # type: ignore[misc]  # final in the SDK
+        """Collect and send; whatever that raises ends no thread but the caller's."""
+        try:
+            # The SDK attaches to the context, and where an export is interrupted it does not detach.
+            copy_context().run(super().collect, timeout_millis)
+        except BaseException as error:
+            if threading.current_thread() is not ticker_of(self):
+                raise
+            if self._throttle.opens() is not None:
+                LOGGER.warning("metrics are missing of one export, which %s ended", escaped(repr(error), 200))
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Send all metrics.
+
+        Raises:
+            ConnectionError: They did not arrive; the meter provider looks at nothing else.
+        """
+        super().force_flush(timeout_millis)
+        if not self._flushed(timeout_millis):
+            raise ConnectionError("the metrics did not arrive")
+        return True
 
 
 def speaks_tls(endpoint: str, signal: Signal) -> bool:

@@ -17,7 +17,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.trace import NoOpTracerProvider
 
-from meshmw._telemetry.collector import CheckedMetricReader, GuardedMetricExporter
+from meshmw._telemetry.collector import GuardedMetricExporter
+from meshmw._telemetry.export import CheckedMetricReader
 from meshmw._telemetry.handle import Telemetry
 from meshmw._telemetry.provider import build_meter_provider
 from meshmw.errors import IncompatibleError
