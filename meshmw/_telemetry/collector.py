@@ -62,10 +62,12 @@ class Reachability:
         failing: Whether the last export failed.
         what: What is sent.
         meanwhile: What becomes of it as long as it does not arrive.
+        remedy: What the user can do where the reason itself names no remedy.
     """
 
     what: ClassVar[str]
     meanwhile: ClassVar[str]
+    remedy: ClassVar[str]
 
     def __init__(self, endpoint: str, warn_window: float) -> None:
         self.failing = False
@@ -125,14 +127,14 @@ class Reachability:
         self.failing = True
         self._is_said = self._throttle.opens() is not None
         if self._is_said:
-            remedy = remedy_for(self._endpoint, reason)
+            remedy = remedy_for(self._endpoint, reason) or self.remedy
             LOGGER.warning(
-                "%s do not reach %s and %s until it answers; requests are unaffected (%s)%s",
+                "%s do not reach %s and %s until it answers; requests are unaffected (%s); %s",
                 self.what,
                 self._endpoint,
                 self.meanwhile,
                 escaped(reason, 200),
-                remedy and f"; {remedy}",
+                remedy,
             )
 
     def _succeeded(self) -> None:
@@ -174,6 +176,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
 
     what = "spans"
     meanwhile = "are dropped"
+    remedy = "MESHMW_ENDPOINT names another collector, MESHMW_EXPORTER=none does without one"
 
     def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
         super().__init__(endpoint, warn_window)
@@ -281,6 +284,7 @@ class GuardedMetricExporter(Reachability, MetricExporter):
 
     what = "metrics"
     meanwhile = "are missing there"
+    remedy = "MESHMW_ENDPOINT names another collector, MESHMW_METRICS=none does without one"
 
     def __init__(self, exporter: MetricExporter, endpoint: str, warn_window: float) -> None:
         Reachability.__init__(self, endpoint, warn_window)

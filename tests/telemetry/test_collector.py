@@ -67,7 +67,8 @@ def test_the_warning_gives_the_reason_in_one_line(caplog):
     GuardedSpanExporter(Scripted(FAIL), "http://collector:4317", 60).export([])
     assert caplog.messages[0] == (
         "spans do not reach http://collector:4317 and are dropped until it answers; requests are unaffected "
-        "(Failed to export traces to the collector, attempt 1)"
+        "(Failed to export traces to the collector, attempt 1); "
+        "MESHMW_ENDPOINT names another collector, MESHMW_EXPORTER=none does without one"
     )
     GuardedSpanExporter(Scripted(ValueError("x\ny" * 500)), "http://collector:4317", 60).export([])
     assert "\n" not in caplog.messages[1]

@@ -280,7 +280,8 @@ def test_an_exporter_that_fails_is_said_once_and_once_that_it_works_again(caplog
     failed, again = caplog.messages
     assert failed == (
         "metrics do not reach http://c:1 and are missing there until it answers; requests are unaffected "
-        "(Failed to export metrics batch)"
+        "(Failed to export metrics batch); "
+        "MESHMW_ENDPOINT names another collector, MESHMW_METRICS=none does without one"
     )
     assert again == "metrics reach http://c:1 again"
     exporter.shutdown()  # never raises
