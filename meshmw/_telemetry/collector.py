@@ -107,6 +107,7 @@ class Reachability:
         failing: Whether the last export failed.
         what: What is sent.
         meanwhile: What becomes of it as long as it does not arrive.
+        remedy: What the user can do where the reason itself names no remedy.
     """
 
     what: ClassVar[str]

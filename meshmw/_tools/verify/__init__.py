@@ -136,9 +136,9 @@ def _summary(verdict: Verdict, judgement: Judgement, findings: Sequence[Finding]
         return (
             "UNKNOWN: nothing shows the trace; give access logs, a backend, or an application that echoes its headers"
         )
-    recorded = f" and {len(spans)} spans" if spans else ""
-    sightings = f"{judgement.sightings} sighting{'' if judgement.sightings == 1 else 's'} of its headers"
-    return f"ONE trace: {sightings}{recorded}, all of one trace"
+    counts = ((judgement.sightings, "sighting", " of its headers"), (len(spans), "span", ""))
+    seen = (f"{count} {noun}{'' if count == 1 else 's'}{rest}" for count, noun, rest in counts if count)
+    return f"ONE trace: {' and '.join(seen)}, all of one trace"
 
 
 def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:

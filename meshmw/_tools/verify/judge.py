@@ -231,7 +231,7 @@ def _break_code(named: _Named) -> str:
 
 def _what_became(named: _Named) -> str:
     if named.state == "valid":
-        return f"another trace, {named.trace_id},"
+        return f"another trace ({named.trace_id})"
     return "no traceparent" if named.state == "absent" else "a malformed traceparent"
 
 
