@@ -107,12 +107,11 @@ class Reachability:
         failing: Whether the last export failed.
         what: What is sent.
         meanwhile: What becomes of it as long as it does not arrive.
-        remedy: What the user can do where the reason itself names no remedy.
+        without: What to set where there is no collector.
     """
 
     what: ClassVar[str]
     meanwhile: ClassVar[str]
-    # What to set where there is no collector.
     without: ClassVar[str]
 
     def __init__(self, endpoint: str, warn_window: float) -> None:
