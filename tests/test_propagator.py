@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
 import grpc.aio
@@ -137,6 +138,16 @@ def test_any_getter_and_setter_will_do(propagator):
     propagator.inject(carrier, current(k="v"), setter=Pairs())
     assert dict(carrier).keys() >= {"traceparent", "b3", "baggage"}
     assert parent_of(propagator.extract(carrier, getter=Pairs())).trace_id == LOCAL.trace_id
+
+
+def test_a_carrier_that_is_no_mapping_and_no_list_gets_the_headers_from_its_setter(propagator):
+    class Attributes(Setter):
+        def set(self, carrier, key, value):
+            setattr(carrier, key, value)
+
+    carrier = SimpleNamespace()
+    propagator.inject(carrier, current(k="v"), setter=Attributes())
+    assert vars(carrier).keys() >= {"traceparent", "b3", "baggage"}
 
 
 def test_a_getter_that_cannot_decode_a_header_hurts_nobody(propagator):

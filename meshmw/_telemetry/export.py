@@ -87,7 +87,7 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
         return TreeSpanExporter()
     if endpoint is None:
         return None
-    _warn_of_port(endpoint, settings.exporter)
+    _warn_of_port(endpoint, settings.exporter, Settings.origins().get("endpoint", "endpoint (MESHMW_ENDPOINT)"))
     if settings.exporter == "otlp-http":
         if is_target(endpoint):
             raise SettingsError([f"MESHMW_ENDPOINT holds {quoted(endpoint)}, an address of gRPC's: {_TAKES_HTTP}"])
@@ -99,7 +99,7 @@ def build_exporter(settings: Settings) -> SpanExporter | None:
     return _spans_over_grpc(endpoint)
 
 
-def _warn_of_port(endpoint: str, exporter: str) -> None:
+def _warn_of_port(endpoint: str, exporter: str, where: str) -> None:
     """Say where an address has no port that a collector listens at, or the other protocol's."""
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https"):
@@ -107,7 +107,8 @@ def _warn_of_port(endpoint: str, exporter: str) -> None:
     # A vendor's address with TLS needs no port, and gRPC's default is that of TLS.
     if parts.port is None and parts.scheme == "http":
         LOGGER.warning(
-            "the collector's address %s has no port: write %s:%d, where collectors listen",
+            "%s holds %s, which has no port: write %s:%d, where collectors listen",
+            where,
             quoted(_without_query(endpoint)),
             f"{parts.scheme}://{parts.netloc}",
             _PORTS[exporter],
@@ -115,7 +116,8 @@ def _warn_of_port(endpoint: str, exporter: str) -> None:
     other = next((each for each, port in _PORTS.items() if port == parts.port and each != exporter), None)
     if other is not None:
         LOGGER.warning(
-            "port %d of the collector's address is that of exporter=%s: set MESHMW_EXPORTER=%s, or write port %d",
+            "%s holds port %d, which is that of exporter=%s: set MESHMW_EXPORTER=%s, or write port %d",
+            where,
             parts.port,
             other,
             other,

@@ -119,16 +119,10 @@ def settings(json: JsonOption = False) -> int:
 
 
 def _usable_settings() -> tuple[Settings, SettingsError | None]:
-    """Return the settings of the environment, and what is wrong with those that are the default's instead.
-
-    Raises:
-        SettingsError: No single setting is at fault.
-    """
+    """Return the settings of the environment, and what is wrong with those that are the default's instead."""
     try:
         return Settings(), None
     except SettingsError as error:
-        if not error.names:
-            raise
         fields = Settings.model_fields
         return Settings(**{name: fields[name].default for name in error.names}), error
 

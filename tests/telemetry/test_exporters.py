@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 
 from meshmw._telemetry.export import TreeSpanExporter, build_exporter, endpoint_of, shown_endpoint
 from meshmw._telemetry.http_session import BoundedSession
-from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.provider import _unusable, build_provider
 from meshmw._telemetry.resource import build_resource
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings
@@ -135,6 +135,13 @@ def test_the_ratio_beats_the_standard_sampler(monkeypatch, settings, variables, 
     assert provider.sampler.get_description().startswith(expected)
 
 
+def test_an_error_of_the_sdk_that_names_a_variable_is_blamed_on_it():
+    """None of the SDK's that we know is left that it would raise of; a new one may be."""
+    error = _unusable(ValueError("OTEL_SPAN_LINK_COUNT_LIMIT must be a number"))
+    assert isinstance(error, SettingsError)
+    assert "OTEL_SPAN_LINK_COUNT_LIMIT holds what OpenTelemetry refuses" in str(error)
+
+
 def test_the_console_shows_each_span_at_once(capsys):
     provider, processor = build_provider(Settings(exporter="console"))
     assert isinstance(processor, SimpleSpanProcessor)
@@ -236,10 +243,22 @@ def test_a_forked_process_opens_connections_of_its_own(collector):
 @pytest.mark.parametrize(
     ("exporter", "endpoint", "said"),
     [
-        ("otlp", "collector", "'http://collector' has no port: write http://collector:4317, where collectors listen"),
-        ("otlp-http", "http://c/in", "'http://c/in' has no port: write http://c:4318, where collectors listen"),
-        ("otlp", "c:4318", "is that of exporter=otlp-http: set MESHMW_EXPORTER=otlp-http, or write port 4317"),
-        ("otlp-http", "https://c:4317", "is that of exporter=otlp: set MESHMW_EXPORTER=otlp, or write port 4318"),
+        (
+            "otlp",
+            "collector",
+            "'http://collector', which has no port: write http://collector:4317, where collectors listen",
+        ),
+        ("otlp-http", "http://c/in", "'http://c/in', which has no port: write http://c:4318, where collectors listen"),
+        (
+            "otlp",
+            "c:4318",
+            "holds port 4318, which is that of exporter=otlp-http: set MESHMW_EXPORTER=otlp-http, or write port 4317",
+        ),
+        (
+            "otlp-http",
+            "https://c:4317",
+            "holds port 4317, which is that of exporter=otlp: set MESHMW_EXPORTER=otlp, or write port 4318",
+        ),
         ("otlp", "https://otlp.vendor.example", None),
         ("otlp", "unix:/run/otel.sock", None),
         ("otlp", "c:4317", None),
