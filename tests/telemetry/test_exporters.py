@@ -135,8 +135,9 @@ def test_the_ratio_beats_the_standard_sampler(monkeypatch, settings, variables, 
     assert provider.sampler.get_description().startswith(expected)
 
 
-def test_an_error_of_the_sdk_that_names_a_variable_is_blamed_on_it():
+def test_an_error_of_the_sdk_that_names_a_variable_is_blamed_on_it(monkeypatch):
     """None of the SDK's that we know is left that it would raise of; a new one may be."""
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", "x")
     error = _unusable(ValueError("OTEL_SPAN_LINK_COUNT_LIMIT must be a number"))
     assert isinstance(error, SettingsError)
     assert "OTEL_SPAN_LINK_COUNT_LIMIT holds what OpenTelemetry refuses" in str(error)
