@@ -10,10 +10,11 @@ import time
 from collections import OrderedDict
 from typing import Any, Final
 
-from requests import Response, Session
+from requests import RequestException, Response, Session
 from requests.adapters import HTTPAdapter
 from urllib3.util import Timeout
 
+from meshmw._notices import without_secrets
 from meshmw._telemetry.collector import note_failure
 
 # A collector answers with an empty message, or with a few words about what it refused.
@@ -21,6 +22,7 @@ _LONGEST_ANSWER: Final = 65_536
 _MOST_DIGITS: Final = 5
 # Each part of an answer has the exporter's timeout to itself; all of them together have this.
 _LONGEST_SECONDS: Final = 2.0
+_REDIRECTS: Final = range(300, 400)
 
 
 class BoundedSession(Session):
@@ -39,9 +41,11 @@ class BoundedSession(Session):
             # Otherwise requests prefers what REQUESTS_CA_BUNDLE says to what the exporter was told.
             options["verify"] = self.verify
         # A number would be the time to connect, and once more the time for an answer.
-        options |= {"stream": True, "timeout": Timeout(total=options.get("timeout"))}
+        # A redirect is not followed: the headers hold keys, and requests makes a GET without spans of most.
+        options |= {"stream": True, "timeout": Timeout(total=options.get("timeout")), "allow_redirects": False}
         try:
             response = super().send(request, **options)
+            _refuse_redirect(response)
         except Exception as error:
             note_failure(error)
             raise
@@ -59,6 +63,14 @@ class BoundedSession(Session):
         self.adapters = OrderedDict()
         self.mount("https://", HTTPAdapter())
         self.mount("http://", HTTPAdapter())
+
+
+def _refuse_redirect(response: Response) -> None:
+    # The exporter takes every status below 400 for a success, so that what was redirected would be lost without a word.
+    if response.status_code in _REDIRECTS:
+        response.close()
+        where = without_secrets(response.headers.get("location", "another address"))
+        raise RequestException(f"it answers {response.status_code} and redirects to {where}, which is not followed")
 
 
 def _read(response: Response) -> None:

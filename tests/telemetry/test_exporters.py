@@ -224,6 +224,37 @@ def test_connecting_and_waiting_for_an_answer_have_one_time_together():
     assert noting.options["timeout"].total == 3
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308])
+def test_a_redirect_is_a_failure_and_carries_no_key_elsewhere(status, monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=k3y")
+    paths = []
+
+    class Redirects(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            paths.append(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.send_header("location", "https://user:pw@elsewhere.example/v1/traces?key=s3cret")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        provider, processor = build_provider(Settings(exporter="otlp-http", endpoint=endpoint))
+        provider.get_tracer("t").start_span("seen").end()
+        provider.force_flush()
+        provider.shutdown()
+        server.shutdown()
+    assert (processor.collector.spans_lost, paths) == (1, ["/v1/traces"])
+    (line,) = caplog.messages
+    said = f"it answers {status} and redirects to https://elsewhere.example/v1/traces?..., which is not followed"
+    assert said in line
+
+
 def test_a_short_answer_keeps_the_connection(collector):
     with BoundedSession() as session:
         for _ in range(3):
