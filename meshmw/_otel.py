@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -212,6 +213,33 @@ def change_status_text(span: Any, change: Callable[[str], str]) -> None:
     said = getattr(getattr(span, "status", None), "_description", None)
     if isinstance(said, str):
         span.status._description = change(said)
+
+
+def make_encodable(span: Any) -> None:
+    """Escape the half characters (surrogates) in the names of an ended span and of its events, which no message holds.
+
+    The SDK keeps these in `_name`. Without that name they stay as they are.
+    """
+    for part in (span, *span.events):
+        name = getattr(part, "_name", None)
+        if isinstance(name, str) and not name.isascii():
+            part._name = encodable(name)
+
+
+def encodable(text: str) -> str:
+    """Return a text with its half characters (surrogates) escaped: JSON and file names hold some."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_unwritable(failure: str | BaseException) -> bool:
+    """Say whether an exporter's log line, or what it raised, says that spans cannot be written as a message.
+
+    What was raised tells it by the encoder's module. Where that has another name, it seems to be the collector.
+    """
+    if isinstance(failure, str):
+        return failure.startswith("Failed to encode span batch")
+    frames = (frame for frame, _ in traceback.walk_tb(failure.__traceback__))
+    return any(frame.f_globals.get("__name__", "").startswith(ENCODER_LOGGER) for frame in frames)
 
 
 def has_meter_provider() -> bool:

@@ -20,6 +20,7 @@ import pytest
 import wrapt
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, detach
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -146,6 +147,29 @@ def test_the_text_of_a_status_can_be_changed_once_the_span_has_ended():
     _otel.change_status_text(ended, str.upper)
     assert ended.status.description == "KEYERROR: 'S3CRET'", "the SDK no longer keeps a status' text in `_description`"
     _otel.change_status_text(SimpleNamespace(status=None), str.upper)
+
+
+def test_names_that_no_message_holds_are_escaped_once_the_span_has_ended():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for name in ("half \ud83d", "a whole one \U0001f600", "plain"):
+        span = provider.get_tracer("app").start_span(name)
+        span.add_event(name)
+        span.end()
+    for ended in exporter.get_finished_spans():
+        _otel.make_encodable(ended)
+    names = [(ended.name, ended.events[0].name) for ended in exporter.get_finished_spans()]
+    assert names == [("half \\ud83d",) * 2, ("a whole one \U0001f600",) * 2, ("plain",) * 2]
+    _otel.make_encodable(SimpleNamespace(events=()))
+
+
+def test_what_the_encoder_raises_is_told_from_others():
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        encode_spans([SimpleNamespace(get_span_context=lambda: 1)])
+    assert _otel.is_unwritable(raised.value)
+    with pytest.raises(ValueError, match="no such") as raised:
+        raise ValueError("no such channel")
+    assert not _otel.is_unwritable(raised.value)
 
 
 def test_contribs_wrappers_are_passed_by_and_those_of_others_are_not():

@@ -22,13 +22,16 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from meshmw._notices import LOGGER, Throttle, escaped, redacted
+from meshmw._notices import LOGGER, Throttle, escaped, quoted, redacted
 from meshmw._otel import (
     ENCODER_LOGGER,
     EXPORTER_LOGGERS,
     change_status_text,
+    encodable,
     exception_events,
     is_too_large,
+    is_unwritable,
+    make_encodable,
     preferences_of,
 )
 from meshmw._telemetry.worker import ForkGate
@@ -121,21 +124,21 @@ class Reachability:
         self._is_said = False
         self._has_arrived = False
         self._reason = ""
-        self._is_too_large = False
+        self._is_too_large = self._is_unwritable = False
         self._gate = ForkGate(lambda: self.failing)
         _install_mute()
 
     def _export(self, call: Callable[[], T]) -> T | None:
         """Return what the call returns, or None where it raises."""
         self._reason = _MUTE.thread.failure = ""
-        self._is_too_large = False
+        self._is_too_large = self._is_unwritable = False
         try:
             with self._gate, muted(self._keep_reason):
                 return call()
         except _GaveUpError:
             return None
         except Exception as error:
-            self._reason = repr(error)
+            self._reason, self._is_unwritable = repr(error), is_unwritable(error)
             return None
 
     def _end(self, call: Callable[[], object]) -> None:
@@ -150,6 +153,7 @@ class Reachability:
         message = record.getMessage()
         is_first = not self._reason
         self._reason = self._reason or _MUTE.thread.failure or message
+        self._is_unwritable = is_unwritable(message)
         # Not where the collector has asked to wait, with the same code. The exporter would send the same again, for ten
         # seconds.
         if is_first and is_too_large(message):
@@ -201,11 +205,19 @@ def note_failure(error: Exception) -> None:
 
 
 def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:
-    """Hide the secrets in the text of exceptions, which the application's own spans have recorded as they are."""
+    """Hide the secrets in the text of exceptions, which the application's own spans have recorded as they are.
+
+    What cannot be encoded in it, or in a name, is escaped: a stranger's JSON may hold it, and an exception quote it.
+    """
     for span in spans:
-        change_status_text(span, redacted)
+        make_encodable(span)
+        change_status_text(span, _shown)
         for said in exception_events(span):
-            said.update({key: redacted(text) for key, text in said.items() if isinstance(text, str)})
+            said.update({key: _shown(text) for key, text in said.items() if isinstance(text, str)})
+
+
+def _shown(text: str) -> str:
+    return encodable(redacted(text))
 
 
 class GuardedSpanExporter(Reachability, SpanExporter):
@@ -241,7 +253,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self._hurried = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export, in halves where the collector refuses all at once as too large, and say whether all spans arrived."""
+        """Export, in halves where all at once are too large or one cannot be written; say whether all spans arrived."""
         redact_exceptions(spans)
         failed, refusals, waiting = self.exports_failed, 0, [spans]
         try:
@@ -249,8 +261,9 @@ class GuardedSpanExporter(Reachability, SpanExporter):
                 if self._arrives(waiting[-1]):
                     refusals = 0
                     waiting.pop()
-                elif self._is_too_large and refusals < _MOST_REFUSALS:
-                    refusals += 1
+                elif self._is_unwritable or (self._is_too_large and refusals < _MOST_REFUSALS):
+                    # The collector has not seen what cannot be written.
+                    refusals += self._is_too_large
                     waiting += self._halves(waiting.pop())
                 else:
                     # Where nobody answers, or nothing passes of whatever size, the rest would not arrive either.
@@ -260,7 +273,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
             raise
         finally:
             if waiting:
-                self._lose(sum(map(len, waiting)))
+                self._lose([span for batch in waiting for span in batch])
         return SpanExportResult.SUCCESS if self.exports_failed == failed else SpanExportResult.FAILURE
 
     def _arrives(self, spans: Sequence[ReadableSpan]) -> bool:
@@ -278,19 +291,26 @@ class GuardedSpanExporter(Reachability, SpanExporter):
     def _halves(self, spans: Sequence[ReadableSpan]) -> list[Sequence[ReadableSpan]]:
         middle = len(spans) // 2
         if not middle:
-            self._lose(len(spans))
+            self._lose(spans)
             return []
-        self._refused(f"a batch of {len(spans)} spans", "is sent in halves")
+        if self._is_too_large:
+            self._refused(f"a batch of {len(spans)} spans", "is sent in halves")
         # The first one is the next.
         return [spans[middle:], spans[:middle]]
 
-    def _lose(self, spans: int) -> None:
+    def _lose(self, spans: Sequence[ReadableSpan]) -> None:
         self.exports_failed += 1
-        self.spans_lost += spans
+        self.spans_lost += len(spans)
         if self._is_too_large:
-            self._refused("a span" if spans == 1 else f"a batch of {spans} spans", "is dropped")
-        else:
+            self._refused("a span" if len(spans) == 1 else f"a batch of {len(spans)} spans", "is dropped")
+        elif not self._is_unwritable:
             self._failed(self._reason)
+        elif self._throttle.opens("unwritable") is not None:
+            LOGGER.warning(
+                "the span %s cannot be encoded and is dropped; requests and other spans are unaffected (%s)",
+                quoted(spans[0].name),
+                escaped(self._reason, 200),
+            )
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""

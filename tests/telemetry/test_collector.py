@@ -245,6 +245,47 @@ def test_the_end_waits_no_longer_than_asked_and_at_most_a_second_for_a_dead_coll
     assert waited == [1 if failing else 5]
 
 
+@pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
+def test_a_span_that_cannot_be_encoded_takes_no_other_with_it(exporter, caplog):
+    with OtlpReceiver() as receiver:
+        endpoint = receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint
+        provider, processor = build_provider(Settings(exporter=exporter, endpoint=endpoint))
+        tracer = provider.get_tracer("t")
+        for number in range(100):
+            tracer.start_span(str(number), start_time=1.5 if number >= 50 else None).end()
+        tracer.start_span("late").end()
+        assert provider.force_flush()
+        provider.shutdown()
+        assert [span.name for span in receiver.spans] == [*map(str, range(50)), "late"]
+    assert (processor.collector.spans_lost, processor.collector.failing) == (50, False)
+    (line,) = caplog.messages
+    assert line.startswith(
+        "the span '50' cannot be encoded and is dropped; requests and other spans are unaffected ("
+    ), line
+    assert "integer" in line
+
+
+@pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
+def test_half_characters_of_a_stranger_are_escaped(exporter, caplog):
+    def fails(tracer):
+        with tracer.start_as_current_span("load \ud800") as span:
+            span.add_event("read \udcff")
+            raise ValueError("no product \ud800")
+
+    with OtlpReceiver() as receiver:
+        endpoint = receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint
+        provider, _ = build_provider(Settings(exporter=exporter, endpoint=endpoint))
+        with pytest.raises(ValueError, match="no product"):
+            fails(provider.get_tracer("t"))
+        assert provider.force_flush()
+        provider.shutdown()
+        (span,) = receiver.spans
+    read, raised = span.events
+    assert (span.name, read.name) == ("load \\ud800", "read \\udcff")
+    assert raised.attributes["exception.message"] == "no product \\ud800"
+    assert caplog.messages == []
+
+
 def test_attributes_that_cannot_be_encoded_are_said_once_and_the_rest_arrives(caplog):
     with OtlpReceiver() as receiver:
         provider, processor = build_provider(Settings(exporter="otlp-http", endpoint=receiver.http_endpoint))
