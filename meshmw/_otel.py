@@ -242,6 +242,28 @@ def is_unwritable(failure: str | BaseException) -> bool:
     return any(frame.f_globals.get("__name__", "").startswith(ENCODER_LOGGER) for frame in frames)
 
 
+def watch_answers(exporter: Any, see: Callable[[Any], None]) -> None:
+    """Show each answer of the collector to *see*: an exporter for gRPC drops what its client's `Export` returns.
+
+    It makes that client by `_stub`, of its `_channel`, and again where the connection breaks. Without these names
+    nothing is seen.
+    """
+    make, channel = getattr(exporter, "_stub", None), getattr(exporter, "_channel", None)
+    if make is not None and channel is not None:
+        exporter._stub = lambda channel: _WatchedClient(make(channel), see)
+        exporter._client = exporter._stub(channel)
+
+
+class _WatchedClient:
+    def __init__(self, client: Any, see: Callable[[Any], None]) -> None:
+        self._export, self._see = client.Export, see
+
+    def Export(self, **options: Any) -> Any:  # noqa: N802 - the name in the protocol
+        answer = self._export(**options)
+        self._see(answer)
+        return answer
+
+
 def has_meter_provider() -> bool:
     """Say whether somebody has set a meter provider.
 

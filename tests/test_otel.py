@@ -172,6 +172,11 @@ def test_what_the_encoder_raises_is_told_from_others():
     assert not _otel.is_unwritable(raised.value)
 
 
+def test_an_exporter_that_makes_its_client_otherwise_is_not_watched():
+    _otel.watch_answers(exporter := SimpleNamespace(), print)
+    assert exporter == SimpleNamespace()
+
+
 def test_contribs_wrappers_are_passed_by_and_those_of_others_are_not():
     def contribs(wrapped, _, args, kwargs):
         return "contrib"

@@ -111,11 +111,13 @@ class Reachability:
         what: What is sent.
         meanwhile: What becomes of it as long as it does not arrive.
         without: What to set where there is no collector.
+        rejects: What is counted of what a collector takes in part.
     """
 
     what: ClassVar[str]
     meanwhile: ClassVar[str]
     without: ClassVar[str]
+    rejects: ClassVar[str]
 
     def __init__(self, endpoint: str, warn_window: float) -> None:
         self.failing = False
@@ -131,6 +133,7 @@ class Reachability:
     def _export(self, call: Callable[[], T]) -> T | None:
         """Return what the call returns, or None where it raises."""
         self._reason = _MUTE.thread.failure = ""
+        _MUTE.thread.rejected = 0, ""
         self._is_too_large = self._is_unwritable = False
         try:
             with self._gate, muted(self._keep_reason):
@@ -172,6 +175,14 @@ class Reachability:
                 escaped(self._reason, 200),
             )
 
+    def _count_rejected(self) -> int:
+        """Return how much of an export that arrived was rejected, and say why; its sender is not to try again."""
+        count, why = _MUTE.thread.rejected
+        if (count or why) and self._throttle.opens("rejected") is not None:
+            line = "the collector at %s rejects %d %s of an export that it takes; requests are unaffected (%s)"
+            LOGGER.warning(line, self._endpoint, count, self.rejects, escaped(why, 200))
+        return int(count)
+
     def _failed(self, reason: str) -> None:
         if self.failing:
             return
@@ -202,6 +213,13 @@ def note_failure(error: Exception) -> None:
     while (inner := getattr(error, "reason", None) or next(iter(error.args), None)) and isinstance(inner, Exception):
         error = inner
     _MUTE.thread.failure = f"{type(error).__name__}: {error}"
+
+
+def note_answer(answer: Any) -> None:
+    """Keep what the collector says that it rejects, for the thread that exports; metrics' answers have other names."""
+    said = answer.partial_success
+    count = getattr(said, "rejected_spans", 0) or getattr(said, "rejected_data_points", 0)
+    _MUTE.thread.rejected = max(count, 0), said.error_message
 
 
 def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:
@@ -239,6 +257,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
     what = "spans"
     meanwhile = "are dropped"
     without = "MESHMW_EXPORTER=none"
+    rejects = "spans"
 
     def __init__(self, exporter: SpanExporter, endpoint: str, warn_window: float) -> None:
         super().__init__(endpoint, warn_window)
@@ -285,6 +304,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         if result is not SpanExportResult.SUCCESS:
             return False
         self.exports_done += 1
+        self.spans_lost += min(self._count_rejected(), len(spans))
         self._succeeded()
         return True
 
@@ -306,11 +326,8 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         elif not self._is_unwritable:
             self._failed(self._reason)
         elif self._throttle.opens("unwritable") is not None:
-            LOGGER.warning(
-                "the span %s cannot be encoded and is dropped; requests and other spans are unaffected (%s)",
-                quoted(spans[0].name),
-                escaped(self._reason, 200),
-            )
+            line = "the span %s cannot be encoded and is dropped; requests and other spans are unaffected (%s)"
+            LOGGER.warning(line, quoted(spans[0].name), escaped(self._reason, 200))
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""
@@ -364,6 +381,7 @@ class GuardedMetricExporter(Reachability, MetricExporter):
     what = "metrics"
     meanwhile = "are missing there"
     without = "MESHMW_METRICS=none"
+    rejects = "data points"
 
     def __init__(self, exporter: MetricExporter, endpoint: str, warn_window: float) -> None:
         Reachability.__init__(self, endpoint, warn_window)
@@ -375,6 +393,7 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         """Export, and say whether the metrics arrived; never raises."""
         result = self._export(lambda: self._exporter.export(metrics_data, timeout_millis, **options))
         if result is MetricExportResult.SUCCESS:
+            self._count_rejected()
             self._succeeded()
             return result
         if self._is_too_large:

@@ -26,8 +26,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, shown
-from meshmw._otel import renew_export_lock, ticker_of
-from meshmw._telemetry.collector import GuardedMetricExporter
+from meshmw._otel import renew_export_lock, ticker_of, watch_answers
+from meshmw._telemetry.collector import GuardedMetricExporter, note_answer
 from meshmw.errors import IncompatibleExporterError, MissingExtraError, SettingsError
 from meshmw.settings import (
     Held,
@@ -190,7 +190,9 @@ def _spans_over_grpc(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     _warn_under_gevent()
     with _over_grpc(endpoint, "TRACES") as arguments:
-        return OTLPSpanExporter(**arguments)
+        exporter = OTLPSpanExporter(**arguments)
+    watch_answers(exporter, note_answer)
+    return exporter
 
 
 def _metrics_over_grpc(endpoint: str) -> MetricExporter:
@@ -198,7 +200,9 @@ def _metrics_over_grpc(endpoint: str) -> MetricExporter:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     _warn_under_gevent()
     with _over_grpc(endpoint, "METRICS") as arguments:
-        return OTLPMetricExporter(**arguments)
+        exporter = OTLPMetricExporter(**arguments)
+    watch_answers(exporter, note_answer)
+    return exporter
 
 
 def _spans_over_http(endpoint: str) -> SpanExporter:

@@ -5,17 +5,20 @@ A file of its own because its class derives from one of `requests`, which comes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import OrderedDict
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from requests import RequestException, Response, Session
 from requests.adapters import HTTPAdapter
 from urllib3.util import Timeout
 
 from meshmw._notices import without_secrets
-from meshmw._telemetry.collector import note_failure
+from meshmw._telemetry.collector import note_answer, note_failure
 
 # A collector answers with an empty message, or with a few words about what it refused.
 _LONGEST_ANSWER: Final = 65_536
@@ -51,7 +54,7 @@ class BoundedSession(Session):
             raise
         length = response.headers.get("content-length", "")
         if length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= _LONGEST_ANSWER:
-            _read(response)
+            _note(_read(response))
         response.close()
         return response
 
@@ -73,10 +76,18 @@ def _refuse_redirect(response: Response) -> None:
         raise RequestException(f"it answers {response.status_code} and redirects to {where}, which is not followed")
 
 
-def _read(response: Response) -> None:
+def _read(response: Response) -> bytes:
     # Before 2.1, urllib3 can only wait for the whole.
     read = getattr(response.raw, "read1", response.raw.read)
+    answer = b""
     # The exporter's timeout bounds each wait for a part, so an answer that comes in drops needs a bound of its own.
     until = time.monotonic() + _LONGEST_SECONDS
-    while read(_LONGEST_ANSWER, decode_content=False) and time.monotonic() < until:
-        pass
+    while (part := read(_LONGEST_ANSWER, decode_content=False)) and time.monotonic() < until:
+        answer += part
+    return answer
+
+
+def _note(answer: bytes) -> None:
+    # The answer for metrics differs in names alone. What is no such message, such as a proxy's page, is left alone.
+    with contextlib.suppress(DecodeError):
+        note_answer(ExportTraceServiceResponse.FromString(answer))

@@ -1,4 +1,4 @@
-"""A collector that refuses an export for its size gets it in smaller ones, and the log says what is wrong."""
+"""A collector that refuses an export for its size gets it in smaller ones; the log says what is lost and why."""
 
 from __future__ import annotations
 
@@ -9,16 +9,27 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest as Request
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse as Response
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._telemetry.collector import GuardedMetricExporter, GuardedSpanExporter
+from meshmw._telemetry.export import otlp_reader
 from meshmw._telemetry.provider import build_provider
 from meshmw.settings import Settings
 from meshmw.testing._otlp import spans_from_otlp
@@ -155,3 +166,71 @@ def test_metrics_that_are_too_large_are_said_to_be(caplog):
     assert not guarded.failing
     said = "the collector at http://c:1 refused metrics as too large, which are missing there; requests are unaffected"
     assert caplog.messages == [f"{said} ({REFUSED})"]
+
+
+class TakesInPart(TraceServiceServicer, MetricsServiceServicer):
+    """Rejects some of what it takes, as a collector with a quota does."""
+
+    def __init__(self, rejected):
+        self.rejected = rejected
+
+    def answer(self, path):
+        if "metrics" in path:
+            said = ExportMetricsPartialSuccess(rejected_data_points=self.rejected, error_message="quota of today")
+            return ExportMetricsServiceResponse(partial_success=said)
+        return Response(partial_success=ExportTracePartialSuccess(rejected_spans=self.rejected, error_message="quota"))
+
+    def Export(self, request, context):
+        return self.answer(type(request).__name__.lower())
+
+
+@contextmanager
+def in_part_over_grpc(rejected):
+    server = grpc.server(ThreadPoolExecutor(2))
+    add_TraceServiceServicer_to_server(TakesInPart(rejected), server)
+    add_MetricsServiceServicer_to_server(TakesInPart(rejected), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop(None)
+
+
+@contextmanager
+def in_part_over_http(rejected):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            body = TakesInPart(rejected).answer(self.path).SerializeToString()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("rejected", "lost"), [(2, 2), (2**40, 3), (-1, 0)])
+@pytest.mark.parametrize(("exporter", "serve"), [("otlp", in_part_over_grpc), ("otlp-http", in_part_over_http)])
+def test_what_a_collector_rejects_of_what_it_takes_is_counted_and_said(exporter, serve, rejected, lost, caplog):
+    with serve(rejected) as endpoint:
+        settings = Settings(exporter=exporter, endpoint=endpoint)
+        provider, processor = build_provider(settings)
+        for name in "abc":
+            provider.get_tracer("t").start_span(name).end()
+        assert provider.force_flush()
+        provider.shutdown()
+        meters = MeterProvider([otlp_reader(settings)])
+        meters.get_meter("m").create_counter("c").add(1)
+        assert meters.force_flush()
+        meters.shutdown()
+    assert (processor.collector.spans_lost, processor.collector.exports_failed) == (lost, 0)
+    spans, metrics = caplog.messages
+    count = max(rejected, 0)
+    assert f"rejects {count} spans of an export that it takes; requests are unaffected (quota)" in spans
+    assert f"rejects {count} data points of an export that it takes; requests are unaffected (quota of" in metrics
