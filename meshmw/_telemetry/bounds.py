@@ -147,6 +147,8 @@ class _Kept:
 
     def __init__(self, longest: int, left: int) -> None:
         self._longest = longest
+        # The variable for the length of values means no keys, of which several would become one, and nothing else.
+        self._longest_name = max(min(longest, _LONGEST_NAME), _FAIR_TEXT)
         self.left = left
 
     def text(self, text: str) -> str:
@@ -155,7 +157,7 @@ class _Kept:
 
     def name(self, text: str) -> str:
         """Return as much of a name or a key as may be kept."""
-        return self._taken(text[: min(self._longest, _LONGEST_NAME)])
+        return self._taken(text[: self._longest_name])
 
     def attributes(self, attributes: Mapping[str, Any] | None, dropped: int) -> BoundedAttributes:
         """Return attributes, and count those that are dropped."""
@@ -181,7 +183,7 @@ class _Kept:
         if not context or not context.trace_state:
             return context
         length = len(context.trace_state.to_header())
-        if length <= min(self._longest, self.left):
+        if length <= min(max(self._longest, _FAIR_TEXT), self.left):
             self.left -= length
             return context
         return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)

@@ -206,6 +206,16 @@ class TestVariables:
         lengths = [len(each.attributes["key"]) for each in (span, *span.events, *span.links)]
         assert lengths == [of_span, of_event, of_event]
 
+    def test_what_they_say_of_values_cuts_no_key_and_no_name(self, ended, monkeypatch):
+        monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "10")
+        keys = [f"http.request.header.{number}" for number in range(120)]
+        state = TraceState([("vendor", "v" * 200)])
+        context = trace.set_span_in_context(NonRecordingSpan(SpanContext(1, 2, True, TraceFlags(1), state)))
+        span = ended(name="a name of more than ten", attributes=dict.fromkeys(keys, LONG), context=context)
+        assert (span.name, [*span.attributes]) == ("a name of more than ten", keys)
+        assert {*span.attributes.values()} == {LONG[:10]}
+        assert span.context.trace_state == state
+
     def test_what_they_say_of_numbers_wins(self, ended, monkeypatch):
         monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "500")
         monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "300")
