@@ -148,7 +148,9 @@ class Reachability:
         try:
             with muted(lambda record: False):
                 call()
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # such as a Rust library's panic, after which other processors would not end
             LOGGER.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
 
     def _keep_reason(self, record: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 
@@ -167,6 +168,22 @@ def test_in_a_hurry_one_retry_is_allowed_and_none_where_the_collector_is_dead(fa
     exporter.hurry()
     exporter.export([])
     assert inner.attempts == attempts
+
+
+class Panic(BaseException):
+    """As what a Rust library panics with."""
+
+
+class EndsBy(Scripted):
+    def shutdown(self):
+        raise self.answers[0]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Panic])
+def test_nothing_that_an_exporter_raises_at_its_end_passes_but_what_ends_the_process(error):
+    exporter = GuardedSpanExporter(EndsBy(error), "http://c:1", 60)
+    with contextlib.nullcontext() if error is Panic else pytest.raises(error):
+        exporter.shutdown()
 
 
 class Refused(Retrying):
