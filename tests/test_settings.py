@@ -345,6 +345,8 @@ class TestStandardVariables:
             ("otlp", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, "http://c:4317"),
             ("otlp-http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, "http://c:4318/v1/traces"),
             ("otlp-http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/x/"}, "http://c:4318/x/v1/traces"),
+            ("otlp-http", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/x?k=s"}, "http://c:4318/x/v1/traces?k=s"),
+            ("otlp-http", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318?k=s"}, "http://c:4318/?k=s"),
             ("otlp-http", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/x"}, "http://c:4318/x"),
             ("otlp-http", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318"}, "http://c:4318/"),
             (

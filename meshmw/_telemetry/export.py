@@ -65,7 +65,7 @@ def endpoint_of(settings: Settings) -> str | None:
         return None
     url = settings.endpoint or _DEFAULTS[settings.exporter]
     if settings.exporter == "otlp-http" and not is_target(url) and not urlsplit(url).path:
-        return f"{url}/v1/traces"
+        return urlsplit(url)._replace(path="/v1/traces").geturl()
     return url
 
 

@@ -298,9 +298,9 @@ def decoded(text: str) -> str | None:
 def _signal_url(url: str, signal: str, *, base: bool) -> str:
     # The variable for all signals holds a base, to which the signal's path is added; the one for a signal is complete,
     # and without a path it means the root.
-    if base:
-        return f"{url.removesuffix('/')}/v1/{signal}"
-    return url if urlsplit(url).path else f"{url}/"
+    parts = urlsplit(url)
+    path = f"{parts.path.removesuffix('/')}/v1/{signal}" if base else parts.path or "/"
+    return parts._replace(path=path).geturl()
 
 
 def metrics_over_http(exporter: str) -> bool:

@@ -31,6 +31,7 @@ from meshmw.settings import Settings
         ("otlp-http", "c:1", "http://c:1/v1/traces"),
         ("otlp-http", "https://c/in", "https://c/in"),
         ("otlp-http", "https://c/", "https://c/"),
+        ("otlp-http", "https://c:1?key=k", "https://c:1/v1/traces?key=k"),
         ("console", "c:1", None),
         ("none", "c:1", None),
     ],
