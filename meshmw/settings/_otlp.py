@@ -274,14 +274,18 @@ class _Reader:
         return ""
 
     def _authorities(self) -> str | None:
+        faults, found, instead = [], None, "the authorities of the system are trusted, and no other"
         for held in self._held(*self._both("CERTIFICATE")):
             fault = _fault_of_file(
                 held, lambda path: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
             )
             if not fault:
-                return held.value
-            self._warn(f"{fault}; so the authorities of the system are trusted, and no other")
-        return None
+                found, instead = held.value, f"those of {held.variable} are trusted"
+                break
+            faults.append(fault)
+        for fault in faults:
+            self._warn(f"{fault}; so {instead}")
+        return found
 
     def _client(self) -> tuple[str | None, str | None]:
         """Return the files of the client's certificate and of its key; none where they do not go together."""

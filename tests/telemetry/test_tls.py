@@ -249,6 +249,12 @@ class TestFiles:
         assert line.format(keys) in caplog.messages[0].replace("\\\\", "\\")
         assert "Traceback" not in caplog.text
 
+    def test_where_the_one_for_all_signals_counts_instead_that_is_said(self, monkeypatch, caplog, keys):
+        monkeypatch.setenv(f"{ALL}TRACES_CERTIFICATE", f"{keys}/absent.pem")
+        monkeypatch.setenv(f"{ALL}CERTIFICATE", f"{keys}/server.pem")
+        export(endpoint="https://127.0.0.1:9")
+        assert caplog.messages[0].endswith(f"no such file; so those of {ALL}CERTIFICATE are trusted")
+
     def test_one_that_may_not_be_read(self, monkeypatch, caplog, keys):
         def refuse(*_):
             raise PermissionError(13, "Permission denied")
