@@ -76,8 +76,10 @@ TRACE_STATE_MEMBERS: Final = attrgetter("_dict")
 _TOO_LARGE: Final = re.compile(
     r"RESOURCE_EXHAUSTED|larger than max|length too large|batch code: 413|status: 413|exceeds max_request_size"
 )
-_RETRIES: Final = re.compile(r"retrying in (\d{1,9})")
-_ASKED_TO_WAIT: Final = 2
+_RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
+# How long the exporter waits at first where nobody asks it to: about a second.
+_UNASKED: Final = 0.8, 1.2
+_ROUND_SECOND: Final = "1.00"
 
 
 class W3CTraceState(OTelTraceState):
@@ -329,10 +331,13 @@ def is_too_large(said: str) -> bool:
     """Say whether an exporter's log line says that the collector refused a batch for its size.
 
     gRPC's code for that also stands for a collector that is asked too often. That one says how long to wait, and the
-    exporter then waits longer than the second with which it begins.
+    exporter then waits another time than the second, more or less, with which it begins.
     """
     waits = _RETRIES.search(said)
-    return _TOO_LARGE.search(said) is not None and (waits is None or int(waits[1]) < _ASKED_TO_WAIT)
+    is_asked_to_wait = waits is not None and (
+        waits[1] == _ROUND_SECOND or not _UNASKED[0] <= float(waits[1]) <= _UNASKED[1]
+    )
+    return _TOO_LARGE.search(said) is not None and not is_asked_to_wait
 
 
 def preferences_of(exporter: object) -> tuple[Any, Any]:
