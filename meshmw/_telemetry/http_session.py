@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from requests import RequestException, Response, Session
+from requests import PreparedRequest, Request, RequestException, Response, Session
 from requests.adapters import HTTPAdapter
 from urllib3.util import Timeout
 
@@ -35,6 +35,12 @@ class BoundedSession(Session):
         super().__init__()
         self._process = os.getpid()
         self._inherited: list[Any] = []
+
+    def prepare_request(self, request: Request) -> PreparedRequest:
+        """Keep the credentials that the exporter was told, which requests would replace by those of a netrc file."""
+        if "authorization" in map(str.lower, (*request.headers, *self.headers)):
+            request.auth = _as_it_is
+        return super().prepare_request(request)
 
     def send(self, request: Any, **options: Any) -> Response:
         """Send the request, without reading the answer before its length is known."""
@@ -66,6 +72,10 @@ class BoundedSession(Session):
         self.adapters = OrderedDict()
         self.mount("https://", HTTPAdapter())
         self.mount("http://", HTTPAdapter())
+
+
+def _as_it_is(request: PreparedRequest) -> PreparedRequest:
+    return request
 
 
 def _refuse_redirect(response: Response) -> None:

@@ -163,6 +163,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         self.server.connections.add(self.client_address)
+        self.server.authorization = self.headers["authorization"]
         self.send_response(200)
         if self.path == "/short":
             self.send_header("content-length", "2")
@@ -261,6 +262,23 @@ def test_a_short_answer_keeps_the_connection(collector):
         for _ in range(3):
             session.request("POST", f"http://127.0.0.1:{collector.server_port}/short", data=b"x")
     assert len(collector.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [("authorization=Bearer%20k3y", "Bearer k3y"), ("x-api-key=k3y", "Basic bmFtZTpwdw==")],
+)
+def test_a_netrc_file_replaces_no_credentials_of_the_variables(headers, expected, collector, monkeypatch, tmp_path):
+    (netrc := tmp_path / "netrc").write_text("default login name password pw\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    endpoint = f"http://127.0.0.1:{collector.server_port}/short"
+    provider, _ = build_provider(Settings(exporter="otlp-http", endpoint=endpoint))
+    provider.get_tracer("t").start_span("seen").end()
+    assert provider.force_flush()
+    provider.shutdown()
+    assert collector.authorization == expected
 
 
 def test_a_forked_process_opens_connections_of_its_own(collector):
