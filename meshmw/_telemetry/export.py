@@ -353,7 +353,10 @@ class TreeSpanExporter(SpanExporter):
     def _write(self, trace_id: int) -> None:
         spans = self._waiting.pop(trace_id)
         self._written.extend(span.context.span_id for span in spans)
-        print("\n".join(_lines(spans)), file=sys.stdout, flush=True)
+        # Where a terminal is no Unicode, such as a Windows pipe, the lines of the tree would fail the whole of it.
+        encoding = sys.stdout.encoding or "utf-8"
+        text = "\n".join(_lines(spans)).encode(encoding, "backslashreplace").decode(encoding)
+        print(text, file=sys.stdout, flush=True)
 
 
 def _lines(spans: Sequence[ReadableSpan]) -> list[str]:

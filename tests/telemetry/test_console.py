@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -90,3 +92,19 @@ def test_a_chain_of_thousands_is_drawn(tracer, capsys):
     for span in spans[::-1]:
         span.end()
     assert len(capsys.readouterr().out.splitlines()) >= 3_000
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_a_terminal_cannot_show_is_escaped(encoding, tracer, monkeypatch):
+    monkeypatch.setattr("sys.stdout", stdout := io.TextIOWrapper(io.BytesIO(), encoding))
+    with tracer.start_as_current_span("parent"), tracer.start_as_current_span("child \u65e5"):
+        pass
+    written = stdout.buffer.getvalue().decode(encoding)
+    assert "  parent" in written
+    assert "  \\u2514\\u2500 child \\u65e5" in written
+
+
+def test_a_stream_of_text_has_no_encoding(tracer, monkeypatch):
+    monkeypatch.setattr("sys.stdout", stdout := io.StringIO())
+    tracer.start_span("alone \u65e5").end()
+    assert "  alone \u65e5" in stdout.getvalue()
