@@ -260,8 +260,8 @@ class _WatchedClient:
     def __init__(self, client: Any, see: Callable[[Any], None]) -> None:
         self._export, self._see = client.Export, see
 
-    def Export(self, **options: Any) -> Any:  # noqa: N802 - the name in the protocol
-        answer = self._export(**options)
+    def Export(self, *given: Any, **options: Any) -> Any:  # noqa: N802 - the name in the protocol
+        answer = self._export(*given, **options)
         self._see(answer)
         return answer
 
