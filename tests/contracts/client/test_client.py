@@ -461,6 +461,8 @@ def test_the_span_of_a_response_that_is_dropped_without_close_ends(in_memory, dr
             # What closes a dropped async generator is a task of the loop, one for each that is inside another.
             await asyncio.sleep(0)
             gc.collect()
+            if caller.spans:
+                break
         assert caller.span.attributes["http.response.status_code"] == 200
         assert caller.span.status.status_code is StatusCode.UNSET
 
