@@ -56,7 +56,7 @@ async def _app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 def run(attack: str, endpoint: str, exporter: str, patience: str) -> dict[str, Any]:
-    """Attack in this process, wait so many seconds for what is queued; return the memory and the time it took before."""
+    """Attack in this process; return the memory and the time it took until it waited for what was still queued."""
     telemetry = configure(Settings(exporter=exporter, endpoint=endpoint, service_name="attacked"))
     app = TraceContextMiddleware(_app)
     began, before = time.monotonic(), _resident()
@@ -100,9 +100,7 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def attacked(
-    attack: str, endpoint: str, exporter: str = "otlp", patience: float = 10.0
-) -> tuple[dict[str, Any], str]:
+def attacked(attack: str, endpoint: str, exporter: str = "otlp", patience: float = 10.0) -> tuple[dict[str, Any], str]:
     """Attack in a process of its own; return what it measured and what it logged.
 
     Args:
