@@ -1,6 +1,7 @@
 """What every test gets: a clean environment, and a failure where a context outlives its test or a socket its file.
 
-Also what a run gets: the order of its files, one folder for bytecode, and a collector that skips what was imported.
+Also what a run gets: the order of its files, one folder for bytecode, an end for what hangs, and a collector that skips
+what was imported.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ _SLOW = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep our order under `--dist loadfile`, which else begins with the files that have most tests."""
+    """Keep our order under `--dist loadfile`, which else begins with the files that have most tests.
+
+    And let a worker that a hanging test has ended stay away: another would begin with the same test.
+    """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+        config.option.maxworkerrestart = config.option.maxworkerrestart or "0"
     if sys.dont_write_bytecode:
         _share_bytecode(config)
     # Nothing that is imported or collected is garbage, and looking for some takes a third of the time.
