@@ -1,6 +1,7 @@
 """What every test gets: a clean environment, and a failure where a context outlives its test or a socket its file.
 
-Also what a run gets: the order of its files, one folder for bytecode, and a collector that skips what was imported.
+Also what a run gets: the order of its files, one folder for bytecode, an end for what hangs, and a collector that skips
+what was imported.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 
@@ -59,11 +61,17 @@ _SLOW = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep our order under `--dist loadfile`, which else begins with the files that have most tests."""
+    """Keep our order under `--dist loadfile`, which else begins with the files that have most tests.
+
+    And let a worker that a hanging test has ended stay away: another would begin with the same test.
+    """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+        config.option.maxworkerrestart = config.option.maxworkerrestart or "0"
     if sys.dont_write_bytecode:
         _share_bytecode(config)
+    # Nothing that is imported or collected is garbage, and looking for some takes a third of the time.
+    gc.disable()
 
 
 def _share_bytecode(config: pytest.Config) -> None:
@@ -81,9 +89,25 @@ def _share_bytecode(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
     config.add_cleanup(remove)
+    _link_compiled(folder)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+
+
+def _link_compiled(folder: str) -> None:
+    """Let Python find in the folder what the installers have compiled: with such a folder it looks nowhere else."""
+    for root in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}:
+        for place, folders, names in os.walk(root):
+            # Thousands of files that nothing here imports, or that are a root of their own.
+            folders[:] = [name for name in folders if name not in ("test", "tests", "idlelib", "site-packages")]
+            if os.path.basename(place) != "__pycache__":
+                continue
+            here = f"{folder}{os.path.dirname(place)}"
+            os.makedirs(here, exist_ok=True)
+            for name in names:
+                if name.endswith(f".{sys.implementation.cache_tag}.pyc") and not os.path.lexists(f"{here}/{name}"):
+                    os.symlink(f"{place}/{name}", f"{here}/{name}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,6 +123,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Spare the collector all that was imported: it takes a quarter of a second to look through it, each time."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -1,8 +1,12 @@
-"""Every worker exports its spans, also those still queued when the server is told to stop: none is lost."""
+"""Every worker exports its spans, also those still queued when the server is told to stop: none is lost.
+
+And of whole lives, what servers have said in them: with no logging set up, one line that meshmw is on.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -45,6 +49,11 @@ RECYCLING = ["gunicorn-recycling", "hypercorn-recycling"]
 KILLED = ["waitress", "werkzeug"]
 # uvicorn ends its own graceful stop with the signal that began it.
 DIE_OF_SIGTERM = ["uvicorn", "uvicorn-no-lifespan", *KILLED]
+
+# How the server's own lines begin; ours where it has none.
+UVICORNS_FORM = r"^INFO:     "
+OF_UVICORN = ["uvicorn", "uvicorn-no-lifespan", "uvicorn-workers", "uvicorn-reload"]
+COMMON_FORM = r"^\[[-0-9: +]+\] \[\d+\] \[INFO\] "
 
 
 @dataclass
@@ -147,6 +156,12 @@ def interrupted(story):
     return story.end(signal.SIGINT)
 
 
+def answered(story):
+    """Serve."""
+    story.serve(lambda reports: len(reports) >= 4)
+    return story.end()
+
+
 def recycled(story):
     """Serve until several workers have been replaced."""
     story.serve(lambda reports: len(workers_of(reports)) >= 3, at_once=1)
@@ -220,7 +235,9 @@ def stories(request, own_fleet, collector, silent_endpoint, tmp_path_factory):
         tell, server, exporter = key
         name = f"{server}/{tell.__name__}-{exporter}"
         other = {"MESHMW_ENDPOINT": silent_endpoint} if tell is deaf else {}
-        own_fleet.launch(name, FLASK if server == "werkzeug" else BARE, **QUEUED, MESHMW_EXPORTER=exporter, **other)
+        own_fleet.launch(
+            name, FLASK if server.startswith("werkzeug") else BARE, **QUEUED, MESHMW_EXPORTER=exporter, **other
+        )
 
         def story():
             it = Story(server, own_fleet.get(name), collector, tmp_path_factory.mktemp("story"))
@@ -250,6 +267,14 @@ def server_of(request):
     return request.node.callspec.params["ended"][1]
 
 
+def assert_it_says_once_that_it_is_on(request, log):
+    tell, server, exporter = request.node.callspec.params["ended"]
+    form = UVICORNS_FORM if server in OF_UVICORN else "" if server.startswith("granian") else COMMON_FORM
+    (line,) = [line for line in log.splitlines() if "meshmw ready" in line]
+    service = re.escape(f"{server}/{tell.__name__}-{exporter}")
+    assert re.search(f"{form}meshmw ready: .*service={service}", line), line
+
+
 @the_ends(stopped, *ONE_PROCESS, *TWO_WORKERS)
 class TestSigterm:
     def test_every_queued_span_arrives_once(self, ended):
@@ -270,6 +295,14 @@ class TestSigterm:
     def test_the_exit_status_is_the_servers_own(self, request, ended):
         assert ended.returncode == (-signal.SIGTERM if server_of(request) in DIE_OF_SIGTERM else 0), ended.log
 
+    def test_a_tree_of_processes_says_once_that_it_is_on(self, request, ended):
+        assert_it_says_once_that_it_is_on(request, ended.log)
+
+
+@the_ends(answered, "werkzeug-debug")
+def test_so_does_the_reloader_of_werkzeug_and_its_child(request, ended):
+    assert_it_says_once_that_it_is_on(request, ended.log)
+
 
 @the_ends(interrupted, "uvicorn-h11", "gunicorn", "waitress", "werkzeug")
 def test_queued_spans_arrive_after_an_interrupt(ended):
@@ -283,8 +316,12 @@ def test_the_spans_of_a_worker_that_was_replaced_arrive(ended):
 
 
 @the_ends(reloaded, "uvicorn-reload")
-def test_the_spans_of_a_process_that_reloads_its_code_arrive(ended):
-    assert ended.arrived.keys() == ended.reports.keys(), ended.log
+class TestReload:
+    def test_the_spans_of_a_process_that_reloads_its_code_arrive(self, ended):
+        assert ended.arrived.keys() == ended.reports.keys(), ended.log
+
+    def test_a_reload_does_not_say_again_that_it_is_on(self, request, ended):
+        assert_it_says_once_that_it_is_on(request, ended.log)
 
 
 @the_ends(deaf, "uvicorn otlp", "granian-wsgi otlp-http", "gunicorn-sync otlp", "waitress otlp")
