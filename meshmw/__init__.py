@@ -159,7 +159,9 @@ def _forget_unknown_context() -> None:
     from meshmw._notices import LOGGER, quoted
 
     if name.strip():
-        LOGGER.warning("OTEL_PYTHON_CONTEXT holds %s, which is ignored: no such context is installed", quoted(name))
+        LOGGER.warning(
+            "OTEL_PYTHON_CONTEXT holds %s, which is ignored: no such context is installed; unset it", quoted(name)
+        )
 
 
 _forget_unknown_context()

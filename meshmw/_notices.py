@@ -20,9 +20,10 @@ from typing import Final
 
 from opentelemetry import metrics
 
+from meshmw import _log_output
 from meshmw._otel import forget_unknown_providers, liveness_of
 
-LOGGER: Final = logging.getLogger("meshmw")
+LOGGER: Final = _log_output.LOGGER
 
 # Seconds between two warnings of the same kind.
 DEFAULT_WARN_WINDOW: Final = 60.0
@@ -397,4 +398,8 @@ class SilentRejections(Rejections):
 for _variable, _name in _FORGOTTEN.items():
     # An empty variable counts as unset, so nothing is said of it.
     if _name.strip():
-        LOGGER.warning("%s holds %s, which is ignored: no such provider is installed", _variable, quoted(_name))
+        LOGGER.warning(
+            "%s holds %s, which is ignored: no such provider is installed; unset it, or install its package",
+            _variable,
+            quoted(_name),
+        )

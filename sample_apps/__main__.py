@@ -78,6 +78,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report of the request as well")
     parser.add_argument("--json", action="store_true", help="print the request's journey as one JSON document instead")
+    parser.add_argument(
+        "--jaeger",
+        metavar="URL[,OTLP]",
+        help="a running Jaeger, such as http://127.0.0.1:16686: it gets the spans too, and the links to the traces are "
+        "printed. OTLP is where it takes OTLP over HTTP, by default port 4318 of the same host",
+    )
     parser.add_argument("--port", type=int, default=0, help="the edge's port (default: any free one)")
     arguments = parser.parse_args()
     if arguments.json and arguments.serve:
@@ -121,14 +127,18 @@ def run(arguments: argparse.Namespace) -> int:
     require_free(arguments.port)
     # Only now, because they need what may be missing.
     from sample_apps.demo import serve, show_one_request
+    from sample_apps.jaeger import JaegerReceiver
     from sample_apps.mesh import start_mesh
 
+    jaeger = JaegerReceiver(arguments.jaeger) if arguments.jaeger else None
+    if jaeger:
+        jaeger.require()
     began = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:5.1f} s  {what}", file=sys.stderr, flush=True)
 
-    with start_mesh(flavour=arguments.flavour, port=arguments.port, say=say) as mesh:
+    with start_mesh(flavour=arguments.flavour, port=arguments.port, say=say, collector=jaeger) as mesh:
         say(f"sending one request to {mesh.url}")
         code = show_one_request(mesh, arguments.flavour, report=arguments.report, as_json=arguments.json)
         say("done")

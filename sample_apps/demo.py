@@ -11,6 +11,7 @@ from meshmw.httpx import Client
 from meshmw.testing import Journey, ReceivedSpan, render_tree, roots, write_report
 from meshmw.testing._requests import Follower, as_probe
 from sample_apps import NotReadyError
+from sample_apps.jaeger import JaegerReceiver
 from sample_apps.mesh import Mesh
 from sample_apps.report import complete, count_traces, fault, hops, render_hops
 
@@ -40,6 +41,7 @@ def show_one_request(mesh: Mesh, flavour: str, *, report: Path | None = None, as
         return 1
     wire = hops(mesh)
     say(f"{render_tree(spans)}\n\n{render_hops(wire)}\n")
+    show_links(mesh, spans, say)
     if as_json or report is not None:
         client_span = next(span for span in spans if span.service == "client")
         named = client_span.trace_id, client_span.span_id
@@ -47,6 +49,12 @@ def show_one_request(mesh: Mesh, flavour: str, *, report: Path | None = None, as
         hand_on(follower.journey(probe, answer.status_code, began, timeout=5), report, as_json=as_json)
     verdicts = {"": with_meshmw, "_contrib": with_contrib, "_bare": without_meshmw}
     return verdicts[flavour](spans, mesh, wire, say)
+
+
+def show_links(mesh: Mesh, spans: list[ReceivedSpan], say: Callable[[str], None] = print) -> None:
+    """Say where Jaeger shows the traces, where one was given."""
+    for link in mesh.receiver.links(spans) if isinstance(mesh.receiver, JaegerReceiver) else ():
+        say(f"jaeger   {link}")
 
 
 def hand_on(journey: Journey, report: Path | None, *, as_json: bool) -> None:
@@ -103,5 +111,7 @@ def serve(mesh: Mesh) -> None:
         spans = mesh.receiver.spans
         if spans and len(spans) == before:
             mesh.receiver.clear()
-            print(f"\n{render_tree(spans)}", flush=True)
+            print(f"\n{render_tree(spans)}")
+            show_links(mesh, spans)
+            sys.stdout.flush()
         before = len(spans)

@@ -45,18 +45,21 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def start_mesh(*, flavour: str, port: int, say: Callable[[str], None]) -> Iterator[Mesh]:
+def start_mesh(
+    *, flavour: str, port: int, say: Callable[[str], None], collector: OtlpReceiver | None = None
+) -> Iterator[Mesh]:
     """Start everything and stop it whatever happens in the block.
 
     Args:
         flavour: Which services run: empty for those that use meshmw, `_contrib`, or `_bare` for those that use neither.
         port: The edge's port, or 0 for any free one.
         say: Is told of each step.
+        collector: What takes the spans; a plain receiver if None.
     """
     bare = flavour == "_bare"
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sample-apps-", ignore_cleanup_errors=True)))
-        receiver = stack.enter_context(OtlpReceiver())
+        receiver = stack.enter_context(collector or OtlpReceiver())
         # Each proxy needs the port of what lies behind it, so they start from the inside out.
         brokers = {} if bare else start_brokers(stack, logs, say)
         services = Services(receiver.grpc_endpoint, flavour, logs, brokers)

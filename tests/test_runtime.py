@@ -22,7 +22,7 @@ def run(*lines, **environment):
 def test_serving_before_configure_is_said_once_with_the_remedy():
     done = run("from meshmw import _runtime", "a = _runtime.current()", "assert _runtime.current() is a")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(WARNING) == 1
+    assert done.stderr.count(f"[WARNING] {WARNING}") == 1
     assert "CompositePropagator" in done.stderr
     assert "ProxyTracerProvider" in done.stderr
     assert "import meshmw.auto" in done.stderr

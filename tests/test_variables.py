@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -439,15 +440,17 @@ class TestProvidersThatVariablesName:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        assert f"{name} holds 'absent', which is ignored: no such provider is installed\n" in done.stderr
+        remedy = "unset it, or install its package"
+        line = f"[WARNING] meshmw: {name} holds 'absent', which is ignored: no such provider is installed; {remedy}\n"
+        assert line in done.stderr
 
 
 class TestContextThatAVariableNames:
     @pytest.mark.parametrize(
         ("value", "said"),
         [
-            ("absent", "OTEL_PYTHON_CONTEXT holds 'absent', which is ignored: no such context is installed\n"),
-            ("a\nb", "OTEL_PYTHON_CONTEXT holds 'a\\nb', which is ignored: no such context is installed\n"),
+            ("absent", "'absent'"),
+            ("a\nb", "'a\\nb'"),
             (" ", ""),
             ("", ""),
             ("contextvars_context", ""),
@@ -456,7 +459,9 @@ class TestContextThatAVariableNames:
     @pytest.mark.parametrize("module", ["meshmw.asgi", "meshmw.settings", "meshmw"])
     def test_one_that_is_not_installed_is_ignored_and_said_without_a_traceback(self, module, value, said):
         done = self.run(f"import {module}, meshmw; meshmw.configure()", value)
-        assert done.stderr == said
+        why = "which is ignored: no such context is installed; unset it"
+        line = f"[WARNING] meshmw: OTEL_PYTHON_CONTEXT holds {said}, {why}\n"
+        assert re.sub(r"^\[\S+ \S+ \S+\] \[\d+\] ", "", done.stderr) == (line if said else "")
 
     def test_where_the_api_is_there_first_it_has_said_so_itself(self):
         done = self.run("import opentelemetry.context, meshmw; meshmw.configure()", "absent")

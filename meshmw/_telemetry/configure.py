@@ -3,33 +3,21 @@
 It makes everything first and sets it then, so that settings which cannot be used leave nothing behind. Where somebody
 has set a tracer provider, or OTEL_CONFIG_FILE makes one, it adds what it can to that and says which settings have no
 effect.
-
-Where nobody has set logging up, it shows meshmw's log lines too (`show_log`): in the server's log, else on stderr. By
-itself Python drops the line that says meshmw is on, and writes a warning as bare text. What the application sets up
-wins, before or after: a handler of its own for `meshmw` or for the root logger shows the lines instead, at its levels.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
-import errno
-import logging
-import multiprocessing
-import os
-import re
-import socket
-import sys
 import threading
-import zlib
-from typing import Final, TextIO
+from typing import Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from meshmw._lifecycle.http_conventions import know_methods
+from meshmw._log_output import leave_log_to_python, once_in_tree, show_log
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._runtime import Runtime, install
 from meshmw._telemetry.export import shown_endpoint
@@ -74,15 +62,6 @@ _REMEDY: Final = {
     "existing": "call configure() first, or set the same on that provider",
     "file": "set the same in that file",
 }
-
-# Servers set these up for themselves and leave the root logger alone. gunicorn first: its uvicorn workers write there.
-_SERVERS: Final = ("gunicorn.error", "uvicorn", "hypercorn.error", "_granian", "daphne")
-# Read by the processes that this one starts, so it is no setting of anybody's.
-_VARIABLE: Final = "_MESHMW_SAID"
-# By the name that multiprocessing gives a worker.
-_NUMBER: Final = re.compile(r"Process-(\d+)$")
-# Two processes with one number are in two of these.
-_PID_NAMESPACE: Final = "/proc/self/ns/pid"
 
 _lock = threading.Lock()
 _configured: Telemetry | None = None
@@ -135,6 +114,8 @@ def configured() -> Telemetry | None:
 def _configure(settings: Settings) -> Telemetry:
     if settings.show_log:
         show_log()
+    else:
+        leave_log_to_python()
     _import_propagate()
     from opentelemetry import propagate
 
@@ -260,109 +241,3 @@ def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
             escaped(service),
             extra=once_in_tree("unnamed"),
         )
-
-
-def show_log() -> None:
-    """Show meshmw's lines, INFO too, for as long as nobody has set logging up; a second call changes nothing."""
-    if any(isinstance(handler, _ShownLog) for handler in LOGGER.handlers):
-        return
-    LOGGER.addHandler(_ShownLog())
-    if LOGGER.level == logging.NOTSET:
-        LOGGER.setLevel(logging.INFO)
-        LOGGER.addFilter(_as_the_root_says)
-
-
-def once_in_tree(what: str) -> dict[str, str]:
-    """Return the `extra` of a line that several workers of one server say alike, so that one of them shows it."""
-    return {"meshmw_once": what}
-
-
-class _ShownLog(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line as the server writes its own, unless the application has handlers that get it."""
-        # A request may be the reason for a line, and standard error may be closed.
-        with contextlib.suppress(Exception):
-            once = getattr(record, "meshmw_once", None)
-            if not _is_set_up() and (once is None or _is_first_of_tree(once)):
-                _show(record)
-
-
-def _show(record: logging.LogRecord) -> None:
-    line = logging.makeLogRecord(record.__dict__)
-    message = record.getMessage()
-    line.msg, line.args = message if message.startswith("meshmw ") else f"meshmw: {message}", None
-    for handler in _server_handlers() or [_STDERR]:
-        if line.levelno >= handler.level:
-            handler.handle(line)
-
-
-class _Stderr(logging.StreamHandler[TextIO]):
-    # Asked for each time: who replaces sys.stderr wants the lines there.
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: TextIO) -> None:
-        """Do nothing."""
-
-
-_STDERR: Final = _Stderr()
-# As gunicorn and hypercorn write: the latter sets its log up after it has loaded the application.
-_STDERR.setFormatter(
-    logging.Formatter("[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S %z")
-)
-
-
-def _is_set_up() -> bool:
-    return bool(logging.getLogger().handlers) or len(LOGGER.handlers) > 1
-
-
-def _as_the_root_says(record: logging.LogRecord) -> bool:
-    # The level is ours: where the application sets logging up later, the root logger's level is what it wants to see.
-    root = logging.getLogger()
-    return record.levelno >= logging.WARNING or not root.handlers or root.isEnabledFor(record.levelno)
-
-
-def _server_handlers() -> list[logging.Handler]:
-    existing = logging.root.manager.loggerDict
-    found = (getattr(existing.get(name), "handlers", []) for name in _SERVERS)
-    return next((handlers for handlers in found if handlers), [])
-
-
-def _is_first_of_tree(what: str) -> bool:
-    """Say whether neither the process that started this one nor a living sibling has shown the line.
-
-    Python's reloaders start a process with their own environment and arguments. A server's workers are started by one
-    that has not loaded the application, and either numbered by multiprocessing, or forked.
-    """
-    mark = f"{zlib.crc32(f'{what} {sys.argv}'.encode('utf-8', 'replace')):08x}"
-    said = os.environ.get(_VARIABLE, "")  # noqa: TID251 - a mark, and no setting
-    if mark in said:
-        return False
-    os.environ[_VARIABLE] = f"{said} {mark}".strip()  # noqa: TID251
-    number = _NUMBER.search(multiprocessing.current_process().name)
-    if number is not None and _server_handlers():
-        return number[1] == "1"
-    return _takes_name(f"{_family()} {mark}") if sys.platform == "linux" else True
-
-
-def _family() -> str:
-    # The containers of a pod share the names of sockets, and in each of them the first process is number 1.
-    namespace = 0
-    with contextlib.suppress(OSError):
-        namespace = os.stat(_PID_NAMESPACE).st_ino
-    return f"{namespace} {os.getppid()} {os.getpgid(0)}"
-
-
-def _takes_name(name: str) -> bool:
-    # Linux frees such a name when the process that took it ends, and leaves no file behind.
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
-            taken.bind(f"\0meshmw-{os.getuid()}-{zlib.crc32(name.encode()):08x}")
-            # Kept to the end of the process.
-            taken.detach()
-    except OSError as error:
-        # Where a sandbox refuses, nobody can tell, and each of them says it.
-        return error.errno != errno.EADDRINUSE
-    return True

@@ -324,6 +324,10 @@ def demo(
         bool, typer.Option("--with-contrib", help="Run the same services with the OpenTelemetry contrib packages.")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The edge's port, 0 for any free one.")] = 0,
+    jaeger: Annotated[
+        str,
+        typer.Option(metavar="URL[,OTLP]", help="A running Jaeger: it gets the spans too, and its links are printed."),
+    ] = "",
     report: ReportOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the request's journey as one JSON document.")] = False,
 ) -> int:
@@ -337,6 +341,8 @@ def demo(
         raise CannotRunError("--without-meshmw and --with-contrib are two ways to run without it: choose one")
     flags = {"--serve": serve, "--without-meshmw": without_meshmw, "--with-contrib": with_contrib, "--json": json}
     arguments = [*(flag for flag, is_given in flags.items() if is_given), f"--port={port}"]
+    if jaeger:
+        arguments.append(f"--jaeger={jaeger}")
     if report is not None:
         # The samples run in another folder than this process.
         arguments.append(f"--report={report.absolute()}")

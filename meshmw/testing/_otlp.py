@@ -102,6 +102,10 @@ class OtlpReceiver:
             self._spans += spans
             self._arrived.notify_all()
 
+    def take(self, request: Any) -> None:
+        """Take an `ExportTraceServiceRequest`; override it to hand each export on as well."""
+        self.add(spans_from_otlp(request))
+
     def _start_grpc(self, servers: contextlib.ExitStack) -> None:
         try:
             import grpc  # type: ignore[import-untyped]
@@ -112,11 +116,11 @@ class OtlpReceiver:
             )
         except ImportError as missing:
             raise MissingExtraError(missing.name or "grpcio", "testing") from missing
-        add = self.add
+        take = self.take
 
         class Servicer(TraceServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name in the protocol
-                add(spans_from_otlp(request))
+                take(request)
                 return ExportTraceServiceResponse()
 
         # With port reuse, gRPC would share a port in use and get half of its spans.
@@ -127,7 +131,7 @@ class OtlpReceiver:
         servers.callback(lambda: server.stop(grace=0).wait())
 
     def _start_http(self, servers: contextlib.ExitStack) -> None:
-        handler = type("Collector", (_Collector,), {"add": staticmethod(self.add)})
+        handler = type("Collector", (_Collector,), {"add": staticmethod(self.add), "take": staticmethod(self.take)})
         server = servers.enter_context(Server(("127.0.0.1", self._http_port), handler))
         self._http_port = server.server_port
         # The default interval would make each close take half a second.
@@ -256,6 +260,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 class _Collector(Handler):
     add: Callable[[list[ReceivedSpan]], None]
+    take: Callable[[Any], None]
 
     def do_POST(self) -> None:
         body = self.read_body()
@@ -276,7 +281,7 @@ class _Collector(Handler):
         if self.path == "/v1/traces":
             from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-            self.add(spans_from_otlp(ExportTraceServiceRequest.FromString(body)))
+            self.take(ExportTraceServiceRequest.FromString(body))
             return 200
         if self.path == "/api/v2/spans":
             self.add(spans_from_zipkin(body))

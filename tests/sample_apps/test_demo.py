@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from meshmw.testing import OtlpReceiver
+
 SAMPLE_APPS = Path(__file__).parents[2] / "sample_apps"
 BRANCHES = runpy.run_path(str(SAMPLE_APPS / "branches.py"))
 CHAIN, PRICED, ORDERED = BRANCHES["CHAIN"], BRANCHES["PRICED"], BRANCHES["ORDERED"]
@@ -287,6 +289,28 @@ def test_a_taken_port_is_one_line_before_anything_starts(home):
         done = run(home, "--without-meshmw", f"--port={port}")
     assert done.returncode == 2
     assert done.stderr == f"sample_apps: --port {port} cannot be used: Address already in use\n"
+
+
+def test_jaeger_gets_the_spans_and_its_links_are_printed(home):
+    with OtlpReceiver() as jaeger:
+        done = run(home, f"--jaeger=http://127.0.0.1:16686/ui/,{jaeger.http_endpoint}/", **NOTHING_ON_THE_PATH)
+        spans = jaeger.spans
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(spans) == len(rows_of(done)) + done.stdout.count("  INTERNAL  ")
+    (trace_id,) = {span.trace_id for span in spans}
+    assert f"jaeger   http://127.0.0.1:16686/ui/trace/{trace_id}\n" in done.stdout
+
+
+def test_a_jaeger_that_is_not_there_is_one_line_before_anything_starts(home):
+    done = run(home, "--jaeger=http://127.0.0.1:9,http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "sample_apps: --jaeger: http://127.0.0.1:9 takes no spans ([Errno 111] Connection refused): "
+        "run  docker run --rm -p 16686:16686 -p 4318:4318 jaegertracing/jaeger\n"
+    )
+    done = run(home, "--jaeger=jaeger:16686")
+    assert done.returncode == 2
+    assert done.stderr == "sample_apps: --jaeger takes a URL such as http://127.0.0.1:16686, not 'jaeger:16686'\n"
 
 
 def test_a_service_that_ends_is_one_line_with_its_last_words(home):

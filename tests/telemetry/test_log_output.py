@@ -86,6 +86,32 @@ def test_it_can_be_switched_off(run):
     assert lines == ["as Python does by itself"]
 
 
+def test_a_warning_before_configure_has_the_same_form(run):
+    lines = run(
+        """
+        LOGGER.info("as Python does by itself, it is dropped")
+        LOGGER.warning("early")
+        configure()
+        """
+    )
+    assert re.fullmatch(rf"{FORM}\[WARNING\] meshmw: early", lines[0])
+    assert "[INFO] meshmw ready" in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_warning_before_configure_goes_where_the_application_or_its_server_logs(run):
+    lines = run(
+        """
+        server = logging.getLogger("uvicorn")
+        server.addHandler(logging.StreamHandler())
+        LOGGER.warning("to the server")
+        logging.basicConfig(format="mine %(message)s")
+        LOGGER.warning("to the application")
+        """
+    )
+    assert lines == ["meshmw: to the server", "mine to the application"]
+
+
 def test_lines_follow_standard_error_wherever_it_goes_and_whatever_it_is(run):
     lines = run(
         """
@@ -123,7 +149,7 @@ def test_a_servers_level_decides_what_it_writes(run):
 def test_a_second_call_adds_nothing(run):
     lines = run(
         """
-        from meshmw._telemetry.configure import show_log
+        from meshmw._log_output import show_log
         configure()
         show_log()
         print(len(LOGGER.handlers), file=sys.stderr)
@@ -182,7 +208,7 @@ class TestOnceATree:
                 return os.stat_result((0, inode, *got[2:])) if path == "/proc/self/ns/pid" else got
             os.stat = stat
             inode = 1
-            from meshmw._telemetry.configure import once_in_tree, show_log
+            from meshmw._log_output import once_in_tree, show_log
             show_log()
             for inode in (1, 1, 2):
                 os.environ.clear()

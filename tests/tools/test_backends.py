@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meshmw._tools.verify.evidence import BackendError, HttpBackend
+from meshmw._tools.verify.evidence import BackendError, HttpBackend, jaeger_link
 
 TRACE_ID, SPAN_ID, PARENT_ID = f"{1:032x}", "a" * 16, "b" * 16
 
@@ -123,6 +123,24 @@ def test_each_shape_is_read_alike(server, backend, path, body):
     assert (first.start_ns, first.end_ns, first.maker) == (1_000_000, 1_500_000, "proxy")
     if len(found) > 1:
         assert (found[1].span_id, found[1].parent_id, found[1].service) == ("c".rjust(16, "0"), "", "")
+
+
+def test_jaeger_has_a_page_for_each_trace_that_it_has(server):
+    url, answers = server
+    answers[f"/api/traces/{TRACE_ID}"] = (200, JAEGER)
+    assert jaeger_link("http://me:secret@jaeger/ui/", "a") == "http://jaeger/ui/trace/a"
+    jaeger = HttpBackend("jaeger", url)
+    assert jaeger.links == ()
+    jaeger.spans([TRACE_ID, "f" * 32])
+    assert jaeger.links == (f"{url}trace/{TRACE_ID}",)
+
+
+def test_tempo_has_no_page(server):
+    url, answers = server
+    answers[f"/api/traces/{TRACE_ID}"] = (200, {"batches": [PROTO]})
+    tempo = HttpBackend("tempo", url)
+    assert tempo.spans([TRACE_ID])
+    assert tempo.links == ()
 
 
 @pytest.mark.parametrize("backend", ["jaeger", "tempo"])

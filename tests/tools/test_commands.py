@@ -471,6 +471,16 @@ def test_verify_asks_backends(echo, tmp_path, capsys):
     assert "access log edge: 0 hops" in out
 
 
+def test_a_link_is_one_line_in_a_narrow_terminal(capsys, monkeypatch):
+    from meshmw._tools.verify.command import print_journey
+    from meshmw._tools.verify.journey import Journey
+
+    monkeypatch.setenv("COLUMNS", "40")
+    link = f"http://127.0.0.1:16686/trace/{1:032x}"
+    print_journey(Journey(title="GET /", verdict="one", summary="ONE trace", links=(link,)))
+    assert capsys.readouterr().out.endswith(f"ONE trace\nsee it at {link}\n")
+
+
 def test_spans_are_drawn_with_proxies_and_orphans(capsys):
     from meshmw._tools.verify.command import print_journey
     from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, with_orphans
@@ -546,6 +556,8 @@ def test_the_demo_hands_on_arguments_output_and_exit_code(tmp_path, monkeypatch,
     assert capfd.readouterr().out == "--without-meshmw --json --port=0\n"
     assert main(["demo", "--with-contrib"]) == 1
     assert capfd.readouterr().out == "--with-contrib --port=0\n"
+    assert main(["demo", "--jaeger=http://j:1"]) == 1
+    assert capfd.readouterr().out == "--port=0 --jaeger=http://j:1\n"
     assert main(["demo", "--port=8080", "--report=report.html"]) == 1
     assert capfd.readouterr().out == f"--port=8080 --report={tmp_path / 'report.html'}\n"
 

@@ -85,12 +85,17 @@ BROKEN = Journey(
     spans=SPANS,
     findings=(FINDING,),
     sources=("access log of edge: 2 lines",),
+    links=(f"http://jaeger/trace/{TRACE}",),
 )
 NOTHING = Journey(title="GET http://shop/", verdict="unknown", summary="No log, no backend.")
 
 
 def text_of(html):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.partition("<body>")[2].partition("<script")[0]))
+
+
+def test_a_backend_that_shows_the_trace_is_linked():
+    assert f'<a href="http://jaeger/trace/{TRACE}">' in render_report(BROKEN)
 
 
 def test_the_fault_stands_first_and_the_lost_hop_says_so():

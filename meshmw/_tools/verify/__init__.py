@@ -14,7 +14,7 @@ from typing import Final
 
 from meshmw._notices import without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.verify.evidence import BackendError, Evidence, Watch, probe_hops
+from meshmw._tools.verify.evidence import BackendError, Evidence, HttpBackend, Watch, probe_hops
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
 from meshmw._tools.verify.judge import Judgement, check_answer, check_sources, check_spans, judge_hops
 from meshmw._tools.verify.probe import Echo, Probe, ProbeAnswer, is_trace_id
@@ -119,6 +119,7 @@ def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidenc
         spans=evidence.spans,
         findings=findings,
         sources=tuple(_describe_sources(watch, answer, evidence, faults)),
+        links=tuple(link for each in watch.backends if isinstance(each, HttpBackend) for link in each.links),
     )
 
 

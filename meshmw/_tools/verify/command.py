@@ -202,6 +202,8 @@ def print_journey(journey: Journey) -> None:
     print_findings(journey.findings)
     print_line("")
     print_line(journey.summary, _STYLES[journey.verdict])
+    for link in journey.links:
+        print_line(f"see it at {link}")
 
 
 def _hop_row(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:

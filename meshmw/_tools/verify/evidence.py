@@ -99,6 +99,14 @@ class HttpBackend:
         self._paths = _PATHS[name]
         self._base = base_url.rstrip("/")
         self._headers = {"accept": "application/json", **(headers or {})}
+        # Tempo has no page of its own: Grafana shows its traces, wherever that is.
+        self._has_page = name == "jaeger"
+        self._found: dict[str, None] = {}
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Return where a browser shows the traces that were found."""
+        return tuple(jaeger_link(self._base, trace_id) for trace_id in self._found) if self._has_page else ()
 
     def spans(self, trace_ids: Iterable[str]) -> list[JourneySpan]:
         """Return the spans of these traces that have arrived so far.
@@ -120,6 +128,7 @@ class HttpBackend:
                 if response.status_code == 200:
                     found = [span for span in read(response.json()) if span.trace_id == trace_id]
                     if found:
+                        self._found[trace_id] = None
                         return found
                 elif response.status_code != 404:
                     refusals.append(f"{path.format('ID')} answered {response.status_code}")
@@ -130,6 +139,11 @@ class HttpBackend:
         if len(refusals) == len(self._paths):
             raise BackendError(f"{self.name}: {'; '.join(refusals)}")
         return []
+
+
+def jaeger_link(base_url: str, trace_id: str) -> str:
+    """Return the page on which Jaeger's query service shows a trace."""
+    return f"{without_secrets(base_url).rstrip('/')}/trace/{trace_id}"
 
 
 class LocalBackend:

@@ -37,6 +37,7 @@ class Journey(JsonValue):
         spans: In the order in which they started.
         findings: The faults, the worst first.
         sources: Which logs and backends were looked at and what they showed, in one line each.
+        links: Where a backend shows the traces that it has, as URLs.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Journey(JsonValue):
     spans: tuple[JourneySpan, ...] = ()
     findings: tuple[Finding, ...] = ()
     sources: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
     @property
     def trace_ids(self) -> tuple[str, ...]:
@@ -87,6 +89,7 @@ class Journey(JsonValue):
             "spans": tuple(map(JourneySpan.from_json, data["spans"])),
             "findings": tuple(Finding(**finding) for finding in data["findings"]),
             "sources": tuple(data["sources"]),
+            "links": tuple(data["links"]),
         }
         return cls(**{**data, **parts})
 
