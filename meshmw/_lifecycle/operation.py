@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from types import TracebackType
-from typing import cast
+from typing import Final, cast
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
@@ -26,6 +26,9 @@ from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY
 
 AttributeValue = str | int
 Attributes = Mapping[str, AttributeValue]
+
+_SUPPRESS: Final = frozenset({SUPPRESS_KEY, SUPPRESS_ALL_KEY})
+_SUPPRESS_HTTP: Final = _SUPPRESS | {SUPPRESS_HTTP_KEY}
 
 
 class Operation:
@@ -127,13 +130,11 @@ def is_suppressed(context: Context, *, http: bool = False) -> bool:
         context: What is current where an operation begins.
         http: Whether it is an HTTP call, of which more may be suppressed.
     """
-    if not context:
+    keys = _SUPPRESS_HTTP if http else _SUPPRESS
+    # Nearly always none of them is there.
+    if keys.isdisjoint(context):
         return False
-    found = [
-        context.get(SUPPRESS_KEY),
-        context.get(SUPPRESS_ALL_KEY),
-        context.get(SUPPRESS_HTTP_KEY) if http else None,
-    ]
+    found = [context.get(key) for key in keys]
     return any(value and not isinstance(value, StandDown) for value in found)
 
 
