@@ -10,7 +10,9 @@ Every adapter goes through these steps:
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import gc
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from types import TracebackType
 from typing import Final, cast
@@ -82,6 +84,23 @@ class Operation:
         self._failed_with = None
         if self._owned:
             self.span.end()
+
+
+def end_aside(end: Callable[[], object]) -> None:
+    """End the operation of a response that was dropped, in a thread of its own.
+
+    The garbage collector may find it while this thread holds any lock, such as one of OpenTelemetry's metrics, for
+    which the end of an operation waits. At the end of the process, nothing is collected any more.
+
+    Args:
+        end: Ends the operation.
+    """
+    if gc.isenabled():
+        # No more threads start while the interpreter ends, nor above a limit. Not by `threading`, which takes a lock.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(end, ())
+    else:
+        end()
 
 
 class OperationScope:
