@@ -20,7 +20,7 @@ from meshmw._context.read_baggage import BaggageLimit
 from meshmw._frameworks import exception_answered, listen
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
-from meshmw._lifecycle.operation import AttributeValue, end_aside
+from meshmw._lifecycle.operation import AttributeValue, end_dropped, watch_collections
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import DEFAULT_WARN_WINDOW
 from meshmw._policy.trust import RequestView, wsgi_path
@@ -71,6 +71,7 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("wsgi", **options)
         listen()
+        watch_collections()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -333,7 +334,7 @@ class _Watched(Iterator[bytes]):
     def __del__(self) -> None:
         # asgiref's WsgiToAsgi stops where it has what was promised, and closes nothing.
         if not self._response.operation.is_over:
-            end_aside(self._response.end)
+            end_dropped(self._response.end)
 
 
 class _PlainBody(_Watched):

@@ -29,6 +29,9 @@ from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY
 AttributeValue = str | int
 Attributes = Mapping[str, AttributeValue]
 
+# The threads in which the garbage collector runs: one at most, or none.
+_collecting: Final[set[int]] = set()
+
 _SUPPRESS: Final = frozenset({SUPPRESS_KEY, SUPPRESS_ALL_KEY})
 _SUPPRESS_HTTP: Final = _SUPPRESS | {SUPPRESS_HTTP_KEY}
 
@@ -99,6 +102,30 @@ def end_aside(end: Callable[[], object]) -> None:
         # No more threads start while the interpreter ends, nor above a limit. Not by `threading`, which takes a lock.
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(end, ())
+    else:
+        end()
+
+
+def watch_collections() -> None:
+    """Have `end_dropped` know from now on where the garbage collector runs."""
+    if _note_collection not in gc.callbacks:
+        gc.callbacks.append(_note_collection)
+
+
+def _note_collection(phase: str, _: object) -> None:
+    (_collecting.add if phase == "start" else _collecting.discard)(_thread.get_ident())
+
+
+def end_dropped(end: Callable[[], object]) -> None:
+    """End the operation of a response that a server has dropped: aside where the garbage collector found it, else here.
+
+    asgiref drops nearly every response of WSGI, and none of them by the garbage collector.
+
+    Args:
+        end: Ends the operation.
+    """
+    if _thread.get_ident() in _collecting:
+        end_aside(end)
     else:
         end()
 
