@@ -222,7 +222,11 @@ class _Response:
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Hand the status on; a second one, with *exc_info*, counts where the first has not gone out."""
         # The server refuses it by raising, and then the client keeps the status that it has.
-        write: Any = self._start_response(status, headers, *(() if exc_info is None else (exc_info,)))
+        write: Any
+        if exc_info is None:
+            write = self._start_response(status, headers)
+        else:
+            write = self._start_response(status, headers, exc_info)
         if not self._is_out():
             code = str(status)[:3]
             self._status = int(code) if code.isdecimal() else 0
