@@ -320,8 +320,7 @@ def begin_server(request: Request, decision: Decision, around: Context, tracer: 
     span = tracer.start_span(span_name(request.method), Context(entries), decision.kind, attributes, links)
     if extraction.refused:
         record_refusals(span, extraction, link=False)
-    entries[SPAN_KEY] = entries[CLAIM_KEY] = span
-    entries[_REQUEST_KEY] = request
+    entries |= {SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request}
     context = Context(entries)
     if SERVER_IS_MEASURED() and decision.kind is SpanKind.SERVER:
         return MeasuredHttpOperation(span, context, request.method, request, Measurement(SERVER, attributes))

@@ -41,6 +41,8 @@ _SECRETS: Final = "AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature
 _MOST_QUERY: Final = 2_048
 _MOST_SECRETS: Final = 32
 _SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
+# Too long, or with one of those, or perhaps with a URL that has a user's name and password.
+_NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
 # What stands before the user's part of a URL, and what ends it.
 _BEFORE_USER: Final = re.compile("://|%3[Aa]%2[Ff]%2[Ff]")
 _BEHIND_USER: Final = re.compile("@|%40")
@@ -139,15 +141,12 @@ def redact_query(query: str) -> str:
 
     At most 2,048 characters, 32 such values, 32 URLs and 32 at signs are shown; the rest is cut off.
     """
-    # Nearly every query may stay as it is: short, without a secret, and without a URL that has a user and password.
-    is_plain = len(query) <= _MOST_QUERY and "@" not in query and "%40" not in query
-    # The sign in front lets `re` skip what begins with none.
-    if is_plain and _SECRET_IN_QUERY.search(f"&{query}") is None:
-        return query
-    return without_credentials(_cut_to_users(_redacted(query)))
+    # Nearly every query may stay as it is, which one look tells.
+    return without_credentials(_cut_to_users(_redacted(query))) if _NOT_PLAIN.search(query) else query
 
 
 def _redacted(query: str) -> str:
+    # The sign in front lets `re` skip what begins with none.
     text = f"&{query[:_MOST_QUERY]}"
     parts: list[str] = []
     end = 0
