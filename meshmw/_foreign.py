@@ -11,7 +11,7 @@ import contextlib
 import functools
 import gc
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -143,6 +143,25 @@ def status_of_ended_call(call: Any) -> Any:
         return done.value
     code.close()
     return None
+
+
+def headers_like(headers: Any, pairs: Iterable[tuple[bytes, bytes]]) -> Any:
+    """Return headers of httpx that hold these pairs of bytes, of the class of *headers*.
+
+    Its constructor asks of each text whether it is bytes or text, and takes twice as long as to copy headers and fill
+    their `_list`, which holds each name in lower case too. Where that has another shape, the constructor is called.
+    """
+    kind: Any = type(headers)
+    if not _keeps_rows(kind):
+        return kind(list(pairs))
+    made = kind(headers)
+    made._list = [(name, name.lower(), value) for name, value in pairs]
+    return made
+
+
+@functools.cache
+def _keeps_rows(kind: Any) -> bool:
+    return getattr(kind([(b"A", b"b")]), "_list", None) == [(b"A", b"a", b"b")]
 
 
 def replace_transports(

@@ -6,11 +6,9 @@ body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add t
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import copy
 import functools
-import gc
 import inspect
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,10 +19,10 @@ from opentelemetry import trace
 
 from meshmw import _runtime
 from meshmw._context.current import Current
-from meshmw._foreign import replace_transports
+from meshmw._foreign import headers_like, replace_transports
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.http import HttpOperation, begin_client
-from meshmw._lifecycle.operation import AttributeValue
+from meshmw._lifecycle.operation import AttributeValue, end_aside
 from meshmw._otel import IS_CONTRIB_LOADED
 from meshmw._policy.words import check_options
 from meshmw.propagator import MeshPropagator
@@ -81,10 +79,11 @@ class OutboundCalls:
         operation = begin_client(request.method, lambda: _attributes(request) | resent, tracer, lines.raw)
         try:
             carrying = self._copy(request)
-            carrying.headers = type(lines)(
+            carrying.headers = headers_like(
+                lines,
                 propagator.replace_lines(
                     lines.raw, operation.context, host=url.host, method=request.method, target=url.raw_path
-                )
+                ),
             )
         except BaseException as error:
             operation.fail(error)
@@ -281,7 +280,7 @@ class _Body:
     def __init__(self, stream: Any, operation: HttpOperation) -> None:
         self._stream = stream
         self._operation = operation
-        self._dropped = weakref.finalize(self, _end_aside, operation)
+        self._dropped = weakref.finalize(self, end_aside, operation.end)
 
     def end(self) -> None:
         """End the operation, once."""
@@ -291,20 +290,6 @@ class _Body:
     def _fail(self, error: BaseException) -> None:
         self._operation.fail(error)
         self.end()
-
-
-def _end_aside(operation: HttpOperation) -> None:
-    """End the operation of a response that was dropped, in a thread of its own.
-
-    The garbage collector may find it while this thread holds any lock, such as one of OpenTelemetry's metrics, for
-    which the end of an operation waits. At the end of the process, nothing is collected any more.
-    """
-    if gc.isenabled():
-        # No more threads start while the interpreter ends, nor above a limit. Not by `threading`, which takes a lock.
-        with contextlib.suppress(RuntimeError):
-            _thread.start_new_thread(operation.end, ())
-    else:
-        operation.end()
 
 
 class SyncBody(_Body):

@@ -43,13 +43,9 @@ _REQUESTS: Final = frozenset({"http", "websocket"})
 # Hosts open no span of their own for a scope that carries their mark.
 _FASTAPI: Final = "fastapi.telemetry"
 _STARLETTE: Final = "starlette.opentelemetry"
-# By whether FastAPI and whether Starlette has left one: those that are still missing.
-_MISSING_MARKS: Final[Mapping[tuple[bool, bool], Mapping[str, object]]] = {
-    (False, False): {_FASTAPI: None, _STARLETTE: True},
-    (True, False): {_STARLETTE: True},
-    (False, True): {_FASTAPI: None},
-    (True, True): {},
-}
+# Each mark is read in a module of its own.
+_READS_STARLETTES: Final = "starlette.middleware.opentelemetry"
+_READS_FASTAPIS: Final = "fastapi.telemetry"
 _NOBODY: Final = (None, None)
 
 # A WebSocket that is closed before it was accepted is answered with 403 (ASGI, websocket.close).
@@ -261,9 +257,12 @@ def _own_authority(server: Sequence[Any] | None) -> str | None:
 
 def _stand_hosts_down(scope: Scope) -> Iterable[str]:
     """Mark the scope, so that no host further in opens a second SERVER span; return the marks that are new."""
-    missing = _MISSING_MARKS[_FASTAPI in scope, _STARLETTE in scope]
-    scope.update(missing)
-    return missing
+    new: tuple[str, ...] = ()
+    if _READS_STARLETTES in sys.modules and _STARLETTE not in scope:
+        scope[_STARLETTE], new = True, (_STARLETTE,)
+    if _READS_FASTAPIS in sys.modules and _FASTAPI not in scope:
+        scope[_FASTAPI], new = None, (*new, _FASTAPI)
+    return new
 
 
 class _Response:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sized
-from operator import call
-from typing import Any, Final, TypeAlias, Unpack
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sized
+from typing import Any, Final, Self, TypeAlias, Unpack
 
 from opentelemetry import context as otel_context
 
@@ -21,7 +20,7 @@ from meshmw._context.read_baggage import BaggageLimit
 from meshmw._frameworks import exception_answered, listen
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
-from meshmw._lifecycle.operation import AttributeValue
+from meshmw._lifecycle.operation import AttributeValue, end_dropped, watch_collections
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import DEFAULT_WARN_WINDOW
 from meshmw._policy.trust import RequestView, wsgi_path
@@ -72,6 +71,7 @@ class TraceContextMiddleware:
         self.app = app
         self._serving = Serving("wsgi", **options)
         listen()
+        watch_collections()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -222,7 +222,11 @@ class _Response:
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Hand the status on; a second one, with *exc_info*, counts where the first has not gone out."""
         # The server refuses it by raising, and then the client keeps the status that it has.
-        write: Any = self._start_response(status, headers, *(() if exc_info is None else (exc_info,)))
+        write: Any
+        if exc_info is None:
+            write = self._start_response(status, headers)
+        else:
+            write = self._start_response(status, headers, exc_info)
         if not self._is_out():
             code = str(status)[:3]
             self._status = int(code) if code.isdecimal() else 0
@@ -301,34 +305,83 @@ def _watched(body: Iterable[bytes], response: _Response, environ: Environ) -> It
         response: The request's; the context is current during each step of the body and at no other time.
         environ: What says how the server sends bodies.
     """
-    # A plain file in the server's own wrapper is left to the server to send.
-    if _is_plain_file(body, environ.get("wsgi.file_wrapper")) and _ends_when_closed(body, response):
-        return body
     if isinstance(body, list) and environ.get("SERVER_SOFTWARE") == _GRANIAN:
         # It tells the length of a list, and sends whatever else there is in pieces.
         response.sent, response.is_whole = sum(map(len, body)), True
         response.end()
         return body
+    if type(body) in _PLAIN:
+        return _PlainBody(body, response)
+    # A plain file in the server's own wrapper is left to the server to send.
+    if _is_plain_file(body, environ.get("wsgi.file_wrapper")) and _ends_when_closed(body, response):
+        return body
     return _SizedBody(body, response) if isinstance(body, Sized) else _Body(body, response)
 
 
-class _Body:
-    """Takes each chunk of a response in the request's context; what the application makes current stays with it.
+class _Watched(Iterator[bytes]):
+    """Stands for a response's body. An object rather than a generator: a server may close what it never began to read.
 
-    An object rather than a generator: a server may close a body that it never began to read.
+    Args:
+        body: What the application returned.
+        response: The request's.
     """
 
-    __slots__ = ("_body", "_kept", "_next", "_response", "_run")
+    __slots__ = ("_body", "_response")
+
+    def __init__(self, body: Any, response: _Response) -> None:
+        self._body = body
+        self._response = response
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        # asgiref's WsgiToAsgi stops where it has what was promised, and closes nothing.
+        if not self._response.operation.is_over:
+            end_dropped(self._response.end)
+
+
+class _PlainBody(_Watched):
+    """Hands on the chunks of a list or a tuple, as of nearly every response: there is no step of the application's."""
+
+    __slots__ = ("_chunks",)
+
+    def __init__(self, body: Any, response: _Response) -> None:
+        super().__init__(body, response)
+        self._chunks: Iterator[bytes] = iter(body)
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __next__(self) -> bytes:
+        response = self._response
+        try:
+            for chunk in self._chunks:
+                return response.hand(chunk)
+        except BaseException as error:
+            # It is no bytes.
+            response.fail(error)
+            response.end()
+            raise
+        response.is_whole = True
+        response.end()
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the operation if its last byte never went out."""
+        self._response.end()
+
+
+class _Body(_Watched):
+    """Takes each chunk of a response in the request's context; what the application makes current stays with it."""
+
+    __slots__ = ("_kept", "_next", "_run")
 
     def __init__(self, body: Iterable[bytes], response: _Response) -> None:
-        self._body: Iterable[bytes] = body
-        self._response = response
-        self._run: Run = call if type(body) in _PLAIN else StepContext(response.operation.context).run
+        super().__init__(body, response)
+        self._run: Run = StepContext(response.operation.context).run
         self._next: Callable[[], bytes] | None = None
         self._kept: object = None
-
-    def __iter__(self) -> _Body:
-        return self
 
     def __next__(self) -> bytes:
         response = self._response
@@ -359,15 +412,10 @@ class _Body:
             self._kept = None
             self._response.end()
 
-    def __del__(self) -> None:
-        # asgiref's WsgiToAsgi stops where it has what was promised, and closes nothing.
-        self._response.end()
-
     def _begin(self) -> Callable[[], bytes]:
         steps = self._run(iter, self._body)
         # What a generator has made current would be detached into the request's context, in the server's thread.
-        if self._run is not call:
-            self._kept = closed_on_drop(steps, self._run)
+        self._kept = closed_on_drop(steps, self._run)
         return steps.__next__  # type: ignore[no-any-return]
 
 
@@ -380,7 +428,7 @@ class _SizedBody(_Body):
     __slots__ = ()
 
     def __len__(self) -> int:
-        return len(self._body)  # type: ignore[arg-type]  # made for sized bodies alone
+        return len(self._body)
 
 
 def _is_plain_file(body: Any, file_wrapper: object) -> bool:

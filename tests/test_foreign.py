@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import aio_pika
 import aiokafka
@@ -30,6 +30,7 @@ import meshmw.httpx
 import meshmw.httpx2
 from meshmw import MeshPropagator, _foreign
 from meshmw._context.current import Current
+from meshmw._foreign import headers_like
 from meshmw._transports import wraps_transports
 
 CLIENTS = [
@@ -105,6 +106,24 @@ class TestTransports:
 
         client = wraps_transports(meshmw.httpx.TraceContextTransport)(Other)("name")
         assert client.name == "name"
+
+
+class TestHeaders:
+    PAIRS: ClassVar = [(b"Host", b"own.local"), (b"X-A", b"1"), (b"x-a", b"\xfc")]
+
+    @every_client
+    def test_a_copy_of_headers_is_filled_as_the_constructor_fills_it(self, library, ours, is_async):
+        made = headers_like(library.Headers({"stale": "1"}), iter(self.PAIRS))
+        assert vars(made) == vars(library.Headers(self.PAIRS))
+        assert made["X-a"] == "1, \xfc"
+
+    @pytest.mark.parametrize("rows", [None, ("A", "b")])
+    def test_those_that_keep_them_otherwise_are_made_by_their_constructor(self, rows):
+        class Others(list):
+            _list = rows
+
+        made = headers_like(Others([1]), iter(self.PAIRS))
+        assert (type(made), made, vars(made)) == (Others, self.PAIRS, {})
 
 
 NOWHERE = "127.0.0.1:9"

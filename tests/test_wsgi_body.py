@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import create_key
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -27,7 +27,7 @@ class Served:
 
     def __init__(self, make_body, file_wrapper=None):
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider()
+        self.provider = provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.file_wrapper": file_wrapper}
 
@@ -137,6 +137,38 @@ def test_a_body_that_has_nothing_to_close_is_closed_by_its_end():
     assert list(served.body) == [b"1"]
     served.body.close()
     assert "meshmw.response.incomplete" not in served.span.attributes
+
+
+def test_what_a_list_holds_that_is_no_bytes_raises_where_the_server_asks_for_it_and_marks_the_span():
+    served = Served(lambda _: [b"1", 2])
+    assert (len(served.body), next(served.body)) == (2, b"1")
+    with pytest.raises(TypeError):
+        next(served.body)
+    assert served.span.attributes["error.type"] == "TypeError"
+
+
+@pytest.mark.parametrize("make", [lambda _: [b"1"], lambda _: iter([b"1"])], ids=["list", "iterator"])
+def test_a_dropped_body_may_be_collected_within_a_lock_that_the_end_of_a_span_takes(make):
+    """Such as those of OpenTelemetry's metrics, within which the garbage collector may run."""
+    lock, ended, taken = threading.Lock(), threading.Event(), []
+
+    class Locking(SpanProcessor):
+        def on_end(self, span):
+            taken.append(lock.acquire(timeout=5))
+            if taken[-1]:
+                lock.release()
+            ended.set()
+
+    served = Served(make)
+    served.provider.add_span_processor(Locking())
+    assert next(served.body) == b"1"
+    circle = [served.body]
+    circle.append(circle)
+    del served.body, circle
+    with lock:
+        gc.collect()
+    assert ended.wait(10)
+    assert taken == [True]
 
 
 def test_a_list_of_the_applications_own_making_is_stepped_through_in_the_requests_context():

@@ -85,9 +85,13 @@ class Extraction(NamedTuple):
 
     def into(self, base: Mapping[str, object]) -> Context:
         """Return *base* with this extraction in it, and with no span or baggage of another request."""
+        return Context(self.entries_over(base))
+
+    def entries_over(self, base: Mapping[str, object]) -> dict[str, object]:
+        """Return what `into` does as a dictionary of the caller's own."""
         if not base:
-            return Context(self.entries())
-        return Context({key: value for key, value in base.items() if key not in _OF_ONE_REQUEST} | self.entries())
+            return self.entries()
+        return {key: value for key, value in base.items() if key not in _OF_ONE_REQUEST} | self.entries()
 
     def entries(self) -> dict[str, object]:
         """Return what a context holds of this extraction, by key."""

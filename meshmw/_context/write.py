@@ -145,11 +145,10 @@ class OutgoingHeaders:
     ) -> tuple[dict[str, str], frozenset[str]]:
         """Return the headers to write, and the names in lower case of those to remove first."""
         headers = self._writer.write(context)
-        # A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
-        stale = _STALE["baggage" in headers, not _TRACE_FORMATS.isdisjoint(headers)]
         # A caller's baggage is stale beside a trace too, also where the context has none: it may have been taken away.
-        if headers and self._owns_baggage:
-            stale |= {"baggage"}
+        has_baggage = "baggage" in headers or (self._owns_baggage and bool(headers))
+        # A trace header of any format is stale once this process sends a trace of its own (W3C Trace Context, 3.4).
+        stale = _STALE[has_baggage, not _TRACE_FORMATS.isdisjoint(headers)]
         carried = passthrough(context)
         kept: dict[str, list[str]] = {}
         for name, value in present:

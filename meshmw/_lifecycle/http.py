@@ -312,15 +312,16 @@ def begin_server(request: Request, decision: Decision, around: Context, tracer: 
     extraction = decision.extraction
     if decision.whose != "ours":
         return _begin_without_span(request, decision, around)
-    below, remote = extraction.into(around), extraction.span_context
+    entries, remote = extraction.entries_over(around), extraction.span_context
     # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
     is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
     attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
     links = None if extraction.rejected is None else decision.links
-    span = tracer.start_span(span_name(request.method), below, decision.kind, attributes, links)
+    span = tracer.start_span(span_name(request.method), Context(entries), decision.kind, attributes, links)
     if extraction.refused:
         record_refusals(span, extraction, link=False)
-    context = Context({**below, SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request})
+    entries |= {SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request}
+    context = Context(entries)
     if SERVER_IS_MEASURED() and decision.kind is SpanKind.SERVER:
         return MeasuredHttpOperation(span, context, request.method, request, Measurement(SERVER, attributes))
     return HttpOperation(span, context, request.method, request)

@@ -11,6 +11,8 @@ A package for another broker has three rooms: `_headers` (what its clients hand 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import is_not
 from typing import Final, TypeAlias, TypedDict
 
 from opentelemetry import context as otel_context
@@ -40,6 +42,8 @@ OWNED_HEADERS: Final = PROPAGATION_HEADERS | {SENT_HEADER}
 # Of all others only one line counts.
 _LISTS: Final = frozenset({"baggage", "tracestate"})
 _NOTHING: Final[Attributes] = {}
+# Asked of each option for each message, so it is a function of C.
+_IS_GIVEN: Final = partial(is_not, None)
 
 # Returns attributes; not called where nobody looks at them.
 Describe: TypeAlias = Callable[[], Attributes]
@@ -105,7 +109,7 @@ class Messaging:
             TypeError: An option is not known, or holds no propagator or tracer provider.
         """
         check_options(options, Options)
-        if server or keep_existing or any(option is not None for option in options.values()):
+        if server or keep_existing or any(map(_IS_GIVEN, options.values())):
             return Messaging(self.system, server=server, keep_existing=keep_existing, **options)
         return self
 

@@ -10,10 +10,12 @@ Every adapter goes through these steps:
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import gc
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from types import TracebackType
-from typing import cast
+from typing import Final, cast
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
@@ -26,6 +28,12 @@ from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY
 
 AttributeValue = str | int
 Attributes = Mapping[str, AttributeValue]
+
+# The threads in which the garbage collector runs: one at most, or none.
+_collecting: Final[set[int]] = set()
+
+_SUPPRESS: Final = frozenset({SUPPRESS_KEY, SUPPRESS_ALL_KEY})
+_SUPPRESS_HTTP: Final = _SUPPRESS | {SUPPRESS_HTTP_KEY}
 
 
 class Operation:
@@ -81,6 +89,47 @@ class Operation:
             self.span.end()
 
 
+def end_aside(end: Callable[[], object]) -> None:
+    """End the operation of a response that was dropped, in a thread of its own.
+
+    The garbage collector may find it while this thread holds any lock, such as one of OpenTelemetry's metrics, for
+    which the end of an operation waits. At the end of the process, nothing is collected any more.
+
+    Args:
+        end: Ends the operation.
+    """
+    if gc.isenabled():
+        # No more threads start while the interpreter ends, nor above a limit. Not by `threading`, which takes a lock.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(end, ())
+    else:
+        end()
+
+
+def watch_collections() -> None:
+    """Have `end_dropped` know from now on where the garbage collector runs."""
+    if _note_collection not in gc.callbacks:
+        gc.callbacks.append(_note_collection)
+
+
+def _note_collection(phase: str, _: object) -> None:
+    (_collecting.add if phase == "start" else _collecting.discard)(_thread.get_ident())
+
+
+def end_dropped(end: Callable[[], object]) -> None:
+    """End the operation of a response that a server has dropped: aside where the garbage collector found it, else here.
+
+    asgiref drops nearly every response of WSGI, and none of them by the garbage collector.
+
+    Args:
+        end: Ends the operation.
+    """
+    if _thread.get_ident() in _collecting:
+        end_aside(end)
+    else:
+        end()
+
+
 class OperationScope:
     """Makes an operation current for the length of one block, and ends it with the block; for one use.
 
@@ -127,13 +176,11 @@ def is_suppressed(context: Context, *, http: bool = False) -> bool:
         context: What is current where an operation begins.
         http: Whether it is an HTTP call, of which more may be suppressed.
     """
-    if not context:
+    keys = _SUPPRESS_HTTP if http else _SUPPRESS
+    # Nearly always none of them is there.
+    if keys.isdisjoint(context):
         return False
-    found = [
-        context.get(SUPPRESS_KEY),
-        context.get(SUPPRESS_ALL_KEY),
-        context.get(SUPPRESS_HTTP_KEY) if http else None,
-    ]
+    found = [context.get(key) for key in keys]
     return any(value and not isinstance(value, StandDown) for value in found)
 
 

@@ -98,12 +98,19 @@ class TraceContextClientInterceptor(
 
     def _intercept(self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any) -> Any:
         with self._outbound.begin(client_call_details, threading.get_ident) as outbound:
-            details = _CallDetails(client_call_details, tuple(outbound.metadata))
-            call = continuation(details, request)
+            call = continuation(_with_metadata(client_call_details, tuple(outbound.metadata)), request)
         outbound.end_with(call)
         return call
 
     intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = intercept_stream_stream = _intercept
+
+
+def _with_metadata(details: Any, metadata: tuple[Any, ...]) -> Any:
+    """Return a call's details with other metadata."""
+    # grpcio's own are a named tuple, each of whose fields grpcio asks for.
+    if "metadata" in getattr(details, "_fields", ()):
+        return details._replace(metadata=metadata)
+    return _CallDetails(details, metadata)
 
 
 class _CallDetails(grpc.ClientCallDetails):  # type: ignore[misc]

@@ -193,7 +193,7 @@ def write(
 ) -> list[tuple[str, Any]]:
     """Return headers to send: see `inject`; *null* stands for a header without a value."""
     pairs = sendable(headers, null)
-    new = messaging.write(context, header_lines(pairs, messaging.propagator.names_read))
+    new = messaging.write(context, header_lines(pairs, messaging.propagator.names_read) if pairs else {})
     kept = [pair for pair in pairs if pair[0].lower() not in OWNED_HEADERS]
     return kept + [(name, text.encode("latin-1", "replace")) for name, text in new.items()]
 

@@ -38,7 +38,7 @@ from meshmw._lifecycle.http_conventions import SERVER_IS_MEASURED
 from meshmw._lifecycle.operation import error_type
 from meshmw._notices import LOGGER
 from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
-from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest
+from meshmw.asgi import _BODIES, _STARTS, _WHOLE, _AsgiRequest, _stand_hosts_down
 from meshmw.errors import InvalidHeaderError
 from meshmw.propagator import _last_extract
 from meshmw.wire.headers import SENT_HEADER
@@ -55,7 +55,6 @@ else:
         function._is_coroutine = asyncio.coroutines._is_coroutine
 
 
-_MARKS: Final = ("meshmw.operation", "fastapi.telemetry", "starlette.opentelemetry")
 _tuple_of: Final = tuple.__new__
 
 
@@ -158,7 +157,8 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
         span = start_span(method, Context(entries), SpanKind.SERVER, attributes)
         entries[SPAN_KEY] = entries[CLAIM_KEY] = span
         entries[_REQUEST_KEY] = request
-        scope["meshmw.operation"], scope["fastapi.telemetry"], scope["starlette.opentelemetry"] = request, None, True
+        scope["meshmw.operation"] = request
+        marks = ("meshmw.operation", *_stand_hosts_down(scope))
         # From here on there is nobody to leave a request to: whatever comes has to be dealt with.
         started = trailers = is_failure = is_whole = is_over = False
         status = 0
@@ -231,7 +231,7 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
         finally:
             detach(token, context, ended_by)
             end()
-            for mark in _MARKS:
+            for mark in marks:
                 scope.pop(mark, None)
 
     return serve

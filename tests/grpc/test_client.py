@@ -582,3 +582,18 @@ def test_no_metadata_of_ours_is_ever_near_what_breaks_a_connection():
     context = remote(tracestate=state, baggage=",".join(f"k{number}={'x' * 120}" for number in range(64)))
     found, _ = replaced([], context)
     assert sum(len(key) + len(value) + 32 for key, value in found) < 8192 - 2048
+
+
+def test_details_that_are_no_named_tuple_keep_what_they_say_beside_other_metadata():
+    """grpcio's own are one; whoever calls an interceptor by hand may have others."""
+
+    class Details(grpc.ClientCallDetails):
+        method, timeout, metadata = "/lab.S/one", 7, (("a", "1"),)
+
+    seen = []
+    interceptor = TraceContextClientInterceptor("items.local:1", propagator=MeshPropagator())
+    interceptor.intercept_unary_unary(lambda details, request: seen.append((details, request)), Details(), b"x")
+    ((details, request),) = seen
+    assert (details.method, details.timeout, request) == ("/lab.S/one", 7, b"x")
+    assert details.metadata[0] == ("a", "1")
+    assert isinstance(details, grpc.ClientCallDetails)

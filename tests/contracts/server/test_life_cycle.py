@@ -1,12 +1,16 @@
 """Laws 5 and 8 on every host: telemetry changes nothing, and a span ends once, when the response is complete."""
 
 import asyncio
+import sys
+from types import ModuleType
 
 import pytest
 from asgiref.wsgi import WsgiToAsgi
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode
+
+from meshmw import asgi
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -563,3 +567,26 @@ def test_a_generator_whose_collection_runs_elsewhere_logs_no_error(make):
     request = asyncio.run(abandon())
     del request
     assert host.server_span.attributes["meshmw.response.incomplete"] is True
+
+
+@pytest.mark.parametrize("loaded", [(), ("fastapi.telemetry",), ("fastapi.telemetry", "starlette.opentelemetry")])
+def test_a_scope_is_marked_for_those_hosts_alone_that_are_loaded(make, monkeypatch, loaded):
+    modules = {
+        "fastapi.telemetry": "fastapi.telemetry",
+        "starlette.opentelemetry": "starlette.middleware.opentelemetry",
+    }
+    host, seen = make("BareASGI"), []
+
+    async def app(scope, receive, send):
+        seen.append({mark for mark in modules if mark in scope})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    host.app = asgi.TraceContextMiddleware(app, **host.options)
+    for mark, name in modules.items():
+        if mark in loaded:
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        else:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+    assert host.get("/items/7").status == 200
+    assert seen == [set(loaded)]
