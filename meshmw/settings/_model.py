@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, fields
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from meshmw._notices import LOGGER, escaped, quoted
 from meshmw._policy.words import hint
@@ -83,8 +83,7 @@ class Settings(Fields):
         }
 
 
-@dataclass(frozen=True, slots=True)
-class SettingDoc:
+class SettingDoc(NamedTuple):
     """Documents one setting, as docs/settings.md and `meshmw settings` show it.
 
     Attributes:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -61,6 +60,7 @@ ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 # Up to here a number of a timeout is seconds, as Python's SDK reads some variables: nobody means a tenth of a second.
 # Above, it is the specification's milliseconds: nobody waits for two minutes.
 MOST_AS_SECONDS: Final = 120
+_NOTHING: Final[Mapping[str, Any]] = {}
 _SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
 _EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
 
@@ -70,7 +70,6 @@ def is_blank(text: str) -> bool:
     return not text.replace(",", " ").strip()
 
 
-@dataclass
 class Standard:
     """Reads the standard variables, and keeps what is to be warned of.
 
@@ -80,9 +79,10 @@ class Standard:
         warnings: One line for each value that is not known.
     """
 
-    environ: Mapping[str, str]
-    decided: Mapping[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, environ: Mapping[str, str], decided: Mapping[str, Any] = _NOTHING) -> None:
+        self.environ = environ
+        self.decided = decided
+        self.warnings: list[str] = []
 
     def read(self) -> dict[str, tuple[Any, str]]:
         """Return each value that is set and known, with the variable that holds it."""
