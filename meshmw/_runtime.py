@@ -165,7 +165,7 @@ def _fall_back() -> Runtime:
 
 
 def _from_environment(propagator: MeshPropagator) -> Runtime:
-    from meshmw.settings import Settings  # brings pydantic, which a service that needs no settings does without
+    from meshmw.settings import Settings
 
     try:
         return Runtime.from_settings(Settings(), propagator)

@@ -19,6 +19,7 @@ import threading
 from asyncio import to_thread
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar
@@ -401,7 +402,7 @@ class _OwnSettings:
         telemetry = configured()
         if telemetry is None:
             return str, ("",)
-        return str, (json.dumps({"owned": telemetry.owned, "settings": telemetry.settings.model_dump(mode="json")}),)
+        return str, (json.dumps({"owned": telemetry.owned, "settings": asdict(telemetry.settings)}),)
 
 
 def _begin_worker(own: object, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:

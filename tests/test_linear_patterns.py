@@ -22,7 +22,7 @@ import meshmw._policy
 import meshmw.wire
 from meshmw._policy.outbound import Destinations
 from meshmw._policy.patterns import BaggageKeys, PathPatterns
-from meshmw._policy.trust import spiffe_id
+from meshmw._policy.xfcc import spiffe_id
 
 PACKAGES = (meshmw.wire, meshmw._context, meshmw._policy)
 SIZE = 65_536

@@ -81,7 +81,7 @@ def batching_of(settings: Settings, headroom: Callable[[], int | None] = memory_
     batch = asked or profile.batch
     # A profile that was chosen by its name alone leaves the queue to the standard variable; where nothing was chosen,
     # the settings have read that one already, and warned of it.
-    standard = count_in(_QUEUE) if not own and "batching" in settings.model_fields_set else None
+    standard = count_in(_QUEUE) if not own and "batching" in settings.given else None
     queue = _fitting_queue(headroom(), profile.queue, batch) if own == "auto" else int(own or standard or profile.queue)
     if asked is not None and asked > queue:
         batch = profile.batch

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final, TypeVar
-from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import (
     MetricExporter,
@@ -42,42 +41,6 @@ T = TypeVar("T")
 _LOCAL: Final = re.compile(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
-
-_CERTIFICATE: Final = (
-    "its certificate is not trusted: name the file of its authority in OTEL_EXPORTER_OTLP_CERTIFICATE, and write the "
-    "host that the certificate names"
-)
-_CLIENT: Final = (
-    "it asks for a certificate of this client: name its files in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
-    "OTEL_EXPORTER_OTLP_CLIENT_KEY"
-)
-_NO_TLS: Final = "does not speak TLS: {write_http}set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
-_OVER_HTTP: Final = "it speaks HTTP/1, and not gRPC: set MESHMW_EXPORTER=otlp-http, or write its port of gRPC"
-_OVER_GRPC: Final = "it speaks gRPC, and not HTTP/1: set MESHMW_EXPORTER=otlp, or write its port of HTTP"
-
-# What grpcio, urllib3 and OpenSSL say, and what then helps; the first that fits. Where nothing but a closed connection
-# is seen, TLS is one reason among others.
-_WITH_TLS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), remedy)
-    for pattern, remedy in (
-        (r"CERTIFICATE.VERIFY.FAILED|hostname (?:mismatch|verification)|doesn't match", _CERTIFICATE),
-        (r"CERTIFICATE.REQUIRED|alert bad certificate|ALERT_BAD_CERTIFICATE|HANDSHAKE_FAILURE", _CLIENT),
-        (r"WRONG.VERSION.NUMBER|record layer failure|unknown protocol|\bHTTP.REQUEST\b", f"it {_NO_TLS}"),
-        (r"handshake|EOF|socket closed|connection (?:aborted|reset)", f"where it {_NO_TLS}"),
-    )
-)
-_SURELY_WITH_TLS: Final = _WITH_TLS[:3]
-_WITHOUT_TLS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), remedy)
-    for pattern, remedy in (
-        (r"frame type (?:79|80|84)\b|frame.{0,40}HTTP/1", _OVER_HTTP),
-        (r"BadStatusLine\(.{0,8}\\x00", _OVER_GRPC),
-        (
-            r"socket closed|closed connection|connection (?:aborted|reset)|broken pipe|batch code: 400|parsing HTTP/2",
-            "where it speaks TLS: {write_https}",
-        ),
-    )
-)
 
 
 class _Mute(logging.Filter):
@@ -191,6 +154,8 @@ class Reachability:
         self.failing = True
         self._is_said = self._throttle.opens() is not None
         if self._is_said:
+            from meshmw._telemetry.remedies import remedy_for  # most collectors never fail
+
             remedy = remedy_for(self._endpoint, reason)
             if not remedy and not self._has_arrived:
                 remedy = f"set MESHMW_ENDPOINT to the collector's address, or {self.without}"
@@ -430,20 +395,3 @@ def _install_mute() -> None:
         # First, because the SDK's own filter hides repeated lines, by which we count failed attempts.
         if _MUTE not in filters:
             filters.insert(0, _MUTE)
-
-
-def remedy_for(endpoint: str, reason: str) -> str:
-    """Return what helps against the failure of an export, or an empty text where nothing in its words says it.
-
-    Args:
-        endpoint: The collector's address, as it stands in the log.
-        reason: What the exporter says.
-    """
-    parts = urlsplit(endpoint)
-    rules = {"http": _WITHOUT_TLS, "https": _WITH_TLS}.get(parts.scheme, _SURELY_WITH_TLS)
-    for pattern, remedy in rules:
-        if pattern.search(reason):
-            # An address of gRPC's own, such as `unix:/run/otel.sock`, takes no scheme.
-            write_http = f"write http://{parts.netloc}, or " if parts.netloc else ""
-            return remedy.format(write_http=write_http, write_https=f"write https://{parts.netloc}")
-    return ""

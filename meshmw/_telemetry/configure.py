@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from meshmw._lifecycle.http_conventions import know_methods
 from meshmw._log_output import leave_log_to_python, once_in_tree, show_log
-from meshmw._notices import LOGGER, escaped, quoted
+from meshmw._notices import LOGGER, escaped, plain, quoted
 from meshmw._runtime import Runtime, install
 from meshmw._telemetry.export import shown_endpoint
 from meshmw._telemetry.handle import Telemetry, flush_at_process_end
@@ -229,7 +229,7 @@ def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
     LOGGER.info(
         "meshmw ready: propagator=MeshPropagator formats=%s service=%s exporter=%s endpoint=%s provider=%s",
         as_text(settings.propagators) or "none",
-        escaped(service, 255),
+        plain(service, 255),
         settings.exporter if own else "-",
         (own and shown_endpoint(settings)) or "-",
         whose,
@@ -238,6 +238,6 @@ def _log_ready(settings: Settings, provider: trace.TracerProvider, whose: str) -
     if own and service.startswith(_UNNAMED) and settings.exporter != "none":
         LOGGER.warning(
             "this service has no name, and its spans say %s: set MESHMW_SERVICE_NAME=my-service",
-            escaped(service),
+            plain(service),
             extra=once_in_tree("unnamed"),
         )

@@ -109,8 +109,7 @@ def is_asked_for(settings: Settings, name: str) -> bool:
     """Say whether somebody chose this setting for meshmw, and not for all telemetry by a standard variable."""
     # What a standard variable says, the other provider has read too.
     by_standard = settings.origins().get(name, "").startswith("OTEL_")
-    default = type(settings).model_fields[name].default
-    return name in settings.model_fields_set and not by_standard and getattr(settings, name) != default
+    return name in settings.given and not by_standard and getattr(settings, name) != getattr(Settings, name)
 
 
 class UnflaggedIds(RandomIdGenerator):
@@ -163,7 +162,7 @@ def _warn_of_other_exporters(settings: Settings) -> None:
     """Name what OTEL_METRICS_EXPORTER holds and nobody will export to, unless another setting has decided."""
     asked = [name for name in (each.strip().lower() for each in first_of(_METRICS_VARIABLE).split(",")) if name]
     known = [name for name in asked if name in get_args(MetricsExporter)][:1]
-    is_decided_elsewhere = settings.metrics != known[0] if known else "metrics" in settings.model_fields_set
+    is_decided_elsewhere = settings.metrics != known[0] if known else "metrics" in settings.given
     left_out = [name for name in asked if name not in known]
     if left_out and not is_decided_elsewhere:
         LOGGER.warning(

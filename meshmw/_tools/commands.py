@@ -123,8 +123,7 @@ def _usable_settings() -> tuple[Settings, SettingsError | None]:
     try:
         return Settings(), None
     except SettingsError as error:
-        fields = Settings.model_fields
-        return Settings(**{name: fields[name].default for name in error.names}), error
+        return Settings(**{name: getattr(Settings, name) for name in error.names}), error
 
 
 # OpenTelemetry's own variable, which needs no setting beside it.

@@ -16,8 +16,6 @@ from meshmw.settings._otlp import is_insecure as is_insecure
 # For the package's own use.
 from meshmw.settings._schema import MOST_BYTES as MOST_BYTES
 from meshmw.settings._schema import MOST_MEMBERS as MOST_MEMBERS
-from meshmw.settings._schema import as_text as as_text
-from meshmw.settings._schema import is_target as is_target
 from meshmw.settings._sdk import EXEMPLAR_VARIABLES as EXEMPLAR_VARIABLES
 from meshmw.settings._sdk import IMPORT_VARIABLES as IMPORT_VARIABLES
 from meshmw.settings._sdk import LARGEST as LARGEST
@@ -40,6 +38,8 @@ from meshmw.settings._standard import metrics_over_http as metrics_over_http
 from meshmw.settings._standard import resource_attributes as resource_attributes
 from meshmw.settings._standard import say as say
 from meshmw.settings._standard import sdk_disabled as sdk_disabled
+from meshmw.settings._values import as_text as as_text
+from meshmw.settings._values import is_target as is_target
 
 __all__ = ["SettingDoc", "Settings"]
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
-
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from meshmw._notices import LOGGER, escaped, quoted
-from meshmw._policy.words import hint, listed
+from meshmw._policy.words import hint
 from meshmw.errors import SettingsError
-from meshmw.settings._schema import ANY_CASE, Fields, as_text, is_none
-from meshmw.settings._standard import VARIABLES, Standard, StandardSource, is_blank
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
+from meshmw.settings._schema import Fields
+from meshmw.settings._standard import VARIABLES, Standard, is_blank, warn
+from meshmw.settings._values import Kind, UnusableItemsError, as_text, is_none
 
 # Of the values at fault in one list, so many are shown.
 _SHOWN: Final = 3
@@ -35,70 +30,60 @@ class Settings(Fields):
         SettingsError: Some values cannot be used; it names all of them.
     """
 
+    env_prefix: ClassVar[str] = "MESHMW_"
+
+    def __init_subclass__(cls, *, env_prefix: str = env_prefix) -> None:
+        """Read the variables of a subclass under another prefix."""
+        cls.env_prefix = env_prefix
+
     # Type checkers keep the signature that they derive from the fields.
     if TYPE_CHECKING:
         ...
     else:
+        __signature__ = signature(Fields)
 
         def __init__(self, **values: Any) -> None:
-            prefix = str(self.model_config["env_prefix"])
-            fields = type(self).model_fields
-            warn_unknown_variables(os.environ, fields, prefix)  # noqa: TID251
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                errors = error.errors()
-                at_fault = {str(each["loc"][0]) for each in errors if each["loc"]}
-                names = [name for name in fields if name in at_fault]
-                raise SettingsError(faults_of(errors, fields, values, prefix), names) from None
+            own = variables_of(type(self))
+            given = {name: value for name, (_, value) in own.items()} | values
+            standard = Standard(os.environ, given)  # noqa: TID251
+            found = {name: value for name, (value, _) in standard.read().items()}
+            warn(standard)
+            # Not one by one: a frozen dataclass refuses that.
+            self.__dict__.update(read(type(self), found | given, values))
+            self.__dict__["_given"] = frozenset(found | given)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the standard variables last, and no variable that is blank."""
-        return (
-            init_settings,
-            VariableSource(settings_cls),
-            dotenv_settings,
-            file_secret_settings,
-            StandardSource(settings_cls),
-        )
+    @property
+    def given(self) -> frozenset[str]:
+        """Return the settings that an argument or a variable has decided."""
+        given: frozenset[str] = self.__dict__["_given"]
+        return given
 
     @classmethod
     def documentation(cls) -> tuple[SettingDoc, ...]:
         """Return one entry for each setting, in the order in which they are declared."""
-        prefix = str(cls.model_config["env_prefix"])
         return tuple(
             SettingDoc(
-                name=name,
-                variable=f"{prefix}{name}".upper(),
-                standard=VARIABLES.get(name, ()),
-                default=as_text(field.default),
-                takes=takes(field),
-                description=field.description or "",
+                name=each.name,
+                variable=variable_of(each.name, cls.env_prefix),
+                standard=VARIABLES.get(each.name, ()),
+                default=as_text(each.default),
+                takes=kind_of(each).takes,
+                description=each.metadata["description"],
             )
-            for name, field in cls.model_fields.items()
+            for each in fields(cls)
         )
 
     @classmethod
     def origins(cls) -> dict[str, str]:
         """Return, for each setting that the environment decides, the variable that holds it."""
-        prefix = str(cls.model_config["env_prefix"])
-        filled = VariableSource(cls).env_vars
-        own = {name: f"{prefix}{name}".upper() for name in cls.model_fields if f"{prefix}{name}".lower() in filled}
-        values = {name: filled[variable.lower()] for name, variable in own.items()}
-        standard = Standard(os.environ, values).read()  # noqa: TID251
-        return own | {name: variable for name, (_, variable) in standard.items()}
+        own = variables_of(cls, say_unknown=False)
+        standard = Standard(os.environ, {name: value for name, (_, value) in own.items()}).read()  # noqa: TID251
+        return {name: variable for name, (variable, _) in own.items()} | {
+            name: variable for name, (_, variable) in standard.items()
+        }
 
 
-@dataclass(frozen=True, slots=True)
-class SettingDoc:
+class SettingDoc(NamedTuple):
     """Documents one setting, as docs/settings.md and `meshmw settings` show it.
 
     Attributes:
@@ -118,81 +103,74 @@ class SettingDoc:
     description: str
 
 
-class VariableSource(EnvSettingsSource):
-    """Reads the `MESHMW_*` variables: those that hold something, and words in any case."""
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        # The specification calls an empty variable unset; templates also leave blanks and lone commas behind.
-        return {name: value for name, value in super()._load_env_vars().items() if value and not is_blank(value)}
-
-    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
-        """Return a variable's value, with its words in lower case."""
-        is_word = ANY_CASE in field.metadata
-        is_list = NoDecode in field.metadata
-        if isinstance(value, str) and (is_word or (is_list and is_none(value))):
-            value = value.strip().lower()
-        return super().prepare_field_value(field_name, field, value, value_is_complex)
+def variable_of(name: str, prefix: str) -> str:
+    """Return the variable that holds a setting."""
+    return f"{prefix}{name}".upper()
 
 
-def takes(field: FieldInfo) -> str:
-    """Return the values that a field takes, as a sentence names them."""
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and "takes" in extra:
-        return str(extra["takes"])
-    words = words_of(field.annotation)
-    if get_origin(field.annotation) is tuple:
-        return f"a list of {', '.join(words)}; or none"
-    return listed(words) if words else str(field.annotation)
+def kind_of(setting: Field[Any]) -> Kind:
+    """Return what a setting takes."""
+    kind: Kind = setting.metadata["kind"]
+    return kind
 
 
-def words_of(annotation: object) -> tuple[str, ...]:
-    """Return the words that a value, or an item of a list, may be; none where it is something else."""
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return tuple(word for each in get_args(annotation) for word in words_of(each))
-
-
-def faults_of(
-    errors: Iterable[ErrorDetails],
-    fields: Mapping[str, FieldInfo],
-    arguments: Mapping[str, Any],
-    prefix: str,
-) -> list[str]:
-    """Return one line for each field at fault, in the order of the fields, unknown arguments last.
+def variables_of(cls: type[Settings], *, say_unknown: bool = True) -> dict[str, tuple[str, str]]:
+    """Return, by setting, its own variable and what that holds, words in lower case; none that is blank.
 
     Args:
-        errors: What pydantic found.
-        fields: The model's fields by name.
-        arguments: What came as an argument; whatever else is at fault came from the environment.
-        prefix: The prefix of the variables' names.
+        cls: The settings.
+        say_unknown: Whether to warn of every variable that bears the prefix and is no setting, which is most often a
+            misspelt one.
     """
-    by_field: dict[str, list[ErrorDetails]] = {}
-    for error in errors:
-        by_field.setdefault(str(error["loc"][0]) if error["loc"] else "", []).append(error)
-    lines = [_fault(name, by_field[name], fields[name], arguments, prefix) for name in fields if name in by_field]
-    unknown = [name for name in by_field if name not in fields]
-    return lines + [_unknown(name, by_field[name], fields) for name in unknown]
+    kinds = {variable_of(each.name, cls.env_prefix): (each.name, kind_of(each)) for each in fields(cls)}
+    found = {}
+    prefix = cls.env_prefix.upper()
+    for name, value in os.environ.items():  # noqa: TID251
+        variable = name.upper()
+        if variable in kinds:
+            # The specification calls an empty variable unset; templates also leave blanks and lone commas behind.
+            if not is_blank(value):
+                setting, kind = kinds[variable]
+                is_word = kind.in_any_case or (kind.is_list and is_none(value))
+                found[setting] = variable, value.strip().lower() if is_word else value
+        elif say_unknown and variable.startswith(prefix):
+            meant = hint(variable.removeprefix(prefix), [known.removeprefix(prefix) for known in kinds], cls.env_prefix)
+            LOGGER.warning("%s is no setting and is ignored%s", escaped(name), meant)
+    return found
 
 
-def _fault(name: str, errors: list[ErrorDetails], field: FieldInfo, arguments: Mapping[str, Any], prefix: str) -> str:
-    where = f"argument {name}" if name in arguments else f"{prefix}{name}".upper()
-    # A field of two types has two errors for one value.
-    held = list(dict.fromkeys(quoted(error["input"]) for error in errors))
+def read(cls: type[Settings], given: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, object]:
+    """Return the value of every setting.
+
+    Args:
+        cls: The settings.
+        given: What arguments and variables hold.
+        arguments: What came as an argument; whatever else is given came from the environment.
+
+    Raises:
+        SettingsError: Some of it cannot be used. It has one line for each setting at fault, in their order, and unknown
+            arguments last.
+    """
+    values: dict[str, object] = {}
+    faults: dict[str, str] = {}
+    for each in fields(cls):
+        name = each.name
+        values[name] = each.default
+        if name in given:
+            try:
+                values[name] = kind_of(each).read(given[name])
+            except ValueError as error:
+                where = f"argument {name}" if name in arguments else variable_of(name, cls.env_prefix)
+                faults[name] = f"{where} {_fault(given[name], error, kind_of(each))}"
+    unknown = [f"argument {escaped(name)} is no setting{hint(name, values)}" for name in given if name not in values]
+    if faults or unknown:
+        raise SettingsError([*faults.values(), *unknown], list(faults))
+    return values
+
+
+def _fault(value: object, error: ValueError, kind: Kind) -> str:
+    items = error.items if isinstance(error, UnusableItemsError) else [value]
+    held = list(dict.fromkeys(map(quoted, items)))
     more = f" and {len(held) - _SHOWN} more" if len(held) > _SHOWN else ""
-    hints = (hint(str(error["input"]), words_of(field.annotation)) for error in errors)
-    return f"{where} holds {', '.join(held[:_SHOWN])}{more}; it takes {takes(field)}{next(filter(None, hints), '')}"
-
-
-def _unknown(name: str, errors: list[ErrorDetails], fields: Iterable[str]) -> str:
-    if errors[0]["type"] == "extra_forbidden":
-        return f"argument {escaped(name)} is no setting{hint(name, fields)}"
-    return errors[0]["msg"]
-
-
-def warn_unknown_variables(names: Iterable[str], fields: Iterable[str], prefix: str) -> None:
-    """Warn of every variable that bears the prefix and is no setting, which is most often a misspelt one."""
-    known = {field.upper() for field in fields}
-    for name in names:
-        rest = name.upper().removeprefix(prefix.upper())
-        if rest != name.upper() and rest not in known:
-            LOGGER.warning("%s is no setting and is ignored%s", escaped(name), hint(rest, known, prefix))
+    hints = (hint(str(item), kind.words) for item in items)
+    return f"holds {', '.join(held[:_SHOWN])}{more}; it takes {kind.takes}{next(filter(None, hints), '')}"

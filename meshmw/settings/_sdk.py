@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from meshmw._notices import quoted
 from meshmw._policy.words import listed
-from meshmw.settings._schema import whole_number
 from meshmw.settings._standard import ATTRIBUTES, MOST_AS_SECONDS, Standard, doubts_of_interval, say
+from meshmw.settings._values import whole_number
 
 # The largest whole number, and the longest time in milliseconds, that the specification asks an SDK to take.
 LARGEST: Final = 2**31 - 1

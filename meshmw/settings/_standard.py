@@ -14,12 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 from urllib.parse import unquote_to_bytes, urlsplit
-
-from pydantic.fields import FieldInfo
-from pydantic_settings import PydanticBaseSettingsSource
 
 from meshmw._notices import LOGGER, quoted, without_secrets
 from meshmw._policy.words import (
@@ -30,10 +26,10 @@ from meshmw._policy.words import (
     Exporter,
     MetricsExporter,
 )
-from meshmw.settings._schema import (
+from meshmw.settings._schema import Fields
+from meshmw.settings._values import (
     LONGEST_TEXT,
     MOST_SPANS,
-    Fields,
     as_text,
     endpoint_url,
     is_target,
@@ -64,23 +60,9 @@ ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 # Up to here a number of a timeout is seconds, as Python's SDK reads some variables: nobody means a tenth of a second.
 # Above, it is the specification's milliseconds: nobody waits for two minutes.
 MOST_AS_SECONDS: Final = 120
+_NOTHING: Final[Mapping[str, Any]] = {}
 _SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
 _EXPORTERS = {"otlp_proto_grpc": "otlp", "otlp_proto_http": "otlp-http", "console": "console", "none": "none"}
-
-
-class StandardSource(PydanticBaseSettingsSource):
-    """Gives pydantic-settings the standard variables, for whatever no earlier source has decided."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Say that no single field is read by itself: the endpoint depends on the exporter."""
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        """Read the standard variables, and warn of what is not known in them."""
-        standard = Standard(os.environ, self.current_state)  # noqa: TID251
-        values = {name: value for name, (value, _) in standard.read().items()}
-        _warn(standard)
-        return values
 
 
 def is_blank(text: str) -> bool:
@@ -88,7 +70,6 @@ def is_blank(text: str) -> bool:
     return not text.replace(",", " ").strip()
 
 
-@dataclass
 class Standard:
     """Reads the standard variables, and keeps what is to be warned of.
 
@@ -98,9 +79,10 @@ class Standard:
         warnings: One line for each value that is not known.
     """
 
-    environ: Mapping[str, str]
-    decided: Mapping[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, environ: Mapping[str, str], decided: Mapping[str, Any] = _NOTHING) -> None:
+        self.environ = environ
+        self.decided = decided
+        self.warnings: list[str] = []
 
     def read(self) -> dict[str, tuple[Any, str]]:
         """Return each value that is set and known, with the variable that holds it."""
@@ -118,7 +100,7 @@ class Standard:
     def _read(self, name: str, read: Callable[[], tuple[Any, str] | None]) -> tuple[Any, str] | None:
         said = len(self.warnings)
         found = read()
-        value = Fields.model_fields[name].default if found is None else found[0]
+        value = getattr(Fields, name) if found is None else found[0]
         # Which value counts instead is known only when all that the variables hold is read.
         instead = f"; so {name} is {without_secrets(as_text(value)) or 'left unset'}"
         self.warnings[said:] = [f"{warning}{instead}" for warning in self.warnings[said:]]
@@ -307,7 +289,7 @@ def metrics_over_http(exporter: str) -> bool:
     """Say whether metrics go over HTTP: as their own variable says; or as spans do, by *exporter*; or as all do."""
     standard = Standard(os.environ)  # noqa: TID251
     own = standard.protocol("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
-    _warn(standard)
+    warn(standard)
     if own is not None:
         return own[0] == _HTTP
     if exporter in ("otlp", _HTTP):
@@ -329,7 +311,7 @@ def metrics_endpoint(exporter: str, endpoint: str | None, *, http: bool) -> str 
     """
     standard = Standard(os.environ, {"exporter": exporter})  # noqa: TID251
     own = standard.endpoint(["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"], "METRICS", http=http)
-    _warn(standard)
+    warn(standard)
     if own is not None:
         return own[0]
     if endpoint is not None and http == (exporter == _HTTP) and endpoint != standard.read().get("endpoint", [None])[0]:
@@ -338,7 +320,7 @@ def metrics_endpoint(exporter: str, endpoint: str | None, *, http: bool) -> str 
     for_all = standard.endpoint(["OTEL_EXPORTER_OTLP_ENDPOINT"], "METRICS", http=http)
     # Where spans travel likewise, the settings have said what is wrong with it.
     if http != (exporter == _HTTP):
-        _warn(standard)
+        warn(standard)
     return for_all and for_all[0]
 
 
@@ -347,7 +329,8 @@ def _beside_traces(url: str) -> str:
     return parts._replace(path=f"{parts.path.removesuffix('/').removesuffix('/v1/traces')}/v1/metrics").geturl()
 
 
-def _warn(standard: Standard) -> None:
+def warn(standard: Standard) -> None:
+    """Say what is ignored in the variables that were read."""
     for warning in standard.warnings:
         say(warning)
 
@@ -386,7 +369,7 @@ def sdk_disabled() -> bool:
     """Say whether OTEL_SDK_DISABLED is true; warn of what is neither true nor false, which is false."""
     standard = Standard(os.environ)  # noqa: TID251
     disabled = standard.boolean("OTEL_SDK_DISABLED")
-    _warn(standard)
+    warn(standard)
     return disabled
 
 
@@ -402,7 +385,7 @@ def count_in(variable: str, most: int = MOST_SPANS) -> int | None:
     standard.warnings = [f"{warning}; its default is used" for warning in standard.warnings]
     if variable == "OTEL_BSP_SCHEDULE_DELAY" and found is not None:
         standard.warnings += doubts_of_interval(variable, found)
-    _warn(standard)
+    warn(standard)
     return found
 
 

@@ -12,9 +12,23 @@ from tests.benchmarks.chart import chart
 from tests.benchmarks.measure import Case, measure
 from tests.benchmarks.report import details, table, within
 
-MODULES = ("servers", "hosts", "clients", "formats", "threads", "kafka", "rpc")
+MODULES = ("servers", "hosts", "clients", "formats", "threads", "kafka")
 # Longer ones, which print tables of their own and are run only when they are asked for.
-REPORTS = ("growth", "memory", "instructions", "path", "hostile", "attack", "end_to_end")
+REPORTS = (
+    *(
+        "growth",
+        "memory",
+        "instructions",
+        "path",
+        "hostile",
+        "attack",
+        "end_to_end",
+        "startup",
+        "exported",
+        "drops",
+        "rpc",
+    ),
+)
 ROUNDS = 41
 WHAT = f"of {', '.join(MODULES)}, all of them by default; or of {', '.join(REPORTS)}"
 

@@ -119,7 +119,7 @@ class Entrance:
     longest_name: int = MOST
 
 
-def report(*, seed: int = 15, tries: int = 60, rounds: int = 3, shown: int = 6) -> str:
+def report(*, seed: int = 15, tries: int = 60, rounds: int = 3, shown: int = 6, repeats: int = 15) -> str:
     """Return a table for each entrance of the dearest shape of each place, the worst first.
 
     Args:
@@ -127,11 +127,12 @@ def report(*, seed: int = 15, tries: int = 60, rounds: int = 3, shown: int = 6) 
         tries: Shapes that are made at random for each place, and as many changes of the dearest in each round.
         rounds: Rounds of changes.
         shown: Rows of each entrance.
+        repeats: How often what is shown is measured.
     """
     logging.getLogger("meshmw").addHandler(logging.NullHandler())
     logging.getLogger("meshmw").propagate = False
-    tables = [_table(name, Search(seed, each), tries, rounds, shown) for name, each in entrances().items()]
-    return "\n\n".join([*tables, _many_lines(Search(seed, Entrance((), [_asgi()])))])
+    tables = [_table(name, Search(seed, each, repeats), tries, rounds, shown) for name, each in entrances().items()]
+    return "\n\n".join([*tables, _many_lines(Search(seed, Entrance((), [_asgi()]), repeats))])
 
 
 def _table(name: str, search: Search, tries: int, rounds: int, shown: int) -> str:
@@ -159,12 +160,12 @@ def _many_lines(search: Search) -> str:
 class Search:
     """Looks for the dearest shapes of one entrance; the same seed makes the same ones at random."""
 
-    def __init__(self, seed: int, entrance: Entrance) -> None:
-        self.entrance = entrance
+    def __init__(self, seed: int, entrance: Entrance, repeats: int = 15) -> None:
+        self.entrance, self._repeats = entrance, repeats
         self._random = random.Random(seed)
         self._nonce = 0
         # In microseconds, by whoever serves it.
-        self.valid = [self._fastest(serve, self._made_valid, 200) for serve in entrance.rivals]
+        self.valid = [self._fastest(serve, self._made_valid, 13 * repeats) for serve in entrance.rivals]
 
     def worst(self, place: str, tries: int, rounds: int) -> tuple[float, Shape]:
         """Return the dearest shape of a place that was found, and how many times a valid request it costs."""
@@ -175,7 +176,7 @@ class Search:
             found += [(self.cost(shape), shape) for shape in changed]
         # Noise looks like a cost: what is to be shown is measured again.
         dearest = sorted(found, key=lambda each: -each[0])[:10]
-        return max(((self.cost(shape, 15), shape) for _, shape in dearest), key=lambda each: each[0])
+        return max(((self.cost(shape, self._repeats), shape) for _, shape in dearest), key=lambda each: each[0])
 
     def cost(self, shape: Shape, times: int = 4) -> float:
         """Return how many times a valid request one with a shape costs, by whoever takes longest for it."""

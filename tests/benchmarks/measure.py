@@ -6,6 +6,7 @@ Knows clocks and medians. Must not know what is timed.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,18 @@ class Spread(NamedTuple):
         return cls(*statistics.quantiles(samples, n=4))
 
 
+def confidence(samples: Sequence[float]) -> tuple[float, float]:
+    """Return between which of the samples the true median lies, with 95 %, whatever their distribution is.
+
+    The number of samples below the median is binomial; of many it is near to a normal one.
+    """
+    ordered = sorted(samples)
+    reach = 0.98 * math.sqrt(len(ordered))
+    low = max(0, math.floor(len(ordered) / 2 - reach))
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + reach))
+    return ordered[low], ordered[high]
+
+
 @dataclass(frozen=True)
 class Result:
     """Says what one case took.
@@ -66,17 +79,21 @@ class Result:
         costs: By rival, the floor left out: microseconds of processor time for doing it once, over the floor.
         ratios: By rival but ours: how many times ours it took, in the same round.
         floor: Microseconds of the floor itself, or None where there is none.
+        intervals: By rival but ours: the bounds of the ratio's median, with 95 %.
     """
 
     case: Case
     costs: dict[str, Spread]
     ratios: dict[str, Spread]
     floor: Spread | None
+    intervals: dict[str, tuple[float, float]]
 
 
 def measure(case: Case, rounds: int, times: int | None = None) -> Result:
     """Time the rivals of a case in turn, and compare them round by round; *times* stands for the case's own."""
     case = case if times is None else replace(case, times=times)
+    # What is there by now stays, so the collection before each batch need not look at it.
+    gc.freeze()
     samples: dict[str, list[float]] = {label: [] for label in case.rivals}
     for batch in case.rivals.values():
         batch(max(1, case.times // 4))
@@ -87,18 +104,20 @@ def measure(case: Case, rounds: int, times: int | None = None) -> Result:
             samples[label].append(_timed(case, case.rivals[label]))
     floor = samples.pop(case.floor) if case.floor else [0.0] * rounds
     over = {label: [each - low for each, low in zip(taken, floor, strict=True)] for label, taken in samples.items()}
+    ratios = {label: _ratios(taken, over["meshmw"]) for label, taken in over.items() if label != "meshmw"}
     return Result(
         case,
         {label: Spread.of(taken) for label, taken in over.items()},
-        {label: _ratio(taken, over["meshmw"]) for label, taken in over.items() if label != "meshmw"},
+        {label: Spread.of(found) for label, found in ratios.items()},
         Spread.of(floor) if case.floor else None,
+        {label: confidence(found) for label, found in ratios.items()},
     )
 
 
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
+def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
     # A round in which noise made ours free says nothing.
     pairs = [(their, our) for their, our in zip(theirs, ours, strict=True) if our > 0]
-    return Spread.of([their / our for their, our in pairs] or [float("nan")])
+    return [their / our for their, our in pairs] or [float("nan")]
 
 
 def _timed(case: Case, batch: Batch) -> float:

@@ -40,7 +40,7 @@ def bare_contrib() -> Any:
 
 
 def bare_sdk() -> Any:
-    """Return it around a span of OpenTelemetry's SDK with our attributes, and nothing else: the floor of all others."""
+    """Return it around a span of OpenTelemetry's SDK with our attributes, and nothing else."""
     traced = sdk_alone(plain, SAMPLED)
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:

@@ -7,18 +7,51 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.benchmarks.measure import confidence
+
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_case_runs_and_is_told_in_the_table_and_the_chart(tmp_path):
     picture = tmp_path / "chart.svg"
-    command = [sys.executable, "-m", "tests.benchmarks", "--rounds", "2", "--times", "2", "--svg", str(picture)]
+    command = [sys.executable, "-m", "tests.benchmarks", "--rounds", "1", "--times", "1", "--svg", str(picture)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     named = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()]
     assert {"ASGI request, sampled", "WSGI request, sampled", "FastAPI request", "extract, all headers"} <= set(named)
     drawn = {text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")}
     assert {"meshmw", "contrib"} <= drawn
+
+
+def test_a_start_an_export_a_pace_and_a_call_have_a_row_for_each_rival():
+    program = """
+import os
+from tests.benchmarks import drops, exported, rpc, startup
+from tests.benchmarks.peers import GROUPS, NEEDS
+
+table = startup.report(rounds=1, anew=False)
+assert all(f"| {name} |" in table for name in startup.PROGRAMS), table
+table = exported.report(rounds=1, requests=5, count=False)
+rows, _, missing = table.partition("Not installed, and so left out: ")
+for group, rivals in GROUPS.items():
+    for label in rivals.keys() - {"bare"}:
+        is_missing = any(name in label for name in NEEDS if name in missing)
+        assert (f"| {group} | {label} |" in rows) is not is_missing, (label, table)
+table = drops.report(rates=(100,), seconds=0.2)
+assert all(f"| {rival} |" in table for rival in drops.RIVALS), table
+table = rpc.report(rounds=1, times=1)
+assert table.count("| gRPC ") == 6, table
+# Threads of grpcio may be waiting still.
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+def test_a_median_lies_within_its_interval_and_that_narrows_with_more_rounds():
+    few, many = (confidence(list(range(count))) for count in (10, 100))
+    assert few[0] < 4.5 < few[1]
+    assert many == (40, 60)
+    assert confidence([1.0]) == (1.0, 1.0)
 
 
 def test_the_instructions_of_a_request_are_counted_by_part_and_are_the_same_each_time():
@@ -110,13 +143,13 @@ for group in GROUPS.values():
 def test_the_search_for_the_worst_finds_a_shape_for_each_place_of_each_entrance():
     program = """
 from tests.benchmarks.hostile import MOST, Search, Shape, entrances, report
-table = report(tries=2, rounds=1, shown=100)
+table = report(tries=1, rounds=1, shown=100, repeats=1)
 found = entrances()
 for name, entrance in found.items():
     assert f"| {name}; a valid one takes" in table, name
     own = table.partition(f"| {name}; ")[2].partition("\\n\\n")[0]
     assert all(f"| `{place}`:" in own for place in entrance.places), own
-one, other = Search(1, found["ASGI"]), Search(1, found["ASGI"])
+one, other = (Search(1, found["ASGI"], repeats=1) for _ in range(2))
 assert [one._made("baggage") for _ in range(20)] == [other._made("baggage") for _ in range(20)]
 shape = one._made("b3")
 assert shape.text(1) != shape.text(2)

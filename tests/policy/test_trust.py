@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from meshmw import Settings
 from meshmw._notices import Rejections
-from meshmw._policy.trust import RequestView, TrustPolicy, spiffe_id
+from meshmw._policy.trust import RequestView, TrustPolicy
+from meshmw._policy.xfcc import spiffe_id
 from meshmw.errors import SettingsError
 
 ID = "spiffe://cluster.local/ns/shop/sa/checkout"

@@ -160,8 +160,7 @@ def test_a_policy_of_trust_takes_exact_words(word):
 
 
 def settings_with_words():
-    for name, field in Settings.model_fields.items():
-        annotation = field.annotation
+    for name, annotation in get_type_hints(Settings).items():
         for word in words_in(annotation):
             yield name, word, (word,) if get_origin(annotation) is tuple else word
 
