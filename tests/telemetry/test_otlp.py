@@ -1,0 +1,225 @@
+"""Spans as our writer writes them are what the SDK's encoder makes of them.
+
+`python -m tests.telemetry.test_otlp SECONDS` compares as many random batches as fit into the time.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import random
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from meshmw._telemetry import otlp
+from meshmw._telemetry.bounds import FAIR, BoundedSpan
+from meshmw._telemetry.otlp import LARGEST_BATCH, batches, request_bytes, span_bytes
+
+
+class Number(int):
+    """An integer of a class of its own, as numpy's are."""
+
+
+class Word(str):
+    __slots__ = ()
+
+
+class Index:
+    def __index__(self):
+        return 7
+
+
+class Choice(enum.IntEnum):
+    ONE = 1
+
+
+TEXTS = ["", "a", "GET", "x" * 64, "x" * 65, "y" * 127, "z" * 128, "é", "\U0001f600" * 40, "\x00", "w" * 17_000]
+ODD_TEXTS = ["\ud800", "half \udcff", Word("word")]
+INTEGERS = [0, 1, -1, 127, 128, 200, 1023, 1024, 2**31, 2**32, 2**63 - 1, -(2**63)]
+ODD_INTEGERS = [2**63, -(2**63) - 1, 2**64, 2**200, Number(7), Choice.ONE]
+FLOATS = [0.0, -0.0, 1.0, -1.5, math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308]
+KEYS = ["", "http.route", "url.path", "é", "k" * 64, "k" * 65, "k" * 2_000, *(f"key{number}" for number in range(200))]
+ODD_KEYS = ["\ud800", Word("http.route")]
+ODD_VALUES = [None, object(), b"", {}, [], (), {1: 2}, {"": None}, [None, 1], bytearray(b"a"), range(3), 1j, Index()]
+TIMES = [None, 0, 1, 2**32, 1_700_000_000_000_000_000, 2**63, 2**64 - 1]
+ODD_TIMES = [-1, 2**64, 1.5, 1.0, True, Number(3), "1", Index()]
+COUNTS = [0, 1, 127, 128, 2**31, 2**32 - 1]
+ODD_COUNTS = [-1, 2**32, True, 1.5]
+
+
+class Maker:
+    """Makes spans of all sorts by a source of random numbers; a few of what they hold is odd."""
+
+    def __init__(self, source):
+        self.pick, self.number, self.chance = source.choice, source.randrange, source.random
+        self.source = source
+        self.resources = [Resource({}), Resource({"service.name": "a"}, "https://schema"), *self.twins()]
+        self.scopes = [None, InstrumentationScope("a"), InstrumentationScope("a"), InstrumentationScope("")]
+        self.scopes += [InstrumentationScope(self.text(), self.pick([None, "", "1"]), self.pick([None, "", "s"]))]
+        self.scopes += [InstrumentationScope("s", "1", "https://scope", self.attributes()) for _ in range(2)]
+        self.scopes += [InstrumentationScope("t", attributes={"k": each}) for each in (1, True, 1.0)]
+
+    def twins(self):
+        attributes = {key: value for key, value in self.attributes().items() if isinstance(value, str | int | float)}
+        return [Resource(attributes), Resource(attributes), Resource({"k": self.pick([1, True, 1.0, "1"])})]
+
+    def is_odd(self):
+        return self.chance() < 0.003
+
+    def text(self):
+        if self.is_odd():
+            return self.pick(ODD_TEXTS)
+        if self.chance() < 0.7:
+            return self.pick(TEXTS)
+        return "".join(chr(self.pick((self.number(128), self.number(0xD800)))) for _ in range(self.number(200)))
+
+    def integer(self):
+        if self.is_odd():
+            return self.pick(ODD_INTEGERS)
+        return self.pick(INTEGERS) if self.chance() < 0.7 else self.number(-(2**63), 2**63)
+
+    def value(self, depth=0):
+        if self.is_odd():
+            return self.pick(ODD_VALUES)
+        kind = self.number(10 if depth < 4 else 6)
+        if kind < 2:
+            return self.text()
+        if kind < 4:
+            return self.integer()
+        if kind == 4:
+            return self.pick([True, False])
+        if kind == 5:
+            return self.pick(FLOATS) if self.chance() < 0.7 else self.chance() * 1e9
+        if kind == 6:
+            return self.source.randbytes(self.number(200))
+        if kind == 7:
+            return {self.key(): self.value(depth + 1) for _ in range(self.number(4))}
+        return self.pick([list, tuple])([self.value(depth + 1) for _ in range(self.number(5))])
+
+    def key(self):
+        return self.pick(ODD_KEYS) if self.is_odd() else self.pick(KEYS)
+
+    def attributes(self):
+        return {self.key(): self.value() for _ in range(self.pick([0, 1, 3, 11]))}
+
+    def held(self):
+        """Return attributes in a mapping of any kind that spans have."""
+        plain = self.attributes()
+        bounded = BoundedAttributes()
+        # What the SDK cleans is held as it comes too: each of its releases cleans something else.
+        bounded._dict.update(plain)
+        bounded.dropped = self.count()
+        return self.pick([plain, plain, bounded, bounded, None])
+
+    def count(self):
+        return self.pick(ODD_COUNTS) if self.is_odd() else self.pick(COUNTS) if self.chance() < 0.1 else 0
+
+    def time(self):
+        return self.pick(ODD_TIMES) if self.is_odd() else self.pick(TIMES)
+
+    def listed(self, items):
+        held = BoundedList.from_seq(None, items)
+        held.dropped = self.count()
+        return self.pick([held, held, items, tuple(items)])
+
+    def context(self):
+        state = TraceState([(f"k{number}", "v" * number) for number in range(1, self.number(1, 5))])
+        return SpanContext(
+            self.pick([self.number(1, 2**128), 1, 0 if self.is_odd() else 2**128 - 1]),
+            self.pick([self.number(1, 2**64), 1, 2**64 if self.is_odd() else 2**64 - 1]),
+            self.pick([True, False]),
+            TraceFlags(self.pick([0, 1, 2, 3, 255])),
+            self.pick([state, None]),
+        )
+
+    def status(self):
+        code = self.pick(list(StatusCode))
+        status = Status(code)
+        status._description = self.pick([None, "", self.text()])
+        return None if self.is_odd() else status
+
+    def span(self):
+        events = [Event(self.text(), self.held(), self.time()) for _ in range(self.pick([0, 0, 0, 1, 3]))]
+        links = [Link(self.context(), self.held()) for _ in range(self.pick([0, 0, 0, 1, 3]))]
+        for event in events:
+            event._timestamp = self.time()
+        return ReadableSpan(
+            self.pick([None, 5, b"bytes"]) if self.is_odd() else self.text(),
+            None if self.is_odd() else self.context(),
+            self.pick([None, self.context()]),
+            self.pick(self.resources),
+            self.held(),
+            self.listed(events),
+            self.listed(links),
+            1 if self.is_odd() else self.pick(list(SpanKind)),
+            status=self.status(),
+            start_time=self.time(),
+            end_time=self.time(),
+            instrumentation_scope=self.pick(self.scopes),
+        )
+
+    def spans(self):
+        return [self.span() for _ in range(self.number(1, 12))]
+
+
+def outcome(write, spans):
+    """Return the bytes, or of what class the error is."""
+    try:
+        return write(spans)
+    except Exception as error:
+        return type(error)
+
+
+def by_sdk(spans):
+    return encode_spans(spans).SerializePartialToString()
+
+
+def differs(spans):
+    """Return how what we write differs from what the SDK writes, or None."""
+    ours, theirs = outcome(request_bytes, spans), outcome(by_sdk, spans)
+    return None if ours == theirs else (ours, theirs)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@given(st.randoms(use_true_random=False))
+def test_what_we_write_is_what_the_sdk_writes(source):
+    assert differs(Maker(source).spans()) is None
+
+
+def compare_for(seconds, seed):
+    logging.disable()
+    spans = refused = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        seed += 1
+        maker = Maker(random.Random(seed))
+        for _ in range(20):
+            batch = maker.spans()
+            spans += len(batch)
+            refused += isinstance(outcome(by_sdk, batch), type)
+            found = differs(batch)
+            assert found is None, (seed, found)
+    print(f"{spans} spans are equal byte by byte, of {refused} batches both say the same error; seeds up to {seed}")
+
+
+if __name__ == "__main__":
+    compare_for(float(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 0)
