@@ -8,236 +8,66 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Final, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
-from opentelemetry.sdk.metrics.export import (
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-)
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData, ResourceMetrics
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, redacted
 from meshmw._otel import (
     ENCODER_LOGGER,
-    EXPORTER_LOGGERS,
     change_status_text,
     encodable,
     exception_events,
-    is_too_large,
-    is_unwritable,
+    is_written,
     make_encodable,
     preferences_of,
 )
-from meshmw._telemetry.worker import ForkGate
-
-T = TypeVar("T")
+from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan
+from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes
+from meshmw._telemetry.reachability import GaveUpError, Reachability, muted
+from meshmw._telemetry.span import plain_size
 
 # A developer's machine is one of these, and a pod whose collector is a sidecar.
 _LOCAL: Final = re.compile(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
-
-_CERTIFICATE: Final = (
-    "its certificate is not trusted: name the file of its authority in OTEL_EXPORTER_OTLP_CERTIFICATE, and write the "
-    "host that the certificate names"
-)
-_CLIENT: Final = (
-    "it asks for a certificate of this client: name its files in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
-    "OTEL_EXPORTER_OTLP_CLIENT_KEY"
-)
-_NO_TLS: Final = "does not speak TLS: {write_http}set OTEL_EXPORTER_OTLP_INSECURE=true for an address without a scheme"
-_OVER_HTTP: Final = "it speaks HTTP/1, and not gRPC: set MESHMW_EXPORTER=otlp-http, or write its port of gRPC"
-_OVER_GRPC: Final = "it speaks gRPC, and not HTTP/1: set MESHMW_EXPORTER=otlp, or write its port of HTTP"
-
-# What grpcio, urllib3 and OpenSSL say, and what then helps; the first that fits. Where nothing but a closed connection
-# is seen, TLS is one reason among others.
-_WITH_TLS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), remedy)
-    for pattern, remedy in (
-        (r"CERTIFICATE.VERIFY.FAILED|hostname (?:mismatch|verification)|doesn't match", _CERTIFICATE),
-        (r"CERTIFICATE.REQUIRED|alert bad certificate|ALERT_BAD_CERTIFICATE|HANDSHAKE_FAILURE", _CLIENT),
-        (r"WRONG.VERSION.NUMBER|record layer failure|unknown protocol|\bHTTP.REQUEST\b", f"it {_NO_TLS}"),
-        (r"handshake|EOF|socket closed|connection (?:aborted|reset)", f"where it {_NO_TLS}"),
-    )
-)
-_SURELY_WITH_TLS: Final = _WITH_TLS[:3]
-_WITHOUT_TLS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), remedy)
-    for pattern, remedy in (
-        (r"frame type (?:79|80|84)\b|frame.{0,40}HTTP/1", _OVER_HTTP),
-        (r"BadStatusLine\(.{0,8}\\x00", _OVER_GRPC),
-        (
-            r"socket closed|closed connection|connection (?:aborted|reset)|broken pipe|batch code: 400|parsing HTTP/2",
-            "where it speaks TLS: {write_https}",
-        ),
-    )
-)
+# Bytes of memory, which are at most twice as many on their way, and so below the 4 MiB that gRPC takes.
+_LARGEST_BATCH: Final = 1_000_000
 
 
-class _Mute(logging.Filter):
-    """Asks the thread that logs: the loggers are shared with exporters that the application made itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        passes: Callable[[logging.LogRecord], bool] | None = getattr(self.thread, "passes", None)
-        return passes is None or passes(record)
-
-
-_MUTE: Final = _Mute()
-
-
-class _GaveUpError(Exception):
-    """Ends an export whose reason is known, in place of the exporter's own retries."""
-
-
-class Reachability:
-    """Exports by a call that may fail, and says that exports fail, and that they work again, each once.
-
-    Args:
-        endpoint: The collector's address, as it shall stand in the log.
-        warn_window: Seconds between two warnings, so that a collector that comes and goes does not fill the log.
-
-    Attributes:
-        failing: Whether the last export failed.
-        what: What is sent.
-        meanwhile: What becomes of it as long as it does not arrive.
-        without: What to set where there is no collector.
-        rejects: What is counted of what a collector takes in part.
-    """
-
-    what: ClassVar[str]
-    meanwhile: ClassVar[str]
-    without: ClassVar[str]
-    rejects: ClassVar[str]
-
-    def __init__(self, endpoint: str, warn_window: float) -> None:
-        self.failing = False
-        self._endpoint = endpoint
-        self._throttle = Throttle(warn_window)
-        self._is_said = False
-        self._has_arrived = False
-        self._reason = ""
-        self._is_too_large = self._is_unwritable = False
-        self._gate = ForkGate(lambda: self.failing)
-        _install_mute()
-
-    def _export(self, call: Callable[[], T]) -> T | None:
-        """Return what the call returns, or None where it raises."""
-        self._reason = _MUTE.thread.failure = ""
-        _MUTE.thread.rejected = 0, ""
-        self._is_too_large = self._is_unwritable = False
-        try:
-            with self._gate, muted(self._keep_reason):
-                return call()
-        except _GaveUpError:
-            return None
-        except Exception as error:
-            self._reason, self._is_unwritable = repr(error), is_unwritable(error)
-            return None
-
-    def _end(self, call: Callable[[], object]) -> None:
-        try:
-            with muted(lambda record: False):
-                call()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # such as a Rust library's panic, after which other processors would not end
-            LOGGER.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
-
-    def _keep_reason(self, record: logging.LogRecord) -> bool:
-        # The exporters log one line for each attempt that failed, in the thread that exports.
-        message = record.getMessage()
-        is_first = not self._reason
-        self._reason = self._reason or _MUTE.thread.failure or message
-        self._is_unwritable = is_unwritable(message)
-        # Not where the collector has asked to wait, with the same code. The exporter would send the same again, for ten
-        # seconds.
-        if is_first and is_too_large(message):
-            self._is_too_large = True
-            raise _GaveUpError
-        return False
-
-    def _refused(self, what: str, consequence: str) -> None:
-        """Say that the collector, which answers, refuses something for its size."""
-        if self._throttle.opens(consequence) is not None:
-            LOGGER.warning(
-                "the collector at %s refused %s as too large, which %s; requests are unaffected (%s)",
-                self._endpoint,
-                what,
-                consequence,
-                escaped(self._reason, 200),
-            )
-
-    def _count_rejected(self) -> int:
-        """Return how much of an export that arrived was rejected, and say why; its sender is not to try again."""
-        count, why = _MUTE.thread.rejected
-        if (count or why) and self._throttle.opens("rejected") is not None:
-            line = "the collector at %s rejects %d %s of an export that it takes; requests are unaffected (%s)"
-            LOGGER.warning(line, self._endpoint, count, self.rejects, escaped(why, 200))
-        return int(count)
-
-    def _failed(self, reason: str) -> None:
-        if self.failing:
-            return
-        self.failing = True
-        self._is_said = self._throttle.opens() is not None
-        if self._is_said:
-            remedy = remedy_for(self._endpoint, reason)
-            if not remedy and not self._has_arrived:
-                remedy = f"set MESHMW_ENDPOINT to the collector's address, or {self.without}"
-            LOGGER.warning(
-                "%s do not reach %s and %s until it answers; requests are unaffected (%s)%s",
-                self.what,
-                self._endpoint,
-                self.meanwhile,
-                escaped(reason, 200),
-                remedy and f"; {remedy}",
-            )
-
-    def _succeeded(self) -> None:
-        if self.failing and self._is_said:
-            LOGGER.info("%s reach %s again", self.what, self._endpoint)
-        self.failing, self._has_arrived = False, True
-
-
-def note_failure(error: Exception) -> None:
-    """Keep why an attempt of this thread failed: of a time-out, the exporter for HTTP logs no reason."""
-    # The innermost names the fault, and no address with a key in it.
-    while (inner := getattr(error, "reason", None) or next(iter(error.args), None)) and isinstance(inner, Exception):
-        error = inner
-    _MUTE.thread.failure = f"{type(error).__name__}: {error}"
-
-
-def note_answer(answer: Any) -> None:
-    """Keep what the collector says that it rejects, for the thread that exports; metrics' answers have other names."""
-    said = answer.partial_success
-    count = getattr(said, "rejected_spans", 0) or getattr(said, "rejected_data_points", 0)
-    _MUTE.thread.rejected = max(count, 0), said.error_message
-
-
-def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:
-    """Hide the secrets in the text of exceptions, which the application's own spans have recorded as they are.
+def redact_exceptions(span: ReadableSpan) -> ReadableSpan:
+    """Return a span without the secrets in the text of exceptions, which the application's own spans record as it is.
 
     What cannot be encoded in it, or in a name, is escaped: a stranger's JSON may hold it, and an exception quote it.
     """
-    for span in spans:
-        make_encodable(span)
-        change_status_text(span, _shown)
-        for said in exception_events(span):
-            said.update({key: _shown(text) for key, text in said.items() if isinstance(text, str)})
+    make_encodable(span)
+    change_status_text(span, _shown)
+    for said in exception_events(span):
+        said.update({key: _shown(text) for key, text in said.items() if isinstance(text, str)})
+    return span
 
 
 def _shown(text: str) -> str:
     return encodable(redacted(text))
+
+
+class Batch(list[ReadableSpan]):
+    """Spans that leave together, as many as there is room for by what they take in memory.
+
+    Attributes:
+        room: The bytes that are left.
+    """
+
+    room = _LARGEST_BATCH
+
+    def add(self, span: ReadableSpan) -> None:
+        """Add a span."""
+        self.append(span)
+        self.room -= span.size if isinstance(span, BoundedSpan) else min(plain_size(span), FAIR_BYTES)
 
 
 class GuardedSpanExporter(Reachability, SpanExporter):
@@ -268,14 +98,21 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self.exports_done = 0
         self.is_last = False
         self._exporter = exporter
+        self._is_written = is_written(exporter)
         self._left_out = Throttle(warn_window)
         self._busy = False
         self._attempts_failed = 0
         self._hurried = False
 
+    def batch(self) -> Batch | WrittenBatch:
+        """Return a batch without a span."""
+        return WrittenBatch(self._write_odd) if self._is_written else Batch()
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export, in halves where all at once are too large or one cannot be written; say whether all spans arrived."""
-        redact_exceptions(spans)
+        if not isinstance(spans, Batch | WrittenBatch):
+            for span in spans:
+                redact_exceptions(span)
         failed, refusals, waiting = self.exports_failed, 0, [spans]
         try:
             while waiting:
@@ -296,6 +133,16 @@ class GuardedSpanExporter(Reachability, SpanExporter):
             if waiting:
                 self._lose([span for batch in waiting for span in batch])
         return SpanExportResult.SUCCESS if self.exports_failed == failed else SpanExportResult.FAILURE
+
+    def _write_odd(self, span: ReadableSpan) -> bytes:
+        # What it leaves out of the span it logs.
+        with muted(self._keep_reason):
+            try:
+                return odd_span_bytes(span)
+            except Exception as error:
+                self._reason, self._is_unwritable, self._is_too_large = repr(error), True, False
+                self._lose([span])
+                return b""
 
     def _arrives(self, spans: Sequence[ReadableSpan]) -> bool:
         self._busy, self._attempts_failed = True, 0
@@ -361,7 +208,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self._attempts_failed += 1
         super()._keep_reason(record)
         if (self._hurried or self.is_last) and self.is_absent:
-            raise _GaveUpError
+            raise GaveUpError
         if self._hurried:
             self._give_up_if_hopeless(attempts=2)
         return False
@@ -392,8 +239,10 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         self._exporter = exporter
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any) -> MetricExportResult:
-        """Export, and say whether the metrics arrived; never raises."""
+        """Export, without what cannot be encoded, and say whether all that could arrived; never raises."""
         result = self._export(lambda: self._exporter.export(metrics_data, timeout_millis, **options))
+        if self._is_unwritable and (encodable_ones := self._encodable(metrics_data)) is not None:
+            result = self._export(lambda: self._exporter.export(encodable_ones, timeout_millis, **options))
         if result is MetricExportResult.SUCCESS:
             self._count_rejected()
             self._succeeded()
@@ -404,6 +253,27 @@ class GuardedMetricExporter(Reachability, MetricExporter):
             self._failed(self._reason)
         return MetricExportResult.FAILURE
 
+    def _encodable(self, data: MetricsData) -> MetricsData | None:
+        """Return the metrics that can be encoded, and name the others; None where that is none or all of them."""
+        # With the exporters, which are imported where somebody asks for them.
+        from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+        kept: list[ResourceMetrics] = []
+        left_out: list[tuple[str, str]] = []
+        for alone, name in _metrics(data):
+            try:
+                encode_metrics(alone)
+                kept += alone.resource_metrics
+            except Exception as error:
+                left_out.append((name, repr(error)))
+        if not kept or not left_out:
+            return None
+        if self._throttle.opens("unwritable") is not None:
+            name, reason = left_out[0]
+            line = "%d metrics cannot be encoded and are missing there, the first of which is %s; others arrive (%s)"
+            LOGGER.warning(line, len(left_out), quoted(name), escaped(reason, 200))
+        return MetricsData(kept)
+
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""
         return not self.failing
@@ -413,37 +283,9 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         self._end(lambda: self._exporter.shutdown(timeout_millis, **options))
 
 
-@contextmanager
-def muted(passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Ask *passes*, for each line that this thread logs through OpenTelemetry's exporters, whether to let it out."""
-    before = getattr(_MUTE.thread, "passes", None)
-    _MUTE.thread.passes = passes
-    try:
-        yield
-    finally:
-        _MUTE.thread.passes = before
-
-
-def _install_mute() -> None:
-    for name in EXPORTER_LOGGERS:
-        filters = logging.getLogger(name).filters
-        # First, because the SDK's own filter hides repeated lines, by which we count failed attempts.
-        if _MUTE not in filters:
-            filters.insert(0, _MUTE)
-
-
-def remedy_for(endpoint: str, reason: str) -> str:
-    """Return what helps against the failure of an export, or an empty text where nothing in its words says it.
-
-    Args:
-        endpoint: The collector's address, as it stands in the log.
-        reason: What the exporter says.
-    """
-    parts = urlsplit(endpoint)
-    rules = {"http": _WITHOUT_TLS, "https": _WITH_TLS}.get(parts.scheme, _SURELY_WITH_TLS)
-    for pattern, remedy in rules:
-        if pattern.search(reason):
-            # An address of gRPC's own, such as `unix:/run/otel.sock`, takes no scheme.
-            write_http = f"write http://{parts.netloc}, or " if parts.netloc else ""
-            return remedy.format(write_http=write_http, write_https=f"write https://{parts.netloc}")
-    return ""
+def _metrics(data: MetricsData) -> Iterator[tuple[MetricsData, str]]:
+    """Yield each metric alone, in the resource and the scope that it has, and its name."""
+    for resource in data.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                yield MetricsData([replace(resource, scope_metrics=[replace(scope, metrics=[metric])])]), metric.name

@@ -18,7 +18,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Timeout
 
 from meshmw._notices import without_secrets
-from meshmw._telemetry.collector import note_answer, note_failure
+from meshmw._telemetry.reachability import note_answer, note_failure
 
 # A collector answers with an empty message, or with a few words about what it refused.
 _LONGEST_ANSWER: Final = 65_536

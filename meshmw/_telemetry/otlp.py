@@ -1,19 +1,19 @@
 """Spans as the bytes of OTLP's `ExportTraceServiceRequest`, written without an object of protobuf for each part.
 
-The SDK's encoder makes one for every attribute, and encoding a span then costs more than serving a request. The numbers
-of fields here are those of opentelemetry-proto 1 (`trace.proto`, `common.proto`), which never change; the wire format is
-https://protobuf.dev/programming-guides/encoding. As the SDK does, it groups spans by resource and scope, leaves out what
-is at its default, and sets no flags but those of the parent's origin.
+The SDK's encoder makes one for every attribute, and encoding a span then costs more than serving a request. The
+numbers of fields here are those of opentelemetry-proto 1 (`trace.proto`, `common.proto`), which never change; the wire
+format is https://protobuf.dev/programming-guides/encoding. As the SDK does, it groups spans by resource and scope,
+leaves out what is at its default, and sets no flags but those that say where the parent is.
 
 Only what is plain is written here. The SDK's own encoder writes each span that holds anything else, so that all that is
-odd (other types, None, numbers of more than 64 bits, half characters) comes out, is left out or raises as it decides. It
-writes resources and scopes too. `tests/telemetry/test_otlp.py` holds both equal, message by message and byte by byte,
-on random spans; run as a program it does so for as many as one likes.
+odd (other types, None, numbers of more than 64 bits, half characters) comes out, is left out or raises as it decides.
+It writes resources and scopes too. `tests/telemetry/test_otlp.py` holds both equal, byte by byte, on random spans; run
+as a program it does so for as long as one likes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -80,7 +80,7 @@ _SPAN_FLAGS: Final = {False: b"\x85\x01\x00\x01\x00\x00", True: b"\x85\x01\x00\x
 _LINK_FLAGS: Final = {False: b"\x35\x00\x01\x00\x00", True: b"\x35\x00\x03\x00\x00"}
 
 # Half of what gRPC takes, in bytes of spans alone.
-LARGEST_BATCH: Final = 2_000_000
+_LARGEST_BATCH: Final = 2_000_000
 # Of each key so many values are remembered as they are written, none longer than that. Strangers choose some of them.
 _MOST_KEYS: Final = 128
 _MOST_VALUES: Final = 32
@@ -296,17 +296,14 @@ def _plain_span(span: ReadableSpan) -> bytes:
     )
 
 
-def span_bytes(span: ReadableSpan) -> bytes:
-    """Return a span's message behind its length.
+def odd_span_bytes(span: ReadableSpan) -> bytes:
+    """Return a span's message behind its length, as the SDK's encoder writes it.
 
     Raises:
-        Exception: The SDK's encoder cannot write it either.
+        Exception: It cannot.
     """
-    try:
-        return _framed(_plain_span(span))
-    except Exception:
-        (resource_spans,) = _encoded(span).resource_spans
-        return _framed(resource_spans.scope_spans[0].spans[0].SerializeToString())
+    (resource_spans,) = _encoded(span).resource_spans
+    return _framed(resource_spans.scope_spans[0].spans[0].SerializeToString())
 
 
 def _encoded(span: ReadableSpan) -> Any:
@@ -316,40 +313,38 @@ def _encoded(span: ReadableSpan) -> Any:
     return encode_spans([span])
 
 
-class Batch(list[ReadableSpan]):
-    """Spans that leave together.
-
-    Attributes:
-        written: What `span_bytes` returns of each.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
+def span_bytes(span: ReadableSpan, write_odd: Callable[[ReadableSpan], bytes] = odd_span_bytes) -> bytes:
+    """Return a span's message behind its length, or what *write_odd* returns of a span that is not plain."""
+    try:
+        return _framed(_plain_span(span))
+    except Exception:  # a part of it may be of any class
+        return write_odd(span)
 
 
-def batches(spans: Iterable[ReadableSpan], refuse: Callable[[ReadableSpan, Exception], object]) -> Iterator[Batch]:
-    """Yield spans in batches that any collector takes, each written when it is asked for.
+class WrittenBatch(list[ReadableSpan]):
+    """Spans that leave together, as many as any collector takes at once, and what is written of them.
 
     Args:
-        spans: The spans.
-        refuse: Is told of a span that cannot be written, and why.
+        write_odd: Writes what is not plain; an empty text leaves the span out.
+
+    Attributes:
+        room: The bytes that are left.
+        written: What is written of each.
     """
-    batch, room = Batch(), LARGEST_BATCH
-    for span in spans:
-        try:
-            written = span_bytes(span)
-        except Exception as error:
-            refuse(span, error)
-            continue
-        if batch and len(written) > room:
-            yield batch
-            batch, room = Batch(), LARGEST_BATCH
-        batch.append(span)
-        batch.written.append(written)
-        room -= len(written)
-    if batch:
-        yield batch
+
+    def __init__(self, write_odd: Callable[[ReadableSpan], bytes]) -> None:
+        super().__init__()
+        self.room = _LARGEST_BATCH
+        self.written: list[bytes] = []
+        self._write_odd = write_odd
+
+    def add(self, span: ReadableSpan) -> None:
+        """Write a span."""
+        written = span_bytes(span, self._write_odd)
+        if written:
+            self.append(span)
+            self.written.append(written)
+            self.room -= len(written)
 
 
 def request_bytes(spans: Sequence[ReadableSpan]) -> bytes:
@@ -371,7 +366,8 @@ def request_bytes(spans: Sequence[ReadableSpan]) -> bytes:
 
 
 def _written(spans: Sequence[ReadableSpan]) -> Iterable[bytes]:
-    return spans.written if isinstance(spans, Batch) else map(span_bytes, spans)
+    # A part of a batch is a plain list: it is written anew, in the rare case that a collector refuses the whole.
+    return spans.written if isinstance(spans, WrittenBatch) else map(span_bytes, spans)
 
 
 def _resource_spans(resource: Resource, scopes: dict[InstrumentationScope | None, list[bytes]]) -> bytes:

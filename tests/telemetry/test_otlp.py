@@ -17,16 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from meshmw._telemetry import otlp
-from meshmw._telemetry.bounds import FAIR, BoundedSpan
-from meshmw._telemetry.otlp import LARGEST_BATCH, batches, request_bytes, span_bytes
+from meshmw._telemetry.otlp import request_bytes
 
 
 class Number(int):

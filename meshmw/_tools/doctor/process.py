@@ -16,8 +16,8 @@ from opentelemetry import trace
 
 from meshmw._notices import quoted
 from meshmw._otel import exporters_of, parts_of
-from meshmw._telemetry.collector import remedy_for
 from meshmw._telemetry.export import endpoint_of, speaks_tls
+from meshmw._telemetry.reachability import remedy_for
 from meshmw._tools import JsonValue
 from meshmw.errors import MeshmwError, SettingsError
 from meshmw.propagator import MeshPropagator
