@@ -265,7 +265,8 @@ class GuardedMetricExporter(Reachability, MetricExporter):
                 encode_metrics(alone)
                 kept += alone.resource_metrics
             except Exception as error:
-                left_out.append((name, repr(error)))
+                # The encoder wraps what is wrong in an exception that shows the whole metric.
+                left_out.append((name, repr(getattr(error, "original_exception", error))))
         if not kept or not left_out:
             return None
         if self._throttle.opens("unwritable") is not None:

@@ -259,7 +259,7 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from requests import Session
 
-    from meshmw._telemetry.http_session import BoundedSession
+    from meshmw._telemetry.http_session import BoundedSession, refuse_redirects
 
     with exporting(signal, http=True, secure=speaks_tls(endpoint, signal)) as options:
         yield {
@@ -270,7 +270,9 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
             "headers": dict(options.headers),
             "timeout": options.timeout,
             "compression": Compression(options.compression),
-            "session": _provided(options.provider, Session) if options.provider else BoundedSession(),
+            "session": (
+                refuse_redirects(_provided(options.provider, Session)) if options.provider else BoundedSession()
+            ),
         }
 
 
