@@ -40,6 +40,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from meshmw import _otel
 from meshmw._lifecycle.operation import StandDown, is_suppressed
 from meshmw._otel import W3CTraceState
+from meshmw._telemetry.otlp import request_bytes
 from meshmw._telemetry.span import UNKNOWN, plain_size
 from meshmw.wire import TraceState
 from tests.programs import run_parts
@@ -170,6 +171,10 @@ def test_what_the_encoder_raises_is_told_from_others():
     with pytest.raises(ValueError, match="no such") as raised:
         raise ValueError("no such channel")
     assert not _otel.is_unwritable(raised.value)
+    # The group of such a resource cannot be found, whoever writes.
+    with pytest.raises(TypeError, match="unhashable") as raised:
+        request_bytes([ReadableSpan("s", SpanContext(1, 1, False), resource=[], start_time=1, end_time=2)])
+    assert _otel.is_unwritable(raised.value)
 
 
 def test_an_exporter_that_makes_its_client_otherwise_is_not_watched():

@@ -218,9 +218,9 @@ def collector():
     thread.join()
 
 
-@pytest.mark.parametrize("answer", ["endless", "digits", "drops"])
-def test_an_answer_without_an_end_is_not_read(answer, collector, monkeypatch):
-    monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", 0.05)
+@pytest.mark.parametrize(("answer", "seconds"), [("endless", 9), ("digits", 9), ("drops", 0.05), ("drops", -1)])
+def test_an_answer_without_an_end_is_not_read(answer, seconds, collector, monkeypatch):
+    monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", seconds)
     with BoundedSession() as session:
         response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/{answer}", data=b"x")
     assert response.status_code == 200
