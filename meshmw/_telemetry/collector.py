@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData, ResourceMetrics
+from opentelemetry.sdk.metrics.export import (
+    Metric,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
+)
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -255,18 +262,16 @@ class GuardedMetricExporter(Reachability, MetricExporter):
 
     def _encodable(self, data: MetricsData) -> MetricsData | None:
         """Return the metrics that can be encoded, and name the others; None where that is none or all of them."""
-        # With the exporters, which are imported where somebody asks for them.
-        from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-
-        kept: list[ResourceMetrics] = []
-        left_out: list[tuple[str, str]] = []
-        for alone, name in _metrics(data):
-            try:
-                encode_metrics(alone)
-                kept += alone.resource_metrics
-            except Exception as error:
-                # The encoder wraps what is wrong in an exception that shows the whole metric.
-                left_out.append((name, repr(getattr(error, "original_exception", error))))
+        kept, left_out = [], []
+        # Each resource and each scope once: of equal ones the encoder keeps the last.
+        for resource in data.resource_metrics:
+            scopes = []
+            for scope in resource.scope_metrics:
+                faults = [_fault(resource, scope, metric) for metric in scope.metrics]
+                good = [metric for metric, fault in zip(scope.metrics, faults, strict=True) if fault is None]
+                left_out += [fault for fault in faults if fault is not None]
+                scopes += [replace(scope, metrics=good)] if good else []
+            kept += [replace(resource, scope_metrics=scopes)] if scopes else []
         if not kept or not left_out:
             return None
         if self._throttle.opens("unwritable") is not None:
@@ -284,9 +289,14 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         self._end(lambda: self._exporter.shutdown(timeout_millis, **options))
 
 
-def _metrics(data: MetricsData) -> Iterator[tuple[MetricsData, str]]:
-    """Yield each metric alone, in the resource and the scope that it has, and its name."""
-    for resource in data.resource_metrics:
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                yield MetricsData([replace(resource, scope_metrics=[replace(scope, metrics=[metric])])]), metric.name
+def _fault(resource: ResourceMetrics, scope: ScopeMetrics, metric: Metric) -> tuple[str, str] | None:
+    """Return the name of a metric that cannot be encoded, and why; None for every other."""
+    # With the exporters, which are imported where somebody asks for them.
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+    try:
+        encode_metrics(MetricsData([replace(resource, scope_metrics=[replace(scope, metrics=[metric])])]))
+    except Exception as error:
+        # The encoder wraps what is wrong in an exception that shows the whole metric.
+        return metric.name, repr(getattr(error, "original_exception", error))
+    return None

@@ -119,15 +119,15 @@ def test_a_metric_that_cannot_be_encoded_takes_no_other_with_it(exporter, collec
     collector = collector_grpc if exporter == "otlp" else collector_http
     settings = Settings(metrics="otlp", exporter=exporter, endpoint=collector.address, service_name="shop")
     provider = build_meter_provider(settings)
-    for name, number in (("first", 1), ("vast", 2**64), ("orders", 3)):
-        provider.get_meter(name).create_counter(name).add(number)
+    for scope, name, number in (("a", "first", 1), ("b", "vast", 2**64), ("c", "vaster", 2**65), ("c", "orders", 3)):
+        provider.get_meter(scope).create_counter(name).add(number)
     for _ in range(2):
         assert provider.force_flush()
     provider.shutdown()
     assert sorted(set(collector)) == [("shop", "first", 1), ("shop", "orders", 3)]
     (line,) = caplog.messages
     assert line.startswith(
-        "1 metrics cannot be encoded and are missing there, the first of which is 'vast'; others arrive (ValueError("
+        "2 metrics cannot be encoded and are missing there, the first of which is 'vast'; others arrive (ValueError("
     )
 
 
