@@ -246,6 +246,15 @@ def test_what_is_remembered_of_a_key_is_not_what_equals_it(several):
     assert difference([span_with(each) for each in several * 2]) is None
 
 
+@pytest.mark.parametrize("dropped", [*COUNTS, *ODD_COUNTS])
+def test_a_count_is_what_the_sdk_takes_for_one(dropped):
+    events = BoundedList.from_seq(None, [])
+    events.dropped = dropped
+    spans = [span_with(1, events=events)]
+    assert difference(spans) is None
+    assert (span_bytes(spans[0], lambda span: b"odd") == b"odd") is any(dropped is odd for odd in ODD_COUNTS)
+
+
 def test_a_tracestate_of_ours_is_written_as_the_sdk_does():
     state = W3CTraceState(tracestate.TraceState.parse("1a=b,c=d"))
     context = SpanContext(1, 2, True, TraceFlags(3), state)
