@@ -11,11 +11,12 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter, contains
-from typing import TYPE_CHECKING, Any, Final
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import opentelemetry.context
 from opentelemetry import baggage, metrics, trace
@@ -27,6 +28,7 @@ from meshmw.wire import TraceState
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
 
 # OpenTelemetry keeps these two context keys private; what its public functions put into an empty context names them.
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
@@ -50,6 +52,7 @@ _CONTRIB_SERVERS: Final = tuple(f"opentelemetry.instrumentation.{name}" for name
 ENCODER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.common._internal"
 # The SDK says here of every single attribute that it cuts or drops.
 ATTRIBUTES_LOGGER: Final = "opentelemetry.attributes"
+_ENCODERS: Final = ENCODER_LOGGER, "meshmw._telemetry.otlp"
 # The loggers of the exporters and of what they are made of. A logger that is gone mutes nothing, and hurts nobody.
 EXPORTER_LOGGERS: Final = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
@@ -61,6 +64,9 @@ EXPORTER_LOGGERS: Final = (
     "urllib3.connectionpool",
 )
 
+
+# The method of the protocol that sends spans.
+_EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 # What a span of the SDK holds, by one call of C: its public properties copy all first, for every span that ends.
 SPAN_PARTS: Final = attrgetter(
@@ -76,10 +82,10 @@ TRACE_STATE_MEMBERS: Final = attrgetter("_dict")
 _TOO_LARGE: Final = re.compile(
     r"RESOURCE_EXHAUSTED|larger than max|length too large|batch code: 413|status: 413|exceeds max_request_size"
 )
+_NOT_ENCODED: Final = re.compile(r"Failed to encode \w+ batch")
 _RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
 # How long the exporter waits at first where nobody asks it to: about a second.
 _UNASKED: Final = 0.8, 1.2
-_ROUND_SECOND: Final = "1.00"
 
 
 class W3CTraceState(OTelTraceState):
@@ -234,36 +240,90 @@ def encodable(text: str) -> str:
 
 
 def is_unwritable(failure: str | BaseException) -> bool:
-    """Say whether an exporter's log line, or what it raised, says that spans cannot be written as a message.
+    """Say whether an exporter's log line, or what it raised, says that something cannot be written as a message.
 
     What was raised tells it by the encoder's module. Where that has another name, it seems to be the collector.
     """
     if isinstance(failure, str):
-        return failure.startswith("Failed to encode span batch")
+        return _NOT_ENCODED.match(failure) is not None
     frames = (frame for frame, _ in traceback.walk_tb(failure.__traceback__))
-    return any(frame.f_globals.get("__name__", "").startswith(ENCODER_LOGGER) for frame in frames)
+    return any(frame.f_globals.get("__name__", "").startswith(_ENCODERS) for frame in frames)
 
 
-def watch_answers(exporter: Any, see: Callable[[Any], None]) -> None:
-    """Show each answer of the collector to *see*: an exporter for gRPC drops what its client's `Export` returns.
+def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes]) -> None:
+    """Have an OTLP exporter of spans send what *write* returns, in place of what the SDK's encoder makes of them.
 
-    It makes that client by `_stub`, of its `_channel`, and again where the connection breaks. Without these names
-    nothing is seen.
+    An exporter for gRPC makes a request by `_translate_data` and sends it by a client that `_stub` makes of its
+    `_channel`. One for HTTP does both in `export`, which calls the encoder by the name `encode_spans`; it gets a copy
+    of that function, in which the name means *write*. Where these names are gone it goes on as it is, which
+    `is_written` tells.
+    """
+    if hasattr(exporter, "_translate_data") and hasattr(exporter, "_stub"):
+        exporter._stub, exporter._translate_data = _BytesClient, write
+        exporter._client = _BytesClient(exporter._channel)
+        exporter.is_written = True
+        return
+    export = type(exporter).export
+    if "encode_spans" in getattr(getattr(export, "__code__", None), "co_names", ()):
+        names = {**export.__globals__, "encode_spans": lambda spans: _Written(write(spans))}
+        copied = FunctionType(export.__code__, names, closure=export.__closure__)
+        exporter.export, exporter.is_written = MethodType(copied, exporter), True
+
+
+def is_written(exporter: object) -> bool:
+    """Say whether `write_by` took effect."""
+    return getattr(exporter, "is_written", False) is True
+
+
+class _BytesClient:
+    """Sends what is a message already; otherwise it is the client that is generated for the service."""
+
+    def __init__(self, channel: Any) -> None:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+        read = ExportTraceServiceResponse.FromString
+        self.Export = channel.unary_unary(_EXPORT, response_deserializer=read)
+
+
+class _Written(NamedTuple):
+    """Stands for a message."""
+
+    message: bytes
+
+    def SerializePartialToString(self) -> bytes:  # noqa: N802 - the name of protobuf
+        return self.message
+
+
+def watch_answers(exporter: Any, see: Callable[[Any], None], see_error: Callable[[Any], None]) -> None:
+    """Show each answer of the collector to *see*, and each failed call to *see_error*.
+
+    An exporter for gRPC drops what its client's `Export` returns, and logs a failure in words. It makes that client by
+    `_stub`, of its `_channel`, and again where the connection breaks. Without these names nothing is seen.
     """
     make, channel = getattr(exporter, "_stub", None), getattr(exporter, "_channel", None)
     if make is not None and channel is not None:
-        exporter._stub = lambda channel: _WatchedClient(make(channel), see)
+        exporter._stub = lambda channel: _WatchedClient(make(channel), see, see_error)
         exporter._client = exporter._stub(channel)
 
 
 class _WatchedClient:
-    def __init__(self, client: Any, see: Callable[[Any], None]) -> None:
-        self._export, self._see = client.Export, see
+    def __init__(self, client: Any, see: Callable[[Any], None], see_error: Callable[[Any], None]) -> None:
+        self._export, self._see, self._see_error = client.Export, see, see_error
 
     def Export(self, *given: Any, **options: Any) -> Any:  # noqa: N802 - the name in the protocol
-        answer = self._export(*given, **options)
+        try:
+            answer = self._export(*given, **options)
+        except Exception as error:
+            self._see_error(error)
+            raise
         self._see(answer)
         return answer
+
+
+def asks_to_wait(error: Any) -> bool:
+    """Say whether a call failed with how long to wait before the next one, which gRPC tells in a trailer."""
+    trailers: Callable[[], Any] = getattr(error, "trailing_metadata", tuple)
+    return any(name == "google.rpc.retryinfo-bin" for name, _ in trailers() or ())
 
 
 def has_meter_provider() -> bool:
@@ -330,13 +390,12 @@ def suppressed() -> Iterator[None]:
 def is_too_large(said: str) -> bool:
     """Say whether an exporter's log line says that the collector refused a batch for its size.
 
-    gRPC's code for that also stands for a collector that is asked too often. That one says how long to wait, and the
-    exporter then waits another time than the second, more or less, with which it begins.
+    gRPC's code for that also stands for a collector that is asked too often. That one says how long to wait
+    (`asks_to_wait`), and the exporter then mostly waits another time than the second, more or less, with which it
+    begins.
     """
     waits = _RETRIES.search(said)
-    is_asked_to_wait = waits is not None and (
-        waits[1] == _ROUND_SECOND or not _UNASKED[0] <= float(waits[1]) <= _UNASKED[1]
-    )
+    is_asked_to_wait = waits is not None and not _UNASKED[0] <= float(waits[1]) <= _UNASKED[1]
     return _TOO_LARGE.search(said) is not None and not is_asked_to_wait
 
 

@@ -20,7 +20,7 @@ import pytest
 import wrapt
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as sdk_encode_spans
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
     PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.metrics.view import SumAggregation
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
@@ -40,6 +40,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from meshmw import _otel
 from meshmw._lifecycle.operation import StandDown, is_suppressed
 from meshmw._otel import W3CTraceState
+from meshmw._telemetry.otlp import request_bytes
 from meshmw._telemetry.span import UNKNOWN, plain_size
 from meshmw.wire import TraceState
 from tests.programs import run_parts
@@ -165,16 +166,66 @@ def test_names_that_no_message_holds_are_escaped_once_the_span_has_ended():
 
 def test_what_the_encoder_raises_is_told_from_others():
     with pytest.raises(Exception) as raised:  # noqa: PT011
-        encode_spans([SimpleNamespace(get_span_context=lambda: 1)])
+        sdk_encode_spans([SimpleNamespace(get_span_context=lambda: 1)])
     assert _otel.is_unwritable(raised.value)
     with pytest.raises(ValueError, match="no such") as raised:
         raise ValueError("no such channel")
     assert not _otel.is_unwritable(raised.value)
+    # The group of such a resource cannot be found, whoever writes.
+    with pytest.raises(TypeError, match="unhashable") as raised:
+        request_bytes([ReadableSpan("s", SpanContext(1, 1, False), resource=[], start_time=1, end_time=2)])
+    assert _otel.is_unwritable(raised.value)
 
 
 def test_an_exporter_that_makes_its_client_otherwise_is_not_watched():
-    _otel.watch_answers(exporter := SimpleNamespace(), print)
+    _otel.watch_answers(exporter := SimpleNamespace(), print, print)
     assert exporter == SimpleNamespace()
+
+
+def encode_spans(spans):
+    return pytest.fail("the SDK's encoder was called")
+
+
+def other_encoder(spans):
+    return "encoded"
+
+
+class OverHttp:
+    def export(self, spans):
+        return encode_spans(spans).SerializePartialToString()
+
+
+class Otherwise:
+    def export(self, spans):
+        return other_encoder(spans)
+
+
+class InC:
+    export = len
+
+
+def test_an_exporter_sends_what_is_written_for_it():
+    _otel.write_by(exporter := OverHttp(), lambda spans: b"written")
+    assert _otel.is_written(exporter)
+    assert exporter.export([]) == b"written"
+    with pytest.raises(pytest.fail.Exception):
+        OverHttp().export([])
+
+
+@pytest.mark.parametrize("kind", [Otherwise, InC])
+def test_an_exporter_that_encodes_otherwise_goes_on_as_it_is(kind):
+    _otel.write_by(exporter := kind(), pytest.fail)
+    assert not _otel.is_written(exporter)
+    assert vars(exporter) == {}
+
+
+@pytest.mark.parametrize(
+    ("trailers", "expected"),
+    [((("google.rpc.retryinfo-bin", b""),), True), ((("other", ""),), False), ((), False), (None, False)],
+)
+def test_who_asks_to_wait_says_so_in_a_trailer(trailers, expected):
+    assert _otel.asks_to_wait(SimpleNamespace(trailing_metadata=lambda: trailers)) is expected
+    assert not _otel.asks_to_wait(ValueError())
 
 
 def test_contribs_wrappers_are_passed_by_and_those_of_others_are_not():
@@ -383,7 +434,7 @@ TRANSIENT = "Transient error StatusCode.RESOURCE_EXHAUSTED encountered while exp
         (TRANSIENT.format("30.00"), False),
         (TRANSIENT.format("0.00"), False),
         (TRANSIENT.format("0.50"), False),
-        (TRANSIENT.format("1.00"), False),
+        (TRANSIENT.format("1.00"), True),
         (TRANSIENT.format("1.50"), False),
         ("Failed to export traces to c:1, error code: StatusCode.UNAVAILABLE, error details: 413", False),
         ("Failed to export span batch code: 503, reason: Service Unavailable", False),

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import getpid
 from typing import Final, NamedTuple
 from weakref import WeakSet
@@ -25,9 +25,8 @@ from meshmw._notices import LOGGER, Throttle
 from meshmw._otel import suppressed
 from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.bounds import FAIR, FAIR_BYTES, BoundedSpan
-from meshmw._telemetry.collector import GuardedSpanExporter
+from meshmw._telemetry.collector import GuardedSpanExporter, redact_exceptions
 from meshmw._telemetry.resource import memory_headroom
-from meshmw._telemetry.span import plain_size
 from meshmw._telemetry.worker import Worker
 from meshmw.errors import SettingsError
 from meshmw.settings import LARGEST, Settings, count_in, first_of
@@ -40,7 +39,7 @@ _DELAY: Final = "OTEL_BSP_SCHEDULE_DELAY"
 _SPANS: Final = 1_024
 _PER_BYTES: Final = 50_000_000
 _LARGEST_QUEUE: Final = 65_536
-# A batch of so many bytes is at most twice as long on its way, and so below the 4 MiB that gRPC takes.
+# So many bytes of large spans wait for no full batch.
 _BATCH_BYTES: Final = 1_000_000
 # Beside the bytes that every waiting span may take, those above take these together.
 _LARGE_BYTES: Final = 12 * 1024 * 1024
@@ -221,20 +220,21 @@ class PromptBatchSpanProcessor(SpanProcessor):
     def _export(self, everything: bool) -> None:
         while self._queue and not self._is_cut_off and (everything or self._is_due()):
             with suppressed():
-                self.collector.export(self._next_batch())
+                batch = self._next_batch()
+                # Nothing is left where other threads dropped the last span, or none could be written.
+                if batch:
+                    self.collector.export(batch)
 
     def _is_due(self) -> bool:
         return len(self._queue) >= self._batch or self._large_bytes.total >= _BATCH_BYTES
 
-    def _next_batch(self) -> list[ReadableSpan]:
-        spans: list[ReadableSpan] = []
-        room = _BATCH_BYTES
+    def _next_batch(self) -> Sequence[ReadableSpan]:
+        batch = self.collector.batch()
         # Other threads may drop the last one meanwhile.
         with contextlib.suppress(IndexError):
-            while len(spans) < self._batch and room > 0:
-                spans.append(self._take())
-                room -= _size(spans[-1])
-        return spans
+            while len(batch) < self._batch and batch.room > 0:
+                batch.add(redact_exceptions(self._take()))
+        return batch
 
     def _take(self) -> ReadableSpan:
         span = self._queue.popleft()
@@ -261,10 +261,6 @@ def _renew(processor: PromptBatchSpanProcessor | None) -> None:
     # What a process does at a fork is registered for ever, and no processor is kept alive by it.
     if processor is not None:
         processor.renew()
-
-
-def _size(span: ReadableSpan) -> int:
-    return span.size if isinstance(span, BoundedSpan) else min(plain_size(span), FAIR_BYTES)
 
 
 def _large(span: BoundedSpan) -> int:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Final, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import (
+    Metric,
     MetricExporter,
     MetricExportResult,
     MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
 )
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -24,185 +26,55 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, redacted
 from meshmw._otel import (
     ENCODER_LOGGER,
-    EXPORTER_LOGGERS,
     change_status_text,
     encodable,
     exception_events,
-    is_too_large,
-    is_unwritable,
+    is_written,
     make_encodable,
     preferences_of,
 )
-from meshmw._telemetry.worker import ForkGate
-
-T = TypeVar("T")
+from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan
+from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes
+from meshmw._telemetry.reachability import GaveUpError, Reachability, muted
+from meshmw._telemetry.span import plain_size
 
 # A developer's machine is one of these, and a pod whose collector is a sidecar.
 _LOCAL: Final = re.compile(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
+# Bytes of memory, which are at most twice as many on their way, and so below the 4 MiB that gRPC takes.
+_LARGEST_BATCH: Final = 1_000_000
 
 
-class _Mute(logging.Filter):
-    """Asks the thread that logs: the loggers are shared with exporters that the application made itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        passes: Callable[[logging.LogRecord], bool] | None = getattr(self.thread, "passes", None)
-        return passes is None or passes(record)
-
-
-_MUTE: Final = _Mute()
-
-
-class _GaveUpError(Exception):
-    """Ends an export whose reason is known, in place of the exporter's own retries."""
-
-
-class Reachability:
-    """Exports by a call that may fail, and says that exports fail, and that they work again, each once.
-
-    Args:
-        endpoint: The collector's address, as it shall stand in the log.
-        warn_window: Seconds between two warnings, so that a collector that comes and goes does not fill the log.
-
-    Attributes:
-        failing: Whether the last export failed.
-        what: What is sent.
-        meanwhile: What becomes of it as long as it does not arrive.
-        without: What to set where there is no collector.
-        rejects: What is counted of what a collector takes in part.
-    """
-
-    what: ClassVar[str]
-    meanwhile: ClassVar[str]
-    without: ClassVar[str]
-    rejects: ClassVar[str]
-
-    def __init__(self, endpoint: str, warn_window: float) -> None:
-        self.failing = False
-        self._endpoint = endpoint
-        self._throttle = Throttle(warn_window)
-        self._is_said = False
-        self._has_arrived = False
-        self._reason = ""
-        self._is_too_large = self._is_unwritable = False
-        self._gate = ForkGate(lambda: self.failing)
-        _install_mute()
-
-    def _export(self, call: Callable[[], T]) -> T | None:
-        """Return what the call returns, or None where it raises."""
-        self._reason = _MUTE.thread.failure = ""
-        _MUTE.thread.rejected = 0, ""
-        self._is_too_large = self._is_unwritable = False
-        try:
-            with self._gate, muted(self._keep_reason):
-                return call()
-        except _GaveUpError:
-            return None
-        except Exception as error:
-            self._reason, self._is_unwritable = repr(error), is_unwritable(error)
-            return None
-
-    def _end(self, call: Callable[[], object]) -> None:
-        try:
-            with muted(lambda record: False):
-                call()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # such as a Rust library's panic, after which other processors would not end
-            LOGGER.debug("the exporter to %s did not shut down", self._endpoint, exc_info=True)
-
-    def _keep_reason(self, record: logging.LogRecord) -> bool:
-        # The exporters log one line for each attempt that failed, in the thread that exports.
-        message = record.getMessage()
-        is_first = not self._reason
-        self._reason = self._reason or _MUTE.thread.failure or message
-        self._is_unwritable = is_unwritable(message)
-        # Not where the collector has asked to wait, with the same code. The exporter would send the same again, for ten
-        # seconds.
-        if is_first and is_too_large(message):
-            self._is_too_large = True
-            raise _GaveUpError
-        return False
-
-    def _refused(self, what: str, consequence: str) -> None:
-        """Say that the collector, which answers, refuses something for its size."""
-        if self._throttle.opens(consequence) is not None:
-            LOGGER.warning(
-                "the collector at %s refused %s as too large, which %s; requests are unaffected (%s)",
-                self._endpoint,
-                what,
-                consequence,
-                escaped(self._reason, 200),
-            )
-
-    def _count_rejected(self) -> int:
-        """Return how much of an export that arrived was rejected, and say why; its sender is not to try again."""
-        count, why = _MUTE.thread.rejected
-        if (count or why) and self._throttle.opens("rejected") is not None:
-            line = "the collector at %s rejects %d %s of an export that it takes; requests are unaffected (%s)"
-            LOGGER.warning(line, self._endpoint, count, self.rejects, escaped(why, 200))
-        return int(count)
-
-    def _failed(self, reason: str) -> None:
-        if self.failing:
-            return
-        self.failing = True
-        self._is_said = self._throttle.opens() is not None
-        if self._is_said:
-            from meshmw._telemetry.remedies import remedy_for  # most collectors never fail
-
-            remedy = remedy_for(self._endpoint, reason)
-            if not remedy and not self._has_arrived:
-                remedy = f"set MESHMW_ENDPOINT to the collector's address, or {self.without}"
-            LOGGER.warning(
-                "%s do not reach %s and %s until it answers; requests are unaffected (%s)%s",
-                self.what,
-                self._endpoint,
-                self.meanwhile,
-                escaped(reason, 200),
-                remedy and f"; {remedy}",
-            )
-
-    def _succeeded(self) -> None:
-        if self.failing and self._is_said:
-            LOGGER.info("%s reach %s again", self.what, self._endpoint)
-        self.failing, self._has_arrived = False, True
-
-
-def note_failure(error: Exception) -> None:
-    """Keep why an attempt of this thread failed: of a time-out, the exporter for HTTP logs no reason."""
-    # The innermost names the fault, and no address with a key in it.
-    while (inner := getattr(error, "reason", None) or next(iter(error.args), None)) and isinstance(inner, Exception):
-        error = inner
-    _MUTE.thread.failure = f"{type(error).__name__}: {error}"
-
-
-def note_answer(answer: Any) -> None:
-    """Keep what the collector says that it rejects, for the thread that exports; metrics' answers have other names."""
-    said = answer.partial_success
-    count = getattr(said, "rejected_spans", 0) or getattr(said, "rejected_data_points", 0)
-    _MUTE.thread.rejected = max(count, 0), said.error_message
-
-
-def redact_exceptions(spans: Sequence[ReadableSpan]) -> None:
-    """Hide the secrets in the text of exceptions, which the application's own spans have recorded as they are.
+def redact_exceptions(span: ReadableSpan) -> ReadableSpan:
+    """Return a span without the secrets in the text of exceptions, which the application's own spans record as it is.
 
     What cannot be encoded in it, or in a name, is escaped: a stranger's JSON may hold it, and an exception quote it.
     """
-    for span in spans:
-        make_encodable(span)
-        change_status_text(span, _shown)
-        for said in exception_events(span):
-            said.update({key: _shown(text) for key, text in said.items() if isinstance(text, str)})
+    make_encodable(span)
+    change_status_text(span, _shown)
+    for said in exception_events(span):
+        said.update({key: _shown(text) for key, text in said.items() if isinstance(text, str)})
+    return span
 
 
 def _shown(text: str) -> str:
     return encodable(redacted(text))
+
+
+class Batch(list[ReadableSpan]):
+    """Spans that leave together, as many as there is room for by what they take in memory.
+
+    Attributes:
+        room: The bytes that are left.
+    """
+
+    room = _LARGEST_BATCH
+
+    def add(self, span: ReadableSpan) -> None:
+        """Add a span."""
+        self.append(span)
+        self.room -= span.size if isinstance(span, BoundedSpan) else min(plain_size(span), FAIR_BYTES)
 
 
 class GuardedSpanExporter(Reachability, SpanExporter):
@@ -233,14 +105,21 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self.exports_done = 0
         self.is_last = False
         self._exporter = exporter
+        self._is_written = is_written(exporter)
         self._left_out = Throttle(warn_window)
         self._busy = False
         self._attempts_failed = 0
         self._hurried = False
 
+    def batch(self) -> Batch | WrittenBatch:
+        """Return a batch without a span."""
+        return WrittenBatch(self._write_odd) if self._is_written else Batch()
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export, in halves where all at once are too large or one cannot be written; say whether all spans arrived."""
-        redact_exceptions(spans)
+        if not isinstance(spans, Batch | WrittenBatch):
+            for span in spans:
+                redact_exceptions(span)
         failed, refusals, waiting = self.exports_failed, 0, [spans]
         try:
             while waiting:
@@ -261,6 +140,16 @@ class GuardedSpanExporter(Reachability, SpanExporter):
             if waiting:
                 self._lose([span for batch in waiting for span in batch])
         return SpanExportResult.SUCCESS if self.exports_failed == failed else SpanExportResult.FAILURE
+
+    def _write_odd(self, span: ReadableSpan) -> bytes:
+        # What it leaves out of the span it logs.
+        with muted(self._keep_reason):
+            try:
+                return odd_span_bytes(span)
+            except Exception as error:
+                self._reason, self._is_unwritable, self._is_too_large = repr(error), True, False
+                self._lose([span])
+                return b""
 
     def _arrives(self, spans: Sequence[ReadableSpan]) -> bool:
         self._busy, self._attempts_failed = True, 0
@@ -326,7 +215,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self._attempts_failed += 1
         super()._keep_reason(record)
         if (self._hurried or self.is_last) and self.is_absent:
-            raise _GaveUpError
+            raise GaveUpError
         if self._hurried:
             self._give_up_if_hopeless(attempts=2)
         return False
@@ -357,8 +246,10 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         self._exporter = exporter
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any) -> MetricExportResult:
-        """Export, and say whether the metrics arrived; never raises."""
+        """Export, without what cannot be encoded, and say whether all that could arrived; never raises."""
         result = self._export(lambda: self._exporter.export(metrics_data, timeout_millis, **options))
+        if self._is_unwritable and (encodable_ones := self._encodable(metrics_data)) is not None:
+            result = self._export(lambda: self._exporter.export(encodable_ones, timeout_millis, **options))
         if result is MetricExportResult.SUCCESS:
             self._count_rejected()
             self._succeeded()
@@ -369,6 +260,26 @@ class GuardedMetricExporter(Reachability, MetricExporter):
             self._failed(self._reason)
         return MetricExportResult.FAILURE
 
+    def _encodable(self, data: MetricsData) -> MetricsData | None:
+        """Return the metrics that can be encoded, and name the others; None where that is none or all of them."""
+        kept, left_out = [], []
+        # Each resource and each scope once: of equal ones the encoder keeps the last.
+        for resource in data.resource_metrics:
+            scopes = []
+            for scope in resource.scope_metrics:
+                faults = [_fault(resource, scope, metric) for metric in scope.metrics]
+                good = [metric for metric, fault in zip(scope.metrics, faults, strict=True) if fault is None]
+                left_out += [fault for fault in faults if fault is not None]
+                scopes += [replace(scope, metrics=good)] if good else []
+            kept += [replace(resource, scope_metrics=scopes)] if scopes else []
+        if not kept or not left_out:
+            return None
+        if self._throttle.opens("unwritable") is not None:
+            name, reason = left_out[0]
+            line = "%d metrics cannot be encoded and are missing there, the first of which is %s; others arrive (%s)"
+            LOGGER.warning(line, len(left_out), quoted(name), escaped(reason, 200))
+        return MetricsData(kept)
+
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""
         return not self.failing
@@ -378,20 +289,14 @@ class GuardedMetricExporter(Reachability, MetricExporter):
         self._end(lambda: self._exporter.shutdown(timeout_millis, **options))
 
 
-@contextmanager
-def muted(passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Ask *passes*, for each line that this thread logs through OpenTelemetry's exporters, whether to let it out."""
-    before = getattr(_MUTE.thread, "passes", None)
-    _MUTE.thread.passes = passes
+def _fault(resource: ResourceMetrics, scope: ScopeMetrics, metric: Metric) -> tuple[str, str] | None:
+    """Return the name of a metric that cannot be encoded, and why; None for every other."""
+    # With the exporters, which are imported where somebody asks for them.
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
     try:
-        yield
-    finally:
-        _MUTE.thread.passes = before
-
-
-def _install_mute() -> None:
-    for name in EXPORTER_LOGGERS:
-        filters = logging.getLogger(name).filters
-        # First, because the SDK's own filter hides repeated lines, by which we count failed attempts.
-        if _MUTE not in filters:
-            filters.insert(0, _MUTE)
+        encode_metrics(MetricsData([replace(resource, scope_metrics=[replace(scope, metrics=[metric])])]))
+    except Exception as error:
+        # The encoder wraps what is wrong in an exception that shows the whole metric.
+        return metric.name, repr(getattr(error, "original_exception", error))
+    return None

@@ -26,8 +26,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, shown
-from meshmw._otel import renew_export_lock, ticker_of, watch_answers
-from meshmw._telemetry.collector import GuardedMetricExporter, note_answer
+from meshmw._otel import renew_export_lock, ticker_of, watch_answers, write_by
+from meshmw._telemetry.collector import GuardedMetricExporter
+from meshmw._telemetry.otlp import request_bytes
+from meshmw._telemetry.reachability import note_answer, note_error
 from meshmw.errors import IncompatibleExporterError, MissingExtraError, SettingsError
 from meshmw.settings import (
     Held,
@@ -191,7 +193,8 @@ def _spans_over_grpc(endpoint: str) -> SpanExporter:
     _warn_under_gevent()
     with _over_grpc(endpoint, "TRACES") as arguments:
         exporter = OTLPSpanExporter(**arguments)
-    watch_answers(exporter, note_answer)
+    write_by(exporter, request_bytes)
+    watch_answers(exporter, note_answer, note_error)
     return exporter
 
 
@@ -201,7 +204,7 @@ def _metrics_over_grpc(endpoint: str) -> MetricExporter:
     _warn_under_gevent()
     with _over_grpc(endpoint, "METRICS") as arguments:
         exporter = OTLPMetricExporter(**arguments)
-    watch_answers(exporter, note_answer)
+    watch_answers(exporter, note_answer, note_error)
     return exporter
 
 
@@ -209,7 +212,9 @@ def _spans_over_http(endpoint: str) -> SpanExporter:
     with importing("opentelemetry.exporter.otlp.proto.http", "the OTLP exporter for HTTP", "otlp", _NO_SPANS):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     with _over_http(endpoint, "TRACES") as arguments:
-        return OTLPSpanExporter(**arguments)
+        exporter = OTLPSpanExporter(**arguments)
+    write_by(exporter, request_bytes)
+    return exporter
 
 
 def _metrics_over_http(endpoint: str) -> MetricExporter:
@@ -254,7 +259,7 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from requests import Session
 
-    from meshmw._telemetry.http_session import BoundedSession
+    from meshmw._telemetry.http_session import BoundedSession, refuse_redirects
 
     with exporting(signal, http=True, secure=speaks_tls(endpoint, signal)) as options:
         yield {
@@ -265,7 +270,9 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
             "headers": dict(options.headers),
             "timeout": options.timeout,
             "compression": Compression(options.compression),
-            "session": _provided(options.provider, Session) if options.provider else BoundedSession(),
+            "session": (
+                refuse_redirects(_provided(options.provider, Session)) if options.provider else BoundedSession()
+            ),
         }
 
 

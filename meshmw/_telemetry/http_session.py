@@ -6,26 +6,106 @@ A file of its own because its class derives from one of `requests`, which comes 
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
+import socket
+import threading
 import time
 from collections import OrderedDict
+from http.client import HTTPResponse
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from requests import PreparedRequest, Request, RequestException, Response, Session
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
 from meshmw._notices import without_secrets
-from meshmw._telemetry.collector import note_answer, note_failure
+from meshmw._telemetry.reachability import note_answer, note_failure
 
 # A collector answers with an empty message, or with a few words about what it refused.
 _LONGEST_ANSWER: Final = 65_536
 _MOST_DIGITS: Final = 5
-# Each part of an answer has the exporter's timeout to itself; all of them together have this.
+# An answer's body decides nothing, and so is waited for no longer.
 _LONGEST_SECONDS: Final = 2.0
 _REDIRECTS: Final = range(300, 400)
+
+
+class _Deadline(threading.local):
+    """When the request of this thread is to have its answer, by the monotonic clock."""
+
+    until = math.inf
+
+
+_DEADLINE: Final = _Deadline()
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads from a socket until the deadline: the socket's own timeout begins anew with every byte that comes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._raw = connection, connection.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        """Say so."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what is there, or wait for it."""
+        left = _DEADLINE.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no whole answer in time")
+        if left < math.inf:
+            self._connection.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """Close what this reads."""
+        self._raw.close()
+        super().close()
+
+
+class _TimedResponse(HTTPResponse):
+    def __init__(self, connection: socket.socket, *given: Any, **options: Any) -> None:
+        super().__init__(connection, *given, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedReader(connection))
+
+
+class _TimedConnection(HTTPConnection):
+    response_class = _TimedResponse
+
+
+class _TimedTlsConnection(HTTPSConnection):
+    response_class = _TimedResponse
+
+
+class _TimedPool(HTTPConnectionPool):
+    ConnectionCls = _TimedConnection
+
+
+class _TimedTlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TimedTlsConnection
+
+
+class _TimedAdapter(HTTPAdapter):
+    def init_poolmanager(self, *given: Any, **options: Any) -> None:
+        super().init_poolmanager(*given, **options)
+        _use_timed_pools(self.poolmanager)
+
+    def proxy_manager_for(self, *given: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*given, **options)
+        _use_timed_pools(manager)
+        return manager
+
+
+def _use_timed_pools(manager: Any) -> None:
+    manager.pool_classes_by_scheme = {"http": _TimedPool, "https": _TimedTlsPool}
 
 
 class BoundedSession(Session):
@@ -35,6 +115,8 @@ class BoundedSession(Session):
         super().__init__()
         self._process = os.getpid()
         self._inherited: list[Any] = []
+        self._connect_anew()
+        refuse_redirects(self)
 
     def prepare_request(self, request: Request) -> PreparedRequest:
         """Keep the credentials that the exporter was told, which requests would replace by those of a netrc file."""
@@ -49,12 +131,12 @@ class BoundedSession(Session):
         if self.verify is not True:
             # Otherwise requests prefers what REQUESTS_CA_BUNDLE says to what the exporter was told.
             options["verify"] = self.verify
+        seconds = options.get("timeout")
         # A number would be the time to connect, and once more the time for an answer.
-        # A redirect is not followed: the headers hold keys, and requests makes a GET without spans of most.
-        options |= {"stream": True, "timeout": Timeout(total=options.get("timeout")), "allow_redirects": False}
+        options |= {"stream": True, "timeout": Timeout(total=seconds)}
+        _DEADLINE.until = math.inf if seconds is None else time.monotonic() + seconds
         try:
             response = super().send(request, **options)
-            _refuse_redirect(response)
         except Exception as error:
             note_failure(error)
             raise
@@ -70,16 +152,29 @@ class BoundedSession(Session):
         # Not closed: a lock in there may have been held when the process forked, and nobody would release it.
         self._inherited.append(self.adapters)
         self.adapters = OrderedDict()
-        self.mount("https://", HTTPAdapter())
-        self.mount("http://", HTTPAdapter())
+        self._connect_anew()
+
+    def _connect_anew(self) -> None:
+        self.mount("https://", _TimedAdapter())
+        self.mount("http://", _TimedAdapter())
 
 
 def _as_it_is(request: PreparedRequest) -> PreparedRequest:
     return request
 
 
-def _refuse_redirect(response: Response) -> None:
-    # The exporter takes every status below 400 for a success, so that what was redirected would be lost without a word.
+def refuse_redirects(session: Session) -> Session:
+    """Return a session of anybody's, which from now on fails where it is redirected.
+
+    An exporter takes every status below 400 for a success, so that what was redirected would be lost without a word.
+    To follow is no better: the headers hold keys, and requests makes a GET without spans of most.
+    """
+    own = session.hooks.get("response") or []
+    session.hooks["response"] = [*([own] if callable(own) else own), _refuse_redirect]
+    return session
+
+
+def _refuse_redirect(response: Response, **_: Any) -> None:
     if response.status_code in _REDIRECTS:
         response.close()
         where = without_secrets(response.headers.get("location", "another address"))
@@ -90,10 +185,11 @@ def _read(response: Response) -> bytes:
     # Before 2.1, urllib3 can only wait for the whole.
     read = getattr(response.raw, "read1", response.raw.read)
     answer = b""
-    # The exporter's timeout bounds each wait for a part, so an answer that comes in drops needs a bound of its own.
-    until = time.monotonic() + _LONGEST_SECONDS
-    while (part := read(_LONGEST_ANSWER, decode_content=False)) and time.monotonic() < until:
-        answer += part
+    _DEADLINE.until = min(_DEADLINE.until, time.monotonic() + _LONGEST_SECONDS)
+    # Its status is that of a collector which has taken all.
+    with contextlib.suppress(HTTPError):
+        while part := read(_LONGEST_ANSWER, decode_content=False):
+            answer += part
     return answer
 
 

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakSet
 
 from meshmw._notices import LOGGER, Throttle, escaped
 
@@ -41,6 +42,8 @@ class Worker:
         self._ended = False
         self._is_woken = False
         self._thread: threading.Thread
+        # The flushes that something ended before all was exported, as long as somebody waits for them.
+        self._failed: WeakSet[threading.Event] = WeakSet()
         self._begin()
 
     def wake(self) -> None:
@@ -62,7 +65,7 @@ class Worker:
             self._begin()
         done = threading.Event()
         self._calls.put(done)
-        return self._thread.is_alive() and done.wait(seconds)
+        return self._thread.is_alive() and done.wait(seconds) and done not in self._failed
 
     def end(self, seconds: float) -> None:
         """Let the thread export all and end, and wait for it no longer than the time."""
@@ -106,6 +109,8 @@ class Worker:
             self._is_woken = False
             self._work(everything)
         except BaseException as error:
+            if asked is not None:
+                self._failed.add(asked)
             self._warn(error)
         finally:
             if asked is not None:

@@ -283,6 +283,20 @@ def test_a_span_that_cannot_be_encoded_takes_no_other_with_it(exporter, caplog):
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
+def test_where_nothing_can_be_encoded_nothing_is_sent(exporter, caplog):
+    with OtlpReceiver() as receiver:
+        endpoint = receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint
+        provider, processor = build_provider(Settings(exporter=exporter, endpoint=endpoint))
+        provider.get_tracer("t").start_span("odd", start_time=1.5).end()
+        assert provider.force_flush()
+        provider.shutdown()
+        assert receiver.spans == []
+    guarded = processor.collector
+    assert (guarded.spans_lost, guarded.exports_failed, guarded.exports_done, guarded.failing) == (1, 1, 0, False)
+    assert [message.partition(" cannot")[0] for message in caplog.messages] == ["the span 'odd'"]
+
+
+@pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
 def test_half_characters_of_a_stranger_are_escaped(exporter, caplog):
     def fails(tracer):
         with tracer.start_as_current_span("load \ud800") as span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from requests import ReadTimeout, Session
 from requests.adapters import HTTPAdapter
 
 from meshmw._telemetry.export import TreeSpanExporter, build_exporter, endpoint_of, shown_endpoint
@@ -20,6 +22,7 @@ from meshmw._telemetry.provider import _unusable, build_provider
 from meshmw._telemetry.resource import build_resource
 from meshmw.errors import SettingsError
 from meshmw.settings import Settings
+from tests.telemetry.test_otlp_variables import Making
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.server.connections.add(self.client_address)
         self.server.authorization = self.headers["authorization"]
         self.send_response(200)
+        if self.path == "/headers":
+            self.drop(self.wfile.flush)
+            return
         if self.path == "/short":
             self.send_header("content-length", "2")
             self.end_headers()
@@ -178,14 +184,23 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         try:
             if self.path == "/drops":
-                for _ in range(DROPS):
-                    self.wfile.write(b"x")
-                    self.server.drops += 1
-                    time.sleep(0.01)
+                self.drop(lambda: None)
             for _ in range(4_096):  # 256 MiB: more than any buffer on the way holds
                 self.wfile.write(b"x" * 65_536)
         except OSError:
             self.server.hung_up.set()
+
+    def drop(self, flush):
+        """Write a byte at a time."""
+        self.flush_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(DROPS):
+                self.wfile.write(b"x")
+                flush()
+                self.server.drops += 1
+                time.sleep(0.01)
+            return
+        self.server.hung_up.set()
 
     def log_message(self, *args):
         """Say nothing."""
@@ -203,14 +218,48 @@ def collector():
     thread.join()
 
 
-@pytest.mark.parametrize("answer", ["endless", "digits", "drops"])
-def test_an_answer_without_an_end_is_not_read(answer, collector, monkeypatch):
-    monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", 0.05)
+@pytest.mark.parametrize(("answer", "seconds"), [("endless", 9), ("digits", 9), ("drops", 0.05), ("drops", -1)])
+def test_an_answer_without_an_end_is_not_read(answer, seconds, collector, monkeypatch):
+    monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", seconds)
     with BoundedSession() as session:
         response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/{answer}", data=b"x")
     assert response.status_code == 200
     assert collector.hung_up.wait(30)
     assert collector.drops < DROPS
+
+
+class ProxiedAnswers(Answers):
+    """As a proxy it is asked for whole addresses."""
+
+    def parse_request(self):
+        parsed = super().parse_request()
+        self.path = self.path.removeprefix("http://collector.test")
+        return parsed
+
+
+@pytest.mark.parametrize("proxy", [False, True])
+def test_nor_are_headers_without_an_end(proxy, collector, monkeypatch):
+    collector.RequestHandlerClass = ProxiedAnswers
+    address = url = f"http://127.0.0.1:{collector.server_port}"
+    if proxy:
+        monkeypatch.setenv("http_proxy", address)
+        monkeypatch.delenv("no_proxy", raising=False)
+        url = "http://collector.test"
+    with BoundedSession() as session, pytest.raises(ReadTimeout):
+        session.request("POST", f"{url}/headers", data=b"x", timeout=0.2)
+    assert collector.hung_up.wait(30)
+    assert 0 < collector.drops < DROPS
+
+
+def test_an_export_ends_in_time_whatever_comes_in_drops(collector, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "300")
+    endpoint = f"http://127.0.0.1:{collector.server_port}/headers"
+    provider, processor = build_provider(Settings(exporter="otlp-http", endpoint=endpoint))
+    provider.get_tracer("t").start_span("lost").end()
+    provider.force_flush()
+    assert collector.hung_up.wait(30)
+    assert processor.collector.spans_lost == 1
+    provider.shutdown()
 
 
 def test_connecting_and_waiting_for_an_answer_have_one_time_together():
@@ -226,9 +275,27 @@ def test_connecting_and_waiting_for_an_answer_have_one_time_together():
     assert noting.options["timeout"].total == 3
 
 
+class WithHook(Session):
+    """A session of a credential provider's, which looks at each response."""
+
+    def __init__(self):
+        super().__init__()
+        self.hooks = {"response": lambda response, **_: response}
+
+
+class WithHooks(Session):
+    def __init__(self):
+        super().__init__()
+        self.hooks["response"].append(lambda response, **_: response)
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308])
-def test_a_redirect_is_a_failure_and_carries_no_key_elsewhere(status, monkeypatch, caplog):
+@pytest.mark.parametrize("session", [None, Session(), WithHook(), WithHooks()])
+def test_a_redirect_is_a_failure_and_carries_no_key_elsewhere(status, session, monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=k3y")
+    if session is not None:
+        monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "mine")
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: (Making(session),))
     paths = []
 
     class Redirects(http.server.BaseHTTPRequestHandler):

@@ -114,6 +114,34 @@ def test_a_collector_gets_what_was_counted_by_the_end(collector_grpc, run_progra
     assert "ERROR" not in program.stderr
 
 
+@pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
+def test_a_metric_that_cannot_be_encoded_takes_no_other_with_it(exporter, collector_grpc, collector_http, caplog):
+    collector = collector_grpc if exporter == "otlp" else collector_http
+    settings = Settings(metrics="otlp", exporter=exporter, endpoint=collector.address, service_name="shop")
+    provider = build_meter_provider(settings)
+    for scope, name, number in (("a", "first", 1), ("b", "vast", 2**64), ("c", "vaster", 2**65), ("c", "orders", 3)):
+        provider.get_meter(scope).create_counter(name).add(number)
+    for _ in range(2):
+        assert provider.force_flush()
+    provider.shutdown()
+    assert sorted(set(collector)) == [("shop", "first", 1), ("shop", "orders", 3)]
+    (line,) = caplog.messages
+    assert line.startswith(
+        "2 metrics cannot be encoded and are missing there, the first of which is 'vast'; others arrive (ValueError("
+    )
+
+
+def test_where_no_metric_can_be_encoded_they_are_said_not_to_arrive(collector_grpc, caplog):
+    provider = build_meter_provider(Settings(metrics="otlp", endpoint=collector_grpc.address))
+    provider.get_meter("t").create_counter("vast").add(2**64)
+    with pytest.raises(Exception, match="force_flush"):
+        provider.force_flush()
+    provider.shutdown()
+    assert collector_grpc == []
+    (line,) = caplog.messages
+    assert line.startswith(f"metrics do not reach {collector_grpc.address} and are missing there until it answers")
+
+
 def test_it_goes_where_spans_go_over_http(collector_http, run_program):
     program = run_program(
         COUNT,

@@ -21,8 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 
 from meshmw.__main__ import main
-from meshmw._telemetry.collector import remedy_for
 from meshmw._telemetry.provider import build_provider
+from meshmw._telemetry.remedies import remedy_for
 from meshmw._tools.doctor.process import look_at_process
 from meshmw.settings import Settings, is_insecure
 from meshmw.testing import OtlpReceiver

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
     ExportMetricsServiceResponse,
@@ -141,6 +143,37 @@ def test_a_collector_that_says_how_long_to_wait_is_not_asked_sooner(caplog):
     batches, guarded = exported(lambda number: [WAITS, REFUSED], 512)
     assert (batches, guarded.spans_lost, guarded.failing) == ([512], 512, True)
     assert "spans do not reach http://c:1" in caplog.text
+
+
+class Waits(TraceServiceServicer):
+    """Refuses by gRPC's code for what is too large, with a time to wait where it is asked too often."""
+
+    def __init__(self, trailers):
+        self.trailers, self.batches = trailers, []
+
+    def Export(self, request, context):
+        self.batches.append(len(spans_from_otlp(request)))
+        if len(self.batches) > 1:
+            return Response()
+        context.set_trailing_metadata(self.trailers)
+        return context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "refused")
+
+
+SECOND = RetryInfo(retry_delay=Duration(seconds=1)).SerializeToString()
+
+
+@pytest.mark.parametrize(("trailers", "batches"), [((), [4, 2, 2]), ((("google.rpc.retryinfo-bin", SECOND),), [4, 4])])
+def test_a_second_that_is_asked_for_is_told_from_one_by_chance(trailers, batches, monkeypatch):
+    # The factor by which the exporter waits about a second: here it prints the same 1.00 as the collector's second.
+    monkeypatch.setattr("random.uniform", lambda low, high: 1.0)
+    collector = Waits(trailers)
+    with over_grpc(collector) as endpoint:
+        provider, processor = build_provider(Settings(endpoint=endpoint))
+        for name in "abcd":
+            provider.get_tracer("t").start_span(name).end()
+        assert provider.force_flush()
+        provider.shutdown()
+    assert (collector.batches, processor.collector.spans_lost) == (batches, 0)
 
 
 def test_a_collector_that_ceases_to_answer_between_two_halves_loses_the_rest():

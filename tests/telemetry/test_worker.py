@@ -95,6 +95,21 @@ def test_nor_does_it_reach_whoever_flushes(error, pipeline):
     assert threading.current_thread() not in exporter.threads
 
 
+class Hidden(Exception):
+    """A failure of one export, as of a collector that is away."""
+
+
+@pytest.mark.parametrize(("error", "whole"), [(Hidden(), True), (SystemExit(1), False)])
+def test_a_flush_that_something_ended_is_none(error, whole, pipeline):
+    tracer, processor = pipeline(exporter := Exporter(error), batch=1)
+    processor._worker.wake = lambda: None
+    for name in ("lost", "kept"):
+        tracer.start_span(name).end()
+    assert processor.force_flush() is whole
+    assert processor.force_flush()
+    assert exporter.names == ["kept"]
+
+
 def test_what_interrupts_a_flush_is_the_callers(pipeline, monkeypatch):
     _, processor = pipeline(Exporter())
 
