@@ -12,8 +12,9 @@ import pytest
 
 from meshmw._tools.access_log import MAX_LINE, Analysis, Source, open_source, side_of
 from meshmw._tools.access_log.command import judge_access_logs
-from meshmw._tools.access_log.counts import JoinedLogs, Places, Sample, classify, route_of, upstream_of
+from meshmw._tools.access_log.counts import Places, classify, route_of, upstream_of
 from meshmw._tools.access_log.formats import format_of
+from meshmw._tools.access_log.joins import JoinedLogs, Sample
 
 FORMAT = "%REQ(X-REQUEST-ID)% %REQ(:METHOD)% %REQ(:PATH)% %ACCESS_LOG_TYPE% %REQ(BAGGAGE)% %REQ(TRACEPARENT)%"
 
@@ -127,8 +128,9 @@ def test_a_cleared_flag_is_said():
 def test_retries_of_one_request_are_joined_and_bounded():
     logs = JoinedLogs()
     for station in ((0, 0, 1), (1, 0, 1)):
+        logs.stations[station] += 1
         for trace in [*"abcdefgh", "a"]:
-            logs.add(station, "r", trace, True)
+            logs.add(station, b"r", trace.encode(), True)
     (crossing,) = logs.crossings({(0, 0): "x", (1, 0): "y"})
     assert (crossing.joined, crossing.lost) == (1, 0)
 
@@ -165,8 +167,8 @@ def test_memory_is_bounded():
     }
     sample: Sample[int] = Sample(100)
     for number in range(10_000):
-        if sample.takes(str(number)):
-            sample.put(str(number), number)
+        if sample.takes(b"%d" % number):
+            sample.put(b"%d" % number, number)
     assert len(sample.values) <= 100
     assert sample.one_in >= 64
     assert all(map(sample.takes, sample.values))
@@ -181,7 +183,7 @@ def test_memory_is_bounded():
 def test_strangers_do_not_choose_which_ids_are_kept():
     sample: Sample[int] = Sample(2)
     # The CRC-32 of each is 0: chosen by that checksum, all of them would be kept for ever.
-    for crafted in ("aaaaey7N=@", "aaaalo/@+e", "aaaamonq0|"):
+    for crafted in (b"aaaaey7N=@", b"aaaalo/@+e", b"aaaamonq0|"):
         sample.put(crafted, 0)
     assert len(sample.values) <= 2
 
