@@ -245,7 +245,7 @@ def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, For
     sample = lines[-FIRST_LINES:]
     for kind in ENVELOPES:
         envelope = kind()
-        unwrapped = envelope.unwrap(sample)
+        unwrapped = [*envelope.unwrap(sample), *envelope.rest()]
         found = best_of(known_formats() if reader is None else [reader], unwrapped)
         if found is not None and (best is None or found[0] > best[0]):
             best = (found[0], kind(), found[1])

@@ -26,7 +26,7 @@ from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from meshmw._policy.words import one_of
 from meshmw._tools.access_log.json_lines import JsonFormat
-from meshmw._tools.access_log.rows import ALONE, Block, Line, Refusal, Shape, captured, column_of
+from meshmw._tools.access_log.rows import ALONE, COUNTED, Block, Line, Refusal, Shape, captured, column_of
 
 # The fields that are looked at, by the operator that prints them.
 FIELDS: Final = {
@@ -61,7 +61,7 @@ _TIGHT: Final = {
     "BYTES_SENT": r"[0-9]+|-",
     "DURATION": r"[0-9]+|-",
     "UPSTREAM_HOST": r'[^ "\r\n]+',
-    "TRACE_ID": r"[0-9a-f]+|-",
+    "TRACE_ID": r"[0-9a-f-]+",
     "ACCESS_LOG_TYPE": r"[A-Za-z]+|-",
     "TIME_LOCAL": r'[^]"\r\n]+',
 }
@@ -146,6 +146,7 @@ _NAMED: Final = {"envoy": ENVOY_DEFAULT, "istio": ISTIO_DEFAULT}
 _WORDS: Final = ("auto", "json", *_NAMED)
 # So many lines make a good guess, even where other programs write to the same log.
 FIRST_LINES: Final = 200
+_FLAG: Final = COUNTED.index("flag")
 
 
 def format_of(wanted: str, keys: Mapping[str, str] | None = None) -> Format | None:
@@ -181,20 +182,26 @@ def best_of(candidates: Iterable[Format], lines: Iterable[bytes]) -> tuple[int, 
     sample = [line for line in lines if line.strip()][:FIRST_LINES]
     # What the strict patterns read is enough to tell formats apart; to read lines one by one takes long.
     known = list(candidates)
-    for count in (_count_strictly, _count_any):
-        counts = [(count(each, sample), len(each.source), each) for each in known]
-        most, _, best = max(counts, key=lambda rank: rank[:2])
+    for find in (_find_strictly, lambda reader, lines: reader.read_block(lines)):
+        ranked = [(*_rank(find(each, sample)), len(each.source), each) for each in known]
+        most, *_, best = max(ranked, key=lambda rank: rank[:3])
         if most:
             return most, best
     return None
 
 
-def _count_strictly(reader: Format, lines: list[bytes]) -> int:
-    return _count_any(reader, lines) if isinstance(reader, JsonFormat) else len(reader.shape.find(lines)[0])
+def _find_strictly(reader: Format, lines: list[bytes]) -> Block:
+    if isinstance(reader, JsonFormat):
+        return reader.read_block(lines)
+    found = Block()
+    found.add(reader.shape, reader.shape.find(lines)[0], reader.names)
+    return found
 
 
-def _count_any(reader: Format, lines: list[bytes]) -> int:
-    return sum(len(rows) for _, rows in reader.read_block(lines).rows)
+def _rank(block: Block) -> tuple[int, int]:
+    """Return how many lines were read, and in how many a traceparent stands where one should."""
+    flags = [shape.counted(row)[_FLAG] for shape, rows in block.rows for row in rows]
+    return len(flags), sum(map(bool, flags))
 
 
 @dataclass(frozen=True)
@@ -202,8 +209,7 @@ class TextFormat:
     """Reads lines that Envoy wrote with one format string.
 
     Attributes:
-        source: The format string.
-        names: The fields of `FIELDS` that it prints, in their order.
+        source: The format string; `names`: the fields of `FIELDS` that it prints, in their order.
         cut: The length to which it cuts traceparent, 0 where it does not.
     """
 

@@ -177,7 +177,9 @@ class JsonFormat:
         if not self._is_request(chosen):
             return "broken"
         names.update(chosen)
-        values = {name: _nested(found, path) for name, path in chosen.items()}
+        values = {name: _held(found, path) for name, path in chosen.items()}
+        # A header is logged as a list where it may come several times.
+        values = {name: value[0] if isinstance(value, list) and value else value for name, value in values.items()}
         fields = {name: _text(value) for name, value in values.items() if value is not None and value != []}
         if (request := fields.pop("request", None)) is not None:
             match = _REQUEST.fullmatch(request)
@@ -220,11 +222,9 @@ class JsonFormat:
         found = _parse(line.decode("utf-8", "surrogateescape"))
         if isinstance(found, str) or not self._is_request(chosen := self._choose(found)):
             return None
-        if any(not isinstance(_nested(found, path), (str, int, float, type(None))) for path in chosen.values()):
+        if any(isinstance(_held(found, path), (list, dict)) for path in chosen.values()):
             return None
         columns = {path: "request" if name == "request" else column_of(name, chosen) for name, path in chosen.items()}
-        if "b3" in chosen and "x_b3_traceid" in chosen:
-            del columns[chosen["x_b3_traceid"]]
         names = frozenset(chosen) - {"request"} | ({"method", "path"} if "request" in chosen else set())
         return _Template(Shape("".join(_pieces(line, columns)).encode("utf-8", "surrogateescape")), names)
 
@@ -285,11 +285,10 @@ def _leaves(found: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, A
             yield (*path, key), value
 
 
-def _nested(found: Any, path: Path) -> Any:
+def _held(found: Any, path: Path) -> Any:
     for key in path:
         found = found[key]
-    # A header is logged as a list where it may come several times.
-    return found[0] if isinstance(found, list) and found else found
+    return found
 
 
 def _text(value: Any) -> str:

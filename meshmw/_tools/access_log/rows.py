@@ -24,15 +24,15 @@ Row = tuple[bytes, ...]
 # What rows are counted by, beside the path: `parent` is a traceparent that is not valid at first sight.
 COUNTED: Final = (
     *("type", "listener", "method", "route", "cluster", "authority", "upstream", "code"),
-    *("flag", "parent", "tracestate", "baggage", "b3"),
+    *("flag", "parent", "tracestate", "baggage", "b3", "x_b3_traceid"),
 )
 # What rows of several logs are joined by; `own` is the trace that the proxy itself says.
 PLACE: Final = ("type", "listener", "cluster")
 JOINED: Final = (*PLACE, "request_id", "trace", "flag", "parent", "own")
 COLUMNS: Final = tuple(dict.fromkeys((*COUNTED, *JOINED, "path")))
 # The column of a field, where it has another name.
-_COLUMN: Final = {"traceparent": "parent", "trace_id": "own", "x_b3_traceid": "b3"}
-_PRESENCE: Final = frozenset({"tracestate", "baggage", "b3"})
+_COLUMN: Final = {"traceparent": "parent", "trace_id": "own"}
+_PRESENCE: Final = frozenset({"tracestate", "baggage", "b3", "x_b3_traceid"})
 _PATH: Final = 300
 
 _VALID: Final = rb"00-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f](?P<flag>[0-9a-f])"
@@ -74,8 +74,7 @@ def captured(column: str, one: str, value: str, more: str = "") -> str:
 
 def row_of(fields: Mapping[str, str]) -> Row:
     """Return what a line that was read alone holds, in the order of `COLUMNS`."""
-    found = {column: _bytes(fields[name]) for name in fields if (column := column_of(name, fields)) not in (None, "b3")}
-    found["b3"] = _bytes(fields.get("b3") or fields.get("x_b3_traceid", ""))
+    found = {column: _bytes(fields[name]) for name in fields if (column := column_of(name, fields))}
     found["path"] = found.get("path", b"").partition(b"?")[0][:_PATH].replace(b"\n", b" ")
     if whole := WHOLE_TRACEPARENT.fullmatch(found.get("parent", b"")):
         found |= {**whole.groupdict(), "parent": b""}

@@ -28,7 +28,7 @@ _POLL: Final = 0.1
 _CRI: Final = re.compile(rb"[0-9][0-9T:.+Z-]{19,39} (stdout|stderr) ([FP])(?::[^ ]{0,99}+)? (.*+)", re.DOTALL)
 _COLOUR: Final = re.compile(rb"\x1b\[[0-9;]{0,20}m")
 # What comes before an access log's line: a few words, and before a line of nginx its client's address.
-_BEGINS: Final = rb"[\[{]|[0-9a-f.:]{3,45} [^ ]{1,64} [^ ]{1,64} \["
+_BEGINS: Final = rb"[\[{]|[0-9a-f.:]{3,45} [^ ]{1,64} [^ ]{1,64} \[[0-9]{1,2}/"
 _WORDS: Final = re.compile(
     rb"(?:\[pod/[^\] ]{1,512}\] )?(?:[^ {\[][^ ]{0,252} {1,40}+(?:\| )?){0,6}?(?=" + _BEGINS + rb")"
 )
