@@ -115,7 +115,7 @@ class Analysis:
         log.ambiguous += block.refused["ambiguous"]
         log.names |= block.names
         for shape, rows in block.rows:
-            paths = generalized([shape.path(row) for row in rows])
+            paths = generalized(list(map(shape.path, rows)))
             self._alike.update(zip(paths, map(shape.counted, rows), strict=True))
             if shape.own is not None:
                 _compare(log, map(shape.own, rows))
@@ -208,13 +208,13 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
     waiting: list[bytes] = []
     envelope: Envelope | None = None
     wanted, tried = FIRST_LINES if reader is None else 1, 0
-    for lines in source.lines(more):
+    for text in source.blocks(more):
         if envelope is not None and reader is not None:
-            yield reader, reader.read_block(envelope.unwrap(lines))
+            yield reader, reader.read_block(envelope.unwrapped(text))
             continue
-        waiting += [line for line in lines if line.strip()]
+        waiting += [line for line in text.split(b"\n") if line.strip()]
         # Where nothing more comes for now, what there is has to do.
-        if len(waiting) == tried or (lines and len(waiting) < wanted):
+        if len(waiting) == tried or (text and len(waiting) < wanted):
             continue
         tried = len(waiting)
         found = _recognize(waiting, reader)
@@ -224,7 +224,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
                 break
             continue
         envelope, reader = found
-        yield reader, reader.read_block(envelope.unwrap(waiting))
+        yield reader, reader.read_block(envelope.unwrapped(b"\n".join(waiting)))
         waiting = []
     if waiting:
         found = _recognize(waiting, reader)
@@ -233,10 +233,10 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
                 f"{source.name}: its format is none that is known; give the proxy's own format string with --format"
             )
         envelope, reader = found
-        yield reader, reader.read_block(envelope.unwrap(waiting))
+        yield reader, reader.read_block(envelope.unwrapped(b"\n".join(waiting)))
     if envelope is not None and reader is not None:
         source.cut += envelope.cut
-        yield reader, reader.read_block(envelope.rest())
+        yield reader, reader.read_block(b"\n".join(envelope.rest()))
 
 
 def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, Format] | None:

@@ -179,10 +179,10 @@ def detect(lines: Iterable[str]) -> Format | None:
 
 def best_of(candidates: Iterable[Format], lines: Iterable[bytes]) -> tuple[int, Format] | None:
     """Return the format that reads the most of the first lines, the longest one where several do, and how many."""
-    sample = [line for line in lines if line.strip()][:FIRST_LINES]
+    sample = b"\n".join([line for line in lines if line.strip()][:FIRST_LINES])
     # What the strict patterns read is enough to tell formats apart; to read lines one by one takes long.
     known = list(candidates)
-    for find in (_find_strictly, lambda reader, lines: reader.read_block(lines)):
+    for find in (_find_strictly, lambda reader, text: reader.read_block(text)):
         ranked = [(*_rank(find(each, sample)), len(each.source), each) for each in known]
         most, *_, best = max(ranked, key=lambda rank: rank[:3])
         if most:
@@ -190,11 +190,11 @@ def best_of(candidates: Iterable[Format], lines: Iterable[bytes]) -> tuple[int, 
     return None
 
 
-def _find_strictly(reader: Format, lines: list[bytes]) -> Block:
+def _find_strictly(reader: Format, text: bytes) -> Block:
     if isinstance(reader, JsonFormat):
-        return reader.read_block(lines)
+        return reader.read_block(text)
     found = Block()
-    found.add(reader.shape, reader.shape.find(lines)[0], reader.names)
+    found.add(reader.shape, reader.shape.find(text)[0], reader.names)
     return found
 
 
@@ -247,10 +247,10 @@ class TextFormat:
         body = _strict_pattern(self._literals, self._fields)
         return None if body is None else re.compile(body)
 
-    def read_block(self, lines: Iterable[bytes]) -> Block:
+    def read_block(self, text: bytes) -> Block:
         """Return what many lines hold, as rows."""
         found = Block()
-        rows, others = self.shape.find(lines)
+        rows, others = self.shape.find(text)
         found.add(self.shape, rows, self.names)
         found.add_alone(self.read, others)
         return found

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -144,16 +144,17 @@ class JsonFormat:
         """Return the fields of a line, by name, or why it cannot be read; a null is left out."""
         return self._read(set(), line)
 
-    def read_block(self, lines: Iterable[bytes]) -> Block:
+    def read_block(self, text: bytes) -> Block:
         """Return what many lines hold, as rows."""
-        found, rest, tried = Block(), list(lines), 0
-        while rest:
-            for template in self._templates[tried:]:
-                rows, rest = template.shape.find(rest)
-                found.add(template.shape, rows, template.names)
-            tried = len(self._templates)
-            if not rest or not self._learn(rest):
-                break
+        found, tried = Block(), 0
+        rest = [] if self._templates else text.split(b"\n")
+        while tried < len(self._templates) or (rest and self._learn(rest)):
+            template = self._templates[tried]
+            rows, rest = template.shape.find(b"\n".join(rest) if tried else text)
+            found.add(template.shape, rows, template.names)
+            tried += 1
+            if not rest:
+                return found
         found.add_alone(partial(self._read, found.names), rest)
         return found
 
@@ -162,9 +163,9 @@ class JsonFormat:
         if len(self._templates) == _TEMPLATES or self._attempts == _ATTEMPTS:
             return False
         self._attempts += 1
-        template = self._template(lines[0].strip())
+        template, others = self._template(lines[0].strip()), lines[:_ALIKE]
         # A template that serves nothing else costs more than it spares.
-        if template is None or 4 * len(template.shape.find(lines[:_ALIKE])[0]) < len(lines[:_ALIKE]):
+        if template is None or 4 * len(template.shape.find(b"\n".join(others))[0]) < len(others):
             return False
         self._templates.append(template)
         return True

@@ -123,11 +123,11 @@ class Shape:
         self.own: Callable[[Row], Row] | None = itemgetter(taken["trace"], taken["own"]) if both else None
         self._line = captures["line"] - 1 if self.pattern else 0
 
-    def find(self, lines: Iterable[bytes]) -> tuple[list[Row], list[bytes]]:
+    def find(self, text: bytes) -> tuple[list[Row], list[bytes]]:
         """Return the rows of lines, and the lines that it does not match; empty lines are left out."""
         if self.pattern is None:
-            return [], list(lines)
-        at, found = self._line, self.pattern.findall(b"\n".join(lines))
+            return [], text.split(b"\n")
+        at, found = self._line, self.pattern.findall(text)
         unread = [row[at] for row in found if row[at]]
         return ([row for row in found if not row[at]], unread) if unread else (found, unread)
 

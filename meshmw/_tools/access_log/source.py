@@ -85,11 +85,16 @@ class Source:
             self.raw.close()
 
     def lines(self, more: Callable[[], bool] = lambda: False) -> Iterator[list[bytes]]:
-        """Yield the lines without their newlines, many at a time.
+        """Yield the lines without their newlines, many at a time; *more* is that of `blocks`."""
+        for block in self.blocks(more):
+            yield block.split(b"\n") if block else []
+
+    def blocks(self, more: Callable[[], bool] = lambda: False) -> Iterator[bytes]:
+        """Yield many whole lines at a time, with newlines between them.
 
         Args:
-            more: Says, when it is asked at the end, whether more may come; while it does, an empty list is yielded now
-                and then.
+            more: Says, when it is asked at the end, whether more may come; while it does, nothing is yielded now and
+                then, as an empty block.
         """
         rest, overlong = b"", False
         while True:
@@ -99,17 +104,18 @@ class Source:
                     break
                 time.sleep(_POLL)
                 self._reopen_if_replaced()
-                yield []
+                yield b""
                 continue
-            *whole, rest = (rest + chunk).split(b"\n")
-            if overlong and whole:
-                whole, overlong = whole[1:], False
+            block, newline, rest = (rest + chunk).rpartition(b"\n")
+            if overlong and newline:
+                block, overlong = block.partition(b"\n")[2], False
             if len(rest) > MAX_LINE:
                 self.cut += not overlong
                 rest, overlong = b"", True
-            yield whole
+            if block:
+                yield block
         if rest and not overlong:
-            yield [rest]
+            yield rest
 
     def _chunk(self) -> bytes:
         try:
@@ -152,6 +158,10 @@ class Envelope:
     def unwrap(self, lines: Iterable[bytes]) -> list[bytes]:
         """Return the lines without what is around them, those that are whole; what is not wrapped stays as it is."""
         return list(lines)
+
+    def unwrapped(self, text: bytes) -> bytes:
+        """Return a block of lines as `unwrap` leaves them."""
+        return text if type(self) is Envelope else b"\n".join(self.unwrap(text.split(b"\n")))
 
     def rest(self) -> list[bytes]:
         """Return the beginnings of lines whose end has not come."""
