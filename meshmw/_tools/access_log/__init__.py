@@ -42,7 +42,9 @@ _MOST_ALIKE: Final = 10_000
 # Envoy logs a request at its start and its end, and now and then a long one in between.
 _AT_START, _IN_BETWEEN = "DownstreamStart", "DownstreamPeriodic"
 # A container's log begins with what the program says of itself: so much is looked through for a line that is known.
-_MOST_FIRST_BYTES: Final = 1 << 23
+_MOST_FIRST_LINES, _MOST_FIRST_BYTES = 20_000, 1 << 23
+# A longer line is none that tells a format.
+_TELLS_FORMAT: Final = 1 << 14
 # Rows of so many shapes are kept, for the case that a second kind of line comes to be joined with them.
 _KEPT: Final = 4
 
@@ -220,7 +222,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
         found = _recognize(waiting, reader)
         if found is None:
             wanted *= 4
-            if sum(map(len, waiting)) > _MOST_FIRST_BYTES:
+            if len(waiting) > _MOST_FIRST_LINES or sum(map(len, waiting)) > _MOST_FIRST_BYTES:
                 break
             continue
         envelope, reader = found
@@ -242,7 +244,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
 def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, Format] | None:
     """Return what the lines are wrapped in, and their format; None where the format is not given and not known."""
     best: tuple[int, Envelope, Format] | None = None
-    sample = lines[-FIRST_LINES:]
+    sample = [line for line in lines[-FIRST_LINES:] if len(line) < _TELLS_FORMAT]
     for kind in ENVELOPES:
         envelope = kind()
         unwrapped = [*envelope.unwrap(sample), *envelope.rest()]

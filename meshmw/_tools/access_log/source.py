@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 
 MAX_LINE: Final = 1 << 18
 # As much as costs little memory, also where each line is a character long.
-_CHUNK: Final = 1 << 18
+_CHUNK: Final = 1 << 17
 _GZIP: Final = b"\x1f\x8b"
 _POLL: Final = 0.1
 
@@ -225,8 +225,8 @@ class InJson(_InParts):
         if text is None:
             return None
         stream = found.get("stream")
-        # Docker ends each whole line as the container did.
-        is_last = text.endswith("\n") or "log" not in found or not isinstance(stream, str)
+        # Docker ends each whole line as the container did; others give whole lines alone.
+        is_last = text.endswith("\n") or stream not in ("stdout", "stderr")
         return str(stream), text.rstrip("\n").replace("\n", " ").encode("utf-8", "backslashreplace"), is_last
 
 
