@@ -391,7 +391,6 @@ def _strict_pattern(literals: tuple[str, ...], fields: tuple[_Field, ...], *, in
     In bulk it captures what a `Shape` is to find, and matches no line end.
     """
     pieces, names = [re.escape(literals[0])], set[str]()
-    printed = [field.name for field in fields]
     for index, field in enumerate(fields):
         separators = _separators(literals, index)
         if separators is None:
@@ -401,15 +400,11 @@ def _strict_pattern(literals: tuple[str, ...], fields: tuple[_Field, ...], *, in
         ends = "\r\n" if in_bulk else ""
         one = "[^{}{}]".format("".join(map(re.escape, sorted(separators - {"\n"}))), ends or "\n")
         body = field.tight.pattern if field.tight is not None else f"{one}*{more}"
-        column = column_of(field.name, printed) if in_bulk else field.name
+        column = column_of(field.name) if in_bulk else field.name
         if column and column not in names:
             names.add(column)
-            # No digit can follow a code that is tight.
-            body = (
-                captured(column, one if field.tight is None else "[0-9]", body, more)
-                if in_bulk
-                else f"(?P<{column}>{body})"
-            )
+            after = re.escape(literals[index + 1][:1]) or r"\r?$"
+            body = captured(column, one, body, after, more) if in_bulk else f"(?P<{column}>{body})"
         pieces += [body, re.escape(literals[index + 1])]
     return "".join(pieces)
 

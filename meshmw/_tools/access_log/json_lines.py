@@ -225,7 +225,7 @@ class JsonFormat:
             return None
         if any(isinstance(_held(found, path), (list, dict)) for path in chosen.values()):
             return None
-        columns = {path: "request" if name == "request" else column_of(name, chosen) for name, path in chosen.items()}
+        columns = {path: "request" if name == "request" else column_of(name) for name, path in chosen.items()}
         names = frozenset(chosen) - {"request"} | ({"method", "path"} if "request" in chosen else set())
         return _Template(Shape("".join(_pieces(line, columns)).encode("utf-8", "surrogateescape")), names)
 
@@ -259,9 +259,10 @@ def _value(column: str | None, *, is_number: bool) -> str:
         return _SCALAR
     if column == "request":
         return _METHOD_AND_PATH
-    if is_number:
-        return _CODE if column == "code" else rf"(?:(?P<{column}>{_NUMBER})|null)"
-    return f'(?:"{captured(column, _ONE, f"{_ONE}*+", "+")}"|null)'
+    if is_number and column == "code":
+        return _CODE
+    held = captured(column, _ONE, f"{_ONE}*+", after='"', more="+")
+    return f'(?:"{held}"|null)'
 
 
 def _known_key(path: Path) -> tuple[str, int] | None:

@@ -39,34 +39,29 @@ _VALID: Final = rb"00-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-
 WHOLE_TRACEPARENT: Final = re.compile(_VALID)
 
 
-def column_of(name: str, names: Iterable[str]) -> str | None:
-    """Return the column that a field goes to; None if it is not looked at in bulk.
-
-    Args:
-        name: The field.
-        names: All fields of the line: an address is looked at where nothing better names the upstream.
-    """
+def column_of(name: str) -> str | None:
+    """Return the column that a field goes to; None if it is not looked at in bulk."""
     column = _COLUMN.get(name, name)
-    is_better_named = column == "upstream" and not {"cluster", "authority"}.isdisjoint(names)
-    return column if column in COLUMNS and not is_better_named else None
+    return column if column in COLUMNS else None
 
 
-def captured(column: str, one: str, value: str, more: str = "") -> str:
+def captured(column: str, one: str, value: str, after: str, more: str = "") -> str:
     """Return what matches and captures a field in bulk.
 
     Args:
         column: Where it goes.
         one: A class of characters, `[^...]`, of which the value consists.
         value: What matches the value.
+        after: What matches the beginning of what follows it.
         more: `+` where none of the characters can follow the value.
     """
     found = f"(?P<{column}>{value})"
     if column == "parent":
-        found = f"(?:{_VALID.decode()}(?!{one})|(?P<parent>{one}+{more}))"
+        found = f"(?:{_VALID.decode()}(?={after})|(?P<parent>{one}+{more}))"
     elif column == "path":
         found = f"(?P<path>{one[:-1]}?]{{0,{_PATH}}}{more}){value}"
     elif column == "code":
-        found = f"(?:(?P<code>[0-])(?!{one})|{value})"
+        found = f"(?:(?P<code>[0-])(?={after})|{value})"
     elif column in _PRESENCE:
         found = f"(?P<{column}>{one}?{more}){value}"
     return found
@@ -74,7 +69,7 @@ def captured(column: str, one: str, value: str, more: str = "") -> str:
 
 def row_of(fields: Mapping[str, str]) -> Row:
     """Return what a line that was read alone holds, in the order of `COLUMNS`."""
-    found = {column: _bytes(fields[name]) for name in fields if (column := column_of(name, fields))}
+    found = {column: _bytes(fields[name]) for name in fields if (column := column_of(name))}
     found["path"] = found.get("path", b"").partition(b"?")[0][:_PATH].replace(b"\n", b" ")
     if whole := WHOLE_TRACEPARENT.fullmatch(found.get("parent", b"")):
         found |= {**whole.groupdict(), "parent": b""}
