@@ -147,6 +147,43 @@ def test_listeners_of_one_log_are_told_apart():
     assert found.first_loss is None
 
 
+def test_one_log_is_joined_as_soon_as_it_has_two_kinds_of_lines(monkeypatch):
+    from meshmw._tools import access_log
+
+    def read_alone(*lines: str):
+        analysis = Analysis(alone=True)
+        analysis.read(source("a", *lines), format_of("json"))
+        return analysis.report()
+
+    def of(side: str, trace: int, path: str = "/") -> str:
+        return f'{{"upstream_cluster":"{side}|80||a","path":"{path}","tp":"{parent(trace)}","request_id":"r{trace}"}}'
+
+    several = "/" + "x" * 2000
+    inbound = [of("inbound", trace, several) for trace in range(1, 101)]
+    assert read_alone(*inbound).crossings == ()
+    for places in (10_000, 1):
+        monkeypatch.setattr(access_log, "_MOST_PLACES", places)
+        (crossing,) = read_alone(*inbound, of("outbound", 100)).crossings
+        assert (crossing.joined, crossing.lost, crossing.arrived) == (1, 0, 1)
+
+
+def test_keys_that_strangers_choose_take_no_memory(monkeypatch):
+    from meshmw._tools.access_log import json_lines
+
+    monkeypatch.setattr(json_lines, "_MAX_KEYS", 2)
+    lines = [f'{{"k{number}":1,"method":"GET","path":"/","tp":"{parent(1)}"}}' for number in range(20)]
+    analysis = Analysis()
+    assert analysis.read(source("a", *lines), format_of("json")).places.total.kinds == {"valid": 20}
+
+
+def test_a_flag_that_nobody_logged_has_not_flipped():
+    analysis = Analysis()
+    analysis.read(source("a", f'{{"method":"GET","tp":"{parent(0xAB)}"}}'))
+    analysis.read(source("b", f'{{"method":"GET","tp":null,"trace_id":"{0xAB:032x}"}}'))
+    (crossing,) = analysis.report().crossings
+    assert (crossing.arrived, crossing.flipped) == (1, 0)
+
+
 def test_a_trace_that_a_proxy_alone_knows_counts():
     analysis = Analysis()
     analysis.read(source("a", '{"tp":null,"trace_id":"00000000000000ab"}'))

@@ -419,3 +419,26 @@ def test_a_log_of_pods_may_be_compressed(tmp_path, capsys):
     log.write_bytes(gzip.compress("".join(f"{cri(line)}\n" for line in LINES * 500).encode()))
     assert main(["access-log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hops"][0]["total"]["valid"] == 500
+
+
+def test_fields_that_only_a_parser_reads(tmp_path, capsys):
+    lines = [
+        with_key(NGINX | {"request": "-"}, http_traceparent=PARENT),
+        with_key(NGINX | {"request": "\\x16\\x03"}, http_traceparent=""),
+        compact(path='/\n"', b3=1),
+        compact(method="GET", path="/spaced", traceparent=f" {PARENT} "),
+        compact(**{"x" * 200: 1, "method": "GET", "traceparent": PARENT}),
+    ]
+    hop = codes(tmp_path, capsys, lines)[2]
+    assert (hop["broken"], hop["total"]["valid"], hop["total"]["empty"], hop["total"]["b3"]) == (0, 3, 1, 1)
+
+
+def test_lines_of_many_makes_are_read(tmp_path, capsys):
+    makes = [[compact(method="GET", **{f"k{kind}": 1}, traceparent=PARENT)] * 300 for kind in range(8)]
+    odd = [compact(method="GET", **{f"x{number}": 1}, traceparent=PARENT) for number in range(300)]
+    hop = codes(tmp_path, capsys, [*odd, *(line for make in makes for line in make)])[2]
+    assert (hop["total"]["valid"], hop["broken"]) == (2700, 0)
+
+
+def test_a_log_of_something_else_is_not_read_to_its_end(tmp_path, capsys):
+    assert codes(tmp_path, capsys, ["x"] * 50_000)[0] == 2

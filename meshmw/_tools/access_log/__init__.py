@@ -151,11 +151,13 @@ class Analysis:
                 self._on_line(log.name, fields, trace)
 
     def _join_or_keep(self, shape: Shape, rows: list[Row], cut: int) -> None:
-        self._remember(set(map(shape.place, rows)))
+        self._remember(shape, rows)
         if not self._joins and len({*self._stations.values()} - {None}) > 1:
             self._joins = True
             for kept in self._kept:
+                self._remember(*kept[:2])
                 self._join(*kept)
+            self._remember(shape, rows)
         if self._joins:
             self._join(shape, rows, cut)
         else:
@@ -169,7 +171,8 @@ class Analysis:
             if station is not None and (trace or request_id not in _NO_ID):
                 add(station, b"" if request_id in _NO_ID else request_id, trace, _SAMPLED.get(flag))
 
-    def _remember(self, places: set[Row]) -> None:
+    def _remember(self, shape: Shape, rows: list[Row]) -> None:
+        places = set(map(shape.place, rows))
         if len(self._stations) + len(places) > _MOST_PLACES:
             self._stations.clear()
         for place in places - self._stations.keys():

@@ -106,6 +106,7 @@ def trace_id_of(parent: bytes, own: bytes, cut: int = 0) -> bytes:
         cut: The length to which the format cuts the header, 0 where it does not.
     """
     if len(parent) >= _TRACE_ID_ENDS:
+        parent = parent.strip(b" \t")
         whole = parent.lower() + (_LIKE_ANY[cut:].encode() if len(parent) == cut else b"")
         if match := WHOLE_TRACEPARENT.fullmatch(whole):
             return match[1]

@@ -13,6 +13,7 @@ import re
 import stat
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ class Envelope:
         return []
 
 
-class _InParts(Envelope):
+class _InParts(Envelope, ABC):
     """Puts lines together that a container runtime has cut into parts, each stream for itself."""
 
     def __init__(self) -> None:
@@ -188,9 +189,9 @@ class _InParts(Envelope):
     def rest(self) -> list[bytes]:
         return [part for part in self._parts.values() if part]
 
+    @abstractmethod
     def _part(self, line: bytes) -> tuple[str, bytes, bool] | None:
         """Return a part's stream, its text, and whether it is the last; None where the line is not wrapped."""
-        raise NotImplementedError
 
     def _put(self, stream: str, text: bytes, is_last: bool) -> bytes | None:
         before = self._parts.get(stream, b"")
