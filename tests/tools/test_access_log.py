@@ -176,6 +176,12 @@ def test_keys_that_strangers_choose_take_no_memory(monkeypatch):
     assert analysis.read(source("a", *lines), format_of("json")).places.total.kinds == {"valid": 20}
 
 
+def test_a_trace_in_capitals_is_the_same_trace_and_a_broken_one_is_none():
+    lines = [line(parent(0xAB).upper(), rid="r"), line("00-" + "z" * 60, rid="s")]
+    (crossing,) = read(lines, [line(parent(0xAB), rid="r"), line(parent(1), rid="s")]).crossings
+    assert (crossing.joined, crossing.lost, crossing.traces, crossing.arrived) == (1, 0, 1, 1)
+
+
 def test_a_flag_that_nobody_logged_has_not_flipped():
     analysis = Analysis()
     analysis.read(source("a", f'{{"method":"GET","tp":"{parent(0xAB)}"}}'))

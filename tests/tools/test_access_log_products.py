@@ -428,9 +428,11 @@ def test_fields_that_only_a_parser_reads(tmp_path, capsys):
         compact(path='/\n"', b3=1),
         compact(method="GET", path="/spaced", traceparent=f" {PARENT} "),
         compact(**{"x" * 200: 1, "method": "GET", "traceparent": PARENT}),
+        compact(method=None, path=None, response_code=0, details='a "quoted" reason'),
     ]
     hop = codes(tmp_path, capsys, lines)[2]
     assert (hop["broken"], hop["total"]["valid"], hop["total"]["empty"], hop["total"]["b3"]) == (0, 3, 1, 1)
+    assert hop["tcp"] == 1
 
 
 def test_lines_of_many_makes_are_read(tmp_path, capsys):
