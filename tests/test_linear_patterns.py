@@ -73,7 +73,8 @@ MADE_WHEN_ASKED = {
     "_policy/patterns.py:PathPatterns.__init__",
     "_policy/patterns.py:_key_expression",
     "_tools/access_log/formats.py:_tight_pattern",
-    "_tools/access_log/formats.py:_build_strict_pattern",
+    "_tools/access_log/formats.py:TextFormat._strict",
+    "_tools/access_log/rows.py:Shape.__init__",
     # Reads a file of the kernel.
     "_telemetry/handle.py:_is_caught_outside_python",
 }

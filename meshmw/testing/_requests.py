@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from meshmw._notices import quoted
-from meshmw._tools.access_log.formats import Line
+from meshmw._tools.access_log.rows import Line
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
 from meshmw._tools.verify.journey import Journey

@@ -12,8 +12,9 @@ import pytest
 
 from meshmw._tools.access_log import MAX_LINE, Analysis, Source, open_source, side_of
 from meshmw._tools.access_log.command import judge_access_logs
-from meshmw._tools.access_log.counts import JoinedLogs, Places, Sample, classify, route_of, upstream_of
+from meshmw._tools.access_log.counts import Places, classify, route_of, upstream_of
 from meshmw._tools.access_log.formats import format_of
+from meshmw._tools.access_log.joins import JoinedLogs, Sample
 
 FORMAT = "%REQ(X-REQUEST-ID)% %REQ(:METHOD)% %REQ(:PATH)% %ACCESS_LOG_TYPE% %REQ(BAGGAGE)% %REQ(TRACEPARENT)%"
 
@@ -127,8 +128,9 @@ def test_a_cleared_flag_is_said():
 def test_retries_of_one_request_are_joined_and_bounded():
     logs = JoinedLogs()
     for station in ((0, 0, 1), (1, 0, 1)):
+        logs.stations[station] += 1
         for trace in [*"abcdefgh", "a"]:
-            logs.add(station, "r", trace, True)
+            logs.add(station, b"r", trace.encode(), True)
     (crossing,) = logs.crossings({(0, 0): "x", (1, 0): "y"})
     assert (crossing.joined, crossing.lost) == (1, 0)
 
@@ -143,6 +145,49 @@ def test_listeners_of_one_log_are_told_apart():
     found = analysis.report()
     assert len(found.crossings) == 48
     assert found.first_loss is None
+
+
+def test_one_log_is_joined_as_soon_as_it_has_two_kinds_of_lines(monkeypatch):
+    from meshmw._tools import access_log
+
+    def read_alone(*lines: str):
+        analysis = Analysis(alone=True)
+        analysis.read(source("a", *lines), format_of("json"))
+        return analysis.report()
+
+    def of(side: str, trace: int, path: str = "/") -> str:
+        return f'{{"upstream_cluster":"{side}|80||a","path":"{path}","tp":"{parent(trace)}","request_id":"r{trace}"}}'
+
+    several = "/" + "x" * 2000
+    inbound = [of("inbound", trace, several) for trace in range(1, 101)]
+    assert read_alone(*inbound).crossings == ()
+    for places in (10_000, 1):
+        monkeypatch.setattr(access_log, "_MOST_PLACES", places)
+        (crossing,) = read_alone(*inbound, of("outbound", 100)).crossings
+        assert (crossing.joined, crossing.lost, crossing.arrived) == (1, 0, 1)
+
+
+def test_keys_that_strangers_choose_take_no_memory(monkeypatch):
+    from meshmw._tools.access_log import json_lines
+
+    monkeypatch.setattr(json_lines, "_MAX_KEYS", 2)
+    lines = [f'{{"k{number}":1,"method":"GET","path":"/","tp":"{parent(1)}"}}' for number in range(20)]
+    analysis = Analysis()
+    assert analysis.read(source("a", *lines), format_of("json")).places.total.kinds == {"valid": 20}
+
+
+def test_a_trace_in_capitals_is_the_same_trace_and_a_broken_one_is_none():
+    lines = [line(parent(0xAB).upper(), rid="r"), line("00-" + "z" * 60, rid="s")]
+    (crossing,) = read(lines, [line(parent(0xAB), rid="r"), line(parent(1), rid="s")]).crossings
+    assert (crossing.joined, crossing.lost, crossing.traces, crossing.arrived) == (1, 0, 1, 1)
+
+
+def test_a_flag_that_nobody_logged_has_not_flipped():
+    analysis = Analysis()
+    analysis.read(source("a", f'{{"method":"GET","tp":"{parent(0xAB)}"}}'))
+    analysis.read(source("b", f'{{"method":"GET","tp":null,"trace_id":"{0xAB:032x}"}}'))
+    (crossing,) = analysis.report().crossings
+    assert (crossing.arrived, crossing.flipped) == (1, 0)
 
 
 def test_a_trace_that_a_proxy_alone_knows_counts():
@@ -165,8 +210,8 @@ def test_memory_is_bounded():
     }
     sample: Sample[int] = Sample(100)
     for number in range(10_000):
-        if sample.takes(str(number)):
-            sample.put(str(number), number)
+        if sample.takes(b"%d" % number):
+            sample.put(b"%d" % number, number)
     assert len(sample.values) <= 100
     assert sample.one_in >= 64
     assert all(map(sample.takes, sample.values))
@@ -181,7 +226,7 @@ def test_memory_is_bounded():
 def test_strangers_do_not_choose_which_ids_are_kept():
     sample: Sample[int] = Sample(2)
     # The CRC-32 of each is 0: chosen by that checksum, all of them would be kept for ever.
-    for crafted in ("aaaaey7N=@", "aaaalo/@+e", "aaaamonq0|"):
+    for crafted in (b"aaaaey7N=@", b"aaaalo/@+e", b"aaaamonq0|"):
         sample.put(crafted, 0)
     assert len(sample.values) <= 2
 

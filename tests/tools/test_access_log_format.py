@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -17,7 +18,10 @@ from meshmw._tools.access_log.formats import (
     TextFormat,
     detect,
     format_of,
+    known_formats,
 )
+from meshmw._tools.access_log.rows import ALONE, row_of
+from meshmw._tools.access_log.source import ENVELOPES
 
 TRACED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TAIL = " traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"
@@ -135,6 +139,68 @@ def test_what_is_read_is_what_was_written_or_nothing(source, data):
         assert read == "ambiguous", (source, line)
     else:
         assert read == written
+
+
+def alone_and_in_bulk(reader, lines):
+    """Return the rows of lines, each read alone and all read in bulk, without their order."""
+    # A file from elsewhere may end its lines in CRLF.
+    found = [reader.read(line.removesuffix("\r")) for line in lines]
+    alone = [row_of(read) for read in found if not isinstance(read, str)]
+    block = reader.read_block("\n".join(lines).encode("utf-8", "surrogateescape"))
+    taken = [(shape.path, shape.counted, shape.joined, row) for shape, rows in block.rows for row in rows]
+    bulk = [(path(row), counted(row), joined(row)) for path, counted, joined, row in taken]
+    return (
+        sorted((ALONE.path(row), ALONE.counted(row), ALONE.joined(row)) for row in alone),
+        sorted(bulk),
+        block.lines - len(bulk) == sum(1 for line in lines if line.strip()) - len(alone),
+    )
+
+
+value = st.sampled_from(["", "-", "0", "200", TRACED, TRACED.upper(), TRACED[:-1] + "0", "a=1", TRACED[3:35], "/p?q=1"])
+
+
+@given(st.sampled_from(FORMATS), st.lists(st.lists(value | hostile, min_size=30, max_size=30), min_size=1, max_size=3))
+def test_lines_in_bulk_are_read_as_each_alone(source, drawn):
+    lines = []
+    for values in drawn:
+        given = iter(values)
+        lines.append(OPERATOR.sub(lambda match, given=given: TIGHT.get(match[1], next(given)), source))
+    alone, bulk, counts = alone_and_in_bulk(TextFormat.compile(source), lines)
+    assert counts
+    assert alone == bulk
+
+
+KNOWN_KEYS = (
+    "method path traceparent tracestate response_code b3 x-b3-traceid trace_id request url upstream_host authority"
+)
+keys = st.sampled_from([*KNOWN_KEYS.split(), "upstream_cluster", "RequestPath", "labels", "x", 'a"b'])
+scalars = value | hostile | st.none() | st.integers(-1, 500) | st.booleans() | st.floats(allow_nan=False)
+values = scalars | st.lists(scalars, max_size=2) | st.dictionaries(keys, scalars, max_size=2)
+separators = st.sampled_from([(",", ":"), (", ", ": ")])
+
+
+@given(st.lists(st.tuples(st.dictionaries(keys, values, max_size=6), separators), min_size=1, max_size=4), st.data())
+def test_json_in_bulk_is_read_as_each_alone(objects, data):
+    lines = [json.dumps(each, separators=how) for each, how in objects for _ in range(2)]
+    lines[1] = data.draw(st.sampled_from([lines[1], lines[1][:-1], lines[1].replace('"', "'"), "{}", lines[1] + "\r"]))
+    # Values of the first line under the keys of another, as the next line of the same make has them.
+    if objects[0][0]:
+        again = {key: data.draw(values) for key in objects[0][0]}
+        lines.append(json.dumps(again, separators=objects[0][1]))
+    alone, bulk, counts = alone_and_in_bulk(JsonFormat(), lines)
+    assert counts
+    assert alone == bulk
+
+
+@pytest.mark.parametrize("part", [" ", '"', "a", "-", "0", "[", '" "', "/", "?", "00-", "{", '{"a":', "\\"])
+def test_no_text_costs_more_than_its_length(part):
+    """64 KiB of what separates fields, or of what they are made of; a pattern that went back over it took minutes."""
+    text = ((part * 65_536)[:65_536] + "\n").encode()
+    for reader in known_formats():
+        for start in (b"", ISTIO.encode()[:60], ENVOY.encode()[:-1]):
+            reader.read_block(start + text)
+    for envelope in (kind() for kind in ENVELOPES):
+        envelope.unwrap([text[:-1], b"2026-11-22T16:47:30.750Z stdout F " + text[:-1]])
 
 
 @given(st.text(max_size=200))

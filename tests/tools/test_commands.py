@@ -517,7 +517,7 @@ def test_spans_that_are_deep_or_each_others_parents_are_drawn_once(capsys):
 
 
 def test_what_a_terminal_cannot_print_and_what_no_disk_takes_is_no_crash(tmp_path):
-    odd = json.dumps({"path": "/\u4e2d", "method": "GET", "traceparent": None})
+    odd = json.dumps({"path": "/\u4e2d", "method": "GET", "traceparent": f"00-{1:032x}-{1:016x}-01"})
     (tmp_path / "log").write_text(odd)
     done = run("access-log", str(tmp_path / "log"), PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")

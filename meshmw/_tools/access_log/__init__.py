@@ -1,39 +1,52 @@
 """What access logs say of traces: shares by route and upstream, and the first hop where a trace is lost.
 
-A `Source` yields the lines of a log, a format of `formats` reads each, and `Analysis` counts what the lines show
-(`counts`). `command` says what is wrong with the outcome, and prints it. `meshmw verify` reads its access logs by the
-same formats.
+A `Source` yields the lines of a log, and an `Envelope` takes off what a container runtime has put around them
+(`source`). A format reads a block of lines into rows (`formats`, `json_lines`, `rows`), and `Analysis` counts equal
+rows together (`counts`) and joins those of several logs (`joins`). `command` says what is wrong with the outcome, and
+prints it. `meshmw verify` reads its access logs by the same formats.
 
 Memory does not grow with the logs: a thousand pairs of route and upstream are told apart, and fifty thousand ids are
-joined, of more a fair share.
+joined, of more a fair share. Nothing is joined where one log has one kind of line.
 """
 
 from __future__ import annotations
 
-import gzip
-import os
-import stat
-import time
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Final
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
-from meshmw._tools.access_log.counts import AccessLogReport, HopLog, JoinedLogs, LineTrace, Places, Station, classify
-from meshmw._tools.access_log.formats import FIRST_LINES, Format, Line, detect
+from meshmw._tools.access_log.counts import (
+    AccessLogReport,
+    HopLog,
+    LineTrace,
+    Places,
+    classify,
+    generalized,
+    is_another_trace,
+    trace_id_of,
+)
+from meshmw._tools.access_log.formats import FIRST_LINES, Format, best_of, known_formats
+from meshmw._tools.access_log.joins import JoinedLogs, Station
+from meshmw._tools.access_log.rows import COUNTED, PLACE, Block, Line, Row, Shape
+from meshmw._tools.access_log.source import ENVELOPES, MAX_LINE, Envelope, Source, open_source
 
-MAX_LINE: Final = 1 << 18
-_CHUNK: Final = 1 << 20
-_GZIP: Final = b"\x1f\x8b"
-_POLL: Final = 0.1
+__all__ = ["MAX_LINE", "Analysis", "OnLine", "Source", "open_source", "side_of"]
+
 # The rank of each listener's name on a request's way. No name and `inbound` have one rank: both are what comes in. The
 # operator chooses the names, and still their number is bounded.
 _SIDES: Final = {"": 0, "inbound": 0}
 _MAX_SIDES: Final = 50
+# Listeners and clusters in one log whose station is remembered, and kinds of rows that are counted together.
+_MOST_PLACES: Final = 10_000
+_MOST_ALIKE: Final = 10_000
 # Envoy logs a request at its start and its end, and now and then a long one in between.
 _AT_START, _IN_BETWEEN = "DownstreamStart", "DownstreamPeriodic"
+# A container's log begins with what the program says of itself: so much is looked through for a line that is known.
+_MOST_FIRST_LINES, _MOST_FIRST_BYTES = 20_000, 1 << 23
+# A longer line is none that tells a format.
+_TELLS_FORMAT: Final = 1 << 14
+# Rows of so many shapes are kept, for the case that a second kind of line comes to be joined with them.
+_KEPT: Final = 4
 
 OnLine = Callable[[str, Line, LineTrace], None]
 
@@ -44,16 +57,23 @@ class Analysis:
     Args:
         limit: Pairs of route and upstream that are told apart in each log.
         ids: Request ids, and trace ids, that are joined.
-        on_line: Takes the end of each request: the hop, the fields, what they show.
+        on_line: Takes the ends of equal requests, once for each block of lines: the hop, the fields, what they show.
+        alone: Whether only one log will be read.
     """
 
-    def __init__(self, limit: int = 1000, ids: int = 50_000, on_line: OnLine | None = None) -> None:
+    def __init__(
+        self, limit: int = 1000, ids: int = 50_000, on_line: OnLine | None = None, *, alone: bool = False
+    ) -> None:
         self._limit = limit
         self._joined = JoinedLogs(ids)
+        self._joins = not alone
+        self._kept: deque[tuple[Shape, list[Row], int]] = deque(maxlen=_KEPT)
         self._on_line = on_line
         self._logs: list[HopLog] = []
         self._names: dict[tuple[int, int], str] = {}
         self._sides: dict[str, int] = dict(_SIDES)
+        self._stations: dict[Row, Station | None] = {}
+        self._alike: Counter[tuple[bytes, Row]] = Counter()
 
     def read(
         self,
@@ -75,53 +95,92 @@ class Analysis:
         """
         log = HopLog(source.name, places=Places(self._limit))
         self._logs.append(log)
-        for known, texts in _batches(source, reader, more):
+        self._stations.clear()
+        cut = 0
+        for known, block in _blocks(source, reader, more):
             progress()
-            self._count(log, known, texts)
-            reader = known
+            cut, log.source, log.keys = known.cut, known.source, known.keys
+            self._count(log, block, cut)
+        self._count_alike(log, cut)
         log.broken += source.cut
         log.lines += source.cut
         log.fault = source.fault
-        if reader is not None:
-            log.logs_traceparent = "traceparent" in reader.names
         return log
 
     def report(self) -> AccessLogReport:
         """Return what has been read so far."""
         return AccessLogReport(tuple(self._logs), self._joined.crossings(self._names), self._joined.one_in)
 
-    def _count(self, log: HopLog, reader: Format, texts: list[str]) -> None:
-        read, log.lines = reader.read, log.lines + len(texts)
-        refusals: Counter[str] = Counter()
-        for text in texts:
-            fields = read(text)
-            if isinstance(fields, str):
-                refusals[fields] += 1
-            else:
-                self._count_line(log, fields)
-        log.broken += refusals["broken"]
-        log.ambiguous += refusals["ambiguous"]
+    def _count(self, log: HopLog, block: Block, cut: int) -> None:
+        log.lines += block.lines
+        log.broken += block.refused["broken"]
+        log.ambiguous += block.refused["ambiguous"]
+        log.names |= block.names
+        for shape, rows in block.rows:
+            paths = generalized(list(map(shape.path, rows)))
+            self._alike.update(zip(paths, map(shape.counted, rows), strict=True))
+            if shape.own is not None:
+                _compare(log, map(shape.own, rows))
+            self._join_or_keep(shape, rows, cut)
+        if len(self._alike) > _MOST_ALIKE or self._on_line is not None:
+            self._count_alike(log, cut)
 
-    def _count_line(self, log: HopLog, fields: Line) -> None:
+    def _count_alike(self, log: HopLog, cut: int) -> None:
+        for (path, key), number in self._alike.items():
+            self._count_rows(log, path, key, number, cut)
+        self._alike.clear()
+
+    def _count_rows(self, log: HopLog, path: bytes, key: Row, number: int, cut: int) -> None:
+        fields = {name: _text(value) for name, value in zip(COUNTED, key, strict=True) if value}
+        # What a format prints, and a line has no value for.
+        fields |= {name: fields.get(name, "-") for name in ("method",) if name in log.names}
+        if path or "path" in log.names:
+            fields["path"] = _text(path) or "-"
+        trace = classify(fields, cut)
         phase = fields.get("type")
         if phase == _IN_BETWEEN:
             return
-        trace = classify(fields)
+        if trace.kind == "tcp":
+            log.tcp += number
+            return
+        if trace.kind != "refused":
+            self._joined.stations[self._station(log.name, fields)] += number
         if phase != _AT_START:
-            log.places.add(trace, fields)
+            log.places.add(trace, fields, number)
             if self._on_line is not None:
                 self._on_line(log.name, fields, trace)
-        if trace.kind == "refused":
-            return
-        request_id = fields.get("request_id", "")
-        self._joined.add(
-            self._station(log.name, fields, phase == _AT_START),
-            "" if request_id == "-" else request_id,
-            _trace_id(trace, fields),
-            sampled=trace.parent is not None and trace.parent.sampled,
-        )
 
-    def _station(self, name: str, fields: Line, start: bool) -> Station:
+    def _join_or_keep(self, shape: Shape, rows: list[Row], cut: int) -> None:
+        self._remember(shape, rows)
+        if not self._joins and len({*self._stations.values()} - {None}) > 1:
+            self._joins = True
+            for kept in self._kept:
+                self._remember(*kept[:2])
+                self._join(*kept)
+            self._remember(shape, rows)
+        if self._joins:
+            self._join(shape, rows, cut)
+        else:
+            self._kept.append((shape, rows, cut))
+
+    def _join(self, shape: Shape, rows: list[Row], cut: int) -> None:
+        stations, add = self._stations, self._joined.add
+        for kind, listener, cluster, request_id, trace, flag, parent, own in map(shape.joined, rows):
+            station = stations[kind, listener, cluster]
+            trace = trace or trace_id_of(parent, own, cut)
+            if station is not None and (trace or request_id not in _NO_ID):
+                add(station, b"" if request_id in _NO_ID else request_id, trace, _SAMPLED.get(flag))
+
+    def _remember(self, shape: Shape, rows: list[Row]) -> None:
+        places = set(map(shape.place, rows))
+        if len(self._stations) + len(places) > _MOST_PLACES:
+            self._stations.clear()
+        for place in places - self._stations.keys():
+            fields = {name: _text(value) for name, value in zip(PLACE, place, strict=True)}
+            is_counted = fields["type"] != _IN_BETWEEN and not fields["type"].startswith("Tcp")
+            self._stations[place] = self._station(self._logs[-1].name, fields) if is_counted else None
+
+    def _station(self, name: str, fields: Line) -> Station:
         side = side_of(fields)
         rank = self._sides.get(side)
         if rank is None:
@@ -131,28 +190,75 @@ class Analysis:
         place = (len(self._logs) - 1, rank)
         if place not in self._names:
             self._names[place] = f"{name} {side}" if side not in ("", name) else name
-        return (*place, 0 if start else 1)
+        return (*place, 0 if fields.get("type") == _AT_START else 1)
 
 
-def _batches(source: Source, reader: Format | None, more: Callable[[], bool]) -> Iterator[tuple[Format, list[str]]]:
-    """Yield the lines that are not empty with their format, which the first of them tell where it is not known."""
-    waiting: list[str] = []
-    for lines in source.lines(more):
-        waiting += [line.decode("utf-8", "surrogateescape") for line in lines if line.strip()]
-        if reader is None and len(waiting) < FIRST_LINES:
+def _compare(log: HopLog, traces: Iterable[Row]) -> None:
+    for trace, own in traces:
+        if trace != own and is_another_trace(trace, own):
+            log.other_traces += 1
+            log.other_example = log.other_example or (_text(trace), _text(own))
+
+
+_NO_ID: Final = (b"", b"-")
+_SAMPLED: Final = {b"%x" % digit: bool(digit & 1) for digit in range(16)}
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> Iterator[tuple[Format, Block]]:
+    """Yield what the lines hold with their format, which the first of them tell where it is not known."""
+    waiting: list[bytes] = []
+    envelope: Envelope | None = None
+    wanted, tried = FIRST_LINES if reader is None else 1, 0
+    for text in source.blocks(more):
+        if envelope is not None and reader is not None:
+            yield reader, reader.read_block(envelope.unwrapped(text))
             continue
-        reader = reader or _detect_format(source.name, waiting)
-        yield reader, waiting
+        waiting += [line for line in text.split(b"\n") if line.strip()]
+        # Where nothing more comes for now, what there is has to do.
+        if len(waiting) == tried or (text and len(waiting) < wanted):
+            continue
+        tried = len(waiting)
+        found = _recognize(waiting, reader)
+        if found is None:
+            wanted *= 4
+            if len(waiting) > _MOST_FIRST_LINES or sum(map(len, waiting)) > _MOST_FIRST_BYTES:
+                break
+            continue
+        envelope, reader = found
+        yield reader, reader.read_block(envelope.unwrapped(b"\n".join(waiting)))
         waiting = []
     if waiting:
-        yield _detect_format(source.name, waiting), waiting
+        found = _recognize(waiting, reader)
+        if found is None:
+            raise ValueError(
+                f"{source.name}: its format is none that is known; give the proxy's own format string with --format"
+            )
+        envelope, reader = found
+        yield reader, reader.read_block(envelope.unwrapped(b"\n".join(waiting)))
+    if envelope is not None and reader is not None:
+        source.cut += envelope.cut
+        yield reader, reader.read_block(b"\n".join(envelope.rest()))
 
 
-def _detect_format(name: str, lines: list[str]) -> Format:
-    found = detect(lines)
-    if found is None:
-        raise ValueError(f"{name}: its format is none that is known; give the proxy's own format string with --format")
-    return found
+def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, Format] | None:
+    """Return what the lines are wrapped in, and their format; None where the format is not given and not known."""
+    best: tuple[int, Envelope, Format] | None = None
+    sample = [line for line in lines[-FIRST_LINES:] if len(line) < _TELLS_FORMAT]
+    for kind in ENVELOPES:
+        envelope = kind()
+        unwrapped = [*envelope.unwrap(sample), *envelope.rest()]
+        found = best_of(known_formats() if reader is None else [reader], unwrapped)
+        if found is not None and (best is None or found[0] > best[0]):
+            best = (found[0], kind(), found[1])
+        if best is not None and 2 * best[0] > len(sample):
+            break
+    if best is None:
+        return None if reader is None else (Envelope(), reader)
+    return best[1:]
 
 
 def side_of(fields: Line) -> str:
@@ -161,115 +267,3 @@ def side_of(fields: Line) -> str:
         return listener[:100]
     direction = fields.get("cluster", "").partition("|")[0]
     return direction if direction in ("inbound", "outbound") else ""
-
-
-def _trace_id(trace: LineTrace, fields: Line) -> str:
-    if trace.parent is not None:
-        return f"{trace.parent.trace_id:032x}"
-    # Where a proxy traces by B3 alone, only this field names its trace.
-    own = fields.get("trace_id", "-")
-    return own.rjust(32, "0") if len(own) in (16, 32) else ""
-
-
-def open_source(path: Path, name: str | None = None) -> Source:
-    """Open a file, compressed or not.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
-    file = path.open("rb")
-    about = os.fstat(file.fileno())
-    size = about.st_size
-    if file.peek(2)[:2] == _GZIP:
-        unpacked: IO[bytes] = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-        return Source(name or path.name, unpacked, size, raw=file)
-    return Source(name or path.name, file, size, path if stat.S_ISREG(about.st_mode) else None, raw=file)
-
-
-@dataclass
-class Source:
-    """Reads the lines of one log, which may be long, compressed, hostile, or still growing.
-
-    A line of much more than `MAX_LINE` bytes is left out and counted, so that memory is bounded.
-
-    Attributes:
-        name: What it is called in a report.
-        stream: Where its bytes come from, decompressed.
-        size: Bytes on disk, for a progress display; 0 where that is not known.
-        path: The file, where there is one that can be followed.
-        cut: Lines that were left out because they were too long.
-        fault: Why reading ended before the end; empty if it did not.
-        raw: The file itself, where there is one.
-    """
-
-    name: str
-    stream: IO[bytes]
-    size: int = 0
-    path: Path | None = None
-    cut: int = 0
-    fault: str = ""
-    raw: IO[bytes] | None = None
-
-    @property
-    def position(self) -> int:
-        """Return how many bytes of the file have been read; 0 of what has no size, such as a pipe."""
-        return self.raw.tell() if self.raw is not None and self.size else 0
-
-    def close(self) -> None:
-        """Close the file; standard input stays open."""
-        if self.raw is not None:
-            self.raw.close()
-
-    def lines(self, more: Callable[[], bool] = lambda: False) -> Iterator[list[bytes]]:
-        """Yield the lines without their newlines, many at a time.
-
-        Args:
-            more: Says, when it is asked at the end, whether more may come; while it does, an empty list is yielded now
-                and then.
-        """
-        rest, overlong = b"", False
-        while True:
-            chunk = self._chunk()
-            if not chunk:
-                if self.fault or not more():
-                    break
-                time.sleep(_POLL)
-                self._reopen_if_replaced()
-                yield []
-                continue
-            *whole, rest = (rest + chunk).split(b"\n")
-            if overlong and whole:
-                whole, overlong = whole[1:], False
-            if len(rest) > MAX_LINE:
-                self.cut += not overlong
-                rest, overlong = b"", True
-            yield whole
-        if rest and not overlong:
-            yield [rest]
-
-    def _chunk(self) -> bytes:
-        try:
-            # `read1` returns what is there now, so that a pipe that is slow to fill shows its lines.
-            read = getattr(self.stream, "read1", self.stream.read)
-            found: bytes = read(_CHUNK)
-        except (OSError, EOFError, zlib.error) as error:
-            self.fault = f"{type(error).__name__}: {error}"
-            return b""
-        return found
-
-    def _reopen_if_replaced(self) -> None:
-        """Go on with the new file where a log was rotated, and from the start where it was truncated."""
-        if self.path is None:
-            return
-        try:
-            now, ours = self.path.stat(), os.fstat(self.stream.fileno())
-            is_new = (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
-            # The new file may be gone again, or not readable yet.
-            opened = self.path.open("rb") if is_new else None
-        except OSError:
-            return
-        if opened is not None:
-            self.stream.close()
-            self.stream = self.raw = opened
-        elif now.st_size < self.stream.tell():
-            self.stream.seek(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Final
 
 import typer
@@ -18,14 +18,15 @@ from meshmw._tools.access_log.counts import (
     KINDS,
     MEANINGS,
     AccessLogReport,
-    Crossing,
     HopLog,
     Kind,
     LineTrace,
     Place,
     sorted_places,
 )
-from meshmw._tools.access_log.formats import Format, Line, format_of
+from meshmw._tools.access_log.formats import Format, format_of
+from meshmw._tools.access_log.joins import Crossing
+from meshmw._tools.access_log.rows import Line
 from meshmw._tools.output import (
     FOUND,
     OK,
@@ -46,8 +47,19 @@ from meshmw._tools.output import (
 )
 from meshmw.wire import REASONS
 
-_ADD_IT: Final = "add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one"
-
+# Of each kind of log, how to have it print the header.
+_ADD_TO_TEXT: Final = "add  traceparent=%REQ(TRACEPARENT)%  to the access log format; `meshmw mesh-config` prints one"
+_ADD_TO_JSON: Final = (
+    'add  "traceparent": "%REQ(TRACEPARENT)%"  to the fields of Envoy\'s JSON, "$http_traceparent" to nginx\'s, and in '
+    "Traefik keep the request header Traceparent (accesslog.fields.headers.names); where the log has it under another "
+    "key, name that: --field traceparent=KEY"
+)
+_ADD_TO_NGINX: Final = (
+    'add "$http_traceparent" to log_format (in Apache "%{traceparent}i"), and give that format with --format; Traefik '
+    "prints it in JSON alone"
+)
+# Envoy's OpenTelemetry tracer reads these, and writes them anew as they should be.
+_MENDED_BY_ENVOY: Final = frozenset({"case", "version", "version_ff"})
 
 FilesArgument = Annotated[
     list[str] | None,
@@ -83,8 +95,10 @@ def access_log(
 
     Given the logs of several hops, name the first place where traces are lost, and where the sampled flag is cleared.
 
-    Envoy's and Istio's default formats, what is often appended to them, and JSON are recognised. A line that can be
-    read in several ways, because a header in it holds quotes or spaces, is counted as ambiguous and not used.
+    Recognised are the default formats of Envoy, Istio, nginx and Traefik, what is often appended to them, and the JSON
+    of these, Envoy Gateway, Consul, Contour, Gloo and OpenTelemetry; in CRI, Docker's JSON, or with the prefix of stern
+    or kubectl. A line that can be read in several ways, because a header in it holds quotes or spaces, is counted as
+    ambiguous and not used. A log in which no line has a traceparent is a fault, for nobody can judge it.
 
     Memory is constant: 1,000 pairs of route and upstream are told apart in each log, the rest is (other); 50,000
     request and trace ids are joined across logs, of more a share that is the same in every log.
@@ -93,7 +107,7 @@ def access_log(
     if follow and len(given) != 1:
         raise CannotRunError("--follow takes one log")
     reader = _parse_format(log_format, fields or [])
-    analysis = Analysis(on_line=InvalidRequestNotices() if follow else None)
+    analysis = Analysis(on_line=InvalidRequestNotices() if follow else None, alone=len(given) == 1)
     _read_all(analysis, given, reader, follow)
     report = analysis.report()
     findings = judge_access_logs(report, max_missing / 100)
@@ -195,8 +209,9 @@ def _crossing_cells(crossing: Crossing) -> tuple[str, ...]:
 
 def _print_hop(hop: HopLog, top: int) -> None:
     total = hop.places.total
-    print_line(f"{hop.name}: requests: {total.total:,}, lines: {hop.lines:,}", "bold")
-    if not hop.logs_traceparent:
+    connections = f", TCP connections: {hop.tcp:,}" if hop.tcp else ""
+    print_line(f"{hop.name}: requests: {total.total:,}{connections}, lines: {hop.lines:,}", "bold")
+    if not (hop.logs_traceparent and total.total):
         return
     # A kind that does not occur needs no column.
     kinds = [kind for kind in KINDS if kind in ("valid", "missing") or total.kinds[kind]]
@@ -222,6 +237,7 @@ def judge_access_logs(report: AccessLogReport, max_missing: float = 1.0) -> tupl
         max_missing: The share of requests without traceparent that is still no fault, from 0 to 1.
     """
     findings = [finding for hop in report.hops for finding in _check_hop(hop, max_missing)]
+    findings += _check_all(report.hops)
     loss = report.first_loss
     if loss is not None:
         findings.append(_loss_finding(loss))
@@ -229,15 +245,57 @@ def judge_access_logs(report: AccessLogReport, max_missing: float = 1.0) -> tupl
     return by_severity(findings)
 
 
+def _check_all(hops: Sequence[HopLog]) -> Iterator[Finding]:
+    """Say that there is nothing to judge, where the logs print traceparent and no request had one."""
+    totals = [hop.places.total for hop in hops if hop.logs_traceparent]
+    missing = sum(total.kinds["missing"] for total in totals)
+    others = sum(total.total - total.kinds["missing"] - total.kinds["refused"] for total in totals)
+    if missing and not others and not any(total.stripped or total.b3 for total in totals):
+        yield Finding(
+            "warning", "access-log.no-trace", ", ".join(hop.name for hop in hops[:3]),
+            f"none of {_requests(missing)} has a traceparent, so that nothing can be judged",
+            "either nobody before this proxy starts traces, and it starts none, or something takes the header away",
+            "send a request that has one, and see where it ends: `meshmw verify URL`",
+        )  # fmt: skip
+
+
 def _check_hop(hop: HopLog, max_missing: float) -> Iterator[Finding]:
-    if not hop.logs_traceparent:
+    yield from _check_lines(hop)
+    absent = [name for name in hop.keys if name not in hop.names]
+    for name in absent:
+        yield Finding(
+            "error", "access-log.no-such-key", hop.name, f"no line holds {quoted(hop.keys[name])}, named for {name}",
+            "what --field says is not in this log", "look at a line of it: a dot in a key goes into a nested object",
+        )  # fmt: skip
+    if not hop.places.total.total:
+        yield _nothing_finding(hop)
+    elif hop.logs_traceparent:
+        yield from _check_requests(hop)
+        yield from _check_missing(hop, max_missing)
+    elif "traceparent" not in absent:
         yield Finding(
             "error", "access-log.not-logged", hop.name, "the access log does not print traceparent",
-            "nobody can see in it whether a trace arrived or went on", _ADD_IT,
+            "nobody can see in it whether a trace arrived or went on", _how_to_add(hop.source),
         )  # fmt: skip
-        return
-    yield from _check_lines(hop)
-    yield from _check_requests(hop)
+
+
+def _how_to_add(source: str) -> str:
+    if source == "json":
+        return _ADD_TO_JSON
+    return _ADD_TO_TEXT if "%" in source else _ADD_TO_NGINX
+
+
+def _nothing_finding(hop: HopLog) -> Finding:
+    connections = f"; it has {hop.tcp:,} TCP connections" if hop.tcp else ""
+    return Finding(
+        "warning", "access-log.no-requests", hop.name, f"no line is a request's{connections}",
+        "nothing could be judged",
+        "give the log of a proxy that serves HTTP; where it is one, its format string with --format, or the keys of "
+        "its JSON with --field",
+    )  # fmt: skip
+
+
+def _check_missing(hop: HopLog, max_missing: float) -> Iterator[Finding]:
     missing = hop.places.total.share("missing")
     if missing > max_missing:
         yield Finding(
@@ -288,18 +346,47 @@ def _check_requests(hop: HopLog) -> Iterator[Finding]:
             "look at the hop before it for headers that are removed or not passed on; `meshmw doctor "
             "--envoy-admin URL`",
         )  # fmt: skip
+    if total.b3:
+        yield Finding(
+            "warning", "access-log.b3", hop.name, f"{_requests(total.b3)} with B3 headers but without traceparent",
+            "what reads W3C alone starts a new trace there",
+            "let the proxy's tracer write traceparent as well, or have applications read B3: "
+            "OTEL_PROPAGATORS=tracecontext,baggage,b3",
+        )  # fmt: skip
+    if hop.other_traces:
+        yield _other_trace_finding(hop)
+
+
+def _other_trace_finding(hop: HopLog) -> Finding:
+    header, own = (shown(trace, 64) for trace in hop.other_example)
+    return Finding(
+        "warning", "access-log.other-trace", hop.name,
+        f"{_requests(hop.other_traces)} went on in another trace than the proxy's own, such as {header}, where the "
+        f"proxy logged {own}",
+        "the proxy's spans are in a trace of their own: its tracer does not continue traceparent, or does not write it",
+        "let the proxy trace by OpenTelemetry, or with W3C as its format; `meshmw doctor --envoy-admin URL` shows it",
+    )  # fmt: skip
 
 
 def _malformed_finding(hop: HopLog) -> Finding:
+    found = hop.places.reasons
     reasons = ", ".join(
         f"{reason} ({count:,}; such as '{shown(hop.places.examples[reason], 60)}': {REASONS['traceparent'][reason]})"
-        for reason, count in hop.places.reasons.most_common(3)
+        for reason, count in found.most_common(3)
     )
+    # The log shows what the proxy sent on.
+    why = []
+    if found.keys() - _MENDED_BY_ENVOY:
+        why.append("an OpenTelemetry tracer in Envoy passes it on and makes no span")
+    if mended := sorted(found.keys() & _MENDED_BY_ENVOY):
+        why.append(
+            f"an OpenTelemetry tracer in Envoy would have mended {' and '.join(mended)}, so this proxy does not trace "
+            "by it"
+        )
     return Finding(
         "error", "access-log.malformed", hop.name,
         f"{_requests(hop.places.total.kinds['malformed'])} with a malformed traceparent: {reasons}",
-        "an OpenTelemetry tracer in Envoy passes it on and makes no span; the first strict application "
-        "starts a new trace",
+        f"{'; '.join(why)}; the first strict application starts a new trace",
         "mend the sender; `meshmw inspect` shows the place of the fault",
     )  # fmt: skip
 

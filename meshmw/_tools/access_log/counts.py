@@ -1,11 +1,8 @@
-"""What access logs say, counted: requests by their traceparent, and traces that are lost between the hops.
+"""What access logs say, counted: requests by their traceparent, for each route and upstream.
 
-`Places` counts the requests of each route and upstream. `JoinedLogs` joins what several logs hold of the same request,
-by `x-request-id`, which proxies keep, and by trace id. `AccessLogReport` holds both.
-
-Memory is bounded. Of routes and upstreams, which strangers choose, a limited number is told apart. Where there are more
-ids than room, one in two, four, eight ... of them is kept. The id's hash chooses, so that every log keeps the same
-ones, and what is joined stays whole.
+`classify` says what a line shows of a trace, `Places` counts the requests of each route and upstream, and
+`AccessLogReport` holds what all logs say. Of routes and upstreams, which strangers choose, a limited number is told
+apart.
 """
 
 from __future__ import annotations
@@ -14,15 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 
-from meshmw._tools.access_log.formats import Line
+from meshmw._tools.access_log.joins import Crossing
+from meshmw._tools.access_log.rows import WHOLE_TRACEPARENT, Line
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceParent
 
-Kind = Literal["valid", "missing", "empty", "malformed", "refused"]
+Kind = Literal["valid", "missing", "empty", "malformed", "refused", "tcp"]
+# What requests are; a connection that is not HTTP is none.
 KINDS: Final[tuple[Kind, ...]] = ("valid", "missing", "empty", "malformed", "refused")
 MEANINGS: Final = {
     "valid": "a traceparent that every W3C reader takes",
@@ -35,13 +32,9 @@ OTHER: Final = "(other)"
 _NO_VALUE: Final = frozenset({"-", ""})
 # A path segment that names one thing: a number, a UUID, a long hexadecimal or mixed id. No alternative looks beyond its
 # segment, so that the search takes time in proportion to the path.
-_AN_ID: Final = re.compile(r"/(?:\d+|[0-9a-fA-F-]{16,}|(?=[^/]*\d)[A-Za-z0-9_-]{20,})(?=/|$)")
-# The log's place in the order given, the listener's in its log, and 0 for what came in or 1 for what went out.
-Station = tuple[int, int, int]
-# Each retry of a request may begin a trace; the first few are enough.
-_TRACES_PER_REQUEST: Final = 4
-
-V = TypeVar("V")
+_AN_ID: Final = re.compile(rb"/(?:[0-9]+|[0-9a-fA-F-]{16,}|(?=[^/\n]*[0-9])[A-Za-z0-9_-]{20,})(?=[/\n])")
+_TRACE_ID_ENDS: Final = 35
+_HEXADECIMAL: Final = re.compile(rb"[0-9a-f]++")
 
 
 class LineTrace(NamedTuple):
@@ -51,27 +44,82 @@ class LineTrace(NamedTuple):
         kind: One of `KINDS`.
         parent: The traceparent, where it is valid.
         reason: The reason code, where it is malformed.
+        sampled: Its sampled flag, where it is valid and the line shows that much of it.
     """
 
     kind: Kind
     parent: TraceParent | None = None
     reason: str = ""
+    sampled: bool | None = None
 
 
 _MISSING: Final = LineTrace("missing")
 _EMPTY: Final = LineTrace("empty")
 _REFUSED: Final = LineTrace("refused")
+_TCP: Final = LineTrace("tcp")
+# What a traceparent that is cut off may have gone on with.
+_LIKE_ANY: Final = f"00-{'1' * 32}-{'1' * 16}-01"
 
 
-def classify(line: Line) -> LineTrace:
-    """Say which traceparent a line shows; `-` is what Envoy writes for a header that is not there."""
-    value = line.get("traceparent")
+def classify(line: Line, cut: int = 0) -> LineTrace:
+    """Say which traceparent a line shows; `-` is what Envoy writes for a header that is not there.
+
+    Args:
+        line: Its fields, or those of equal lines: a `flag` then stands for a valid traceparent.
+        cut: The length to which the format cuts the header, 0 where it does not.
+    """
+    if flag := line.get("flag"):
+        return LineTrace("valid", sampled=bool(int(flag, 16) & 1))
+    value = line.get("traceparent", line.get("parent"))
     if value is None or value == "-":
-        return _REFUSED if line.get("path") == "-" and line.get("method", "-") == "-" else _MISSING
+        return _without_traceparent(line)
+    if _is_cut(value, cut):
+        return LineTrace("valid")
     try:
-        return LineTrace("valid", TraceParent.parse(value))
+        parent = TraceParent.parse(value)
     except InvalidHeaderError as error:
         return _EMPTY if error.reason == "empty" else LineTrace("malformed", None, error.reason)
+    return LineTrace("valid", parent, sampled=parent.sampled)
+
+
+def _without_traceparent(line: Line) -> LineTrace:
+    """Tell a request without the header from one that was never read, and from a connection that is not HTTP."""
+    if line.get("type", "").startswith("Tcp"):
+        return _TCP
+    if any(line.get(name, "-") not in _NO_VALUE for name in ("method", "path")):
+        return _MISSING
+    if line.get("code") in ("0", "-"):
+        return _TCP
+    return _REFUSED if line.get("path") == "-" else _MISSING
+
+
+def _is_cut(value: str, cut: int) -> bool:
+    return len(value) == cut < len(_LIKE_ANY) and bool(WHOLE_TRACEPARENT.fullmatch((value + _LIKE_ANY[cut:]).encode()))
+
+
+def trace_id_of(parent: bytes, own: bytes, cut: int = 0) -> bytes:
+    """Return the trace of a line that has no valid traceparent: its trace id in small letters, or nothing.
+
+    Args:
+        parent: The traceparent as it was logged; in capitals, and cut off, it still names its trace.
+        own: The proxy's own trace, which alone is there where it traces by B3.
+        cut: The length to which the format cuts the header, 0 where it does not.
+    """
+    if len(parent) >= _TRACE_ID_ENDS:
+        parent = parent.strip(b" \t")
+        whole = parent.lower() + (_LIKE_ANY[cut:].encode() if len(parent) == cut else b"")
+        if match := WHOLE_TRACEPARENT.fullmatch(whole):
+            return match[1]
+    return own.lower().rjust(32, b"0") if len(own) in (16, 32) else b""
+
+
+def is_another_trace(trace: bytes, own: bytes) -> bool:
+    """Say whether the trace that a proxy says it is in is another than the header's, as far as one can tell."""
+    digits = own.lower().removeprefix(b"1-").replace(b"-", b"")
+    if not trace or len(digits) not in (16, 32) or not _HEXADECIMAL.fullmatch(digits):
+        return False
+    # Some tracers log the last 64 bits alone.
+    return not trace.endswith(digits)
 
 
 @dataclass(slots=True)
@@ -82,11 +130,13 @@ class Place:
         kinds: How many of each of `KINDS`.
         unsampled: How many of the valid ones had the sampled flag cleared.
         stripped: How many came without traceparent, but with tracestate or baggage.
+        b3: How many came without traceparent, but with B3.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
     unsampled: int = 0
     stripped: int = 0
+    b3: int = 0
 
     @property
     def total(self) -> int:
@@ -97,13 +147,14 @@ class Place:
         """Return which part of the requests was of a kind, from 0 to 1."""
         return self.kinds[kind] / self.total if self.total else 0.0
 
-    def add(self, trace: LineTrace, line: Line) -> None:
-        """Count one request."""
-        self.kinds[trace.kind] += 1
-        if trace.parent is not None:
-            self.unsampled += not trace.parent.sampled
+    def add(self, trace: LineTrace, line: Line, number: int = 1) -> None:
+        """Count requests that are alike."""
+        self.kinds[trace.kind] += number
+        if trace.sampled is False:
+            self.unsampled += number
         elif trace.kind == "missing":
-            self.stripped += any(line.get(name, "-") not in _NO_VALUE for name in ("tracestate", "baggage"))
+            self.stripped += number * _has_any(line, "tracestate", "baggage")
+            self.b3 += number * _has_any(line, "b3", "x_b3_traceid")
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""
@@ -114,7 +165,12 @@ class Place:
             "shares": shares,
             "unsampled": self.unsampled,
             "stripped": self.stripped,
+            "b3": self.b3,
         }
+
+
+def _has_any(line: Line, *names: str) -> bool:
+    return any(line.get(name, "-") not in _NO_VALUE for name in names)
 
 
 class Places:
@@ -130,18 +186,19 @@ class Places:
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
-    def add(self, trace: LineTrace, line: Line) -> None:
-        """Count one request where it belongs."""
+    def add(self, trace: LineTrace, line: Line, number: int = 1) -> None:
+        """Count requests that are alike where they belong."""
         key = (route_of(line), upstream_of(line))
         place = self.places.get(key)
         if place is None:
             if len(self.places) >= self._limit:
                 key = (OTHER, OTHER)
             place = self.places.setdefault(key, Place())
-        place.add(trace, line)
+        place.add(trace, line, number)
         if trace.reason:
-            self.reasons[trace.reason] += 1
-            self.examples.setdefault(trace.reason, line["traceparent"][:60])
+            self.reasons[trace.reason] += number
+            value = line.get("traceparent") or line["parent"]
+            self.examples.setdefault(trace.reason, value[:60])
 
     @property
     def total(self) -> Place:
@@ -150,7 +207,7 @@ class Places:
         for place in self.places.values():
             kinds.update(place.kinds)
         places = self.places.values()
-        return Place(kinds, sum(each.unsampled for each in places), sum(each.stripped for each in places))
+        return Place(kinds, *(sum(getattr(each, name) for each in places) for name in ("unsampled", "stripped", "b3")))
 
 
 def route_of(line: Line) -> str:
@@ -158,12 +215,13 @@ def route_of(line: Line) -> str:
     name = line.get("route", "-")
     if name not in ("-", "", "default"):
         return name[:200]
-    return _route(line.get("method", ""), line.get("path", "-")[:300].partition("?")[0])
+    (path,) = generalized([line.get("path", "-")[:300].partition("?")[0].encode("utf-8", "surrogateescape")])
+    return f"{line.get('method', '')} {path.decode('utf-8', 'surrogateescape')}".strip()[:200]
 
 
-@lru_cache(maxsize=4096)
-def _route(method: str, path: str) -> str:
-    return f"{method} {_AN_ID.sub('/*', path)}".strip()[:200]
+def generalized(paths: list[bytes]) -> list[bytes]:
+    """Return paths with `*` in the place of each id: all in one go, for which none may hold a line end."""
+    return _AN_ID.sub(b"/*", b"\n".join([*paths, b""])).split(b"\n")[:-1]
 
 
 def upstream_of(line: Line) -> str:
@@ -173,150 +231,6 @@ def upstream_of(line: Line) -> str:
         if value not in _NO_VALUE:
             return value[:200]
     return "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """Says what became of traces from one station to the next.
-
-    Attributes:
-        sender: The station that they left, by its label.
-        receiver: The station where they should have arrived.
-        joined: Requests that were seen at both, by their request id.
-        lost: Those whose trace id at the receiver is another, or missing.
-        traces: Trace ids seen at the sender.
-        arrived: Those of them that were seen at the receiver.
-        flipped: Those that were sampled at the sender, and at the receiver only unsampled.
-        example: A trace id that was lost, and what arrived instead, with the request id; empty if none was.
-        in_line: Whether what leaves the sender has to arrive at the receiver, which is not so for two listeners of one
-            proxy.
-    """
-
-    sender: str
-    receiver: str
-    joined: int
-    lost: int
-    traces: int
-    arrived: int
-    flipped: int
-    example: tuple[str, ...] = ()
-    in_line: bool = True
-
-    @property
-    def loses(self) -> bool:
-        """Says whether traces are lost here: some requests prove it, or no trace id of many arrives."""
-        return self.lost > 0 or (self.in_line and self.joined == 0 and self.traces > 0 and self.arrived == 0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the crossing as plain JSON values."""
-        return {
-            "sender": self.sender,
-            "receiver": self.receiver,
-            "joined_by_request_id": self.joined,
-            "lost": self.lost,
-            "trace_ids": self.traces,
-            "trace_ids_arrived": self.arrived,
-            "flipped": self.flipped,
-            "example": list(self.example),
-            "loses": self.loses,
-        }
-
-
-class JoinedLogs:
-    """Joins what several logs hold of the same requests and the same traces.
-
-    Args:
-        limit: How many request ids, and how many trace ids, are held.
-    """
-
-    def __init__(self, limit: int = 50_000) -> None:
-        self._requests: Sample[dict[Station, tuple[str, ...]]] = Sample(limit)
-        self._traces: Sample[dict[Station, bool]] = Sample(limit)
-        self.stations: Counter[Station] = Counter()
-
-    @property
-    def one_in(self) -> int:
-        """Return of how many ids one was joined."""
-        return max(self._requests.one_in, self._traces.one_in)
-
-    def add(self, station: Station, request_id: str, trace_id: str, sampled: bool) -> None:
-        """Take one request; the trace id is empty where there was none that counts."""
-        self.stations[station] += 1
-        if trace_id and self._traces.takes(trace_id):
-            flags = self._traces.values.get(trace_id)
-            if flags is None:
-                self._traces.put(trace_id, {station: sampled})
-            else:
-                flags[station] = sampled or flags.get(station, False)
-        if request_id and self._requests.takes(request_id):
-            self._add_request(station, request_id, trace_id)
-
-    def _add_request(self, station: Station, request_id: str, trace_id: str) -> None:
-        traces = self._requests.values.get(request_id)
-        if traces is None:
-            self._requests.put(request_id, {station: (trace_id,)})
-            return
-        known = traces.get(station, ())
-        if trace_id not in known and len(known) < _TRACES_PER_REQUEST:
-            traces[station] = (*known, trace_id)
-
-    def crossings(self, names: Mapping[tuple[int, int], str]) -> tuple[Crossing, ...]:
-        """Return what became of traces between each two stations in a row; *names* are those of logs and listeners."""
-        ordered = sorted(self.stations)
-        labels = {station: _label(station, names, self.stations) for station in ordered}
-        return tuple(self._crossing(sender, receiver, labels) for sender, receiver in pairwise(ordered))
-
-    def _crossing(self, sender: Station, receiver: Station, labels: dict[Station, str]) -> Crossing:
-        joined = lost = 0
-        example: tuple[str, ...] = ()
-        for request_id, traces in self._requests.values.items():
-            here, there = [trace for trace in traces.get(sender, ()) if trace], traces.get(receiver)
-            if not here or there is None:
-                continue
-            joined += 1
-            if not set(here) & set(there):
-                lost += 1
-                example = example or (here[0], there[0] or "nothing", request_id)
-        flags = [sampled for sampled in self._traces.values.values() if sender in sampled]
-        arrived = [sampled for sampled in flags if receiver in sampled]
-        flipped = sum(sampled[sender] and not sampled[receiver] for sampled in arrived)
-        # Two listeners of one proxy need not serve the same request, unless the first is the inbound one.
-        in_line = sender[0] != receiver[0] or sender[1] == receiver[1] or sender[1] == 0
-        return Crossing(
-            labels[sender], labels[receiver], joined, lost, len(flags), len(arrived), flipped, example, in_line
-        )
-
-
-def _label(station: Station, names: Mapping[tuple[int, int], str], stations: Counter[Station]) -> str:
-    log, listener, side = station
-    name = names[log, listener]
-    return f"{name} ({'out' if side else 'in'})" if (log, listener, 1 - side) in stations else name
-
-
-class Sample(Generic[V]):
-    """Holds values by id, for all ids or for a share of them that each sample of a process chooses alike."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._mask = 0
-        self.values: dict[str, V] = {}
-
-    @property
-    def one_in(self) -> int:
-        """Return of how many ids one is held."""
-        return self._mask + 1
-
-    def takes(self, key: str) -> bool:
-        """Say whether an id is among those that are held."""
-        # Python's hash has a new key in each process. With a checksum, strangers could choose ids that are all held.
-        return not hash(key) & self._mask
-
-    def put(self, key: str, value: V) -> None:
-        """Hold a value, and halve the share while there are too many."""
-        self.values[key] = value
-        while len(self.values) > self._limit:
-            self._mask = 2 * self._mask + 1
-            self.values = {held: kept for held, kept in self.values.items() if self.takes(held)}
 
 
 @dataclass
@@ -329,7 +243,12 @@ class HopLog:
         broken: Lines that are not in the format.
         ambiguous: Lines that can be read in several ways, because some text in them holds quotes or spaces.
         places: Requests by route and upstream.
-        logs_traceparent: Whether the format prints it at all.
+        names: The fields that its lines have, with a value or without one.
+        tcp: Connections that are not HTTP; they are no requests.
+        other_traces: Requests whose traceparent is of another trace than the proxy says it is in.
+        other_example: The two traces of one of them.
+        source: The format.
+        keys: The keys that a user has named for fields of JSON.
         fault: Why reading ended early; empty if it did not.
     """
 
@@ -338,8 +257,18 @@ class HopLog:
     broken: int = 0
     ambiguous: int = 0
     places: Places = field(default_factory=Places)
-    logs_traceparent: bool = True
+    names: set[str] = field(default_factory=set)
+    tcp: int = 0
+    other_traces: int = 0
+    other_example: tuple[str, ...] = ()
+    source: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
     fault: str = ""
+
+    @property
+    def logs_traceparent(self) -> bool:
+        """Says whether any line has the header, or a place for it."""
+        return "traceparent" in self.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +308,8 @@ def _hop_json(hop: HopLog) -> dict[str, Any]:
         "ambiguous": hop.ambiguous,
         "fault": hop.fault,
         "logs_traceparent": hop.logs_traceparent,
+        "tcp": hop.tcp,
+        "other_traces": hop.other_traces,
         "total": hop.places.total.to_json(),
         "reasons": dict(hop.places.reasons),
         "examples": dict(hop.places.examples),

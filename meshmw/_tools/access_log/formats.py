@@ -1,16 +1,14 @@
-"""The formats of access logs: which one a log is in, and how a line of it is read.
+"""The formats of access logs: which one a log is in, and how its lines are read.
 
 `format_of` takes what a user names, and `detect` finds a format out from a log's first lines. In both kinds of format,
-no text in a line may pass for another field.
-
-Envoy escapes every value in JSON. Where a key comes twice, the line can only be of a text format that looks like JSON,
-and `JsonFormat` refuses it.
+no text in a line may pass for another field. `json_lines` reads JSON.
 
 Envoy escapes nothing in text formats: a path, a user agent or a tracestate may hold quotes, spaces, or a whole
 ` traceparent=...` of its own. So `TextFormat` takes only lines that can be read in exactly one way:
 
 - A strict pattern, in which no field holds the characters that separate fields, matches in one way at most. Where it
-  matches, every such character of the line belongs to the format, so no other reading exists.
+  matches, every such character of the line belongs to the format, so no other reading exists. Its `Shape` is the same
+  pattern for many lines at once.
 - Any other line is looked at from both ends: the places where a field may end, reached from the left and from the
   right. One place for each is one reading. More is ambiguous, and the line is counted, not guessed.
 
@@ -19,21 +17,25 @@ Both take time in proportion to the line.
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from functools import cache, cached_property
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from meshmw._policy.words import one_of
+from meshmw._tools.access_log.json_lines import JsonFormat
+from meshmw._tools.access_log.rows import ALONE, COUNTED, Block, Line, Refusal, Shape, captured, column_of
 
 # The fields that are looked at, by the operator that prints them.
 FIELDS: Final = {
     "%ACCESS_LOG_TYPE%": "type",
     "%REQ(:METHOD)%": "method",
     "%REQ(:PATH)%": "path",
+    "%REQ(X-ENVOY-ORIGINAL-PATH)%": "path",
     "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%": "path",
+    "%PATH%": "path",
     "%REQ(:AUTHORITY)%": "authority",
     "%REQ(USER-AGENT)%": "user_agent",
     "%REQ(X-REQUEST-ID)%": "request_id",
@@ -58,18 +60,28 @@ _TIGHT: Final = {
     "BYTES_RECEIVED": r"[0-9]+|-",
     "BYTES_SENT": r"[0-9]+|-",
     "DURATION": r"[0-9]+|-",
-    "UPSTREAM_HOST": r'[^ "]+',
-    "TRACE_ID": r"[0-9a-f]+|-",
+    "UPSTREAM_HOST": r'[^ "\r\n]+',
+    "TRACE_ID": r"[0-9a-f-]+",
     "ACCESS_LOG_TYPE": r"[A-Za-z]+|-",
+    "TIME_LOCAL": r'[^]"\r\n]+',
 }
 # The argument is bounded: from each operator without its ")" the search would go on to the end of the format.
-_OPERATOR: Final = re.compile(r"%([A-Z_0-9]+)(\([^)]{0,1024}\))?(:[0-9]+)?%|%%")
+_OPERATOR: Final = re.compile(r"%([A-Z_0-9]+)(\([^)]{0,1024}\))?(:[0-9]{1,6})?%|%%")
+# Expressions of Envoy's formatter `cel` that print what another operator prints.
+_CEL_HEADER: Final = re.compile(r"""request\.headers\[['"]([^'"]*+)['"]\]""")
+_CEL: Final = {
+    "request.host": ":AUTHORITY",
+    "request.id": "X-REQUEST-ID",
+    "request.method": ":METHOD",
+    "request.path": ":PATH",
+    "request.url_path": ":PATH",
+    "request.useragent": "USER-AGENT",
+}
 # Beyond these limits, a line that the strict pattern does not match would cost more than it is worth.
+# A traceparent that is cut before the end of its trace id says nothing.
+_SHORTEST: Final = 35
 _MAX_LOOSE_CHARS: Final = 32_768
 _MAX_ENDS: Final = 64
-
-Line = dict[str, str]
-Refusal = Literal["broken", "ambiguous"]
 
 ENVOY_DEFAULT: Final = (
     '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% '
@@ -99,94 +111,114 @@ _SHORT: Final = (
     '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%" %RESPONSE_CODE% '
     "traceparent=%REQ(TRACEPARENT)% tracestate=%REQ(TRACESTATE)%"
 )
-KNOWN_FORMATS: Final = (*(base + tail for tail in _TAILS for base in (ISTIO_DEFAULT, ENVOY_DEFAULT)), _SHORT)
+# nginx, Apache and what writes like them; ingress-nginx; Traefik.
+_COMMON: Final = '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent'
+_COMBINED: Final = f'{_COMMON} "$http_referer" "$http_user_agent"'
+_UPSTREAM: Final = "$upstream_addr $upstream_response_length $upstream_response_time $upstream_status $req_id"
+_OTHERS: Final = (
+    _COMMON,
+    _COMBINED,
+    f'{_COMBINED} "$http_x_forwarded_for"',
+    f'{_COMBINED} "$http_traceparent"',
+    f"{_COMBINED} $request_length $request_time [$proxy_upstream_name] [$proxy_alternative_upstream_name] {_UPSTREAM}",
+    f'{_COMBINED} $request_count "$router_name" "$service_url" ${{duration}}ms',
+)
+# The operator that prints what one of nginx's variables prints; of `$http_NAME` it is clear.
+_VARIABLES: Final = {
+    "host": "%REQ(:AUTHORITY)%",
+    "http_host": "%REQ(:AUTHORITY)%",
+    "otel_trace_id": "%TRACE_ID%",
+    "proxy_upstream_name": "%UPSTREAM_CLUSTER%",
+    "req_id": "%REQ(X-REQUEST-ID)%",
+    "request": "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "request_method": "%REQ(:METHOD)%",
+    "request_uri": "%REQ(:PATH)%",
+    "router_name": "%ROUTE_NAME%",
+    "service_url": "%UPSTREAM_HOST%",
+    "status": "%RESPONSE_CODE%",
+    "time_local": "%TIME_LOCAL%",
+    "uri": "%REQ(:PATH)%",
+}
+_VARIABLE: Final = re.compile(r"\$(?:([a-z][a-z0-9_]*+)|\{([a-z][a-z0-9_]*+)\})")
+KNOWN_FORMATS: Final = (*(base + tail for tail in _TAILS for base in (ISTIO_DEFAULT, ENVOY_DEFAULT)), *_OTHERS, _SHORT)
 _NAMED: Final = {"envoy": ENVOY_DEFAULT, "istio": ISTIO_DEFAULT}
 _WORDS: Final = ("auto", "json", *_NAMED)
 # So many lines make a good guess, even where other programs write to the same log.
 FIRST_LINES: Final = 200
-
-# The fields by the keys that JSON logs have: Istio's own, those of Envoy's documentation, and what people write.
-ALIASES: Final = {
-    **{name: name for name in FIELDS.values()},
-    "access_log_type": "type",
-    "listener": "listener",
-    "listener_name": "listener",
-    "log_type": "type",
-    ":authority": "authority",
-    "host": "authority",
-    ":method": "method",
-    ":path": "path",
-    "original_path": "path",
-    "user-agent": "user_agent",
-    "x-request-id": "request_id",
-    "x_request_id": "request_id",
-    "trace_parent": "traceparent",
-    "tp": "traceparent",
-    "trace_state": "tracestate",
-    "ts": "tracestate",
-    "response_code": "code",
-    "status": "code",
-    "response_code_details": "details",
-    "route_name": "route",
-    "start_time": "start_time",
-    "upstream_cluster": "cluster",
-    "upstream_host": "upstream",
-    "x-b3-traceid": "x_b3_traceid",
-}
+_FLAG: Final = COUNTED.index("flag")
 
 
 def format_of(wanted: str, keys: Mapping[str, str] | None = None) -> Format | None:
     """Return the format that a user names; None for `auto`, which is found out from the lines.
 
     Args:
-        wanted: `auto`, `json`, `envoy`, `istio`, or an Envoy format string.
+        wanted: `auto`, `json`, `envoy`, `istio`, or a format string of Envoy or nginx.
         keys: Where JSON holds a field, such as `{"traceparent": "labels.tp"}`.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: It is none of these, or keys are given for text.
     """
     if wanted == "auto" and not keys:
         return None
-    if wanted == "json" or (wanted == "auto" and keys):
+    if wanted in ("auto", "json"):
         return JsonFormat(keys)
-    if wanted not in _NAMED and "%" not in wanted:
+    if keys:
+        raise ValueError("a field has a key in JSON alone, and this format is text")
+    if wanted not in _NAMED and not {"%", "$"} & set(wanted):
         one_of(_WORDS, wanted, "format", "an Envoy format string")
     return TextFormat.compile(_NAMED.get(wanted, wanted))
 
 
 def detect(lines: Iterable[str]) -> Format | None:
     """Return the format that reads the most of some lines, the longest one where several do; None if none does."""
-    sample = [line for line in lines if line.strip()][:FIRST_LINES]
-    best: tuple[int, int, Format] | None = None
-    for candidate in _candidates(sample):
-        count = sum(not isinstance(candidate.read(line), str) for line in sample)
-        rank = (count, len(candidate.source))
-        if count and (best is None or rank > best[:2]):
-            best = (*rank, candidate)
-    return None if best is None else best[2]
+    sample = [line.encode("utf-8", "surrogateescape") for line in lines]
+    found = best_of(known_formats(), sample)
+    return None if found is None else found[1]
 
 
-def _candidates(sample: Sequence[str]) -> list[Format]:
-    if any(line.startswith("{") for line in sample):
-        return [JsonFormat(), *_TEXT_FORMATS]
-    return list(_TEXT_FORMATS)
+def best_of(candidates: Iterable[Format], lines: Iterable[bytes]) -> tuple[int, Format] | None:
+    """Return the format that reads the most of the first lines, the longest one where several do, and how many."""
+    sample = b"\n".join([line for line in lines if line.strip()][:FIRST_LINES])
+    # What the strict patterns read is enough to tell formats apart; to read lines one by one takes long.
+    known = list(candidates)
+    for find in (_find_strictly, lambda reader, text: reader.read_block(text)):
+        ranked = [(*_rank(find(each, sample)), len(each.source), each) for each in known]
+        most, *_, best = max(ranked, key=lambda rank: rank[:3])
+        if most:
+            return most, best
+    return None
 
 
-@dataclass(frozen=True, slots=True)
+def _find_strictly(reader: Format, text: bytes) -> Block:
+    if isinstance(reader, JsonFormat):
+        return reader.read_block(text)
+    found = Block()
+    found.add(reader.shape, reader.shape.find(text)[0], reader.names)
+    return found
+
+
+def _rank(block: Block) -> tuple[int, int]:
+    """Return how many lines were read, and in how many a traceparent stands where one should."""
+    flags = [shape.counted(row)[_FLAG] for shape, rows in block.rows for row in rows]
+    return len(flags), sum(map(bool, flags))
+
+
+@dataclass(frozen=True)
 class TextFormat:
     """Reads lines that Envoy wrote with one format string.
 
     Attributes:
-        source: The format string.
-        names: The fields of `FIELDS` that it prints, in their order.
+        source: The format string; `names`: the fields of `FIELDS` that it prints, in their order.
+        cut: The length to which it cuts traceparent, 0 where it does not.
     """
 
+    keys: ClassVar[dict[str, str]] = {}
     source: str
     names: tuple[str, ...]
+    cut: int
     _literals: tuple[str, ...]
     _fields: tuple[_Field, ...]
-    _strict: re.Pattern[str] | None
-    _strict_names: tuple[str, ...]
 
     @classmethod
     def compile(cls, source: str) -> TextFormat:
@@ -195,19 +227,38 @@ class TextFormat:
         Raises:
             ValueError: It prints no field that is looked at, or two fields with nothing between them.
         """
-        literals, fields = _parse_format(source.removesuffix("\\n").rstrip("\n"))
-        names = tuple(field.name for field in fields if field.name)
+        text = source.removesuffix("\\n").rstrip("\n")
+        literals, fields = _parse_format(text if "%" in text else _VARIABLE.sub(_operator_of, text))
+        names = tuple(dict.fromkeys(field.name for field in fields if field.name))
         if not names:
             raise ValueError("the format prints none of: " + " ".join(FIELDS))
         if any(not literal for literal in literals[1:-1]):
             raise ValueError("the format prints two fields with nothing between them, which nobody can tell apart")
-        strict, captured = _build_strict_pattern(literals, fields)
-        return cls(source, tuple(dict.fromkeys(names)), literals, fields, strict, captured)
+        return cls(source, names, max(field.cut for field in fields), literals, fields)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Return what reads many lines at once; no line, where no strict pattern exists."""
+        body = _strict_pattern(self._literals, self._fields, in_bulk=True)
+        return ALONE if body is None else Shape(body.encode())
+
+    @cached_property
+    def _strict(self) -> re.Pattern[str] | None:
+        body = _strict_pattern(self._literals, self._fields)
+        return None if body is None else re.compile(body)
+
+    def read_block(self, text: bytes) -> Block:
+        """Return what many lines hold, as rows."""
+        found = Block()
+        rows, others = self.shape.find(text)
+        found.add(self.shape, rows, self.names)
+        found.add_alone(self.read, others)
+        return found
 
     def read(self, line: str) -> Line | Refusal:
         """Return the fields of a line, by name, or why it cannot be read."""
         if self._strict is not None and (match := self._strict.fullmatch(line)):
-            return dict(zip(self._strict_names, match.groups(), strict=True))
+            return match.groupdict()
         if len(line) > _MAX_LOOSE_CHARS:
             return "broken"
         return self._read_loosely(line)
@@ -278,10 +329,12 @@ class _Field(NamedTuple):
     Attributes:
         name: What it prints, of `FIELDS`; empty for what is not looked at.
         tight: What its value looks like, where nobody can choose that freely.
+        cut: The length to which a traceparent is cut, 0 where it is not.
     """
 
     name: str
     tight: re.Pattern[str] | None
+    cut: int
 
 
 def _parse_format(source: str) -> tuple[tuple[str, ...], tuple[_Field, ...]]:
@@ -293,14 +346,35 @@ def _parse_format(source: str) -> tuple[tuple[str, ...], tuple[_Field, ...]]:
         if match[1] is None:
             literals[-1] += "%"
             continue
-        operator = "REQ" if match[1] == "REQUEST_HEADER" else match[1]
-        name = FIELDS.get(f"%{operator}{(match[2] or '').upper()}%", "")
+        name = _field_name(match[1], (match[2] or "")[1:-1])
+        if match[3] and name == "traceparent" and int(match[3][1:]) < _SHORTEST:
+            name = ""
         # A value that is cut to a length may look like anything.
-        tight = None if match[3] else _tight_pattern(operator, source[at : at + 1])
-        fields.append(_Field(name, tight))
+        tight = None if match[3] else _tight_pattern(match[1], source[at : at + 1])
+        cut = int(match[3][1:]) if match[3] and name == "traceparent" else 0
+        fields.append(_Field(name, tight, cut))
         literals.append("")
     literals[-1] += source[at:]
     return tuple(literals), tuple(fields)
+
+
+def _field_name(operator: str, argument: str) -> str:
+    """Return the field that an operator prints, for a header with an alternative the first that is looked at."""
+    if operator == "CEL":
+        found = _CEL_HEADER.fullmatch(argument)
+        operator, argument = ("REQ", found[1]) if found else ("REQ", _CEL.get(argument, ""))
+    if operator in ("REQUEST_HEADER", "REQ_WITHOUT_QUERY"):
+        operator = "REQ"
+    # `%PATH(NQ:ORIG)%` and the like say only which path, and whether with its query.
+    arguments = argument.upper().split("?") if operator == "REQ" else []
+    printed = [f"%{operator}({each})%" for each in arguments] or [f"%{operator}%"]
+    return next((FIELDS[each] for each in printed if each in FIELDS), "")
+
+
+def _operator_of(variable: re.Match[str]) -> str:
+    name = variable[1] or variable[2]
+    header = name.removeprefix("http_")
+    return _VARIABLES.get(name, "%OTHER%" if header == name else f"%REQ({header.upper().replace('_', '-')})%")
 
 
 def _tight_pattern(operator: str, following: str) -> re.Pattern[str] | None:
@@ -311,24 +385,28 @@ def _tight_pattern(operator: str, following: str) -> re.Pattern[str] | None:
     return None if following and pattern.match(following) else pattern
 
 
-def _build_strict_pattern(
-    literals: tuple[str, ...], fields: tuple[_Field, ...]
-) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
-    """Return a pattern that matches in one way at most, and the fields it captures; None where there can be none."""
-    pieces, names = [re.escape(literals[0])], []
+def _strict_pattern(literals: tuple[str, ...], fields: tuple[_Field, ...], *, in_bulk: bool = False) -> str | None:
+    """Return a pattern that matches in one way at most, and captures the fields by name; None where there can be none.
+
+    In bulk it captures what a `Shape` is to find, and matches no line end.
+    """
+    pieces, names = [re.escape(literals[0])], set[str]()
     for index, field in enumerate(fields):
         separators = _separators(literals, index)
         if separators is None:
-            return None, ()
+            return None
         # Nothing is gained by giving back characters where a separator follows.
-        possessive = "+" if literals[index + 1][:1] in separators else ""
-        characters = "[^{}]*{}".format("".join(map(re.escape, sorted(separators))), possessive)
-        body = field.tight.pattern if field.tight is not None else characters
-        if field.name and field.name not in names:
-            names.append(field.name)
-            body = f"({body})"
+        more = "+" if literals[index + 1][:1] in separators else ""
+        ends = "\r\n" if in_bulk else ""
+        one = "[^{}{}]".format("".join(map(re.escape, sorted(separators - {"\n"}))), ends or "\n")
+        body = field.tight.pattern if field.tight is not None else f"{one}*{more}"
+        column = column_of(field.name) if in_bulk else field.name
+        if column and column not in names:
+            names.add(column)
+            after = re.escape(literals[index + 1][:1]) or r"\r?$"
+            body = captured(column, one, body, after, more) if in_bulk else f"(?P<{column}>{body})"
         pieces += [body, re.escape(literals[index + 1])]
-    return re.compile("".join(pieces)), tuple(names)
+    return "".join(pieces)
 
 
 def _separators(literals: tuple[str, ...], index: int) -> set[str] | None:
@@ -353,67 +431,15 @@ def _separators(literals: tuple[str, ...], index: int) -> set[str] | None:
     return separators or {"\n"}
 
 
-class JsonFormat:
-    """Reads lines that are one JSON object each.
-
-    Args:
-        keys: Further keys, such as `{"traceparent": "labels.tp"}`: a dot goes into a nested object.
-
-    Raises:
-        ValueError: A field is none of those that are looked at.
-    """
-
-    names: tuple[str, ...] = tuple(dict.fromkeys(ALIASES.values()))
-    source = "json"
-
-    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
-        wanted = dict(keys or {})
-        unknown = sorted(set(wanted) - set(self.names))
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no such field; there are {', '.join(self.names)}")
-        self._names = {key: name for key, name in ALIASES.items() if name not in wanted}
-        self._names |= {key: name for name, key in wanted.items() if "." not in key}
-        self._paths = {name: key.split(".") for name, key in wanted.items() if "." in key}
-
-    def read(self, line: str) -> Line | Refusal:
-        """Return the fields of a line, by name, or why it cannot be read; a null is left out."""
-        try:
-            found = _DECODER.decode(line)
-        except _RepeatedKeyError:
-            return "ambiguous"
-        except (ValueError, RecursionError):
-            return "broken"
-        if not isinstance(found, dict):
-            return "broken"
-        names = self._names
-        fields = {names[key]: value for key, value in found.items() if key in names and value is not None}
-        for name, path in self._paths.items():
-            if (value := _nested(found, path)) is not None:
-                fields[name] = value
-        return {name: value if isinstance(value, str) else str(value) for name, value in fields.items()}
-
-
-class _RepeatedKeyError(ValueError):
-    pass
-
-
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _RepeatedKeyError
-    return found
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_without_repeated_keys)
-
-
-def _nested(found: Any, path: list[str]) -> Any:
-    for key in path:
-        if not isinstance(found, dict):
-            return None
-        found = found.get(key)
-    return found
-
-
 Format: TypeAlias = TextFormat | JsonFormat
-_TEXT_FORMATS: Final = tuple(map(TextFormat.compile, KNOWN_FORMATS))
+
+
+def known_formats() -> tuple[Format, ...]:
+    """Return the formats that are recognised."""
+    return (JsonFormat(), *_text_formats())
+
+
+@cache
+def _text_formats() -> tuple[TextFormat, ...]:
+    # Made when a log is to be recognised: most commands read none.
+    return tuple(map(TextFormat.compile, KNOWN_FORMATS))

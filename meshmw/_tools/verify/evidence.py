@@ -19,7 +19,8 @@ import httpx
 from meshmw._notices import without_secrets
 from meshmw._tools.access_log import side_of
 from meshmw._tools.access_log.counts import classify
-from meshmw._tools.access_log.formats import Format, Line, detect
+from meshmw._tools.access_log.formats import Format, detect
+from meshmw._tools.access_log.rows import Line
 from meshmw._tools.verify.journey import HEADERS, Hop, JourneySpan, journey_spans, maker_of
 from meshmw._tools.verify.probe import AGENT, Probe
 from meshmw.errors import MeshmwError
