@@ -81,6 +81,9 @@ _RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
 _UNASKED: Final = 0.8, 1.2
 _ROUND_SECOND: Final = "1.00"
 
+# The versions of the SDK that `_lazy_span` is held equal to.
+KNOWN_SDKS: Final = frozenset({"1.40", "1.41", "1.42", "1.43", "1.44", "1.45"})
+
 
 class W3CTraceState(OTelTraceState):
     """Holds a tracestate with Level 2 keys, which OpenTelemetry's own constructor refuses together with all others.
@@ -173,6 +176,25 @@ def is_asked_by_server() -> bool:
     while frame.f_back is not None and frame.f_globals.get("__name__") == _CONTRIB_UTILS:
         frame = frame.f_back
     return str(frame.f_globals.get("__name__")).startswith(_CONTRIB_SERVERS)
+
+
+def sdk_of(tracer: object) -> str | None:
+    """Return the version of the SDK, such as `1.45`, where a tracer is the SDK's own as it came, and else None.
+
+    A function of the SDK has its module for its globals; what somebody has put in its place has another one.
+    """
+    sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
+    if sdk is None or type(tracer) is not sdk.Tracer or "start_span" in vars(tracer):
+        return None
+    methods = [
+        sdk.Tracer.start_span,
+        *(getattr(sdk.Span, name) for name in ("__init__", "start", "set_attribute", "end")),
+    ]
+    if any(getattr(method, "__globals__", None) is not vars(sdk) for method in methods):
+        return None
+    from opentelemetry.sdk.version import __version__
+
+    return ".".join(__version__.split(".")[:2])
 
 
 def liveness_of(instrument: object) -> Callable[[], object]:

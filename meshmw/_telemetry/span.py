@@ -113,6 +113,11 @@ class RemoteParentSampler(Sampler):
         """Return the other sampler's description."""
         return self._sampler.get_description()
 
+    @property
+    def where_b3_is_silent(self) -> Sampler:
+        """Return what decides below a valid parent where no B3 header says anything: mostly the other sampler."""
+        return self if self._service_owns or self._rules else self._sampler
+
     def _decides(self, parent: SpanContext, context: Context) -> bool:
         if not parent.is_remote:
             return False
