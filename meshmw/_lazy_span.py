@@ -20,6 +20,7 @@ holds its lock, as in the SDK.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from sys import maxsize
 from threading import Lock
@@ -285,11 +286,9 @@ class LazySpan(_Span):
         # The SDK makes a copy for them, which shares everything with the span. Nothing of this one changes any more.
         processor.on_end(self)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # What processors and exporters of the SDK's spans can copy is what the SDK has made for them.
-        return (
-            super().__reduce_ex__(protocol) if self._end_time is None else self._readable_span().__reduce_ex__(protocol)
-        )
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadableSpan:
+        # Of the SDK's spans, exporters have that copy, and can copy it again.
+        return copy.deepcopy(self._readable_span(), memo)
 
 
 class LazyTracer(Tracer):
