@@ -36,7 +36,7 @@ from opentelemetry.sdk.trace import (
     _Span,
 )
 from opentelemetry.sdk.trace import Tracer as SdkTracer
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased, SamplingResult, StaticSampler
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSampler
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.version import __version__ as sdk_version
 from opentelemetry.trace import (
@@ -128,18 +128,7 @@ class LazySpan(_Span):
         start_time: int | None,
         record_end_metrics: Callable[[], None] | None,
     ) -> None:
-        """Take what there is of the span, instead of the SDK's constructor.
-
-        Args:
-            maker: The tracer.
-            name: The span's name.
-            context: The span's ids.
-            parent: The parent's, or None.
-            kind: The span's kind.
-            attributes: What it says; the span keeps the dictionary, and adds to it.
-            start_time: When it began, in nanoseconds.
-            record_end_metrics: To be called at its end, or None.
-        """
+        """Take what there is of the span, in place of the SDK's constructor; the attributes are the span's to change."""
         tracer = maker.tracer
         self._maker = maker
         self._name = name
@@ -159,15 +148,15 @@ class LazySpan(_Span):
     # put something else there, although the names are private; that stays.
 
     @property
-    def _attributes(self) -> BoundedAttributes:
+    def _attributes(self) -> Any:
         found = self._bounded
         return self._bound() if found is None else found
 
     @_attributes.setter
-    def _attributes(self, value: BoundedAttributes) -> None:
+    def _attributes(self, value: Any) -> None:
         self._bounded, self._plain = value, {}
 
-    def _bound(self) -> BoundedAttributes:
+    def _bound(self) -> Any:
         made = self._maker.bounded(None)
         made._dict = self._plain
         found = self.__dict__.setdefault("_bounded", made)
@@ -177,21 +166,21 @@ class LazySpan(_Span):
         return found
 
     @property
-    def _events(self) -> BoundedList[Event]:
+    def _events(self) -> Any:
         found = self._event_list
-        return self.__dict__.setdefault("_event_list", self._new_events()) if found is None else found
+        return self.__dict__.setdefault("_event_list", BoundedList(self._limits.max_events)) if found is None else found
 
     @_events.setter
-    def _events(self, value: BoundedList[Event]) -> None:
+    def _events(self, value: Any) -> None:
         self._event_list = value
 
     @property
-    def _links(self) -> BoundedList[Link]:
+    def _links(self) -> Any:
         found = self._link_list
         return self.__dict__.setdefault("_link_list", self._new_links(())) if found is None else found
 
     @_links.setter
-    def _links(self, value: BoundedList[Link]) -> None:
+    def _links(self, value: Any) -> None:
         self._link_list = value
 
     # What exporters read, where it can be told without making anything. A span that has not ended may change while
@@ -232,11 +221,12 @@ class LazySpan(_Span):
     @property
     def plain(self) -> dict[str, Any] | None:
         """Return all that the span says, where that is keys and values as the SDK keeps them, and nothing else."""
-        return self._plain if self._bounded is self._event_list is self._link_list is None else None
+        is_all = self._bounded is None and self._event_list is None and self._link_list is None
+        return self._plain if is_all else None
 
     def get_span_context(self) -> SpanContext:
         """Return the span's ids."""
-        return self._context
+        return self._context  # type: ignore[return-value]  # a readable span may have none
 
     # What nearly every request calls. All but the plainest case goes the SDK's way.
 
@@ -303,7 +293,7 @@ class LazyTracer(Tracer):
         longest: How many characters a text in them may have.
     """
 
-    def __init__(self, tracer: SdkTracer) -> None:
+    def __init__(self, tracer: Any) -> None:
         self.tracer = tracer
         limits = tracer._span_limits
         self.most = maxsize if limits.max_span_attributes is None else limits.max_span_attributes
@@ -330,7 +320,7 @@ class LazyTracer(Tracer):
         tracer = self.tracer
         parent = _span_in(context).get_span_context()
         if type(parent) is not SpanContext or not tracer._is_enabled():
-            return tracer.start_span(
+            return tracer.start_span(  # type: ignore[no-any-return]  # it is the SDK's
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
         decision = self._decided(parent, context)
@@ -389,12 +379,12 @@ class LazyTracer(Tracer):
         kind: SpanKind,
         attributes: Attributes,
         links: Sequence[Link],
-    ) -> tuple[SpanContext, SpanContext | None, SamplingResult]:
+    ) -> tuple[SpanContext, SpanContext | None, Any]:
         """Return a span's ids, its parent if that is valid, and what the sampler says."""
         generator = self.tracer.id_generator
         origin = parent if parent.is_valid else None
         trace_id = generator.generate_trace_id() if origin is None else origin.trace_id
-        result = self.tracer.sampler.should_sample(context, trace_id, name, kind, attributes, links)
+        result: Any = self.tracer.sampler.should_sample(context, trace_id, name, kind, attributes, links)
         bits = int(result.decision.is_sampled())
         if _RANDOM:
             bits += _RANDOM * (generator.is_trace_id_random() if origin is None else origin.trace_flags.random_trace_id)

@@ -27,7 +27,7 @@ from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.bounds import FAIR, FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.resource import memory_headroom
-from meshmw._telemetry.span import plain_size
+from meshmw._telemetry.span import ordinary_size, plain_size
 from meshmw._telemetry.worker import Worker
 from meshmw.errors import SettingsError
 from meshmw.settings import LARGEST, Settings, count_in, first_of
@@ -264,7 +264,9 @@ def _renew(processor: PromptBatchSpanProcessor | None) -> None:
 
 
 def _size(span: ReadableSpan) -> int:
-    return span.size if isinstance(span, BoundedSpan) else min(plain_size(span), FAIR_BYTES)
+    if isinstance(span, BoundedSpan):
+        return span.size
+    return ordinary_size(span) or min(plain_size(span), FAIR_BYTES)
 
 
 def _large(span: BoundedSpan) -> int:

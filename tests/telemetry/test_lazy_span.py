@@ -180,8 +180,13 @@ LOOKS = st.sampled_from(
     + [lambda: lambda span: span.to_json(None)]
 )
 READS = LOOKS | st.sampled_from(
-    [lambda: repr, lambda: lambda span: span.is_recording()]
-    + [lambda: lambda span: span.start(), lambda: replaced, lambda: lambda span: span._readable_span().attributes]
+    [
+        lambda: repr,
+        lambda: lambda span: span.is_recording(),
+        lambda: lambda span: span.start(),
+        lambda: lambda span: span._readable_span().attributes,
+        lambda: replaced,
+    ]
 )
 ENDS = st.one_of(
     do("end", TIMES), do("end"), st.sampled_from([leave(None), leave(ValueError), leave(Failure), leave(SystemExit)])
