@@ -128,7 +128,7 @@ class LazySpan(_Span):
         start_time: int | None,
         record_end_metrics: Callable[[], None] | None,
     ) -> None:
-        """Take what there is of the span, in place of the SDK's constructor; the attributes are the span's to change."""
+        """Take what there is of the span, as the SDK's constructor does; the attributes become its own."""
         tracer = maker.tracer
         self._maker = maker
         self._name = name

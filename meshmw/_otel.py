@@ -184,13 +184,13 @@ def sdk_of(tracer: object) -> str | None:
     A function of the SDK has its module for its globals; what somebody has put in its place has another one.
     """
     sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
-    if sdk is None or type(tracer) is not sdk.Tracer or "start_span" in vars(tracer):
+    if sdk is None:
         return None
-    methods = [
-        sdk.Tracer.start_span,
-        *(getattr(sdk.Span, name) for name in ("__init__", "start", "set_attribute", "end")),
-    ]
+    start, span = sdk.Tracer.start_span, sdk.Span
+    methods = (start, span.__init__, span.start, span.set_attribute, span.end)
     if any(getattr(method, "__globals__", None) is not vars(sdk) for method in methods):
+        return None
+    if type(tracer) is not sdk.Tracer or "start_span" in vars(tracer):
         return None
     from opentelemetry.sdk.version import __version__
 
