@@ -52,7 +52,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import Attributes
 
 from meshmw._context.extraction import B3_KEY
-from meshmw._otel import SPAN_KEY
+from meshmw._otel import SPAN_CONTEXT, SPAN_KEY
 
 _VERSION: Final = tuple(map(int, sdk_version.split(".")[:2]))
 # Since then a trace that begins says whether its id is random, and a child says of it what its parent says.
@@ -75,7 +75,6 @@ _DROP: Final = Decision.DROP
 _SAMPLE: Final = Decision.RECORD_AND_SAMPLE
 _UNDECIDED: Final = (None, None, None, None)
 _new: Final = object.__new__
-_tuple_of: Final = tuple.__new__
 
 # By whether a parent is local or remote, and whether it is sampled; None where a sampler is to be asked.
 _Decisions: TypeAlias = tuple[Decision | None, ...]
@@ -238,10 +237,12 @@ class LazySpan(_Span):
             # As in a `with` block, which takes twice as long.
             lock.acquire()
             try:
-                if self._end_time is None and self._bounded is None and (len(plain) < maker.most or key in plain):
-                    plain.pop(key, None)
-                    plain[key] = value
-                    return
+                if self._end_time is None and self._bounded is None:
+                    if key in plain:
+                        del plain[key]
+                    if len(plain) < maker.most:
+                        plain[key] = value
+                        return
             finally:
                 lock.release()
         super().set_attribute(key, value)
@@ -369,7 +370,7 @@ class LazyTracer(Tracer):
         trace_id, _, _, flags, state, _ = parent
         span_id = self.tracer.id_generator.generate_span_id()
         flags = _FLAGS[(flags & _RANDOM) + (1 if decision is _SAMPLE else 0)]
-        return _tuple_of(SpanContext, (trace_id, span_id, False, flags, state, 0 < span_id <= _HIGHEST_SPAN_ID))
+        return SPAN_CONTEXT((trace_id, span_id, False, flags, state, 0 < span_id <= _HIGHEST_SPAN_ID))
 
     def _ask(
         self,

@@ -70,6 +70,10 @@ SPAN_PARTS: Final = attrgetter(
 ITEM_ATTRIBUTES: Final = attrgetter("_attributes._dict")
 # A span context is a tuple whose fifth item is its tracestate, and that holds its members in a mapping.
 TRACE_STATE: Final = 4
+# Makes one of all its items, the last of which says whether its ids are valid; its constructor looks at them again.
+SPAN_CONTEXT: Final[Callable[[tuple[int, int, bool, int, OTelTraceState, bool]], trace.SpanContext]] = partial(
+    tuple.__new__, trace.SpanContext
+)
 TRACE_STATE_MEMBERS: Final = attrgetter("_dict")
 
 # The words of gRPC in several languages, of the exporter for HTTP, of its own limit, and of a proxy before a collector.

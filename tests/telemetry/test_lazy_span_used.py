@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from opentelemetry.sdk import version
 from opentelemetry.sdk.trace import Span, Tracer, TracerProvider
-from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, SpanContext, TraceFlags, set_span_in_context
 from opentelemetry.trace import NonRecordingSpan as Remote
+from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, SpanContext, TraceFlags, set_span_in_context
 
 from meshmw import _lazy_span, _runtime
 from meshmw._lazy_span import LazySpan, LazyTracer
