@@ -386,10 +386,11 @@ class LazyTracer(Tracer):
         origin = parent if parent.is_valid else None
         trace_id = generator.generate_trace_id() if origin is None else origin.trace_id
         result: Any = self.tracer.sampler.should_sample(context, trace_id, name, kind, attributes, links)
-        bits = int(result.decision.is_sampled())
-        if _RANDOM:
-            bits += _RANDOM * (generator.is_trace_id_random() if origin is None else origin.trace_flags.random_trace_id)
-        own = SpanContext(trace_id, generator.generate_span_id(), False, _FLAGS[bits], result.trace_state)
+        is_random = _HAS_RANDOM_FLAG and (
+            generator.is_trace_id_random() if origin is None else origin.trace_flags.random_trace_id
+        )
+        flags = _FLAGS[(1 if result.decision.is_sampled() else 0) + (2 if is_random else 0)]
+        own = SpanContext(trace_id, generator.generate_span_id(), False, flags, result.trace_state)
         return own, origin, result
 
 

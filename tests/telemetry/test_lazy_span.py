@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider, _disable_tracer_configurator
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -17,8 +20,10 @@ from opentelemetry.sdk.trace.sampling import (
     StaticSampler,
     TraceIdRatioBased,
 )
+from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from meshmw._lazy_span import LazyTracer
 from meshmw._telemetry.span import RemoteParentSampler
 from tests.telemetry.twin_spans import PARENTS, STATE, TRACE_ID, parent, same
 
@@ -272,3 +277,80 @@ def test_nothing_tells_a_lazy_span_from_the_sdks(begin, steps, acts, limits, sam
         return [step() for step in steps]
 
     same(begun(begin), made, acts, limits, lambda: sampler)
+
+
+DEFAULT = ("sampled", SpanKind.SERVER, dict, list, None, True, True)
+
+
+def with_attributes(**attributes: Any) -> Any:
+    """Return what starts a span with some attributes."""
+    return begun(("sampled", SpanKind.SERVER, lambda: dict(attributes), list, None, True, True))
+
+
+def others_parts(span: Any) -> None:
+    """Put other lists in the place of events and links, as processors of others do."""
+    span._events, span._links = BoundedList(1), BoundedList(1)
+    span.add_event("mine")
+
+
+def set_many(span: Any) -> None:
+    """Set more attributes than there is room for, one of them twice."""
+    for key in "abcab":
+        span.set_attribute(key, key)
+
+
+@pytest.mark.parametrize(
+    ("begin", "step", "limits"),
+    [
+        (with_attributes(a=1), set_many, {"max_span_attributes": 2}),
+        (with_attributes(a=1, b=2, c=3), set_many, {"max_span_attributes": 2}),
+        (with_attributes(a=1), set_many, {"max_span_attributes": 0}),
+        (with_attributes(a="long"), set_many, {"max_span_attribute_length": 2}),
+        (with_attributes(a="ab"), lambda span: span.set_attribute("b", "long"), {"max_span_attribute_length": 2}),
+        (with_attributes(**{"": 1}), set_many, {}),
+        (begun(("sampled", SpanKind.SERVER, lambda: {1: 1}, list, None, True, True)), set_many, {}),
+        (begun(DEFAULT), others_parts, {}),
+        (begun(DEFAULT), lambda span: [span.update_name("new"), span.end(), span.update_name("late"), span.end()], {}),
+        (begun(DEFAULT), lambda span: [change(span), keep(span), change(span), copied(span), replaced(span)], {}),
+    ],
+)
+def test_at_limits_and_with_parts_of_others(begin, step, limits):
+    def steps() -> Any:
+        kept.clear()
+        return [step, lambda span: span.end(), set_many]
+
+    same(begin, steps, limits=limits)
+
+
+@pytest.mark.parametrize("where", PARENTS)
+@pytest.mark.parametrize("sampler", [_DEFAULT, _MANY, _OURS, _OWNER, ALWAYS_OFF])
+def test_the_spans_that_the_sdk_counts_are_counted(monkeypatch, where, sampler):
+    monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
+    counted = same(
+        lambda: lambda tracer: [tracer.start_span("n", parent(where), attributes={"a": 1}) for _ in range(3)][-1],
+        lambda: [lambda span: span.end()],
+        sampler=lambda: sampler,
+    )
+    assert "otel.sdk.span.started" in repr(counted[-1])
+
+
+def test_a_tracer_that_is_disabled_starts_nothing():
+    tracer = TracerProvider(shutdown_on_exit=False, _tracer_configurator=_disable_tracer_configurator).get_tracer("t")
+    assert not LazyTracer(tracer).start_span("name", parent("sampled")).is_recording()
+
+
+def test_attributes_that_cannot_be_copied_are_taken_as_the_sdk_takes_them():
+    class Given(Mapping):
+        def __getitem__(self, key):
+            return {"a": 1}[key]
+
+        def __iter__(self):
+            return iter(["a"])
+
+        def __len__(self):
+            return 1
+
+    span = LazyTracer(TracerProvider(shutdown_on_exit=False).get_tracer("t")).start_span(
+        "name", parent("sampled"), attributes=Given()
+    )
+    assert dict(span.attributes) == {"a": 1}
