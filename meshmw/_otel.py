@@ -76,6 +76,10 @@ SPAN_PARTS: Final = attrgetter(
 ITEM_ATTRIBUTES: Final = attrgetter("_attributes._dict")
 # A span context is a tuple whose fifth item is its tracestate, and that holds its members in a mapping.
 TRACE_STATE: Final = 4
+# Makes one of all its items, the last of which says whether its ids are valid; its constructor looks at them again.
+SPAN_CONTEXT: Final[Callable[[tuple[int, int, bool, int, OTelTraceState, bool]], trace.SpanContext]] = partial(
+    tuple.__new__, trace.SpanContext
+)
 TRACE_STATE_MEMBERS: Final = attrgetter("_dict")
 
 # The words of gRPC in several languages, of the exporter for HTTP, of its own limit, and of a proxy before a collector.
@@ -86,6 +90,9 @@ _NOT_ENCODED: Final = re.compile(r"Failed to encode \w+ batch")
 _RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
 # How long the exporter waits at first where nobody asks it to: about a second.
 _UNASKED: Final = 0.8, 1.2
+
+# The versions of the SDK that `_lazy_span` is held equal to.
+KNOWN_SDKS: Final = frozenset({"1.40", "1.41", "1.42", "1.43", "1.44", "1.45"})
 
 
 class W3CTraceState(OTelTraceState):
@@ -179,6 +186,25 @@ def is_asked_by_server() -> bool:
     while frame.f_back is not None and frame.f_globals.get("__name__") == _CONTRIB_UTILS:
         frame = frame.f_back
     return str(frame.f_globals.get("__name__")).startswith(_CONTRIB_SERVERS)
+
+
+def sdk_of(tracer: object) -> str | None:
+    """Return the version of the SDK, such as `1.45`, where a tracer is the SDK's own as it came, and else None.
+
+    A function of the SDK has its module for its globals; what somebody has put in its place has another one.
+    """
+    sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
+    if sdk is None:
+        return None
+    start, span = sdk.Tracer.start_span, sdk.Span
+    methods = (start, span.__init__, span.start, span.set_attribute, span.end)
+    if any(getattr(method, "__globals__", None) is not vars(sdk) for method in methods):
+        return None
+    if type(tracer) is not sdk.Tracer or "start_span" in vars(tracer):
+        return None
+    from opentelemetry.sdk.version import __version__
+
+    return ".".join(__version__.split(".")[:2])
 
 
 def liveness_of(instrument: object) -> Callable[[], object]:

@@ -36,7 +36,6 @@ from meshmw._context.write import passthrough
 from meshmw._lifecycle.operation import Operation
 from meshmw._notices import LOGGER
 from meshmw._policy.words import Format
-from meshmw._runtime import tracer_of
 from meshmw._telemetry.configure import configure, configured
 from meshmw.propagator import MeshPropagator
 from meshmw.settings import MOST_BYTES, MOST_MEMBERS, Settings
@@ -123,7 +122,7 @@ def linked(
         attributes: The span's attributes.
         tracer: Makes the span; the global provider's by default.
     """
-    return Scope(lambda: _new_root(tracer or tracer_of(None), name, kind, attributes))
+    return Scope(lambda: _new_root(tracer or _runtime.tracer(), name, kind, attributes))
 
 
 class Scope(Generic[T]):

@@ -17,7 +17,7 @@ from meshmw._context.carriers import Lines
 from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, BaggageReader
 from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, Reading, TraceReader, repeated_trace_state
 from meshmw._notices import IS_COUNTED, Rejections
-from meshmw._otel import BAGGAGE_KEY, SPAN_KEY
+from meshmw._otel import BAGGAGE_KEY, SPAN_CONTEXT, SPAN_KEY
 from meshmw._policy.words import Trust
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, BaggageValue
@@ -171,7 +171,8 @@ class HeaderReader:
                 state = repeated_trace_state(text)
             except InvalidHeaderError:
                 return None
-        span_context = SpanContext(int(trace_id, 16), int(parent_id, 16), True, flags, state)
+        # The grammar refuses ids that are not valid.
+        span_context = SPAN_CONTEXT((int(trace_id, 16), int(parent_id, 16), True, flags, state, True))
         if "baggage" in lines:
             if not self._takes_baggage:
                 return self._read_beside(span_context, lines)

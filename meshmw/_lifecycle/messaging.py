@@ -97,7 +97,7 @@ class Messaging:
         self._keep_existing = keep_existing
         self._parent = None if parent is None else one_of(MessagingParent, parent, "parent")
         self._propagator = checked_propagator(propagator)
-        self._tracer = tracer_of(tracer_provider)
+        self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
 
     def with_options(
         self, options: Options, *, server: Attributes = _NOTHING, keep_existing: bool = False
@@ -250,7 +250,8 @@ class Messaging:
             }
         )
         name = messaging_span_name(operation, destination)
-        span = self._tracer.start_span(name, context, decision.kind, attributes, decision.links, start_time)
+        tracer = self._tracer or _runtime.tracer()
+        span = tracer.start_span(name, context, decision.kind, attributes, decision.links, start_time)
         return Operation(span, Context({**context, SPAN_KEY: span}), owned=True)
 
 

@@ -192,7 +192,8 @@ class OutboundCalls:
         self._attributes = lru_cache(maxsize=256)(self._shared_attributes)
         self._metadata = OutgoingMetadata(options.get("max_metadata_bytes", MAX_METADATA_BYTES))
         self._propagator = checked_propagator(options.get("propagator"))
-        self._tracer = tracer_of(options.get("tracer_provider"))
+        tracer_provider = options.get("tracer_provider")
+        self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
 
     def _shared_attributes(self, method: str) -> Attributes:
         # Many spans share these attributes, so they must not change.
@@ -210,7 +211,7 @@ class OutboundCalls:
         """
         # An aio interceptor gets the method as bytes.
         method = details.method if isinstance(details.method, str) else details.method.decode("utf-8")
-        operation = begin_client(method, self._attributes(method), self._tracer)
+        operation = begin_client(method, self._attributes(method), self._tracer or _runtime.tracer())
         try:
             metadata = self._metadata.replace(
                 getattr(details, "metadata", None),
