@@ -21,9 +21,9 @@ holds its lock, as in the SDK.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from sys import maxsize
-from threading import Lock
 from time import time_ns
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -45,6 +45,7 @@ from opentelemetry.trace import (
     Span,
     SpanContext,
     SpanKind,
+    Status,
     TraceFlags,
     Tracer,
     get_current_span,
@@ -66,6 +67,9 @@ _TEXT: Final = frozenset({str})
 # Keys that were looked at before; few, as strangers may choose some.
 _KEYS: Final[set[str]] = set()
 _MOST_KEYS: Final = 512
+_LONGEST_KEY: Final = 64
+# A longer text is kept as the SDK keeps it: to measure it at the end of the span would take longer than the span.
+_LONGEST_TEXT: Final = 2_048
 _HIGHEST_SPAN_ID: Final = 2**64 - 1
 _SAMPLED: Final = TraceFlags.SAMPLED
 _RANDOM: Final = 2 if _HAS_RANDOM_FLAG else 0
@@ -105,7 +109,7 @@ class LazySpan(_Span):
     """
 
     # What is the same for nearly all. `_bounded`, `_event_list` and `_link_list` are None until there is something.
-    _status = ReadableSpan("")._status
+    _status = Status()
     _record_exception = _set_status_on_exception = True
     _trace_config = None
     _bounded: BoundedAttributes | None = None
@@ -139,7 +143,8 @@ class LazySpan(_Span):
         self._resource = tracer.resource
         self._span_processor = tracer.span_processor
         self._record_end_metrics = record_end_metrics
-        self._lock = Lock()
+        # Looked up for each span: gevent may have put another one there meanwhile.
+        self._lock = threading.Lock()
         self._end_time: int | None = None
         self._start_time = time_ns() if start_time is None else start_time
 
@@ -233,18 +238,14 @@ class LazySpan(_Span):
         """Set an attribute; one that is there already becomes the last."""
         kind, maker = type(value), self._maker
         if kind in _PLAIN and type(key) is str and key and (kind is not str or len(value) <= maker.longest):
-            plain, lock = self._plain, self._lock
-            # As in a `with` block, which takes twice as long.
-            lock.acquire()
-            try:
+            plain = self._plain
+            with self._lock:
                 if self._end_time is None and self._bounded is None:
                     if key in plain:
                         del plain[key]
                     if len(plain) < maker.most:
                         plain[key] = value
                         return
-            finally:
-                lock.release()
         super().set_attribute(key, value)
 
     def update_name(self, name: str) -> None:
@@ -257,16 +258,12 @@ class LazySpan(_Span):
 
     def end(self, end_time: int | None = None) -> None:
         """End the span, once, and tell the processors."""
-        lock = self._lock
-        lock.acquire()
-        try:
+        with self._lock:
             is_first = self._end_time is None
             if is_first:
                 self._end_time = time_ns() if end_time is None else end_time
                 if _SEALS and self._bounded is not None:
                     self._bounded._immutable = True
-        finally:
-            lock.release()
         if not is_first:
             super().end(end_time)
             return
@@ -298,7 +295,8 @@ class LazyTracer(Tracer):
         self.tracer = tracer
         limits = tracer._span_limits
         self.most = maxsize if limits.max_span_attributes is None else limits.max_span_attributes
-        self.longest = maxsize if limits.max_span_attribute_length is None else limits.max_span_attribute_length
+        limit = limits.max_span_attribute_length
+        self.longest = _LONGEST_TEXT if limit is None else min(limit, _LONGEST_TEXT)
         metrics = tracer._tracer_metrics
         self._count = None if type(metrics).__name__ == "NoOpTracerMetrics" else metrics.start_span
         self._known: tuple[object, _Decisions] = None, _UNDECIDED
@@ -402,10 +400,12 @@ def _span_in(context: Context | None) -> Span:
 
 def _decisions_of(sampler: object) -> _Decisions:
     """Return what a sampler decides by the parent alone, for the SDK's own samplers and ours above one of these."""
-    sampler = getattr(sampler, "where_b3_is_silent", sampler)
+    # Not of a subclass or of a stand-in, which may decide otherwise.
+    if "where_b3_is_silent" in vars(type(sampler)):
+        sampler = sampler.where_b3_is_silent  # type: ignore[attr-defined]
     if type(sampler) is StaticSampler:
         return (_static(sampler),) * 4
-    if type(sampler) is not ParentBased:
+    if type(sampler) is not ParentBased or "should_sample" in vars(sampler):
         return _UNDECIDED
     return (
         _static(sampler._local_parent_not_sampled),
@@ -416,7 +416,7 @@ def _decisions_of(sampler: object) -> _Decisions:
 
 
 def _static(sampler: object) -> Decision | None:
-    return sampler._decision if type(sampler) is StaticSampler else None
+    return sampler._decision if type(sampler) is StaticSampler and "should_sample" not in vars(sampler) else None
 
 
 def _copied(attributes: Attributes, most: int, longest: int) -> dict[str, Any] | None:
@@ -426,19 +426,20 @@ def _copied(attributes: Attributes, most: int, longest: int) -> dict[str, Any] |
     made = attributes.copy() if hasattr(attributes, "copy") else None
     if type(made) is not dict or len(made) > most or not _PLAIN.issuperset(map(type, made.values())):
         return None
-    if not made.keys() <= _KEYS and not _are_keys(made):
+    # What is equal to a key may still be an enumeration's member.
+    if not _TEXT.issuperset(map(type, made)) or (not made.keys() <= _KEYS and not _are_keys(made)):
         return None
-    if longest < maxsize and any(type(value) is str and len(value) > longest for value in made.values()):
+    if any(type(value) is str and len(value) > longest for value in made.values()):
         return None
     return made
 
 
 def _are_keys(found: dict[str, Any]) -> bool:
     """Say whether the SDK would take all of these for keys, and know them from then on."""
-    if "" in found or not _TEXT.issuperset(map(type, found)):
+    if "" in found:
         return False
     if len(_KEYS) < _MOST_KEYS:
-        _KEYS.update(found)
+        _KEYS.update(key for key in found if len(key) <= _LONGEST_KEY)
     return True
 
 

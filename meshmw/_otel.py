@@ -91,6 +91,9 @@ _RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
 # How long the exporter waits at first where nobody asks it to: about a second.
 _UNASKED: Final = 0.8, 1.2
 
+# What `_lazy_span` does in place of the SDK: its tracer's `start_span`, and of its span these methods and properties.
+_METHODS: Final = "__init__", "start", "set_attribute", "update_name", "end", "get_span_context", "_readable_span"
+_PROPERTIES: Final = "attributes", "events", "links", "dropped_attributes", "dropped_events", "dropped_links"
 # The versions of the SDK that `_lazy_span` is held equal to.
 KNOWN_SDKS: Final = frozenset({"1.40", "1.41", "1.42", "1.43", "1.44", "1.45"})
 
@@ -191,16 +194,17 @@ def is_asked_by_server() -> bool:
 def sdk_of(tracer: object) -> str | None:
     """Return the version of the SDK, such as `1.45`, where a tracer is the SDK's own as it came, and else None.
 
-    A function of the SDK has its module for its globals; what somebody has put in its place has another one.
+    A function of the SDK has its module for its globals; what somebody has put in its place has another one, or is no
+    function.
     """
     sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
-    if sdk is None:
+    if sdk is None or type(tracer) is not sdk.Tracer or "start_span" in vars(tracer):
         return None
-    start, span = sdk.Tracer.start_span, sdk.Span
-    methods = (start, span.__init__, span.start, span.set_attribute, span.end)
-    if any(getattr(method, "__globals__", None) is not vars(sdk) for method in methods):
+    methods = [vars(sdk.Tracer).get("start_span"), *(vars(sdk.Span).get(name) for name in _METHODS)]
+    methods += [getattr(vars(sdk.ReadableSpan).get(name), "fget", None) for name in _PROPERTIES]
+    if any(type(method) is not FunctionType or method.__globals__ is not vars(sdk) for method in methods):
         return None
-    if type(tracer) is not sdk.Tracer or "start_span" in vars(tracer):
+    if sdk._Span.__module__ != sdk.__name__ or sdk._Span.__bases__ != (sdk.Span,):
         return None
     from opentelemetry.sdk.version import __version__
 

@@ -278,11 +278,16 @@ def ordinary_size(span: Any) -> int | None:
     try:
         if plain is None or len(TRACE_STATE_MEMBERS(span.context[TRACE_STATE])) > _FEW_MEMBERS:
             return None
-        written = len(dumps(plain)) + len(span.name) + len(span.status.description or "")
-    except (AttributeError, TypeError):
+        # In this version of the format, which writes a text twice that stands there twice.
+        written = len(dumps(plain, 2)) + _written(span.name) + _written(span.status.description or "")
+    except (AttributeError, TypeError, ValueError):
         return None
     held = 4 * written + _HEADS * len(plain)
     return written + _FRAME if held <= FAIR_BYTES else None
+
+
+def _written(text: str) -> int:
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def plain_size(span: Any) -> int:

@@ -36,6 +36,13 @@ def test_on_its_way_it_is_no_longer_than_its_size_says():
     assert (ordinary_size(span) or 0) >= len(encode_spans([span]).SerializeToString())
 
 
+def test_a_text_that_is_there_often_counts_each_time():
+    text = "x" * 300
+    span = TRACER.start_span("name", attributes={f"k{number}": text for number in range(3)})
+    span.end()
+    assert (ordinary_size(span) or 0) >= len(encode_spans([span]).SerializeToString())
+
+
 def changed(change):
     span = TRACER.start_span("name")
     change(span)

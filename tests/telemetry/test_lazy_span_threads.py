@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -109,3 +111,23 @@ def test_a_span_ends_once_however_many_end_it():
         span = started(exporter)
         together(span.end, span.end, span.end)
         assert len(exporter.get_finished_spans()) == 1
+
+
+def test_what_a_signal_raises_leaves_no_lock_held():
+    """As Celery's time limit and gunicorn's abort do: between any two steps of the span."""
+    span = started(InMemorySpanExporter())
+
+    def limit(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, limit)
+    try:
+        for number in range(300):
+            with contextlib.suppress(TimeoutError):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005)
+                while True:
+                    span.set_attribute("done", number)
+            assert not span._lock.locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
