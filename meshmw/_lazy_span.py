@@ -68,7 +68,8 @@ _TEXT: Final = frozenset({str})
 _KEYS: Final[set[str]] = set()
 _MOST_KEYS: Final = 512
 _LONGEST_KEY: Final = 64
-# A longer text is kept as the SDK keeps it: to measure it at the end of the span would take longer than the span.
+# A longer text that is set later is kept as the SDK keeps it: to measure it at the end takes longer than the span.
+# Those that our operations begin with are no longer.
 _LONGEST_TEXT: Final = 2_048
 _HIGHEST_SPAN_ID: Final = 2**64 - 1
 _SAMPLED: Final = TraceFlags.SAMPLED
@@ -429,7 +430,7 @@ def _copied(attributes: Attributes, most: int, longest: int) -> dict[str, Any] |
     # What is equal to a key may still be an enumeration's member.
     if not _TEXT.issuperset(map(type, made)) or (not made.keys() <= _KEYS and not _are_keys(made)):
         return None
-    if any(type(value) is str and len(value) > longest for value in made.values()):
+    if longest < _LONGEST_TEXT and any(type(value) is str and len(value) > longest for value in made.values()):
         return None
     return made
 

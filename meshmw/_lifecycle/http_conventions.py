@@ -39,6 +39,8 @@ _CACHED_CHARACTERS: Final = 512
 _SECRETS: Final = "AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token"
 # Beyond this a query is cut, and beyond so many secrets too: to look through 64 KiB takes as long as 100 requests.
 _MOST_QUERY: Final = 2_048
+# As much of a path, a method or a client's name says what a longer one would.
+_MOST_TEXT: Final = _MOST_QUERY
 _MOST_SECRETS: Final = 32
 _SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
 # Too long, or with one of those, or perhaps with a URL that has a user's name and password.
@@ -183,10 +185,13 @@ def server_attributes(
     """Return the attributes of an HTTP server span that are known when the request arrives."""
     # As one text, which takes less time than to add up five lengths.
     size = len(f"{method}{scheme}{authority}{protocol_version}{user_agent}")
-    repeated = _repeated if size <= _CACHED_CHARACTERS else _of_a_client
-    found = repeated(method, scheme, authority, protocol_version, user_agent).copy()
+    if size <= _CACHED_CHARACTERS:
+        found = _repeated(method, scheme, authority, protocol_version, user_agent).copy()
+    else:
+        agent = user_agent[:_MOST_TEXT] if user_agent else None
+        found = _of_a_client(method[:_MOST_TEXT], scheme, authority, protocol_version, agent)
     # Without a colon it is a plain path, as nearly always.
-    found["url.path"] = request_path(path) if ":" in path else path
+    found["url.path"] = (request_path(path) if ":" in path else path)[:_MOST_TEXT]
     if query:
         found["url.query"] = redact_query(query)
     if client:
