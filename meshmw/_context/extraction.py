@@ -167,10 +167,10 @@ class HeaderReader:
             text = ",".join(lines["tracestate"])
             if len(text) > REPEATED_STATE:
                 return None
-            try:
-                state = repeated_trace_state(text)
-            except InvalidHeaderError:
+            found = repeated_trace_state(text)
+            if isinstance(found, InvalidHeaderError):
                 return None
+            state = found
         # The grammar refuses ids that are not valid.
         span_context = SPAN_CONTEXT((int(trace_id, 16), int(parent_id, 16), True, flags, state, True))
         if "baggage" in lines:

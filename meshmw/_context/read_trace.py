@@ -186,13 +186,13 @@ class TraceReader:
 
 def _read_trace_state(reading: Reading) -> W3CTraceState:
     line = one_line(reading.lines["tracestate"])
-    try:
-        return repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
-    except InvalidHeaderError as fault:
-        consequence = "- dropped whole; traceparent is kept"
-        junk = line[fault.position or 0 :].partition(",")[0]
-        reading.refuse("tracestate", fault.reason, consequence, junk, remove=["tracestate"])
-        return NO_STATE
+    state = repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
+    if not isinstance(state, InvalidHeaderError):
+        return state
+    consequence = "- dropped whole; traceparent is kept"
+    junk = line[state.position or 0 :].partition(",")[0]
+    reading.refuse("tracestate", state.reason, consequence, junk, remove=["tracestate"])
+    return NO_STATE
 
 
 def _note_flip(reading: Reading) -> None:
@@ -259,13 +259,15 @@ def _read_leniently(text: str) -> SpanContext | None:
 
 
 @lru_cache(maxsize=_CACHE_ENTRIES)
-def repeated_trace_state(line: str) -> W3CTraceState:
-    """Return what a tracestate of at most `REPEATED_STATE` characters says; peers repeat the same one.
+def repeated_trace_state(line: str) -> W3CTraceState | InvalidHeaderError:
+    """Return what a tracestate of at most `REPEATED_STATE` characters says, or its fault; peers repeat the same one.
 
-    Raises:
-        InvalidHeaderError: It does not follow the grammar. That is not remembered.
+    The fault is no longer a raised one: its traceback would keep the request alive.
     """
-    return W3CTraceState(TraceState.parse(line))
+    try:
+        return W3CTraceState(TraceState.parse(line))
+    except InvalidHeaderError as fault:
+        return fault.with_traceback(None)
 
 
 # The format's own limit of characters bounds an entry.

@@ -115,10 +115,10 @@ def served_in_one_function(app: App, tracer: Tracer | None = None) -> App:
             text = lines["tracestate"][0]
             if len(text) > REPEATED_STATE:
                 raise NotPlain
-            try:
-                state = repeated_trace_state(text)
-            except InvalidHeaderError:
-                raise NotPlain from None
+            found = repeated_trace_state(text)
+            if isinstance(found, InvalidHeaderError):
+                raise NotPlain
+            state = found
         remote = (int(trace_id, 16), int(parent_id, 16), True, flags, state, True)
         entries: dict[str, Any] = {SPAN_KEY: NonRecordingSpan(_tuple_of(SpanContext, remote))}
         if "baggage" in lines:
