@@ -7,8 +7,6 @@ A body that is made step by step runs in the request's context too, and nothing 
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sized
 from typing import Any, Final, Self, TypeAlias, Unpack
 
@@ -17,6 +15,7 @@ from opentelemetry import context as otel_context
 from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import Run, StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
+from meshmw._file_wrapper import ends_when_closed, is_plain_file
 from meshmw._frameworks import exception_answered, listen
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
@@ -313,7 +312,7 @@ def _watched(body: Iterable[bytes], response: _Response, environ: Environ) -> It
     if type(body) in _PLAIN:
         return _PlainBody(body, response)
     # A plain file in the server's own wrapper is left to the server to send.
-    if _is_plain_file(body, environ.get("wsgi.file_wrapper")) and _ends_when_closed(body, response):
+    if is_plain_file(body, environ.get("wsgi.file_wrapper")) and ends_when_closed(body, response):
         return body
     return _SizedBody(body, response) if isinstance(body, Sized) else _Body(body, response)
 
@@ -429,43 +428,3 @@ class _SizedBody(_Body):
 
     def __len__(self) -> int:
         return len(self._body)
-
-
-def _is_plain_file(body: Any, file_wrapper: object) -> bool:
-    """Say whether *body* is the server's own object around a file of the operating system.
-
-    To read any other file-like object may be work of the application, which belongs into the request's context.
-    """
-    if not isinstance(file_wrapper, type) or type(body) is not file_wrapper:
-        return False
-    # As gunicorn and wsgiref name it; as waitress does.
-    file = getattr(body, "filelike", None) or getattr(body, "file", None)
-    return isinstance(getattr(file, "raw", file), io.FileIO)
-
-
-def _ends_when_closed(body: Any, response: _Response) -> bool:
-    """Let the server's object end the operation when it is closed; say whether it can be made to.
-
-    Only an object of the server's own class is sent by sendfile, so none of ours can stand around it. Whether the
-    last byte went out is not to be seen from there.
-    """
-    step, response.is_out = StepContext(response.operation.context), True
-    close = getattr(body, "close", None)
-
-    def close_and_end() -> None:
-        try:
-            if close is not None:
-                step.run(close)
-        except BaseException as error:
-            response.fail(error)
-            raise
-        finally:
-            # The server sends it, and nobody counts.
-            response.sent, response.is_whole = sys.maxsize, True
-            response.end()
-
-    try:
-        body.close = close_and_end
-    except AttributeError:
-        return False
-    return True
