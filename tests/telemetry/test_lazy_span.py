@@ -269,7 +269,7 @@ def begun(given: Any) -> Any:
     return begin
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(BEGINS, STEPS, ACTS, LIMITS, SAMPLERS)
 def test_nothing_tells_a_lazy_span_from_the_sdks(begin, steps, acts, limits, sampler):
     def made() -> Any:
