@@ -104,8 +104,13 @@ class _TimedAdapter(HTTPAdapter):
         return manager
 
 
+_TIMED: Final[dict[type, type]] = {HTTPConnectionPool: _TimedPool, HTTPSConnectionPool: _TimedTlsPool}
+
+
 def _use_timed_pools(manager: Any) -> None:
-    manager.pool_classes_by_scheme = {"http": _TimedPool, "https": _TimedTlsPool}
+    # A SOCKS proxy's pools make connections of their own kind, and stay.
+    kinds = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: _TIMED.get(kind, kind) for scheme, kind in kinds.items()}
 
 
 class BoundedSession(Session):

@@ -15,9 +15,10 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from requests import ReadTimeout, Session
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from meshmw._telemetry.export import TreeSpanExporter, build_exporter, endpoint_of, shown_endpoint
-from meshmw._telemetry.http_session import BoundedSession
+from meshmw._telemetry.http_session import BoundedSession, _TimedTlsPool, _use_timed_pools
 from meshmw._telemetry.provider import _unusable, build_provider
 from meshmw._telemetry.resource import build_resource
 from meshmw.errors import SettingsError
@@ -249,6 +250,16 @@ def test_nor_are_headers_without_an_end(proxy, collector, monkeypatch):
         session.request("POST", f"{url}/headers", data=b"x", timeout=0.2)
     assert collector.hung_up.wait(30)
     assert 0 < collector.drops < DROPS
+
+
+class OtherPool(HTTPConnectionPool):
+    """Stands for one of a SOCKS proxy's: these take arguments that urllib3's own refuse."""
+
+
+def test_a_proxy_manager_with_pools_of_its_own_keeps_them():
+    manager = SimpleNamespace(pool_classes_by_scheme={"http": OtherPool, "https": HTTPSConnectionPool})
+    _use_timed_pools(manager)
+    assert manager.pool_classes_by_scheme == {"http": OtherPool, "https": _TimedTlsPool}
 
 
 def test_an_export_ends_in_time_whatever_comes_in_drops(collector, monkeypatch):
