@@ -280,29 +280,30 @@ def is_unwritable(failure: str | BaseException) -> bool:
     return any(frame.f_globals.get("__name__", "").startswith(_ENCODERS) for frame in frames)
 
 
-def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes]) -> None:
-    """Have an OTLP exporter of spans send what *write* returns, in place of what the SDK's encoder makes of them.
+def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes], room: int) -> None:
+    """Have an OTLP exporter of spans send what *write* returns, up to *room* bytes, in place of the SDK's encoder.
 
     An exporter for gRPC makes a request by `_translate_data` and sends it by a client that `_stub` makes of its
     `_channel`. One for HTTP does both in `export`, which calls the encoder by the name `encode_spans`; it gets a copy
     of that function, in which the name means *write*. Where these names are gone it goes on as it is, which
-    `is_written` tells.
+    `room_of` tells.
     """
     if hasattr(exporter, "_translate_data") and hasattr(exporter, "_stub"):
         exporter._stub, exporter._translate_data = _BytesClient, write
         exporter._client = _BytesClient(exporter._channel)
-        exporter.is_written = True
+        exporter.room = room
         return
     export = type(exporter).export
     if "encode_spans" in getattr(getattr(export, "__code__", None), "co_names", ()):
         names = {**export.__globals__, "encode_spans": lambda spans: _Written(write(spans))}
         copied = FunctionType(export.__code__, names, closure=export.__closure__)
-        exporter.export, exporter.is_written = MethodType(copied, exporter), True
+        exporter.export, exporter.room = MethodType(copied, exporter), room
 
 
-def is_written(exporter: object) -> bool:
-    """Say whether `write_by` took effect."""
-    return getattr(exporter, "is_written", False) is True
+def room_of(exporter: object) -> int:
+    """Return the room that `write_by` gave an exporter, or 0 where that took no effect."""
+    room = getattr(exporter, "room", 0)
+    return room if type(room) is int else 0
 
 
 class _BytesClient:

@@ -205,8 +205,8 @@ class InC:
 
 
 def test_an_exporter_sends_what_is_written_for_it():
-    _otel.write_by(exporter := OverHttp(), lambda spans: b"written")
-    assert _otel.is_written(exporter)
+    _otel.write_by(exporter := OverHttp(), lambda spans: b"written", 9)
+    assert _otel.room_of(exporter) == 9
     assert exporter.export([]) == b"written"
     with pytest.raises(pytest.fail.Exception):
         OverHttp().export([])
@@ -214,8 +214,8 @@ def test_an_exporter_sends_what_is_written_for_it():
 
 @pytest.mark.parametrize("kind", [Otherwise, InC])
 def test_an_exporter_that_encodes_otherwise_goes_on_as_it_is(kind):
-    _otel.write_by(exporter := kind(), pytest.fail)
-    assert not _otel.is_written(exporter)
+    _otel.write_by(exporter := kind(), pytest.fail, 9)
+    assert _otel.room_of(exporter) == 0
     assert vars(exporter) == {}
 
 

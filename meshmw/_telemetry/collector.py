@@ -29,9 +29,9 @@ from meshmw._otel import (
     change_status_text,
     encodable,
     exception_events,
-    is_written,
     make_encodable,
     preferences_of,
+    room_of,
 )
 from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes
@@ -112,7 +112,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self.exports_done = 0
         self.is_last = False
         self._exporter = exporter
-        self._is_written = is_written(exporter)
+        self._room = room_of(exporter)
         self._left_out = Throttle(warn_window)
         self._busy = False
         self._attempts_failed = 0
@@ -120,7 +120,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
 
     def batch(self) -> Batch | WrittenBatch:
         """Return a batch without a span."""
-        return WrittenBatch(self._write_odd) if self._is_written else Batch()
+        return WrittenBatch(self._write_odd, self._room) if self._room else Batch()
 
     def collect(self, span: ReadableSpan, batch: Batch | WrittenBatch) -> None:
         """Add a span to a batch. What its class raises loses the span, and what ends a thread loses the whole batch."""

@@ -44,6 +44,11 @@ from meshmw.settings import (
     say,
 )
 
+# Bytes of spans in one request. gRPC takes 4 MiB; nginx, which may stand before a collector, takes 1 MiB of HTTP, where
+# the last span of a batch, of up to 128 KiB, and the resource must still fit in.
+_GRPC_BYTES: Final = 2_000_000
+_HTTP_BYTES: Final = 900_000
+
 _TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
 _PORTS: Final = {"otlp": 4317, "otlp-http": 4318}
 _DEFAULTS: Final = {exporter: f"http://localhost:{port}" for exporter, port in _PORTS.items()}
@@ -193,7 +198,7 @@ def _spans_over_grpc(endpoint: str) -> SpanExporter:
     _warn_under_gevent()
     with _over_grpc(endpoint, "TRACES") as arguments:
         exporter = OTLPSpanExporter(**arguments)
-    write_by(exporter, request_bytes)
+    write_by(exporter, request_bytes, _GRPC_BYTES)
     watch_answers(exporter, note_answer, note_error)
     return exporter
 
@@ -213,7 +218,7 @@ def _spans_over_http(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     with _over_http(endpoint, "TRACES") as arguments:
         exporter = OTLPSpanExporter(**arguments)
-    write_by(exporter, request_bytes)
+    write_by(exporter, request_bytes, _HTTP_BYTES)
     return exporter
 
 

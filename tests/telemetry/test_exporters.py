@@ -68,6 +68,14 @@ def test_grpc_connects_again_within_seconds_and_keeps_what_else_the_exporter_ask
     }
 
 
+@pytest.mark.parametrize(("exporter", "room"), [("otlp", 2_000_000), ("otlp-http", 900_000)])
+def test_a_batch_is_no_larger_than_what_stands_before_a_collector_takes(exporter, room):
+    provider, processor = build_provider(Settings(exporter=exporter, endpoint="127.0.0.1:9"))
+    assert processor.collector.batch().room == room
+    processor.shutdown_seconds = 0
+    provider.shutdown()
+
+
 def test_an_address_of_grpcs_is_refused_where_spans_go_over_http():
     with pytest.raises(SettingsError, match="MESHMW_ENDPOINT holds 'unix:/run/s', an address of gRPC's"):
         build_exporter(Settings(exporter="otlp-http", endpoint="unix:/run/s"))
