@@ -87,9 +87,6 @@ _TOO_LARGE: Final = re.compile(
     r"RESOURCE_EXHAUSTED|larger than max|length too large|batch code: 413|status: 413|exceeds max_request_size"
 )
 _NOT_ENCODED: Final = re.compile(r"Failed to encode \w+ batch")
-_RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
-# How long the exporter waits at first where nobody asks it to: about a second.
-_UNASKED: Final = 0.8, 1.2
 
 # What `_lazy_span` does in place of the SDK: its tracer's `start_span`, and of its span these methods and properties.
 _METHODS: Final = "__init__", "start", "set_attribute", "update_name", "end", "get_span_context", "_readable_span"
@@ -357,6 +354,11 @@ def asks_to_wait(error: Any) -> bool:
     return any(name == "google.rpc.retryinfo-bin" for name, _ in trailers() or ())
 
 
+def words_of(error: Any) -> str:
+    """Return the code and the details of a failed call of gRPC, and nothing of any other error."""
+    return f"{error.code()}, {error.details()}" if hasattr(error, "code") and hasattr(error, "details") else ""
+
+
 def has_meter_provider() -> bool:
     """Say whether somebody has set a meter provider.
 
@@ -419,15 +421,11 @@ def suppressed() -> Iterator[None]:
 
 
 def is_too_large(said: str) -> bool:
-    """Say whether an exporter's log line says that the collector refused a batch for its size.
+    """Say whether an exporter's log line, or gRPC, says that the collector refused a batch for its size.
 
-    gRPC's code for that also stands for a collector that is asked too often. That one says how long to wait
-    (`asks_to_wait`), and the exporter then mostly waits another time than the second, more or less, with which it
-    begins.
+    gRPC's code for that also stands for a collector that is asked too often, which `asks_to_wait`.
     """
-    waits = _RETRIES.search(said)
-    is_asked_to_wait = waits is not None and not _UNASKED[0] <= float(waits[1]) <= _UNASKED[1]
-    return _TOO_LARGE.search(said) is not None and not is_asked_to_wait
+    return _TOO_LARGE.search(said) is not None
 
 
 def preferences_of(exporter: object) -> tuple[Any, Any]:
