@@ -264,7 +264,7 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from requests import Session
 
-    from meshmw._telemetry.http_session import BoundedSession, refuse_redirects
+    from meshmw._telemetry.http_session import BoundedSession, bounded
 
     with exporting(signal, http=True, secure=speaks_tls(endpoint, signal)) as options:
         yield {
@@ -275,9 +275,7 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
             "headers": dict(options.headers),
             "timeout": options.timeout,
             "compression": Compression(options.compression),
-            "session": (
-                refuse_redirects(_provided(options.provider, Session)) if options.provider else BoundedSession()
-            ),
+            "session": (bounded(_provided(options.provider, Session)) if options.provider else BoundedSession()),
         }
 
 

@@ -29,6 +29,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from requests import Session
 
 from meshmw._telemetry.collector import GuardedMetricExporter, GuardedSpanExporter
 from meshmw._telemetry.export import otlp_reader
@@ -36,6 +37,7 @@ from meshmw._telemetry.provider import build_provider
 from meshmw.settings import Settings
 from meshmw.testing._otlp import spans_from_otlp
 from tests.telemetry.test_collector import SDK_LOG
+from tests.telemetry.test_otlp_variables import Making
 
 LIMIT = 20_000
 
@@ -254,6 +256,18 @@ def in_part_over_http(rejected):
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_what_a_collector_rejects_is_counted_where_the_session_is_a_credential_providers(monkeypatch):
+    monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "mine")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: (Making(Session()),))
+    with in_part_over_http(2) as endpoint:
+        provider, processor = build_provider(Settings(exporter="otlp-http", endpoint=endpoint))
+        for name in "abc":
+            provider.get_tracer("t").start_span(name).end()
+        assert provider.force_flush()
+        provider.shutdown()
+    assert (processor.collector.spans_lost, processor.collector.exports_failed) == (2, 0)
 
 
 @pytest.mark.parametrize(("rejected", "lost"), [(2, 2), (2**40, 3), (-1, 0)])
