@@ -87,9 +87,6 @@ _TOO_LARGE: Final = re.compile(
     r"RESOURCE_EXHAUSTED|larger than max|length too large|batch code: 413|status: 413|exceeds max_request_size"
 )
 _NOT_ENCODED: Final = re.compile(r"Failed to encode \w+ batch")
-_RETRIES: Final = re.compile(r"retrying in (\d{1,9}(?:\.\d{1,9})?)")
-# How long the exporter waits at first where nobody asks it to: about a second.
-_UNASKED: Final = 0.8, 1.2
 
 # What `_lazy_span` does in place of the SDK: its tracer's `start_span`, and of its span these methods and properties.
 _METHODS: Final = "__init__", "start", "set_attribute", "update_name", "end", "get_span_context", "_readable_span"
@@ -280,29 +277,30 @@ def is_unwritable(failure: str | BaseException) -> bool:
     return any(frame.f_globals.get("__name__", "").startswith(_ENCODERS) for frame in frames)
 
 
-def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes]) -> None:
-    """Have an OTLP exporter of spans send what *write* returns, in place of what the SDK's encoder makes of them.
+def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes], room: int) -> None:
+    """Have an OTLP exporter of spans send what *write* returns, up to *room* bytes, in place of the SDK's encoder.
 
     An exporter for gRPC makes a request by `_translate_data` and sends it by a client that `_stub` makes of its
     `_channel`. One for HTTP does both in `export`, which calls the encoder by the name `encode_spans`; it gets a copy
     of that function, in which the name means *write*. Where these names are gone it goes on as it is, which
-    `is_written` tells.
+    `room_of` tells.
     """
     if hasattr(exporter, "_translate_data") and hasattr(exporter, "_stub"):
         exporter._stub, exporter._translate_data = _BytesClient, write
         exporter._client = _BytesClient(exporter._channel)
-        exporter.is_written = True
+        exporter.room = room
         return
     export = type(exporter).export
     if "encode_spans" in getattr(getattr(export, "__code__", None), "co_names", ()):
         names = {**export.__globals__, "encode_spans": lambda spans: _Written(write(spans))}
         copied = FunctionType(export.__code__, names, closure=export.__closure__)
-        exporter.export, exporter.is_written = MethodType(copied, exporter), True
+        exporter.export, exporter.room = MethodType(copied, exporter), room
 
 
-def is_written(exporter: object) -> bool:
-    """Say whether `write_by` took effect."""
-    return getattr(exporter, "is_written", False) is True
+def room_of(exporter: object) -> int:
+    """Return the room that `write_by` gave an exporter, or 0 where that took no effect."""
+    room = getattr(exporter, "room", 0)
+    return room if type(room) is int else 0
 
 
 class _BytesClient:
@@ -354,6 +352,11 @@ def asks_to_wait(error: Any) -> bool:
     """Say whether a call failed with how long to wait before the next one, which gRPC tells in a trailer."""
     trailers: Callable[[], Any] = getattr(error, "trailing_metadata", tuple)
     return any(name == "google.rpc.retryinfo-bin" for name, _ in trailers() or ())
+
+
+def words_of(error: Any) -> str:
+    """Return the code and the details of a failed call of gRPC, and nothing of any other error."""
+    return f"{error.code()}, {error.details()}" if hasattr(error, "code") and hasattr(error, "details") else ""
 
 
 def has_meter_provider() -> bool:
@@ -418,15 +421,11 @@ def suppressed() -> Iterator[None]:
 
 
 def is_too_large(said: str) -> bool:
-    """Say whether an exporter's log line says that the collector refused a batch for its size.
+    """Say whether an exporter's log line, or gRPC, says that the collector refused a batch for its size.
 
-    gRPC's code for that also stands for a collector that is asked too often. That one says how long to wait
-    (`asks_to_wait`), and the exporter then mostly waits another time than the second, more or less, with which it
-    begins.
+    gRPC's code for that also stands for a collector that is asked too often, which `asks_to_wait`.
     """
-    waits = _RETRIES.search(said)
-    is_asked_to_wait = waits is not None and not _UNASKED[0] <= float(waits[1]) <= _UNASKED[1]
-    return _TOO_LARGE.search(said) is not None and not is_asked_to_wait
+    return _TOO_LARGE.search(said) is not None
 
 
 def preferences_of(exporter: object) -> tuple[Any, Any]:

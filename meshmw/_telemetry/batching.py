@@ -6,7 +6,6 @@ oldest span is dropped, and every dropped span is counted by reason.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import weakref
@@ -25,7 +24,7 @@ from meshmw._notices import LOGGER, Throttle
 from meshmw._otel import suppressed
 from meshmw._policy.words import DEFAULT_BATCHING
 from meshmw._telemetry.bounds import FAIR, FAIR_BYTES, BoundedSpan
-from meshmw._telemetry.collector import GuardedSpanExporter, redact_exceptions
+from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.resource import memory_headroom
 from meshmw._telemetry.worker import Worker
 from meshmw.errors import SettingsError
@@ -186,9 +185,7 @@ class PromptBatchSpanProcessor(SpanProcessor):
 
     def _drop_oldest(self) -> None:
         self._dropped_full.add(1)
-        # The exporter may have been faster.
-        with contextlib.suppress(IndexError):
-            self._take()
+        self._take()
         if self._throttle.opens("full") is not None:
             LOGGER.warning(
                 "the queue of %d spans is full and the oldest are dropped (%d so far); requests are unaffected: %s",
@@ -230,14 +227,16 @@ class PromptBatchSpanProcessor(SpanProcessor):
 
     def _next_batch(self) -> Sequence[ReadableSpan]:
         batch = self.collector.batch()
-        # Other threads may drop the last one meanwhile.
-        with contextlib.suppress(IndexError):
-            while len(batch) < self._batch and batch.room > 0:
-                batch.add(redact_exceptions(self._take()))
+        while len(batch) < self._batch and batch.room > 0 and (span := self._take()) is not None:
+            self.collector.collect(span, batch)
         return batch
 
-    def _take(self) -> ReadableSpan:
-        span = self._queue.popleft()
+    def _take(self) -> ReadableSpan | None:
+        # Other threads may have taken the last one meanwhile.
+        try:
+            span = self._queue.popleft()
+        except IndexError:
+            return None
         if isinstance(span, BoundedSpan):
             self._large_bytes.add(-_large(span))
         return span

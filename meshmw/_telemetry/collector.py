@@ -29,9 +29,9 @@ from meshmw._otel import (
     change_status_text,
     encodable,
     exception_events,
-    is_written,
     make_encodable,
     preferences_of,
+    room_of,
 )
 from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes
@@ -60,6 +60,13 @@ def redact_exceptions(span: ReadableSpan) -> ReadableSpan:
 
 def _shown(text: str) -> str:
     return encodable(redacted(text))
+
+
+def _name_of(span: ReadableSpan) -> str:
+    try:
+        return quoted(span.name)
+    except Exception:  # of a class of anybody's
+        return "without a name"
 
 
 class Batch(list[ReadableSpan]):
@@ -105,7 +112,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
         self.exports_done = 0
         self.is_last = False
         self._exporter = exporter
-        self._is_written = is_written(exporter)
+        self._room = room_of(exporter)
         self._left_out = Throttle(warn_window)
         self._busy = False
         self._attempts_failed = 0
@@ -113,15 +120,26 @@ class GuardedSpanExporter(Reachability, SpanExporter):
 
     def batch(self) -> Batch | WrittenBatch:
         """Return a batch without a span."""
-        return WrittenBatch(self._write_odd) if self._is_written else Batch()
+        return WrittenBatch(self._write_odd, self._room) if self._room else Batch()
+
+    def collect(self, span: ReadableSpan, batch: Batch | WrittenBatch) -> None:
+        """Add a span to a batch. What its class raises loses the span, and what ends a thread loses the whole batch."""
+        try:
+            batch.add(redact_exceptions(span))
+        except Exception as error:
+            self._lose_unwritable(span, error)
+        except BaseException as error:
+            self._reason, self._is_too_large, self._is_unwritable = repr(error), False, False
+            self._lose([*batch, span])
+            raise
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export, in halves where all at once are too large or one cannot be written; say whether all spans arrived."""
-        if not isinstance(spans, Batch | WrittenBatch):
-            for span in spans:
-                redact_exceptions(span)
         failed, refusals, waiting = self.exports_failed, 0, [spans]
         try:
+            if not isinstance(spans, Batch | WrittenBatch):
+                for span in spans:
+                    redact_exceptions(span)
             while waiting:
                 if self._arrives(waiting[-1]):
                     refusals = 0
@@ -147,9 +165,12 @@ class GuardedSpanExporter(Reachability, SpanExporter):
             try:
                 return odd_span_bytes(span)
             except Exception as error:
-                self._reason, self._is_unwritable, self._is_too_large = repr(error), True, False
-                self._lose([span])
+                self._lose_unwritable(span, error)
                 return b""
+
+    def _lose_unwritable(self, span: ReadableSpan, error: Exception) -> None:
+        self._reason, self._is_unwritable, self._is_too_large = repr(error), True, False
+        self._lose([span])
 
     def _arrives(self, spans: Sequence[ReadableSpan]) -> bool:
         self._busy, self._attempts_failed = True, 0
@@ -183,7 +204,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
             self._failed(self._reason)
         elif self._throttle.opens("unwritable") is not None:
             line = "the span %s cannot be encoded and is dropped; requests and other spans are unaffected (%s)"
-            LOGGER.warning(line, quoted(spans[0].name), escaped(self._reason, 200))
+            LOGGER.warning(line, _name_of(spans[0]), escaped(self._reason, 200))
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Say whether the last export arrived; nothing is held back here."""

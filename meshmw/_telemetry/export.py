@@ -44,6 +44,11 @@ from meshmw.settings import (
     say,
 )
 
+# Bytes of spans in one request. gRPC takes 4 MiB; nginx, which may stand before a collector, takes 1 MiB of HTTP, where
+# the last span of a batch, of up to 128 KiB, and the resource must still fit in.
+_GRPC_BYTES: Final = 2_000_000
+_HTTP_BYTES: Final = 900_000
+
 _TAKES_HTTP: Final = "exporter=otlp-http takes host:port or an http:// or https:// URL"
 _PORTS: Final = {"otlp": 4317, "otlp-http": 4318}
 _DEFAULTS: Final = {exporter: f"http://localhost:{port}" for exporter, port in _PORTS.items()}
@@ -193,7 +198,7 @@ def _spans_over_grpc(endpoint: str) -> SpanExporter:
     _warn_under_gevent()
     with _over_grpc(endpoint, "TRACES") as arguments:
         exporter = OTLPSpanExporter(**arguments)
-    write_by(exporter, request_bytes)
+    write_by(exporter, request_bytes, _GRPC_BYTES)
     watch_answers(exporter, note_answer, note_error)
     return exporter
 
@@ -213,7 +218,7 @@ def _spans_over_http(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     with _over_http(endpoint, "TRACES") as arguments:
         exporter = OTLPSpanExporter(**arguments)
-    write_by(exporter, request_bytes)
+    write_by(exporter, request_bytes, _HTTP_BYTES)
     return exporter
 
 
@@ -259,7 +264,7 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from requests import Session
 
-    from meshmw._telemetry.http_session import BoundedSession, refuse_redirects
+    from meshmw._telemetry.http_session import BoundedSession, bounded
 
     with exporting(signal, http=True, secure=speaks_tls(endpoint, signal)) as options:
         yield {
@@ -270,9 +275,7 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
             "headers": dict(options.headers),
             "timeout": options.timeout,
             "compression": Compression(options.compression),
-            "session": (
-                refuse_redirects(_provided(options.provider, Session)) if options.provider else BoundedSession()
-            ),
+            "session": (bounded(_provided(options.provider, Session)) if options.provider else BoundedSession()),
         }
 
 

@@ -94,6 +94,25 @@ class _TimedTlsPool(HTTPSConnectionPool):
 
 
 class _TimedAdapter(HTTPAdapter):
+    """Reads short answers of a known length, so that the connection is used again, and hangs up on all others."""
+
+    def send(self, request: Any, stream: bool = False, timeout: Any = None, **options: Any) -> Response:  # type: ignore[override]
+        """Send the request, without reading the answer before its length is known."""
+        is_number = isinstance(timeout, int | float)
+        # A number would be the time to connect, and once more the time for an answer.
+        limit: Any = Timeout(total=timeout) if is_number else timeout
+        _DEADLINE.until = time.monotonic() + timeout if is_number else math.inf
+        try:
+            response = super().send(request, stream=True, timeout=limit, **options)
+        except Exception as error:
+            note_failure(error)
+            raise
+        length = response.headers.get("content-length", "")
+        if length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= _LONGEST_ANSWER:
+            _note(_read(response))
+        response.close()
+        return response
+
     def init_poolmanager(self, *given: Any, **options: Any) -> None:
         super().init_poolmanager(*given, **options)
         _use_timed_pools(self.poolmanager)
@@ -104,12 +123,17 @@ class _TimedAdapter(HTTPAdapter):
         return manager
 
 
+_TIMED: Final[dict[type, type]] = {HTTPConnectionPool: _TimedPool, HTTPSConnectionPool: _TimedTlsPool}
+
+
 def _use_timed_pools(manager: Any) -> None:
-    manager.pool_classes_by_scheme = {"http": _TimedPool, "https": _TimedTlsPool}
+    # A SOCKS proxy's pools make connections of their own kind, and stay.
+    kinds = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: _TIMED.get(kind, kind) for scheme, kind in kinds.items()}
 
 
 class BoundedSession(Session):
-    """Reads short answers of a known length, so that the connection is used again, and hangs up on all others."""
+    """Sends with the credentials and certificates that the exporter was told, and shares no connection with a fork."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,26 +149,13 @@ class BoundedSession(Session):
         return super().prepare_request(request)
 
     def send(self, request: Any, **options: Any) -> Response:
-        """Send the request, without reading the answer before its length is known."""
+        """Send the request, in a forked process by connections of its own."""
         if self._process != os.getpid():
             self._leave_connections_to_the_parent()
         if self.verify is not True:
             # Otherwise requests prefers what REQUESTS_CA_BUNDLE says to what the exporter was told.
             options["verify"] = self.verify
-        seconds = options.get("timeout")
-        # A number would be the time to connect, and once more the time for an answer.
-        options |= {"stream": True, "timeout": Timeout(total=seconds)}
-        _DEADLINE.until = math.inf if seconds is None else time.monotonic() + seconds
-        try:
-            response = super().send(request, **options)
-        except Exception as error:
-            note_failure(error)
-            raise
-        length = response.headers.get("content-length", "")
-        if length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= _LONGEST_ANSWER:
-            _note(_read(response))
-        response.close()
-        return response
+        return super().send(request, **options)
 
     def _leave_connections_to_the_parent(self) -> None:
         # Two processes that write into one connection lose each other's spans.
@@ -161,6 +172,20 @@ class BoundedSession(Session):
 
 def _as_it_is(request: PreparedRequest) -> PreparedRequest:
     return request
+
+
+def bounded(session: Session) -> Session:
+    """Return a session of a credential provider's, which from now on waits and reads no longer than one of ours does.
+
+    An adapter of the provider's own class stays: it may be what carries the credentials.
+    """
+    for prefix, adapter in list(session.adapters.items()):
+        if type(adapter) is HTTPAdapter:
+            timed = _TimedAdapter()
+            # With its retries and the sizes of its pools.
+            timed.__setstate__(adapter.__getstate__())
+            session.mount(prefix, timed)
+    return refuse_redirects(session)
 
 
 def refuse_redirects(session: Session) -> Session:

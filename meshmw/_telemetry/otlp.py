@@ -79,8 +79,6 @@ _BOOLEANS: Final = {False: b"\x10\x00", True: b"\x10\x01"}
 _SPAN_FLAGS: Final = {False: b"\x85\x01\x00\x01\x00\x00", True: b"\x85\x01\x00\x03\x00\x00"}
 _LINK_FLAGS: Final = {False: b"\x35\x00\x01\x00\x00", True: b"\x35\x00\x03\x00\x00"}
 
-# Half of what gRPC takes, in bytes of spans alone.
-_LARGEST_BATCH: Final = 2_000_000
 # Of each key so many values are remembered as they are written, none longer than that. Strangers choose some of them.
 _MOST_KEYS: Final = 128
 _MOST_VALUES: Final = 32
@@ -322,21 +320,32 @@ def span_bytes(span: ReadableSpan, write_odd: Callable[[ReadableSpan], bytes] = 
 
 
 class WrittenBatch(list[ReadableSpan]):
-    """Spans that leave together, as many as any collector takes at once, and what is written of them.
+    """Spans that leave together, as many as there is room for, and what is written of them; a slice keeps its own.
 
     Args:
         write_odd: Writes what is not plain; an empty text leaves the span out.
+        room: The bytes that all spans may take together, of which the last one may take more.
 
     Attributes:
         room: The bytes that are left.
         written: What is written of each.
     """
 
-    def __init__(self, write_odd: Callable[[ReadableSpan], bytes]) -> None:
+    def __init__(self, write_odd: Callable[[ReadableSpan], bytes], room: int) -> None:
         super().__init__()
-        self.room = _LARGEST_BATCH
+        self.room = room
         self.written: list[bytes] = []
         self._write_odd = write_odd
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a span, or a batch of some."""
+        found = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return found
+        part = WrittenBatch(self._write_odd, self.room)
+        part.extend(found)
+        part.written = self.written[index]
+        return part
 
     def add(self, span: ReadableSpan) -> None:
         """Write a span."""
@@ -366,7 +375,6 @@ def request_bytes(spans: Sequence[ReadableSpan]) -> bytes:
 
 
 def _written(spans: Sequence[ReadableSpan]) -> Iterable[bytes]:
-    # A part of a batch is a plain list: it is written anew, in the rare case that a collector refuses the whole.
     return spans.written if isinstance(spans, WrittenBatch) else map(span_bytes, spans)
 
 

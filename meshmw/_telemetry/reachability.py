@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final, TypeVar
 
 from meshmw._notices import LOGGER, Throttle, escaped
-from meshmw._otel import EXPORTER_LOGGERS, asks_to_wait, is_too_large, is_unwritable
+from meshmw._otel import EXPORTER_LOGGERS, asks_to_wait, is_too_large, is_unwritable, words_of
 from meshmw._telemetry.worker import ForkGate
 
 T = TypeVar("T")
@@ -36,6 +36,10 @@ _MUTE: Final = _Mute()
 
 class GaveUpError(Exception):
     """Ends an export whose reason is known, in place of the exporter's own retries."""
+
+
+class TooLargeError(GaveUpError):
+    """Ends an export that was refused for its size, which the exporter would send again as it is, for ten seconds."""
 
 
 class Reachability:
@@ -77,6 +81,10 @@ class Reachability:
         try:
             with self._gate, muted(self._keep_reason):
                 return call()
+        except TooLargeError as error:
+            # What failed before it in the same export is no matter any more.
+            self._reason, self._is_too_large = str(error), True
+            return None
         except GaveUpError:
             return None
         except Exception as error:
@@ -95,14 +103,10 @@ class Reachability:
     def _keep_reason(self, record: logging.LogRecord) -> bool:
         # The exporters log one line for each attempt that failed, in the thread that exports.
         message = record.getMessage()
-        is_first = not self._reason
         self._reason = self._reason or _MUTE.thread.failure or message
         self._is_unwritable = is_unwritable(message)
-        # Not where the collector has asked to wait, with the same code. The exporter would send the same again, for ten
-        # seconds.
-        if is_first and not _MUTE.thread.waits and is_too_large(message):
-            self._is_too_large = True
-            raise GaveUpError
+        if not _MUTE.thread.waits and is_too_large(message):
+            raise TooLargeError(message)
         return False
 
     def _refused(self, what: str, consequence: str) -> None:
@@ -159,8 +163,17 @@ def note_failure(error: Exception) -> None:
 
 
 def note_error(error: Any) -> None:
-    """Keep whether a call of this thread failed with how long to wait, which the exporter's log line does not tell."""
+    """End an export of this thread whose last call was refused for its size, also where nothing is logged.
+
+    The same code with how long to wait is for one that is asked too often. No log line tells these two apart.
+
+    Raises:
+        TooLargeError: It was.
+    """
     _MUTE.thread.waits = asks_to_wait(error)
+    said = words_of(error)
+    if not _MUTE.thread.waits and is_too_large(said):
+        raise TooLargeError(said)
 
 
 def note_answer(answer: Any) -> None:

@@ -15,9 +15,10 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from requests import ReadTimeout, Session
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from meshmw._telemetry.export import TreeSpanExporter, build_exporter, endpoint_of, shown_endpoint
-from meshmw._telemetry.http_session import BoundedSession
+from meshmw._telemetry.http_session import BoundedSession, _TimedAdapter, _TimedTlsPool, _use_timed_pools, bounded
 from meshmw._telemetry.provider import _unusable, build_provider
 from meshmw._telemetry.resource import build_resource
 from meshmw.errors import SettingsError
@@ -65,6 +66,14 @@ def test_grpc_connects_again_within_seconds_and_keeps_what_else_the_exporter_ask
         "grpc.max_reconnect_backoff_ms": 10_000,
         "grpc.min_reconnect_backoff_ms": 10_000,
     }
+
+
+@pytest.mark.parametrize(("exporter", "room"), [("otlp", 2_000_000), ("otlp-http", 900_000)])
+def test_a_batch_is_no_larger_than_what_stands_before_a_collector_takes(exporter, room):
+    provider, processor = build_provider(Settings(exporter=exporter, endpoint="127.0.0.1:9"))
+    assert processor.collector.batch().room == room
+    processor.shutdown_seconds = 0
+    provider.shutdown()
 
 
 def test_an_address_of_grpcs_is_refused_where_spans_go_over_http():
@@ -218,10 +227,14 @@ def collector():
     thread.join()
 
 
+SESSIONS = pytest.mark.parametrize("make", [BoundedSession, lambda: bounded(Session())])
+
+
+@SESSIONS
 @pytest.mark.parametrize(("answer", "seconds"), [("endless", 9), ("digits", 9), ("drops", 0.05), ("drops", -1)])
-def test_an_answer_without_an_end_is_not_read(answer, seconds, collector, monkeypatch):
+def test_an_answer_without_an_end_is_not_read(answer, seconds, make, collector, monkeypatch):
     monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", seconds)
-    with BoundedSession() as session:
+    with make() as session:
         response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/{answer}", data=b"x")
     assert response.status_code == 200
     assert collector.hung_up.wait(30)
@@ -237,18 +250,29 @@ class ProxiedAnswers(Answers):
         return parsed
 
 
+@SESSIONS
 @pytest.mark.parametrize("proxy", [False, True])
-def test_nor_are_headers_without_an_end(proxy, collector, monkeypatch):
+def test_nor_are_headers_without_an_end(proxy, make, collector, monkeypatch):
     collector.RequestHandlerClass = ProxiedAnswers
     address = url = f"http://127.0.0.1:{collector.server_port}"
     if proxy:
         monkeypatch.setenv("http_proxy", address)
         monkeypatch.delenv("no_proxy", raising=False)
         url = "http://collector.test"
-    with BoundedSession() as session, pytest.raises(ReadTimeout):
+    with make() as session, pytest.raises(ReadTimeout):
         session.request("POST", f"{url}/headers", data=b"x", timeout=0.2)
     assert collector.hung_up.wait(30)
     assert 0 < collector.drops < DROPS
+
+
+class OtherPool(HTTPConnectionPool):
+    """Stands for one of a SOCKS proxy's: these take arguments that urllib3's own refuse."""
+
+
+def test_a_proxy_manager_with_pools_of_its_own_keeps_them():
+    manager = SimpleNamespace(pool_classes_by_scheme={"http": OtherPool, "https": HTTPSConnectionPool})
+    _use_timed_pools(manager)
+    assert manager.pool_classes_by_scheme == {"http": OtherPool, "https": _TimedTlsPool}
 
 
 def test_an_export_ends_in_time_whatever_comes_in_drops(collector, monkeypatch):
@@ -268,11 +292,30 @@ def test_connecting_and_waiting_for_an_answer_have_one_time_together():
             self.options = options
             raise ConnectionError
 
-    with BoundedSession() as session:
-        session.mount("http://", noting := Noting())
+    class Both(_TimedAdapter, Noting):
+        pass
+
+    with Session() as session:
+        session.mount("http://", adapter := Both())
         with pytest.raises(ConnectionError):
             session.request("POST", "http://127.0.0.1:9", timeout=3)
-    assert noting.options["timeout"].total == 3
+        assert adapter.options["timeout"].total == 3
+        with pytest.raises(ConnectionError):
+            session.request("POST", "http://127.0.0.1:9", timeout=(1, 2))
+        assert adapter.options["timeout"] == (1, 2)
+
+
+def test_a_credential_provider_keeps_its_adapters_and_what_they_are_told():
+    class Signing(HTTPAdapter):
+        pass
+
+    session = Session()
+    session.mount("https://", signing := Signing())
+    session.mount("http://", HTTPAdapter(max_retries=3))
+    bounded(session)
+    assert session.get_adapter("https://c") is signing
+    timed = session.get_adapter("http://c")
+    assert (type(timed), timed.max_retries.total) == (_TimedAdapter, 3)
 
 
 class WithHook(Session):

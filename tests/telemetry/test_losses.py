@@ -8,9 +8,10 @@ import threading
 
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshmw._telemetry.batching import Batching, PromptBatchSpanProcessor, Tally
 from meshmw._telemetry.collector import GuardedSpanExporter
@@ -22,12 +23,13 @@ class Gate(SpanExporter):
     """Holds every export until it is opened, and then answers as told."""
 
     def __init__(self, answer=SpanExportResult.SUCCESS):
-        self.answer = answer
+        self.answer, self.spans = answer, 0
         self.under_way, self.opened = threading.Event(), threading.Event()
 
     def export(self, spans):
         self.under_way.set()
         self.opened.wait(60)
+        self.spans += len(spans)
         return self.answer
 
     def shutdown(self):
@@ -102,6 +104,41 @@ def test_where_the_collector_fails_no_other_remedy_is_named(pipeline, caplog):
     assert exporter.under_way.wait(60)
     end_spans(tracer, 9)
     assert caplog.messages[0].endswith("requests are unaffected: the collector does not take them")
+
+
+class Odd(ReadableSpan):
+    """Raises where it is looked at, as a span of another package's class may."""
+
+    def __init__(self, error):
+        super().__init__("odd", SpanContext(1, 2, False, TraceFlags(1)))
+        self.error = error
+
+    @property
+    def name(self):
+        raise self.error
+
+    events = name
+
+
+@pytest.mark.parametrize(("error", "lost"), [(ValueError("odd"), 1), (IndexError("odd"), 1), (SystemExit("odd"), 2)])
+def test_what_raises_while_it_is_collected_is_counted(error, lost, pipeline, caplog):
+    tracer, processor = pipeline(exporter := Gate())
+    exporter.opened.set()
+    end_spans(tracer, 1)
+    processor.on_end(Odd(error))
+    end_spans(tracer, 1)
+    for _ in range(2):
+        processor.force_flush()
+    assert (processor.collector.spans_lost, processor.collector.exports_failed) == (lost, 1)
+    assert (exporter.spans, processor.queue_length) == (3 - lost, 0)
+    assert repr(error) in caplog.text
+
+
+def test_nor_is_it_forgotten_where_nothing_is_collected():
+    guarded = GuardedSpanExporter(Gate(), "http://c:1", 60)
+    with pytest.raises(ValueError, match="odd"):
+        guarded.export([Odd(ValueError("odd"))])
+    assert guarded.spans_lost == 1
 
 
 def test_an_export_that_fails_is_counted_with_its_spans(pipeline):

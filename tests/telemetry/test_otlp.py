@@ -298,13 +298,14 @@ def test_equal_resources_and_scopes_are_one_group_in_the_order_of_their_spans():
 
 
 def test_a_batch_has_as_much_room_as_a_collector():
-    batch = WrittenBatch(lambda span: b"")
+    batch = WrittenBatch(lambda span: b"", 900_000)
     batch.add(span_with(None))
     assert (batch, batch.written) == ([], [])
     while batch.room > 0:
         batch.add(span_with("x" * 100_000))
-    assert 2_000_000 <= len(request_bytes(batch)) < 2_200_000
+    assert 900_000 <= len(request_bytes(batch)) < 1 << 20
     assert request_bytes(batch) == by_sdk(batch)
+    assert (batch[0], batch[:3].written, batch[3:].written) == (next(iter(batch)), batch.written[:3], batch.written[3:])
     assert request_bytes(batch[:3]) == by_sdk(batch[:3])
 
 

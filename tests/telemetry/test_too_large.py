@@ -29,6 +29,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from requests import Session
 
 from meshmw._telemetry.collector import GuardedMetricExporter, GuardedSpanExporter
 from meshmw._telemetry.export import otlp_reader
@@ -36,6 +37,7 @@ from meshmw._telemetry.provider import build_provider
 from meshmw.settings import Settings
 from meshmw.testing._otlp import spans_from_otlp
 from tests.telemetry.test_collector import SDK_LOG
+from tests.telemetry.test_otlp_variables import Making
 
 LIMIT = 20_000
 
@@ -118,7 +120,6 @@ class Scripted(SpanExporter):
 
 
 REFUSED = "Failed to export traces to c:1, error code: StatusCode.RESOURCE_EXHAUSTED, error details: none"
-WAITS = "Transient error StatusCode.RESOURCE_EXHAUSTED encountered while exporting traces to c:1, retrying in 30.00s."
 
 
 def exported(says, number):
@@ -139,41 +140,50 @@ def test_a_collector_that_refuses_whatever_comes_is_not_asked_for_every_span():
     assert guarded.spans_lost == 512
 
 
-def test_a_collector_that_says_how_long_to_wait_is_not_asked_sooner(caplog):
-    batches, guarded = exported(lambda number: [WAITS, REFUSED], 512)
-    assert (batches, guarded.spans_lost, guarded.failing) == ([512], 512, True)
-    assert "spans do not reach http://c:1" in caplog.text
+UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-class Waits(TraceServiceServicer):
-    """Refuses by gRPC's code for what is too large, with a time to wait where it is asked too often."""
+class Refuses(TraceServiceServicer):
+    """Answers with one error after the other, each with a time to wait where it has one, and then takes all."""
 
-    def __init__(self, trailers):
-        self.trailers, self.batches = trailers, []
+    def __init__(self, *errors):
+        self.errors, self.batches = list(errors), []
 
     def Export(self, request, context):
         self.batches.append(len(spans_from_otlp(request)))
-        if len(self.batches) > 1:
+        if not self.errors:
             return Response()
-        context.set_trailing_metadata(self.trailers)
-        return context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "refused")
+        code, seconds = self.errors.pop(0)
+        if seconds is not None:
+            waits = RetryInfo(retry_delay=Duration(nanos=int(seconds % 1 * 1e9), seconds=int(seconds)))
+            context.set_trailing_metadata((("google.rpc.retryinfo-bin", waits.SerializeToString()),))
+        return context.abort(code, "refused")
 
 
-SECOND = RetryInfo(retry_delay=Duration(seconds=1)).SerializeToString()
-
-
-@pytest.mark.parametrize(("trailers", "batches"), [((), [4, 2, 2]), ((("google.rpc.retryinfo-bin", SECOND),), [4, 4])])
-def test_a_second_that_is_asked_for_is_told_from_one_by_chance(trailers, batches, monkeypatch):
-    # The factor by which the exporter waits about a second: here it prints the same 1.00 as the collector's second.
-    monkeypatch.setattr("random.uniform", lambda low, high: 1.0)
-    collector = Waits(trailers)
+@pytest.mark.parametrize("is_logged", [True, False])
+@pytest.mark.parametrize(
+    ("errors", "batches", "lost"),
+    [
+        ([(EXHAUSTED, None)], [4, 2, 2], 0),
+        ([(EXHAUSTED, 1)], [4, 4], 0),
+        ([(EXHAUSTED, 0.01), (EXHAUSTED, 0.01)], [4, 4, 4], 0),
+        ([(EXHAUSTED, 3_600)], [4], 4),
+        ([(UNAVAILABLE, 0.01), (EXHAUSTED, None)], [4, 4, 2, 2], 0),
+        ([(EXHAUSTED, 0.01), (EXHAUSTED, None)], [4, 4, 2, 2], 0),
+    ],
+)
+def test_a_refusal_for_size_is_told_from_one_that_asks_to_wait(errors, batches, lost, is_logged, caplog, monkeypatch):
+    monkeypatch.setattr(SDK_LOG, "disabled", not is_logged)
+    collector = Refuses(*errors)
     with over_grpc(collector) as endpoint:
         provider, processor = build_provider(Settings(endpoint=endpoint))
         for name in "abcd":
             provider.get_tracer("t").start_span(name).end()
-        assert provider.force_flush()
+        provider.force_flush()
         provider.shutdown()
-    assert (collector.batches, processor.collector.spans_lost) == (batches, 0)
+    assert (collector.batches, processor.collector.spans_lost) == (batches, lost)
+    is_halved = "(StatusCode.RESOURCE_EXHAUSTED, refused)" in caplog.text
+    assert (is_halved, processor.collector.failing) == (batches[-1] == 2, lost > 0)
 
 
 def test_a_collector_that_ceases_to_answer_between_two_halves_loses_the_rest():
@@ -246,6 +256,18 @@ def in_part_over_http(rejected):
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_what_a_collector_rejects_is_counted_where_the_session_is_a_credential_providers(monkeypatch):
+    monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "mine")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: (Making(Session()),))
+    with in_part_over_http(2) as endpoint:
+        provider, processor = build_provider(Settings(exporter="otlp-http", endpoint=endpoint))
+        for name in "abc":
+            provider.get_tracer("t").start_span(name).end()
+        assert provider.force_flush()
+        provider.shutdown()
+    assert (processor.collector.spans_lost, processor.collector.exports_failed) == (2, 0)
 
 
 @pytest.mark.parametrize(("rejected", "lost"), [(2, 2), (2**40, 3), (-1, 0)])
