@@ -13,7 +13,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
+from importlib import import_module
 from operator import attrgetter, contains
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -285,8 +286,8 @@ def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes]) ->
 
     An exporter for gRPC makes a request by `_translate_data` and sends it by a client that `_stub` makes of its
     `_channel`. One for HTTP does both in `export`, which calls the encoder by the name `encode_spans`; it gets a copy
-    of that function, in which the name means *write*. Where these names are gone it goes on as it is, which
-    `is_written` tells.
+    of that function, in which the name means *write*. Where these names are gone, or others have wrapped the function,
+    it goes on as it is, which `is_written` tells.
     """
     if hasattr(exporter, "_translate_data") and hasattr(exporter, "_stub"):
         exporter._stub, exporter._translate_data = _BytesClient, write
@@ -294,10 +295,34 @@ def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes]) ->
         exporter.is_written = True
         return
     export = type(exporter).export
-    if "encode_spans" in getattr(getattr(export, "__code__", None), "co_names", ()):
+    if type(export) is FunctionType and "encode_spans" in export.__code__.co_names:
         names = {**export.__globals__, "encode_spans": lambda spans: _Written(write(spans))}
         copied = FunctionType(export.__code__, names, closure=export.__closure__)
         exporter.export, exporter.is_written = MethodType(copied, exporter), True
+
+
+def encode_span(encode_spans: Callable[[Sequence[ReadableSpan]], Any], span: ReadableSpan) -> Any:
+    """Return the message that the SDK's encoder makes of a span.
+
+    Beside its function stands `_encode_span`, which encodes no resource and no scope. Where that name is gone or
+    fails, the whole encoder decides.
+    """
+    try:
+        return encode_spans.__globals__["_encode_span"](span)
+    except Exception:
+        return encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
+
+
+@lru_cache
+def encodes_none(encoder: str = ENCODER_LOGGER) -> bool:
+    """Say whether the SDK's encoder has a form for None, an empty value; that of 1.40 leaves out what holds one.
+
+    Its module writes values by `_encode_value`. Without that name the answer is no.
+    """
+    try:
+        return bool(import_module(encoder)._encode_value(None).SerializeToString() == b"")
+    except Exception:
+        return False
 
 
 def is_written(exporter: object) -> bool:
