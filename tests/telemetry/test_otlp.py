@@ -479,7 +479,9 @@ def test_what_is_remembered_is_bounded(length):
         for value in (number, str(number).zfill(length)):
             assert difference([span_with(value)]) is None
     for number in range(300):
-        span = ReadableSpan("s", SpanContext(1, 2, False), attributes={f"{number}": 1}, resource=Resource({}))
+        attributes = {f"{number}": 1, f"{number}".zfill(100): 1}
+        context = SpanContext(1, 2, False)
+        span = ReadableSpan("s", context, None, Resource({}), attributes, start_time=1, end_time=2)
         assert difference([span]) is None
     for number in range(1_100):
         scope = InstrumentationScope(f"s{number}")
