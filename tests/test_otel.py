@@ -37,7 +37,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace import TraceState as OTelTraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from meshmw import _otel
+from meshmw import _otel, _otel_exporters
 from meshmw._lifecycle.operation import StandDown, is_suppressed
 from meshmw._otel import W3CTraceState
 from meshmw._telemetry.otlp import request_bytes
@@ -167,18 +167,18 @@ def test_names_that_no_message_holds_are_escaped_once_the_span_has_ended():
 def test_what_the_encoder_raises_is_told_from_others():
     with pytest.raises(Exception) as raised:  # noqa: PT011
         sdk_encode_spans([SimpleNamespace(get_span_context=lambda: 1)])
-    assert _otel.is_unwritable(raised.value)
+    assert _otel_exporters.is_unwritable(raised.value)
     with pytest.raises(ValueError, match="no such") as raised:
         raise ValueError("no such channel")
-    assert not _otel.is_unwritable(raised.value)
+    assert not _otel_exporters.is_unwritable(raised.value)
     # The group of such a resource cannot be found, whoever writes.
     with pytest.raises(TypeError, match="unhashable") as raised:
         request_bytes([ReadableSpan("s", SpanContext(1, 1, False), resource=[], start_time=1, end_time=2)])
-    assert _otel.is_unwritable(raised.value)
+    assert _otel_exporters.is_unwritable(raised.value)
 
 
 def test_an_exporter_that_makes_its_client_otherwise_is_not_watched():
-    _otel.watch_answers(exporter := SimpleNamespace(), print, print)
+    _otel_exporters.watch_answers(exporter := SimpleNamespace(), print, print)
     assert exporter == SimpleNamespace()
 
 
@@ -205,8 +205,8 @@ class InC:
 
 
 def test_an_exporter_sends_what_is_written_for_it():
-    _otel.write_by(exporter := OverHttp(), lambda spans: b"written", 9)
-    assert _otel.room_of(exporter) == 9
+    _otel_exporters.write_by(exporter := OverHttp(), lambda spans: b"written", 9)
+    assert _otel_exporters.room_of(exporter) == 9
     assert exporter.export([]) == b"written"
     with pytest.raises(pytest.fail.Exception):
         OverHttp().export([])
@@ -214,8 +214,8 @@ def test_an_exporter_sends_what_is_written_for_it():
 
 @pytest.mark.parametrize("kind", [Otherwise, InC])
 def test_an_exporter_that_encodes_otherwise_goes_on_as_it_is(kind):
-    _otel.write_by(exporter := kind(), pytest.fail, 9)
-    assert _otel.room_of(exporter) == 0
+    _otel_exporters.write_by(exporter := kind(), pytest.fail, 9)
+    assert _otel_exporters.room_of(exporter) == 0
     assert vars(exporter) == {}
 
 
@@ -224,13 +224,13 @@ def test_an_exporter_that_encodes_otherwise_goes_on_as_it_is(kind):
     [((("google.rpc.retryinfo-bin", b""),), True), ((("other", ""),), False), ((), False), (None, False)],
 )
 def test_who_asks_to_wait_says_so_in_a_trailer(trailers, expected):
-    assert _otel.asks_to_wait(SimpleNamespace(trailing_metadata=lambda: trailers)) is expected
-    assert not _otel.asks_to_wait(ValueError())
+    assert _otel_exporters.asks_to_wait(SimpleNamespace(trailing_metadata=lambda: trailers)) is expected
+    assert not _otel_exporters.asks_to_wait(ValueError())
 
 
 def test_what_grpc_says_of_a_failed_call():
-    assert _otel.words_of(SimpleNamespace(code=lambda: "CODE", details=lambda: "why")) == "CODE, why"
-    assert _otel.words_of(ValueError("why")) == ""
+    assert _otel_exporters.words_of(SimpleNamespace(code=lambda: "CODE", details=lambda: "why")) == "CODE, why"
+    assert _otel_exporters.words_of(ValueError("why")) == ""
 
 
 def test_contribs_wrappers_are_passed_by_and_those_of_others_are_not():
@@ -279,7 +279,7 @@ class TestLoggers:
     # The exporter for HTTP retries in here as of 1.45.
     NEW = "opentelemetry.exporter.otlp.common.http"
 
-    @pytest.mark.parametrize("name", _otel.EXPORTER_LOGGERS)
+    @pytest.mark.parametrize("name", _otel_exporters.EXPORTER_LOGGERS)
     def test_each_is_the_logger_of_a_module_that_is_there(self, name):
         if name == self.NEW and tuple(map(int, version("opentelemetry-sdk").split(".")[:2])) < (1, 45):
             pytest.skip("this OpenTelemetry is older")
@@ -292,7 +292,10 @@ class TestLoggers:
         provider = TracerProvider(shutdown_on_exit=False)
         (span := provider.get_tracer("t").start_span("s", attributes={"odd": "half a pair: \ud800"})).end()
         encode_spans([span])
-        assert {record.name for record in caplog.records} == {_otel.ENCODER_LOGGER}, "the encoder has another logger"
+        loggers = {record.name for record in caplog.records}
+        assert loggers == {_otel_exporters.ENCODER_LOGGER}, "the encoder has another logger"
+            "the encoder has another logger"
+        )
 
 
 class TestProxies:
@@ -440,7 +443,7 @@ TRANSIENT = "Transient error StatusCode.RESOURCE_EXHAUSTED encountered while exp
     ],
 )
 def test_a_refusal_for_its_size_is_told_from_others(said, expected):
-    assert _otel.is_too_large(said) is expected
+    assert _otel_exporters.is_too_large(said) is expected
 
 
 class TestResource:
@@ -474,10 +477,10 @@ class TestMetricExporters:
         temporality, aggregation = {Counter: AggregationTemporality.DELTA}, {Counter: SumAggregation()}
         exporter = ConsoleMetricExporter(preferred_temporality=temporality, preferred_aggregation=aggregation)
         message = "exporters have no `_preferred_temporality` or `_preferred_aggregation` any more"
-        assert _otel.preferences_of(exporter) == (temporality, aggregation), message
+        assert _otel_exporters.preferences_of(exporter) == (temporality, aggregation), message
 
     def test_an_exporter_without_these_names_leaves_it_to_the_sdk(self):
-        exporter = ConsoleMetricExporter(*_otel.preferences_of(object()))
+        exporter = ConsoleMetricExporter(*_otel_exporters.preferences_of(object()))
         reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
         assert reader._instrument_class_temporality == InMemoryMetricReader()._instrument_class_temporality
 
@@ -486,16 +489,16 @@ class TestMetricReaders:
     def test_the_thread_and_the_lock_of_one_that_reads_periodically_are_known(self):
         reader = PeriodicExportingMetricReader(ConsoleMetricExporter(), export_interval_millis=3_600_000)
         message = "a reader has no `_daemon_thread` or `_export_lock` any more"
-        assert isinstance(_otel.ticker_of(reader), threading.Thread), message
+        assert isinstance(_otel_exporters.ticker_of(reader), threading.Thread), message
         reader._export_lock.acquire()
-        _otel.renew_export_lock(reader)
+        _otel_exporters.renew_export_lock(reader)
         assert reader._export_lock.acquire(blocking=False), message
         reader._export_lock.release()
         reader.shutdown()
 
     def test_without_these_names_nothing_is_done(self):
-        assert _otel.ticker_of(object()) is None
-        _otel.renew_export_lock(None)
+        assert _otel_exporters.ticker_of(object()) is None
+        _otel_exporters.renew_export_lock(None)
 
 
 class Counting:

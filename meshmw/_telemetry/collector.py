@@ -24,15 +24,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, redacted
-from meshmw._otel import (
-    ENCODER_LOGGER,
-    change_status_text,
-    encodable,
-    exception_events,
-    make_encodable,
-    preferences_of,
-    room_of,
-)
+from meshmw._otel import change_status_text, encodable, exception_events, make_encodable
+from meshmw._otel_exporters import ENCODER_LOGGER, preferences_of, room_of
 from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes
 from meshmw._telemetry.reachability import GaveUpError, Reachability, muted

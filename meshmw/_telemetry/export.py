@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, shown
-from meshmw._otel import renew_export_lock, ticker_of, watch_answers, write_by
+from meshmw._otel_exporters import renew_export_lock, ticker_of, watch_answers, write_by
 from meshmw._telemetry.collector import GuardedMetricExporter
 from meshmw._telemetry.otlp import request_bytes
 from meshmw._telemetry.reachability import note_answer, note_error

@@ -6,8 +6,8 @@ format is https://protobuf.dev/programming-guides/encoding. As the SDK does, it 
 leaves out what is at its default, and sets no flags but those that say where the parent is.
 
 Only what is plain is written here. The SDK's own encoder writes each span that holds anything else, so that all that is
-odd (other types, None, numbers of more than 64 bits, half characters) comes out, is left out or raises as it decides.
-It writes resources and scopes too. `tests/telemetry/test_otlp.py` holds both equal, byte by byte, on random spans; run
+odd (other types, numbers of more than 64 bits, half characters) comes out, is left out or raises as it decides. It
+writes resources and scopes too. `tests/telemetry/test_otlp.py` holds both equal, byte by byte, on random spans; run
 as a program it does so for as long as one likes.
 """
 
@@ -15,13 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from gc import get_referents
 from struct import Struct
-from typing import Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
 
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+
+from meshmw._otel_exporters import encode_span, encodes_none
+
+T = TypeVar("T")
 
 # A tag is the number of a field, times 8, and how its value is written: 0 a varint, 1 eight bytes, 2 a length and so
 # many bytes, 5 four bytes.
@@ -83,7 +90,11 @@ _LINK_FLAGS: Final = {False: b"\x35\x00\x01\x00\x00", True: b"\x35\x00\x03\x00\x
 _MOST_KEYS: Final = 128
 _MOST_VALUES: Final = 32
 _LONGEST_VALUE: Final = 64
-_MOST_HEADS: Final = 64
+# Resources and scopes, and their bytes.
+_MOST_HEADS: Final = 1_024
+_LONGEST_HEAD: Final = 4_096
+_NO_RESOURCE: Final = Resource({})
+_NO_CONTEXT: Final = SpanContext(1, 1, False)
 # protobuf itself refuses what is nested 100 deep, and each level of ours is two of its own.
 _DEEPEST: Final = 16
 
@@ -113,7 +124,7 @@ def _framed(body: bytes) -> bytes:
 
 
 def _text(tag: bytes, text: str) -> bytes:
-    # Called by the class, which refuses all that is no text.
+    # Called by the class, which refuses all that is no text and asks no subclass.
     encoded = str.encode(text)
     return tag + _framed(encoded) if encoded else b""
 
@@ -137,13 +148,19 @@ def _integer(value: int) -> bytes:
     return _INTEGER + _varint(value & _HALF)
 
 
-# Each returns an `AnyValue` of a value of exactly this type; how deep it lies matters to none of them.
+def _none(_: None) -> bytes:
+    # An SDK that has no form for it logs that.
+    return {True: b""}[encodes_none()]
+
+
+# Each returns an `AnyValue` of a value of this type. The order is that in which the SDK looks for one.
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
-    str: lambda value: _TEXT + _framed(value.encode()),
-    int: _integer,
+    type(None): _none,
     bool: _BOOLEANS.__getitem__,
+    str: lambda value: _TEXT + _framed(str.encode(value)),
+    int: _integer,
     float: lambda value: _DOUBLE + _FLOAT(value),
-    bytes: lambda value: _BYTES + _framed(value),
+    bytes: lambda value: _BYTES + _framed(b"".join((value,))),
 }
 
 
@@ -159,6 +176,14 @@ def _value(value: Any, depth: int = 0) -> bytes:
     if type(value) is dict:
         pairs = _ITEM.join([b"", *(_framed(_key(key) + _nested(each, depth + 1)) for key, each in value.items())])
         return _MAPPING + _framed(pairs)
+    return _subclassed(value)
+
+
+def _subclassed(value: Any) -> bytes:
+    # protobuf reads the number itself of an `HTTPStatus`, whatever its class makes of it.
+    for kind, write in _PLAIN.items():
+        if isinstance(value, kind):
+            return write(int.__index__(value) if kind is int else value)  # type: ignore[arg-type]  # it is one
     raise _OddError
 
 
@@ -167,6 +192,7 @@ def _nested(value: Any, depth: int) -> bytes:
 
 
 def _key(key: str) -> bytes:
+    # The SDK writes `str` of a key within a value.
     if type(key) is not str:
         raise _OddError
     return _text(_KEY, key)
@@ -179,7 +205,7 @@ class _Pairs(dict[Any, bytes]):
     """
 
     def __init__(self, key: str) -> None:
-        self._key = _key(key)
+        self._key = _text(_KEY, key)
 
     def __missing__(self, value: Any) -> bytes:
         pair = self.write(value)
@@ -192,13 +218,8 @@ class _Pairs(dict[Any, bytes]):
     def write(self, value: Any) -> bytes:
         written = _value(value)
         size = _length(len(written))
-        return b"%b%b%b%b%b" % (
-            _length(len(self._key) + 1 + len(size) + len(written)),
-            self._key,
-            _VALUE,
-            size,
-            written,
-        )
+        length = _length(len(self._key) + 1 + len(size) + len(written))
+        return b"%b%b%b%b%b" % (length, self._key, _VALUE, size, written)
 
 
 _known: Final[dict[str, _Pairs]] = {}
@@ -218,14 +239,21 @@ def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> bytes:
     if not attributes:
         return b""
     pairs = [b""]
-    # A dictionary of its own: a view of the SDK's would run Python for every pair.
-    for key, value in attributes.copy().items():  # type: ignore[attr-defined]  # the SDK's mappings have it
-        known = _known.get(key)
+    for key, value in _items(attributes):
+        # Only a plain text is equal to nothing but itself.
+        known = _known.get(key) if type(key) is str else _Pairs(key)
         if known is None:
             known = _pairs(key)
         kind = type(value)
         pairs.append(known[value] if kind is str or kind is int else known.write(value))
     return tag.join(pairs)
+
+
+def _items(attributes: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    # A copy of the dictionary within: the SDK's mapping would run Python for every pair. A mapping of any other class
+    # may have rules of its own, such as to mask a password. What a view shows, the collector of garbage knows alone.
+    held = get_referents(attributes)[0] if type(attributes) is MappingProxyType else attributes
+    return (held.copy() if type(held) is dict or type(held) is BoundedAttributes else attributes).items()
 
 
 def _event(event: Event) -> bytes:
@@ -272,13 +300,14 @@ def _status(status: Status) -> bytes:
 
 def _plain_span(span: ReadableSpan) -> bytes:
     context, parent, events, links = span.get_span_context(), span.parent, span.events, span.links
+    name = span.name
     state = context.trace_state  # type: ignore[union-attr]  # a span without is as odd as any
     return b"".join(
         (
             _ids(context.trace_id, context.span_id),  # type: ignore[union-attr]
             _text(_TRACE_STATE, ",".join([f"{key}={value}" for key, value in state.items()])) if state else b"",
             _PARENT_ID(b"\x22\x08", parent.span_id) if parent else b"",
-            _name(span.name),
+            _name(name) if type(name) is str and len(name) <= _LONGEST_VALUE else _text(_NAME, name),
             _KINDS[span.kind],
             _time(b"\x39", span.start_time),
             _time(b"\x41", span.end_time),
@@ -300,15 +329,14 @@ def odd_span_bytes(span: ReadableSpan) -> bytes:
     Raises:
         Exception: It cannot.
     """
-    (resource_spans,) = _encoded(span).resource_spans
-    return _framed(resource_spans.scope_spans[0].spans[0].SerializeToString())
+    return _framed(encode_span(_sdk_encoder(), span).SerializeToString())
 
 
-def _encoded(span: ReadableSpan) -> Any:
+def _sdk_encoder() -> Callable[[Sequence[ReadableSpan]], Any]:
     # With the exporters, which are imported where somebody asks for them.
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-    return encode_spans([span])
+    return encode_spans
 
 
 def span_bytes(span: ReadableSpan, write_odd: Callable[[ReadableSpan], bytes] = odd_span_bytes) -> bytes:
@@ -361,17 +389,17 @@ def request_bytes(spans: Sequence[ReadableSpan]) -> bytes:
     resources: dict[Resource, dict[InstrumentationScope | None, list[bytes]]] = {}
     # Equal ones are one group, and to compare resources takes as long as to write a span. What is known by its `id` is
     # kept as long.
-    known: dict[tuple[int, int], tuple[list[bytes], object, object]] = {}
+    scopes_of: dict[int, tuple[dict[InstrumentationScope | None, list[bytes]], object]] = {}
+    groups: dict[tuple[int, int], tuple[list[bytes], object]] = {}
     for span, written in zip(spans, _written(spans), strict=True):
         resource, scope = span.resource, span.instrumentation_scope
         ids = id(resource), id(scope)
-        if ids not in known:
-            group = resources.setdefault(resource, {}).setdefault(scope or None, [])
-            known[ids] = group, resource, scope
-        known[ids][0].append(written)
-    return b"".join(
-        _RESOURCE_SPANS + _framed(_resource_spans(resource, scopes)) for resource, scopes in resources.items()
-    )
+        if ids not in groups:
+            if id(resource) not in scopes_of:
+                scopes_of[id(resource)] = resources.setdefault(resource, {}), resource
+            groups[ids] = scopes_of[id(resource)][0].setdefault(scope or None, []), scope
+        groups[ids][0].append(written)
+    return b"".join([_RESOURCE_SPANS + _framed(_resource_spans(*each)) for each in resources.items()])
 
 
 def _written(spans: Sequence[ReadableSpan]) -> Iterable[bytes]:
@@ -379,38 +407,48 @@ def _written(spans: Sequence[ReadableSpan]) -> Iterable[bytes]:
 
 
 def _resource_spans(resource: Resource, scopes: dict[InstrumentationScope | None, list[bytes]]) -> bytes:
-    parts = []
+    head = _head(resource, _resource_head)
+    parts = [head.before]
     for scope, written in scopes.items():
-        heads = _heads(resource, scope)
-        body = b"".join((heads.scope, _SPANS, _SPANS.join(written), heads.scope_schema))
+        of_scope = _head(scope, _scope_head)
+        body = b"".join((of_scope.before, _SPANS, _SPANS.join(written), of_scope.after))
         parts += [_SCOPE_SPANS, _framed(body)]
-    return b"".join((heads.resource, *parts, heads.resource_schema))
+    return b"".join((*parts, head.after))
 
 
-class _Heads(NamedTuple):
-    resource: bytes
-    resource_schema: bytes
-    scope: bytes
-    scope_schema: bytes
+class _Head(NamedTuple):
+    """What is written before and after all that belongs to a resource or a scope."""
+
+    before: bytes
+    after: bytes
 
 
-# With the two, so that nothing else gets their `id`.
-_heads_known: Final[dict[tuple[int, int], tuple[_Heads, object, object]]] = {}
+# With the resource or the scope, so that nothing else gets its `id`.
+_heads_known: Final[dict[tuple[object, int], tuple[_Head, object]]] = {}
 
 
-def _heads(resource: Resource, scope: InstrumentationScope | None) -> _Heads:
-    ids = id(resource), id(scope)
-    if ids not in _heads_known:
+def _head(part: T, write: Callable[[T], _Head]) -> _Head:
+    known = _heads_known.get((write, id(part)))
+    if known is not None:
+        return known[0]
+    head = write(part)
+    if len(head.before) + len(head.after) <= _LONGEST_HEAD:
         if len(_heads_known) >= _MOST_HEADS:
             _heads_known.clear()
-        blank = ReadableSpan("", SpanContext(1, 1, False), resource=resource, instrumentation_scope=scope)
-        (of_resource,) = _encoded(blank).resource_spans
-        (of_scope,) = of_resource.scope_spans
-        heads = _Heads(
-            _RESOURCE + _framed(of_resource.resource.SerializeToString()),
-            _text(_RESOURCE_SCHEMA, of_resource.schema_url),
-            _SCOPE + _framed(of_scope.scope.SerializeToString()),
-            _text(_SCOPE_SCHEMA, of_scope.schema_url),
-        )
-        _heads_known[ids] = heads, resource, scope
-    return _heads_known[ids][0]
+        _heads_known[write, id(part)] = head, part
+    return head
+
+
+def _resource_head(resource: Resource) -> _Head:
+    said = _blank(resource, None)
+    return _Head(_RESOURCE + _framed(said.resource.SerializeToString()), _text(_RESOURCE_SCHEMA, said.schema_url))
+
+
+def _scope_head(scope: InstrumentationScope | None) -> _Head:
+    (said,) = _blank(_NO_RESOURCE, scope).scope_spans
+    return _Head(_SCOPE + _framed(said.scope.SerializeToString()), _text(_SCOPE_SCHEMA, said.schema_url))
+
+
+def _blank(resource: Resource, scope: InstrumentationScope | None) -> Any:
+    blank = ReadableSpan("", _NO_CONTEXT, resource=resource, instrumentation_scope=scope)
+    return _sdk_encoder()([blank]).resource_spans[0]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final, TypeVar
 
 from meshmw._notices import LOGGER, Throttle, escaped
-from meshmw._otel import EXPORTER_LOGGERS, asks_to_wait, is_too_large, is_unwritable, words_of
+from meshmw._otel_exporters import EXPORTER_LOGGERS, asks_to_wait, is_too_large, is_unwritable, words_of
 from meshmw._telemetry.worker import ForkGate
 
 T = TypeVar("T")

@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import enum
+import http
 import logging
 import math
 import random
 import sys
 import time
+import tracemalloc
+from importlib.metadata import version
+from types import MappingProxyType
 
 import pytest
+import wrapt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -24,7 +30,9 @@ from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from meshmw import _otel_exporters
 from meshmw._otel import W3CTraceState
+from meshmw._otel_exporters import room_of, write_by
 from meshmw._telemetry import otlp
 from meshmw._telemetry.bounds import FAIR, BoundedSpan
 from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes, request_bytes, span_bytes
@@ -48,15 +56,80 @@ class Choice(enum.IntEnum):
     ONE = 1
 
 
+class Sly:
+    """Makes of itself what it is not, wherever a class may."""
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return hash("http.route")
+
+    def __len__(self):
+        return 3
+
+    def __str__(self):
+        return "sly"
+
+    def __repr__(self):
+        return "sly"
+
+    def encode(self):
+        return b"sly"
+
+
+class SlyText(Sly, str):
+    __slots__ = ()
+
+
+class SlyBytes(Sly, bytes):
+    __slots__ = ()
+
+
+class SlyNumber(Sly, int):
+    def __index__(self):
+        return 5
+
+    __int__ = __index__
+
+    def __ge__(self, other):
+        return False
+
+    __le__ = __lt__ = __gt__ = __ge__
+
+
+class SlyFloat(Sly, float):
+    def __float__(self):
+        return 5.0
+
+
+class Masked(BoundedAttributes):
+    """Shows nobody a password."""
+
+    def __getitem__(self, key):
+        return "***" if key == "password" else super().__getitem__(key)
+
+
+class MaskedDict(dict):
+    def items(self):
+        return [(key, "***" if key == "password" else value) for key, value in super().items()]
+
+
+# Of a class that a plain one is the base of.
+SUBCLASSED = [Word("word"), Number(7), Number(-7), Choice.ONE, http.HTTPStatus.OK, SlyText("text"), SlyBytes(b"bytes")]
+SUBCLASSED += [SlyNumber(7), SlyNumber(-1), SlyFloat(1.5), SlyText(""), SlyBytes(b"")]
+HAS_NONE = not version("opentelemetry-exporter-otlp-proto-common").startswith("1.40.")
+NONES = [None, [None], (1, None, "a"), {"a": None}]
 TEXTS = ["", "a", "GET", "x" * 64, "x" * 65, "y" * 127, "z" * 128, "é", "\U0001f600" * 40, "\x00", "w" * 2_100]
 CHARACTERS = "abc/:.0189 \x00\x7f\x80éß\u07ff\u0800漢\uffff\U00010000\U0001f600"
-ODD_TEXTS = ["\ud800", "half \udcff", Word("word")]
+ODD_TEXTS = ["\ud800", "half \udcff"]
 INTEGERS = [0, 1, -1, 127, 128, 200, 1023, 1024, 2**31, 2**32, 2**63 - 1, -(2**63)]
-ODD_INTEGERS = [2**63, -(2**63) - 1, 2**64, 2**200, Number(7), Choice.ONE]
+ODD_INTEGERS = [2**63, -(2**63) - 1, 2**64, 2**200, Number(2**63)]
 FLOATS = [0.0, -0.0, 1.0, -1.5, math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308]
 KEYS = ["", "http.route", "url.path", "é", "k" * 64, "k" * 65, "k" * 2_000, *(f"key{number}" for number in range(200))]
-ODD_KEYS = ["\ud800", Word("http.route")]
+ODD_KEYS = ["\ud800", Word("http.route"), SlyText("http.route"), SlyText("a")]
 ODD_VALUES = [None, object(), b"", {}, [], (), {1: 2}, {"": None}, [None, 1], bytearray(b"a"), range(3), 1j, Index()]
+ODD_VALUES += [*SUBCLASSED, *NONES]
 TIMES = [None, 0, 1, 2**32, 1_700_000_000_000_000_000, 2**63, 2**64 - 1]
 ODD_TIMES = [-1, 2**64, 1.5, 1.0, True, Number(3), "1", Index()]
 COUNTS = [0, 1, 127, 128, 2**31, 2**32 - 1]
@@ -85,14 +158,14 @@ class Maker:
 
     def text(self):
         if self.is_odd():
-            return self.pick(ODD_TEXTS)
+            return self.pick([*ODD_TEXTS, Word("word"), SlyText("a")])
         if self.chance() < 0.7:
             return self.pick(TEXTS)
         return "".join(self.source.choices(CHARACTERS, k=self.number(200)))
 
     def integer(self):
         if self.is_odd():
-            return self.pick(ODD_INTEGERS)
+            return self.pick([*ODD_INTEGERS, *SUBCLASSED])
         return self.pick(INTEGERS) if self.chance() < 0.7 else self.number(-(2**63), 2**63)
 
     def value(self, depth=0):
@@ -126,7 +199,10 @@ class Maker:
         # What the SDK cleans is held as it comes too: each of its releases cleans something else.
         bounded._dict.update(plain)
         bounded.dropped = self.count()
-        return self.pick([plain, plain, bounded, bounded, None])
+        masked = Masked()
+        masked._dict.update(plain, password="secret")
+        usual = plain, plain, bounded, bounded, None
+        return self.pick([*usual, masked, MaskedDict(masked._dict), MappingProxyType(plain), MappingProxyType(masked)])
 
     def count(self):
         return self.pick(ODD_COUNTS) if self.is_odd() else self.pick(COUNTS) if self.chance() < 0.1 else 0
@@ -222,6 +298,10 @@ def span_with(value, **options):
     )
 
 
+def class_of(value):
+    return type(value).__name__
+
+
 def nested(depth):
     value = 1
     for _ in range(depth):
@@ -235,7 +315,133 @@ def test_what_is_plain_is_written_here(value):
     assert span_bytes(span, pytest.fail) == odd_span_bytes(span)
 
 
-@pytest.mark.parametrize("value", [*ODD_TEXTS, *ODD_INTEGERS, None, [None], {1: 2}, bytearray(b"a"), nested(18)])
+@pytest.mark.parametrize("value", SUBCLASSED, ids=class_of)
+def test_a_value_of_a_subclass_is_written_here_as_what_it_is_in_truth(value):
+    for each in (value, [value, value], {"a": value}):
+        span = span_with(each)
+        assert span_bytes(span, pytest.fail) == odd_span_bytes(span)
+
+
+@pytest.mark.parametrize("value", NONES)
+def test_none_is_written_here_where_the_sdk_has_a_form_for_it(value):
+    span = span_with(value)
+    assert (span_bytes(span, lambda span: b"odd") != b"odd") is HAS_NONE
+    assert difference([span]) is None
+    assert _otel_exporters.encodes_none() is HAS_NONE
+    assert not _otel_exporters.encodes_none("of nobody")
+
+
+@pytest.mark.parametrize(
+    "text", [Word("http.route"), SlyText("http.route"), SlyText("a"), SlyText("text")], ids=class_of
+)
+def test_a_name_or_key_of_a_subclass_is_written_here_and_not_taken_for_another(text):
+    spans = []
+    for each in ("http.route", text, "http.route"):
+        attributes = BoundedAttributes()
+        attributes._dict[each] = "value"
+        context = SpanContext(1, 2, False)
+        spans.append(
+            ReadableSpan(each, context, attributes=attributes, resource=Resource({}), start_time=1, end_time=2)
+        )
+    assert difference(spans) is None
+    assert b"odd" not in [span_bytes(span, lambda span: b"odd") for span in spans]
+
+
+class Counted(Resource):
+    """Counts who encodes or compares it."""
+
+    def __init__(self):
+        super().__init__({"k": "v"})
+        self.uses = 0
+
+    @property
+    def attributes(self):
+        self.uses += 1
+        return super().attributes
+
+    def __hash__(self):
+        self.uses += 1
+        return super().__hash__()
+
+    __eq__ = Resource.__eq__
+
+
+def test_an_odd_span_takes_no_look_at_its_resource():
+    resource = Counted()
+    span = ReadableSpan("s", SpanContext(1, 2, False), attributes={"k": "\ud800", "l": 1}, resource=resource)
+    odd_span_bytes(span)
+    assert resource.uses == 0
+    whole = _otel_exporters.encode_span(lambda spans: encode_spans(spans), span)
+    assert resource.uses > 0
+    assert whole == _otel_exporters.encode_span(encode_spans, span)
+
+
+def test_a_resource_is_looked_at_once_and_a_scope_remembered():
+    resource, scopes = Counted(), [InstrumentationScope(f"scope {number}") for number in range(500)]
+    spans = [span_with(1, instrumentation_scope=scope) for scope in scopes]
+    for span in spans:
+        span._resource = resource
+    first = request_bytes(spans)
+    once, resource.uses = resource.uses, 0
+    assert request_bytes(spans) == first == by_sdk(spans)
+    assert once < 10
+    assert all((otlp._scope_head, id(scope)) in otlp._heads_known for scope in scopes)
+
+
+@pytest.mark.parametrize("kind", [Masked, MaskedDict])
+@pytest.mark.parametrize("place", ["span", "event", "link", "proxy"])
+def test_a_mapping_with_rules_of_its_own_is_asked(kind, place):
+    if kind is Masked:
+        held = Masked()
+        held._dict.update(password="secret", other="shown")
+    else:
+        held = MaskedDict(password="secret", other="shown")
+    context = SpanContext(1, 2, False)
+    events = [Event("e", held, 1)] if place == "event" else ()
+    links = [Link(context, held)] if place == "link" else ()
+    shown = {"span": held, "proxy": MappingProxyType(held)}.get(place)
+    span = ReadableSpan("s", context, attributes=shown, events=events, links=links, resource=Resource({}))
+    span._start_time = span._end_time = 1
+    written = request_bytes([span])
+    assert written == by_sdk([span])
+    assert b"***" in written
+    assert b"shown" in written
+    assert b"secret" not in written
+
+
+def test_no_long_name_or_scope_is_remembered():
+    resource = Resource({})
+    tracemalloc.start()
+    for number in range(100):
+        scope = InstrumentationScope("s", attributes={"k": f"{number}" * 50_000})
+        name = f"{number}" * 50_000
+        span = ReadableSpan(name, SpanContext(1, 2, False), resource=resource, instrumentation_scope=scope)
+        request_bytes([span])
+    del span, scope, name
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
+
+
+def test_an_exporter_whose_function_others_have_wrapped_goes_on_as_it_is():
+    class Exporter(OTLPSpanExporter):
+        export = OTLPSpanExporter.export
+
+    calls = []
+
+    def wrapper(wrapped, instance, args, kwargs):
+        calls.append(args)
+
+    write_by(plain := Exporter(), pytest.fail, 9)
+    assert room_of(plain)
+    Exporter.export = wrapt.FunctionWrapper(Exporter.export, wrapper)
+    write_by(wrapped := Exporter(), pytest.fail, 9)
+    assert not room_of(wrapped)
+    wrapped.export([])
+    assert calls == [([],)]
+
+
+@pytest.mark.parametrize("value", [*ODD_TEXTS, *ODD_INTEGERS, object(), {1: 2}, bytearray(b"a"), nested(18)])
 def test_what_is_odd_is_left_to_the_sdk(value):
     assert span_bytes(span_with(value), lambda span: b"odd") == b"odd"
     assert difference([span_with(value)]) is None
@@ -274,9 +480,11 @@ def test_what_is_remembered_is_bounded(length):
         for value in (number, str(number).zfill(length)):
             assert difference([span_with(value)]) is None
     for number in range(300):
-        span = ReadableSpan("s", SpanContext(1, 2, False), attributes={f"{number}": 1}, resource=Resource({}))
+        attributes = {f"{number}": 1, f"{number}".zfill(100): 1}
+        context = SpanContext(1, 2, False)
+        span = ReadableSpan("s", context, None, Resource({}), attributes, start_time=1, end_time=2)
         assert difference([span]) is None
-    for number in range(100):
+    for number in range(1_100):
         scope = InstrumentationScope(f"s{number}")
         assert difference([span_with(1, instrumentation_scope=scope)]) is None
     assert len(otlp._known) <= otlp._MOST_KEYS
@@ -299,7 +507,7 @@ def test_equal_resources_and_scopes_are_one_group_in_the_order_of_their_spans():
 
 def test_a_batch_has_as_much_room_as_a_collector():
     batch = WrittenBatch(lambda span: b"", 900_000)
-    batch.add(span_with(None))
+    batch.add(span_with(object()))
     assert (batch, batch.written) == ([], [])
     while batch.room > 0:
         batch.add(span_with("x" * 100_000))
