@@ -294,8 +294,6 @@ class TestLoggers:
         encode_spans([span])
         loggers = {record.name for record in caplog.records}
         assert loggers == {_otel_exporters.ENCODER_LOGGER}, "the encoder has another logger"
-            "the encoder has another logger"
-        )
 
 
 class TestProxies:

@@ -73,13 +73,8 @@ _FLOAT: Final = Struct("<d").pack
 _HALF: Final = (1 << 64) - 1
 _LARGEST_COUNT: Final = (1 << 32) - 1
 
-_KINDS: Final = {
-    SpanKind.INTERNAL: b"\x30\x01",
-    SpanKind.SERVER: b"\x30\x02",
-    SpanKind.CLIENT: b"\x30\x03",
-    SpanKind.PRODUCER: b"\x30\x04",
-    SpanKind.CONSUMER: b"\x30\x05",
-}
+# OpenTelemetry's API counts kinds from 0, and its protocol from 1.
+_KINDS: Final = {kind: bytes((0x30, kind.value + 1)) for kind in SpanKind}
 _CODES: Final = {StatusCode.UNSET: b"", StatusCode.OK: b"\x18\x01", StatusCode.ERROR: b"\x18\x02"}
 _BOOLEANS: Final = {False: b"\x10\x00", True: b"\x10\x01"}
 # `flags`, the last field of a span and of a link: it is known whether the parent is remote, and it is.

@@ -185,7 +185,7 @@ class TestForkedConnections:
 
         answer = requests.Response()
         answer.status_code, answer.raw = 200, io.BytesIO()
-        monkeypatch.setattr("meshmw._telemetry.http_session.HTTPAdapter", Adapter)
+        monkeypatch.setattr("meshmw._telemetry.http_session._TimedAdapter", Adapter)
         session = BoundedSession()
         session.mount("http://", parents := Adapter())
         session.get("http://collector.test/")

@@ -26,6 +26,7 @@ from meshmw._tools.access_log.rows import Block, Line, Refusal, Shape, captured,
 
 # The keys of each field, the best first, in small letters and with `_` between words.
 KEYS: Final = {
+    "start_time": ("start_time",),
     "type": ("access_log_type", "log_type", "type"),
     "listener": ("listener", "listener_name", "entry_point_name"),
     "method": ("method", "request_method", "http_method", "http_request_method", "http_request_request_method"),
@@ -79,7 +80,9 @@ _HEADERS: Final = {
 }
 _OF_RESPONSES: Final = ("resp", "downstream", "origin", "upstream")
 # Any of these makes a line a request's, or a connection's.
-_OF_REQUESTS: Final = frozenset(KEYS) - {"type", "listener", "authority", "code", "route", "trace_id", "user_agent"}
+_OF_REQUESTS: Final = frozenset(KEYS) - {
+    *("start_time", "type", "listener", "authority", "code", "route", "trace_id", "user_agent")
+}
 _DEPTH: Final = 4
 _MAX_KEY: Final = 100
 _MAX_KEYS: Final = 4096
