@@ -54,7 +54,7 @@ class _TimedReader(io.RawIOBase):
         self._connection, self._raw = connection, connection.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
-        """Say so."""
+        """Say that this can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
