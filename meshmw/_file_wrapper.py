@@ -45,7 +45,7 @@ def ends_when_closed(body: Any, response: _Followed) -> bool:
     Only an object of the server's own class is sent by sendfile, so none of ours can stand around it. Whether the
     last byte went out is not to be seen from there.
     """
-    step, response.is_out = StepContext(response.operation.context), True
+    step = StepContext(response.operation.context)
     close = getattr(body, "close", None)
 
     def close_and_end() -> None:
@@ -64,4 +64,5 @@ def ends_when_closed(body: Any, response: _Followed) -> bool:
         body.close = close_and_end
     except AttributeError:
         return False
+    response.is_out = True
     return True

@@ -68,8 +68,8 @@ _TEXT: Final = frozenset({str})
 _KEYS: Final[set[str]] = set()
 _MOST_KEYS: Final = 512
 _LONGEST_KEY: Final = 64
-# A longer text that is set later is kept as the SDK keeps it: to measure it at the end takes longer than the span.
-# Those that our operations begin with are no longer.
+# A longer text that is set later is kept as the SDK keeps it: to measure it when the span ends takes longer than the
+# span. Our operations begin with no longer ones.
 _LONGEST_TEXT: Final = 2_048
 _HIGHEST_SPAN_ID: Final = 2**64 - 1
 _SAMPLED: Final = TraceFlags.SAMPLED

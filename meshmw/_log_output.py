@@ -22,6 +22,13 @@ LOGGER: Final = logging.getLogger("meshmw")
 _SERVERS: Final = ("gunicorn.error", "uvicorn", "hypercorn.error", "_granian", "daphne")
 # Read by the processes that this one starts, so it is no setting of anybody's.
 _VARIABLE: Final = "_MESHMW_SAID"
+
+
+class _Level(int):
+    """A level that is told from one that the application has set."""
+
+
+_OUR_LEVEL: Final = _Level(logging.INFO)
 # By the name that multiprocessing gives a worker.
 _NUMBER: Final = re.compile(r"Process-(\d+)$")
 # Two processes with one number are in two of these.
@@ -32,7 +39,7 @@ def show_log() -> None:
     """Show meshmw's lines, INFO too, for as long as nobody has set logging up; a second call changes nothing."""
     LOGGER.addHandler(_SHOWN)
     if LOGGER.level == logging.NOTSET:
-        LOGGER.setLevel(logging.INFO)
+        LOGGER.setLevel(_OUR_LEVEL)
         LOGGER.addFilter(_as_the_root_says)
 
 
@@ -88,9 +95,11 @@ def _is_set_up() -> bool:
 
 
 def _as_the_root_says(record: logging.LogRecord) -> bool:
-    # The level is ours: where the application sets logging up later, the root logger's level is what it wants to see.
+    # Where the application sets logging up later, the root logger's level is what it wants to see, unless it has set
+    # the level of this logger too.
     root = logging.getLogger()
-    return record.levelno >= logging.WARNING or not root.handlers or root.isEnabledFor(record.levelno)
+    is_ours = LOGGER.level is _OUR_LEVEL
+    return record.levelno >= logging.WARNING or not (is_ours and root.handlers) or root.isEnabledFor(record.levelno)
 
 
 def _server_handlers() -> list[logging.Handler]:

@@ -67,7 +67,8 @@ def write_by(exporter: Any, write: Callable[[Sequence[ReadableSpan]], bytes], ro
     export = type(exporter).export
     if type(export) is FunctionType and "encode_spans" in export.__code__.co_names:
         names = {**export.__globals__, "encode_spans": lambda spans: _Written(write(spans))}
-        copied = FunctionType(export.__code__, names, closure=export.__closure__)
+        copied = FunctionType(export.__code__, names, argdefs=export.__defaults__, closure=export.__closure__)
+        copied.__kwdefaults__ = export.__kwdefaults__
         exporter.export, exporter.room = MethodType(copied, exporter), room
 
 

@@ -212,6 +212,15 @@ def test_an_exporter_sends_what_is_written_for_it():
         OverHttp().export([])
 
 
+def test_an_exporter_keeps_the_defaults_of_its_arguments():
+    class Later:
+        def export(self, spans, timeout=3, *, retry=True):
+            return encode_spans(spans), timeout, retry
+
+    _otel_exporters.write_by(exporter := Later(), lambda spans: b"written", 9)
+    assert exporter.export([])[1:] == (3, True)
+
+
 @pytest.mark.parametrize("kind", [Otherwise, InC])
 def test_an_exporter_that_encodes_otherwise_goes_on_as_it_is(kind):
     _otel_exporters.write_by(exporter := kind(), pytest.fail, 9)

@@ -245,9 +245,28 @@ class TestValues:
         assert Settings.origins() == {}
 
     def test_settings_are_frozen_and_hashable(self):
-        with pytest.raises(FrozenInstanceError):
-            Settings().exporter = "none"
+        settings = Settings()
+        for name in ("exporter", "exportr"):
+            with pytest.raises(FrozenInstanceError):
+                setattr(settings, name, "none")
+            with pytest.raises(FrozenInstanceError):
+                delattr(settings, name)
         assert len({Settings(service_name="a"), Settings(service_name="a"), Settings(service_name="b")}) == 2
+
+    def test_a_subclass_of_a_subclass_keeps_its_prefix(self, monkeypatch):
+        class Mine(Settings, env_prefix="SHOP_"):
+            pass
+
+        class Narrower(Mine):
+            pass
+
+        monkeypatch.setenv("SHOP_SERVICE_NAME", "shop")
+        assert (Narrower().service_name, Settings().service_name) == ("shop", None)
+
+    @pytest.mark.parametrize("value", ["true\n", " yes ", "ON"])
+    def test_a_boolean_is_trimmed_as_everything_else(self, value, monkeypatch):
+        monkeypatch.setenv("MESHMW_KUBERNETES_LABELS", value)
+        assert Settings().kubernetes_labels is True
 
     def test_a_subclass_reads_its_own_variables_under_its_own_prefix(self, monkeypatch, caplog):
         @dataclass(frozen=True, kw_only=True, init=False)

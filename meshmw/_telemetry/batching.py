@@ -38,7 +38,7 @@ _DELAY: Final = "OTEL_BSP_SCHEDULE_DELAY"
 _SPANS: Final = 1_024
 _PER_BYTES: Final = 50_000_000
 _LARGEST_QUEUE: Final = 65_536
-# So many bytes of large spans wait for no full batch.
+# Once large spans take so many bytes, they are exported before the batch is full.
 _BATCH_BYTES: Final = 1_000_000
 # Beside the bytes that every waiting span may take, those above take these together.
 _LARGE_BYTES: Final = 12 * 1024 * 1024

@@ -275,7 +275,9 @@ def _over_http(endpoint: str, signal: Signal) -> Iterator[dict[str, Any]]:
             "headers": dict(options.headers),
             "timeout": options.timeout,
             "compression": Compression(options.compression),
-            "session": (bounded(_provided(options.provider, Session)) if options.provider else BoundedSession()),
+            "session": (
+                bounded(_provided(options.provider, Session), endpoint) if options.provider else BoundedSession()
+            ),
         }
 
 

@@ -34,6 +34,8 @@ _MOST_DIGITS: Final = 5
 # An answer's body decides nothing, and so is waited for no longer.
 _LONGEST_SECONDS: Final = 2.0
 _REDIRECTS: Final = range(300, 400)
+# What every pool of connections is told.
+_SIZES: Final = {"maxsize", "block"}
 
 
 class _Deadline(threading.local):
@@ -52,7 +54,7 @@ class _TimedReader(io.RawIOBase):
         self._connection, self._raw = connection, connection.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
-        """Say so."""
+        """Say that this can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
@@ -174,17 +176,19 @@ def _as_it_is(request: PreparedRequest) -> PreparedRequest:
     return request
 
 
-def bounded(session: Session) -> Session:
-    """Return a session of a credential provider's, which from now on waits and reads no longer than one of ours does.
+def bounded(session: Session, endpoint: str) -> Session:
+    """Return a session of a credential provider's, which waits for and reads no more of the collector than one of ours.
 
-    An adapter of the provider's own class stays: it may be what carries the credentials.
+    What it asks of others, such as for a token, it reads as before. An adapter of the provider's own class stays, and
+    one that was told more than the size of its pools: it may be what carries the credentials.
     """
-    for prefix, adapter in list(session.adapters.items()):
-        if type(adapter) is HTTPAdapter:
-            timed = _TimedAdapter()
-            # With its retries and the sizes of its pools.
-            timed.__setstate__(adapter.__getstate__())
-            session.mount(prefix, timed)
+    url = str(Request("POST", endpoint).prepare().url)
+    adapter = session.get_adapter(url)
+    if type(adapter) is HTTPAdapter and adapter.poolmanager.connection_pool_kw.keys() <= _SIZES:
+        timed = _TimedAdapter()
+        # With its retries and the sizes of its pools.
+        timed.__setstate__(adapter.__getstate__())
+        session.mount(url, timed)
     return refuse_redirects(session)
 
 

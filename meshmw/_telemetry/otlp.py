@@ -246,7 +246,7 @@ def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> bytes:
 
 def _items(attributes: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     # A copy of the dictionary within: the SDK's mapping would run Python for every pair. A mapping of any other class
-    # may have rules of its own, such as to mask a password. What a view shows, the collector of garbage knows alone.
+    # may have rules of its own, such as to mask a password. Only the garbage collector tells what a view shows.
     held = get_referents(attributes)[0] if type(attributes) is MappingProxyType else attributes
     return (held.copy() if type(held) is dict or type(held) is BoundedAttributes else attributes).items()
 

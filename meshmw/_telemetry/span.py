@@ -278,7 +278,7 @@ def ordinary_size(span: Any) -> int | None:
     try:
         if plain is None or len(TRACE_STATE_MEMBERS(span.context[TRACE_STATE])) > _FEW_MEMBERS:
             return None
-        # In this version of the format, which writes a text twice that stands there twice.
+        # In this version of the format a text that stands there twice is written twice.
         written = len(dumps(plain, 2)) + _written(span.name) + _written(span.status.description or "")
     except (AttributeError, TypeError, ValueError):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, FrozenInstanceError, fields
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -32,9 +32,19 @@ class Settings(Fields):
 
     env_prefix: ClassVar[str] = "MESHMW_"
 
-    def __init_subclass__(cls, *, env_prefix: str = env_prefix) -> None:
-        """Read the variables of a subclass under another prefix."""
-        cls.env_prefix = env_prefix
+    def __init_subclass__(cls, *, env_prefix: str | None = None) -> None:
+        """Read the variables of a subclass under a prefix of its own, if it names one."""
+        super().__init_subclass__()
+        if env_prefix is not None:
+            cls.env_prefix = env_prefix
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse it, for a misspelt name too."""
+        raise FrozenInstanceError(f"cannot assign to {quoted(name)}")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse it."""
+        raise FrozenInstanceError(f"cannot delete {quoted(name)}")
 
     # Type checkers keep the signature that they derive from the fields.
     if TYPE_CHECKING:

@@ -250,7 +250,7 @@ def _short(given: str) -> str:
 
 
 def _boolean(value: object) -> bool:
-    given = str(value).lower() if isinstance(value, (bool, int, str)) else ""
+    given = str(value).strip().lower() if isinstance(value, (bool, int, str)) else ""
     if given not in _TRUE | _FALSE:
         raise ValueError("no boolean")
     return given in _TRUE

@@ -37,8 +37,7 @@ _VALUE = rf"[\x20{_NBLK_CHR}]{{0,255}}[{_NBLK_CHR}]"
 
 # list-member = (key "=" value) / OWS                                               Section 3.3.1.2
 # What is empty is skipped at once: one after the other, a stranger's 30,000 commas and spaces would take milliseconds.
-# Then comes a member, or else what is none; behind the last there may be nothing. No spaces go round the "=": a value
-# may start with one.
+# Then comes a member, or junk up to the next comma, or the end. No spaces go round the "=": a value may start with one.
 _PART = re.compile(rf"[ \t,]*+(?:({_KEY})=({_VALUE})[ \t]*+(?=,|\Z)|([^,]++))?")
 _KEY_ALONE = re.compile(_KEY)
 _VALUE_ALONE = re.compile(_VALUE)

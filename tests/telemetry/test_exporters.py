@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ssl
 import sys
 import threading
 import time
@@ -227,15 +228,16 @@ def collector():
     thread.join()
 
 
-SESSIONS = pytest.mark.parametrize("make", [BoundedSession, lambda: bounded(Session())])
+SESSIONS = pytest.mark.parametrize("make", [lambda url: BoundedSession(), lambda url: bounded(Session(), url)])
 
 
 @SESSIONS
 @pytest.mark.parametrize(("answer", "seconds"), [("endless", 9), ("digits", 9), ("drops", 0.05), ("drops", -1)])
 def test_an_answer_without_an_end_is_not_read(answer, seconds, make, collector, monkeypatch):
     monkeypatch.setattr("meshmw._telemetry.http_session._LONGEST_SECONDS", seconds)
-    with make() as session:
-        response = session.request("POST", f"http://127.0.0.1:{collector.server_port}/{answer}", data=b"x")
+    url = f"http://127.0.0.1:{collector.server_port}/{answer}"
+    with make(url) as session:
+        response = session.request("POST", url, data=b"x")
     assert response.status_code == 200
     assert collector.hung_up.wait(30)
     assert collector.drops < DROPS
@@ -259,7 +261,7 @@ def test_nor_are_headers_without_an_end(proxy, make, collector, monkeypatch):
         monkeypatch.setenv("http_proxy", address)
         monkeypatch.delenv("no_proxy", raising=False)
         url = "http://collector.test"
-    with make() as session, pytest.raises(ReadTimeout):
+    with make(f"{url}/headers") as session, pytest.raises(ReadTimeout):
         session.request("POST", f"{url}/headers", data=b"x", timeout=0.2)
     assert collector.hung_up.wait(30)
     assert 0 < collector.drops < DROPS
@@ -311,11 +313,16 @@ def test_a_credential_provider_keeps_its_adapters_and_what_they_are_told():
 
     session = Session()
     session.mount("https://", signing := Signing())
-    session.mount("http://", HTTPAdapter(max_retries=3))
-    bounded(session)
-    assert session.get_adapter("https://c") is signing
-    timed = session.get_adapter("http://c")
+    session.mount("http://", plain := HTTPAdapter(max_retries=3))
+    session.mount("http://tls", told := HTTPAdapter())
+    told.init_poolmanager(1, 1, ssl_context=ssl.create_default_context())
+    for url in ("https://c", "http://C:4318/v1/traces", "http://tls:1/"):
+        bounded(session, url)
+    assert (session.get_adapter("https://c"), session.get_adapter("http://tls:1/")) == (signing, told)
+    timed = session.get_adapter("http://c:4318/v1/traces")
     assert (type(timed), timed.max_retries.total) == (_TimedAdapter, 3)
+    # Such as for a token, whose answer is the provider's to read.
+    assert session.get_adapter("http://c:4318/token") is plain
 
 
 class WithHook(Session):

@@ -81,6 +81,21 @@ def test_a_handler_or_a_level_of_its_own_decides_too(run):
     assert [line.rpartition("] ")[2] for line in lines] == ["meshmw: shown", "mine taken over"]
 
 
+def test_a_level_that_is_set_later_decides_too(run):
+    lines = run(
+        """
+        configure()
+        logging.basicConfig(format="mine %(message)s")
+        LOGGER.info("hidden")
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.info("asked for")
+        LOGGER.setLevel(logging.DEBUG)
+        LOGGER.debug("too")
+        """
+    )
+    assert [line for line in lines if "ready" not in line] == ["mine asked for", "mine too"]
+
+
 def test_it_can_be_switched_off(run):
     lines = run("configure(); LOGGER.warning('as Python does by itself')", MESHMW_SHOW_LOG="false")
     assert lines == ["as Python does by itself"]

@@ -280,7 +280,7 @@ def _quiet():
     logging.disable(logging.NOTSET)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_what_we_write_is_what_the_sdk_writes(source):
     spans = Maker(source).spans()

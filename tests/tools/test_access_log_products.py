@@ -317,6 +317,20 @@ def test_a_given_format_is_read_in_its_wrapper(tmp_path, capsys):
     assert (status, hop["routes"][0]["route"], hop["total"]["valid"]) == (0, "GET /a", 1)
 
 
+def test_a_given_format_is_found_behind_what_the_proxy_says_first(tmp_path, capsys):
+    start = [cri("2026-11-22T16:47:30Z\tinfo\tFLAG: --concurrency")] * 4000
+    options = "--format", "%REQ(:METHOD)% %PATH(NQ:ORIG)% %REQ(TRACEPARENT)%"
+    status, _, hop = codes(tmp_path, capsys, [*start, cri(f"GET /a {PARENT}")], *options)
+    assert (status, hop["total"]["valid"], hop["broken"]) == (1, 1, 4000)
+    assert codes(tmp_path, capsys, start * 6, *options)[:2] == (1, {"no-requests", "ambiguous"})
+
+
+def test_a_named_key_is_found_in_its_wrapper(tmp_path, capsys):
+    lines = [docker(compact(**ISTIO_JSON, labels={"tp": PARENT}))] * 2
+    status, found, hop = codes(tmp_path, capsys, lines, "--field", "traceparent=labels.tp")
+    assert (status, found, hop["total"]["valid"]) == (0, set(), 2)
+
+
 def test_parts_that_are_too_long_or_never_end_are_counted(tmp_path, capsys):
     long = "x" * 200_000
     lines = [cri(long, "P"), cri(long, "P"), cri(long), cri(LINES[0]), cri(long, "P"), cri(long), cri(LINES[1], "P")]

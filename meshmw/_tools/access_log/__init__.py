@@ -225,14 +225,16 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
         found = _recognize(waiting, reader)
         if found is None:
             wanted *= 4
-            if len(waiting) > _MOST_FIRST_LINES or sum(map(len, waiting)) > _MOST_FIRST_BYTES:
+            if len(waiting) <= _MOST_FIRST_LINES and sum(map(len, waiting)) <= _MOST_FIRST_BYTES:
+                continue
+            if reader is None:
                 break
-            continue
+            found = Envelope(), reader
         envelope, reader = found
         yield reader, reader.read_block(envelope.unwrapped(b"\n".join(waiting)))
         waiting = []
     if waiting:
-        found = _recognize(waiting, reader)
+        found = _recognize(waiting, reader) or (None if reader is None else (Envelope(), reader))
         if found is None:
             raise ValueError(
                 f"{source.name}: its format is none that is known; give the proxy's own format string with --format"
@@ -245,7 +247,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
 
 
 def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, Format] | None:
-    """Return what the lines are wrapped in, and their format; None where the format is not given and not known."""
+    """Return what the lines are wrapped in, and their format; None where they are in no format that is known."""
     best: tuple[int, Envelope, Format] | None = None
     sample = [line for line in lines[-FIRST_LINES:] if len(line) < _TELLS_FORMAT]
     for kind in ENVELOPES:
@@ -256,9 +258,7 @@ def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, For
             best = (found[0], kind(), found[1])
         if best is not None and 2 * best[0] > len(sample):
             break
-    if best is None:
-        return None if reader is None else (Envelope(), reader)
-    return best[1:]
+    return None if best is None else best[1:]
 
 
 def side_of(fields: Line) -> str:

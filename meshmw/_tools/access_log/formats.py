@@ -200,7 +200,8 @@ def _find_strictly(reader: Format, text: bytes) -> Block:
 
 def _rank(block: Block) -> tuple[int, int]:
     """Return how many lines were read, and in how many a traceparent stands where one should."""
-    flags = [shape.counted(row)[_FLAG] for shape, rows in block.rows for row in rows]
+    # Of JSON in which no field was found, such as what a runtime has wrapped around a line, nothing was read.
+    flags = [shape.counted(row)[_FLAG] for shape, rows in block.rows for row in rows if block.names]
     return len(flags), sum(map(bool, flags))
 
 
