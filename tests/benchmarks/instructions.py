@@ -23,7 +23,7 @@ PARTS: Final = {
     "the SDK: the span, its attributes, its queue": ("opentelemetry.sdk", "opentelemetry.attributes"),
     "OpenTelemetry's API: contexts, span contexts": ("opentelemetry", "abc", "_collections_abc"),
     "meshmw: header lines out of the scope": ("meshmw.asgi:_header_lines",),
-    "meshmw: the span": ("meshmw._lazy_span", "meshmw._telemetry.span"),
+    "our own span": ("meshmw._lazy_span", "meshmw._telemetry.span"),
     "meshmw: the span's attributes": (
         "meshmw._lifecycle.http_conventions",
         "meshmw._lifecycle.operation:LazyAttributes",
