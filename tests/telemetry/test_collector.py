@@ -7,6 +7,7 @@ import logging
 import threading
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -294,6 +295,28 @@ def test_where_nothing_can_be_encoded_nothing_is_sent(exporter, caplog):
     guarded = processor.collector
     assert (guarded.spans_lost, guarded.exports_failed, guarded.exports_done, guarded.failing) == (1, 1, 0, False)
     assert [message.partition(" cannot")[0] for message in caplog.messages] == ["the span 'odd'"]
+
+
+def test_where_an_exporter_of_the_users_own_cannot_encode_a_span_the_others_arrive_in_halves(caplog):
+    class Encoding(SpanExporter):
+        def __init__(self):
+            self.arrived = []
+
+        def export(self, spans):
+            encode_spans(spans)
+            self.arrived.append([span.name for span in spans])
+            return SpanExportResult.SUCCESS
+
+    exporter = Encoding()
+    guarded = GuardedSpanExporter(exporter, "http://c:1", 60)
+    provider, _ = tracer_of(guarded)
+    for name in ("a", "b", "odd", "c"):
+        provider.get_tracer("t").start_span(name, start_time=1.5 if name == "odd" else None).end()
+    provider.force_flush()
+    provider.shutdown()
+    assert (exporter.arrived, guarded.spans_lost, guarded.failing) == ([["a", "b"], ["c"]], 1, False)
+    (line,) = caplog.messages
+    assert line.startswith("the span 'odd' cannot be encoded and is dropped"), line
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
