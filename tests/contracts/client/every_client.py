@@ -50,6 +50,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.head(307, {"location": query, "content-length": "0"})
         elif path == "/flaky":
             self.reply(503 if len(self.got) < 3 else 200, {}, b"")
+        elif path == "/digest" and "authorization" not in self.headers:
+            self.reply(401, {"www-authenticate": 'Digest realm="a", nonce="b", qop="auth"'}, b"")
         else:
             self.reply(*answer(path))
 
@@ -77,6 +79,11 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+class Listening(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Some clients of these tests leave early."""
 
 
 class Client:

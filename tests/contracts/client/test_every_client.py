@@ -2,8 +2,6 @@
 
 import asyncio
 import gc
-import http.server
-import threading
 
 import aiohttp
 import pytest
@@ -34,27 +32,9 @@ STALE = {
 PROPAGATED = {"traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "x-meshmw-sent", "x-request-id"}
 
 
-class Listening(http.server.ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        """Some clients of these tests leave early."""
-
-
-@pytest.fixture(scope="module")
-def address():
-    server = Listening(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 @pytest.fixture(params=CLIENTS)
 def client(request, address):
-    Server.got, Server.goes_on = [], threading.Event()
-    yield CLIENTS[request.param](address)
-    Server.goes_on.set()
+    return CLIENTS[request.param](address)
 
 
 def within(client, **of_baggage):
