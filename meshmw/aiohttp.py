@@ -74,8 +74,8 @@ class TraceContextClientMiddleware(OutboundCalls):
 def _record(operation: HttpOperation, response: aiohttp.ClientResponse, call: object) -> None:
     """Record the response, and end the operation when its connection is let go of, or nobody is left to read it."""
     operation.status(response.status, error_from=400)
-    if response.version is not None:
-        operation.span.set_attribute("network.protocol.version", f"{response.version.major}.{response.version.minor}")
+    if operation.is_open and (version := response.version):
+        operation.span.set_attribute("network.protocol.version", f"{version.major}.{version.minor}")
     connection, content = response.connection, response.content
     if connection is None or response.status == _SWITCHING_PROTOCOLS:
         operation.end()

@@ -77,9 +77,9 @@ class TraceContextAdapter(OutboundCalls, BaseAdapter):
     def _record(self, operation: HttpOperation, response: Any, sent: int) -> None:
         operation.status(response.status_code, error_from=400)
         raw = response.raw
-        if version := _VERSIONS.get(getattr(raw, "version", 0)):
+        if operation.is_open and (version := _VERSIONS.get(getattr(raw, "version", 0))):
             operation.span.set_attribute("network.protocol.version", version)
-        if retries := len(getattr(getattr(raw, "retries", None), "history", ())):
+        if operation.is_open and (retries := len(getattr(getattr(raw, "retries", None), "history", ()))):
             operation.span.set_attribute("http.request.resend_count", sent + retries)
         if raw is None:
             operation.end()

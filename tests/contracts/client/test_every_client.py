@@ -140,6 +140,20 @@ def test_the_configured_propagator_and_provider_are_used_where_none_is_given(cli
     assert "traceparent" not in client.sent
 
 
+def test_what_cannot_be_written_raises_before_anything_is_sent_and_ends_the_span(client):
+    class Broken(MeshPropagator):
+        def replace_lines(self, *args, **kwargs):
+            raise LookupError("no headers today")
+
+        replace_in_request = replace_lines
+
+    client.propagator = Broken()
+    with pytest.raises(LookupError):
+        client.call()
+    assert client.span.attributes["error.type"] == "LookupError"
+    assert Server.got == []
+
+
 # Redirects.
 
 

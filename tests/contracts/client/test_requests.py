@@ -167,7 +167,7 @@ def test_an_answer_that_has_nothing_to_read_from_ends_the_span(client):
 def test_what_is_no_url_is_refused_by_requests_and_not_by_us(client, url):
     request = requests.Request("GET", "http://shop.internal/").prepare()
     request.url = url
-    with pytest.raises(ValueError, match="URL|Port") as refused:
+    with pytest.raises(ValueError, match=r"URL|Port") as refused:
         adapter(client, HTTPAdapter()).send(request)
     assert refused.traceback[-1].path.parts[-2] in {"requests", "urllib"}
     assert client.span.attributes["error.type"].endswith(type(refused.value).__name__)
