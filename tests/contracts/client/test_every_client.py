@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import re
+import subprocess
+import sys
 
 import aiohttp
 import pytest
@@ -10,8 +13,9 @@ from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
+import meshmw
 from meshmw import MeshPropagator
 from meshmw import _runtime as runtime
 from tests.contracts.client.conftest import by_name
@@ -405,3 +409,41 @@ def test_a_suppressed_call_has_no_span_and_carries_nothing_of_ours(client, suppr
     client.run(use, within=context)
     assert client.spans == []
     assert PROPAGATED.isdisjoint(client.sent)
+
+
+def test_the_span_of_a_client_further_out_that_suppresses_ours_is_adopted_and_we_write_last(client):
+    """As contrib's instrumentation of requests does it."""
+    client.propagator = MeshPropagator(baggage_to=("nobody.example",))
+
+    async def use(made):
+        with client.tracer.start_as_current_span("outer", kind=SpanKind.CLIENT) as outer:
+            headers = {"baggage": "shop=north"}
+            meshmw.MeshPropagator().inject(headers)
+            with suppress_http_instrumentation():
+                await client.read(await client.open(made, "/redirect", headers=headers))
+        return outer
+
+    outer = client.run(use, within=within(client, shop="north"))
+    assert client.span.context == outer.context
+    assert [by_name(lines)["traceparent"] for _, lines in Server.got] == [[traceparent_of(outer)]] * 3
+    assert all("baggage" not in dict(lines) for _, lines in Server.got)
+    assert "http.response.status_code" not in outer.attributes
+
+
+@pytest.mark.parametrize("family", ["requests", "aiohttp"])
+def test_the_span_of_a_response_that_is_held_when_the_process_ends_is_exported(address, family):
+    program = f"""
+import asyncio, meshmw
+meshmw.configure(meshmw.Settings(exporter="console"))
+
+async def main():
+    if "{family}" == "requests":
+        return meshmw.requests.Session().get("{address}/slow", stream=True)
+    return await meshmw.aiohttp.ClientSession().get("{address}/slow")
+
+loop = asyncio.new_event_loop()  # held, so that aiohttp has nothing to say of it
+held = loop.run_until_complete(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"CLIENT GET .* 127\.0\.0\.1  200$", done.stdout, re.MULTILINE), done.stdout + done.stderr
