@@ -346,8 +346,8 @@ def begin_client(
 ) -> HttpOperation:
     """Begin an outbound request as a child of what is current.
 
-    Where a client further out, such as contrib's, has opened a span for this request, that is adopted. Where
-    instrumentation is suppressed there is none.
+    Where instrumentation is suppressed there is no span. Where a client further out, such as contrib's, has opened one
+    for this request, that is adopted.
 
     Args:
         method: Its method.
@@ -357,12 +357,9 @@ def begin_client(
         lines: The request's header lines.
     """
     around = otel_context.get_current()
-    parent = around.get(SPAN_KEY)
     if is_suppressed(around, http=True):
-        # Some suppress what is further in while they send.
-        if isinstance(parent, Span) and _is_of_this_call(parent, lines):
-            return HttpOperation(parent, around, method, owned=False)
         return SuppressedHttpOperation(method)
+    parent = around.get(SPAN_KEY)
     is_likely = False
     if isinstance(parent, Span) and parent.is_recording():
         if _is_of_this_call(parent, lines):

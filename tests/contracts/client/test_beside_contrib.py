@@ -55,7 +55,7 @@ def test_a_call_of_our_client_is_one_span_of_ours_for_each_hop(client):
     assert [dict(lines).get("baggage") for _, lines in Server.got] == ["shop=north", None]
 
 
-def test_of_a_client_that_contrib_wraps_its_span_is_adopted_and_we_write_last(client):
+def test_of_a_client_that_contrib_wraps_its_span_is_the_one_and_we_withhold_what_a_host_is_not_to_get(client):
     client.propagator = MeshPropagator(baggage_to=("nobody.example",))
     assert client.call(within=within(client), client=client.plain)[0] == 200
     assert (client.span.instrumentation_scope.name == "meshmw") is not client.is_wrapped

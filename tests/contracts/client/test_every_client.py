@@ -411,7 +411,9 @@ def test_a_suppressed_call_has_no_span_and_carries_nothing_of_ours(client, suppr
     assert PROPAGATED.isdisjoint(client.sent)
 
 
-def test_the_span_of_a_client_further_out_that_suppresses_ours_is_adopted_and_we_write_last(client):
+def test_where_a_client_further_out_suppresses_ours_we_make_no_span_and_withhold_what_is_not_to_go(
+    client,
+):
     """As contrib's instrumentation of requests does it."""
     client.propagator = MeshPropagator(baggage_to=("nobody.example",))
 
