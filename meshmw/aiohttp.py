@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, Unpack
+from typing import Any, Final, ParamSpec, TypeVar, Unpack
 
 from meshmw._foreign import aiohttp_call_of, has_timed_out
 from meshmw._lifecycle.http import HttpOperation
@@ -25,6 +27,8 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's 
 
 __all__ = ["ClientOptions", "ClientSession", "TraceContextClientMiddleware"]
 
+P = ParamSpec("P")
+S = TypeVar("S")
 # The call that a task makes, and how often it has sent its request: aiohttp makes a new one for each hop.
 _sent: ContextVar[tuple[object, int] | None] = ContextVar("meshmw-aiohttp-sent", default=None)
 _SWITCHING_PROTOCOLS: Final = 101
@@ -100,6 +104,17 @@ def _sent_before(call: object) -> int:
     return times
 
 
+def _as_called(made: Callable[P, S]) -> Callable[[Callable[..., S]], Callable[P, S]]:
+    """Return a decorator for a function that is called as a class is, to type checkers and to `inspect`."""
+
+    def decorate(make: Callable[..., S]) -> Callable[P, S]:
+        vars(make)["__signature__"] = inspect.signature(made)
+        return make
+
+    return decorate
+
+
+@_as_called(aiohttp.ClientSession)
 def ClientSession(*args: Any, **kwargs: Any) -> aiohttp.ClientSession:  # noqa: N802  # takes a class's place
     """Return a session that takes what `aiohttp.ClientSession` takes, with the current trace on every request.
 

@@ -1,6 +1,7 @@
 """What aiohttp alone can be asked: middlewares, WebSockets, and how it counts what it sends again."""
 
 import asyncio
+import inspect
 
 import aiohttp
 import pytest
@@ -34,6 +35,9 @@ def test_a_request_that_another_middleware_sends_again_has_a_span_each_time(clie
 def test_the_session_takes_what_aiohttps_takes_and_adds_one_middleware_of_ours_at_its_end(client):
     async def other(request, handler):
         return await handler(request)
+
+    signature = inspect.signature(aiohttp.ClientSession)
+    assert inspect.signature(meshmw.aiohttp.ClientSession).parameters == signature.parameters
 
     async def use():
         ours = client.middleware()

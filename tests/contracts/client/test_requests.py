@@ -3,6 +3,7 @@
 import io
 import pickle
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -156,6 +157,14 @@ def test_a_body_that_is_any_file_ends_the_span_with_its_last_byte(client):
         session.mount("mock://", adapter(client, Answers(io.BytesIO(b"in stock"))))
         assert session.get("mock://shop/").content == b"in stock"
     assert len(client.spans) == 1
+
+
+def test_a_double_of_what_is_read_from_does_as_well(client):
+    double = Mock(stream=lambda *_, **options: iter([b"in stock"]), _original_response=None)
+    with requests.Session() as session:
+        session.mount("mock://", adapter(client, Answers(double)))
+        assert session.get("mock://shop/").content == b"in stock"
+    assert "http.request.resend_count" not in client.span.attributes
 
 
 def test_an_answer_that_has_nothing_to_read_from_ends_the_span(client):
