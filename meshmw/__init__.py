@@ -1,9 +1,9 @@
 """One trace through a service mesh: middleware, clients and a strict propagator for OpenTelemetry.
 
 Call `configure()` first. The middleware are in `meshmw.asgi`, `meshmw.wsgi`, `meshmw.flask` and `meshmw.django`, the
-clients in `meshmw.httpx` and `meshmw.httpx2`, the other boundaries in modules named after them. `import meshmw` alone
-reaches them all, and loads each when you first use it; `meshmw.auto` is not
-in `dir(meshmw)`, for to look at it configures the process.
+clients in `meshmw.httpx`, `meshmw.httpx2`, `meshmw.requests` and `meshmw.aiohttp`, the other boundaries in modules
+named after them. `import meshmw` alone reaches them all, and loads each when you first use it; `meshmw.auto` is not in
+`dir(meshmw)`, for to look at it configures the process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     # With the alias a type checker takes a module for a public name.
+    from meshmw import aiohttp as aiohttp
     from meshmw import asgi as asgi
     from meshmw import auto as auto
     from meshmw import baggage as baggage
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from meshmw import logs as logs
     from meshmw import propagator as propagator
     from meshmw import rabbitmq as rabbitmq
+    from meshmw import requests as requests
     from meshmw import settings as settings
     from meshmw import streams as streams
     from meshmw import testing as testing
@@ -85,6 +87,7 @@ _HOMES = {
     "configure": "_telemetry.configure",
 }
 _MODULES = (
+    "aiohttp",
     "asgi",
     "baggage",
     "concurrency",
@@ -99,6 +102,7 @@ _MODULES = (
     "logs",
     "propagator",
     "rabbitmq",
+    "requests",
     "settings",
     "streams",
     "testing",

@@ -1,4 +1,4 @@
-"""Every name of httpx, grpcio or a broker's client that its owner calls private, one function each.
+"""Every name of httpx, aiohttp, grpcio or a broker's client that its owner calls private, one function each.
 
 Nothing is imported here: each function looks at an object that the application has made. It says what it assumes and
 falls back where that does not hold; `tests/test_foreign.py` has a test for each, with the real package. Names that
@@ -191,3 +191,19 @@ def replace_transports(
         self._mounts = {pattern: wrapped(each) for pattern, each in getattr(self, "_mounts", {}).items()}
 
     client.__init__ = init
+
+
+def aiohttp_call_of(request: Any) -> object:
+    """Return what the requests of one call to an aiohttp session have in common, which makes one for each hop.
+
+    It is the timer in `_timer`. Where there is none, each request is a call of its own.
+    """
+    return getattr(request, "_timer", request)
+
+
+def has_timed_out(call: object) -> bool:
+    """Say whether the timer of a call to an aiohttp session has cancelled it, which raises TimeoutError.
+
+    It says so in `_cancelled`. Where it does not, a timeout counts as any cancellation.
+    """
+    return bool(getattr(call, "_cancelled", False))

@@ -133,17 +133,20 @@ def _is_registered(group: str, name: str) -> bool:
 
 
 def past_contrib(method: Any) -> Any:
-    """Return a method of a message broker's client without the wrapper that contrib's instrumentation has put on it.
+    """Return a method of a client without the wrapper that contrib's instrumentation has put on it.
 
-    Most of these ask nobody whether they are to stand back, so that a message would have two spans and two parents.
+    Most of these ask nobody whether they are to stand back, so that an operation would have two spans and two parents.
     wrapt keeps a method in `__wrapped__` and who wraps it in `_self_wrapper`; the instrumentation of pika keeps it in
-    `_original_function`. What has none of these names, or is of anybody else, is returned as it is.
+    `_original_function`, that of requests in `__wrapped__` beside a mark. What has none of these names, or is of
+    anybody else, is returned as it is.
     """
     while True:
         if _is_of_contrib(getattr(method, "_self_wrapper", None)):
             method = method.__wrapped__
         elif _is_of_contrib(method) and hasattr(method, "_original_function"):
             method = method._original_function
+        elif hasattr(method, "opentelemetry_instrumentation_requests_applied"):
+            method = method.__wrapped__
         else:
             return method
 

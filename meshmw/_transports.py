@@ -1,7 +1,8 @@
-"""One outbound HTTP request, for the client families that share httpx's shapes.
+"""One outbound HTTP request: what all clients share, and the transports of those that share httpx's shapes.
 
-A transport begins an operation, sends a copy of the request that carries its headers, and hands on the response. Its
-body ends the operation when it closes. `meshmw.httpx` and `meshmw.httpx2` add their own request and stream classes.
+`OutboundCalls` begins an operation and writes its headers, and a `Body` ends it. A transport sends a copy of the
+request, and hands on the response with its body in a `Body`. `meshmw.httpx` and `meshmw.httpx2` add their own request
+and stream classes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import functools
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
 
@@ -19,6 +20,7 @@ from opentelemetry import trace
 
 from meshmw import _runtime
 from meshmw._context.current import Current
+from meshmw._context.write import lines_in
 from meshmw._foreign import headers_like, replace_transports
 from meshmw._lifecycle import http_conventions as semconv
 from meshmw._lifecycle.http import HttpOperation, begin_client
@@ -36,8 +38,8 @@ _IN_PROCESS: Final = frozenset({"ASGITransport", "WSGITransport", "MockTransport
 _PATCHED: Final = frozenset({"handle_request", "handle_async_request"})
 
 
-class TransportOptions(TypedDict, total=False):
-    """Names the options that every transport takes.
+class ClientOptions(TypedDict, total=False):
+    """Names the options that every client takes.
 
     Attributes:
         propagator: Writes the headers; the configured one by default.
@@ -49,11 +51,67 @@ class TransportOptions(TypedDict, total=False):
 
 
 class OutboundCalls:
-    """Begins CLIENT operations and writes their headers; sync and async transports share it.
+    """Begins CLIENT operations and writes their headers, for every client.
+
+    Args:
+        options: Those of `ClientOptions`.
+
+    Raises:
+        TypeError: An option is not known, or holds no propagator or tracer provider.
+    """
+
+    def __init__(self, **options: Unpack[ClientOptions]) -> None:
+        check_options(options, ClientOptions)
+        tracer_provider = options.get("tracer_provider")
+        self._open: weakref.WeakSet[Body] = weakref.WeakSet()
+        self._propagator = _runtime.checked_propagator(options.get("propagator"))
+        # The process's own is looked up for each request: its provider may come later.
+        self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
+
+    def _begin_in(
+        self, headers: MutableMapping[Any, Any], method: str, target: semconv.Target, sent: int
+    ) -> HttpOperation:
+        """Return the operation of a request whose *headers*, which are changed, carry it from now on.
+
+        Args:
+            headers: The request's, in a mapping of its client.
+            method: Its method.
+            target: Where it goes.
+            sent: How often it was sent before.
+        """
+        propagator = self._propagator or _runtime.current().propagator
+        tracer = self._tracer or _runtime.tracer()
+        operation = begin_client(method, lambda: target.attributes(method, sent), tracer, lines_in(headers))
+        try:
+            propagator.replace_in_request(
+                headers, operation.context, host=target.host, method=method, target=target.path
+            )
+        except BaseException as error:
+            operation.fail(error)
+            operation.end()
+            raise
+        return operation
+
+    def _sending(self, operation: HttpOperation) -> Current:
+        """Return a block in which the client sends, and contrib's telemetry of clients further in stands back."""
+        return operation.sending() if IS_CONTRIB_LOADED() and not self._is_in_process() else operation.current()
+
+    def _is_in_process(self) -> bool:
+        """Say whether what sends is known to call a function of this process."""
+        return False
+
+    def end_open(self) -> None:
+        """End the operations of responses that are held unread: nothing more comes once the client has closed."""
+        for body in list(self._open):
+            body.end()
+
+
+class Transport(OutboundCalls):
+    """Sends requests of the shape of httpx's; sync and async transports share it.
 
     Args:
         transport: The transport that does the sending.
-        options: Those of `TransportOptions`.
+        options: Those of `ClientOptions`.
 
     Raises:
         TypeError: An option is not known, or holds no propagator or tracer provider.
@@ -62,14 +120,9 @@ class OutboundCalls:
     request_class: ClassVar[type[Any]]
     stream_class: ClassVar[type[Any]]
 
-    def __init__(self, transport: Any, **options: Unpack[TransportOptions]) -> None:
-        check_options(options, TransportOptions)
-        tracer_provider = options.get("tracer_provider")
+    def __init__(self, transport: Any, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(**options)
         self._transport = transport
-        self._open: weakref.WeakSet[SyncBody | AsyncBody] = weakref.WeakSet()
-        self._propagator = _runtime.checked_propagator(options.get("propagator"))
-        # The process's own is looked up for each request: its provider may come later.
-        self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
 
     def _begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""
@@ -91,10 +144,6 @@ class OutboundCalls:
             raise
         return operation, carrying
 
-    def _sending(self, operation: HttpOperation) -> Current:
-        """Return a block in which the transport further in sends, and contrib's telemetry of clients stands back."""
-        return operation.sending() if IS_CONTRIB_LOADED() and not self._is_in_process() else operation.current()
-
     def _is_in_process(self) -> bool:
         """Say whether the transport calls a function of this process, which may send anything, and is not patched."""
         inner = self._transport
@@ -115,11 +164,6 @@ class OutboundCalls:
             self._open.add(response.stream)
         return response
 
-    def end_open(self) -> None:
-        """End the operations of responses that are held unread: nothing more comes once the transport has closed."""
-        for body in list(self._open):
-            body.end()
-
     def _copy(self, request: Any) -> Any:
         """Return a request of the same class with everything that this one holds, also the content that was read."""
         if type(request) is self.request_class:
@@ -136,10 +180,31 @@ class OutboundCalls:
         return carrying
 
 
+def wrapper_for(client: Any, transport: Any, wrapper: type[Any]) -> Any:
+    """Return the wrapper of a client's transport, which the client keeps: the same one each time.
+
+    A wrapper holds its transport, so nothing else gets that id.
+    """
+    known = vars(client).setdefault(_WRAPPERS, {})
+    if id(transport) not in known:
+        known[id(transport)] = _wrapped(transport, wrapper)
+    return known[id(transport)]
+
+
+def _wrapped(transport: Any, wrapper: type[Any]) -> Any:
+    return transport if transport is None or isinstance(transport, wrapper) else wrapper(transport)
+
+
+def end_open_of(client: Any) -> None:
+    """End what the transports of a client have left open: it closes its own, and knows nothing of the wrappers."""
+    for transport in list(vars(client).get(_WRAPPERS, {}).values()):
+        transport.end_open()
+
+
 ClientClass = TypeVar("ClientClass", bound=type[Any])
 
 
-def wraps_transports(wrapper: type[OutboundCalls]) -> Callable[[ClientClass], ClientClass]:
+def wraps_transports(wrapper: type[Transport]) -> Callable[[ClientClass], ClientClass]:
     """Return a decorator for a subclass of an httpx client, by which each transport of the client is used in *wrapper*.
 
     A client keeps the wrapper of each transport that it was seen to use; one that is put in a transport's place later
@@ -147,16 +212,16 @@ def wraps_transports(wrapper: type[OutboundCalls]) -> Callable[[ClientClass], Cl
     """
 
     def wrapped(transport: Any) -> Any:
-        return transport if transport is None or isinstance(transport, wrapper) else wrapper(transport)
+        return _wrapped(transport, wrapper)
 
     def choosing(choose: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(choose)
         def transport_for_url(self: Any, url: Any) -> Any:
-            transport, known = choose(self, url), vars(self).setdefault(_WRAPPERS, {})
-            # A wrapper holds its transport, so nothing else gets that id.
-            if id(transport) not in known:
-                known[id(transport)] = wrapped(transport)
-            return known[id(transport)]
+            transport = choose(self, url)
+            try:
+                return vars(self)[_WRAPPERS][id(transport)]
+            except KeyError:
+                return wrapper_for(self, transport, wrapper)
 
         return transport_for_url
 
@@ -170,33 +235,26 @@ def wraps_transports(wrapper: type[OutboundCalls]) -> Callable[[ClientClass], Cl
 
 
 def _ending_all(close: Any) -> Any:
-    """Return a method of a client that closes its transports, as *close* does, and ends what these have left open.
-
-    The client closes its own transports, and knows nothing of the wrappers.
-    """
-
-    def end(client: Any) -> None:
-        for transport in list(vars(client).get(_WRAPPERS, {}).values()):
-            transport.end_open()
+    """Return a method of a client that closes its transports, as *close* does, and ends what these have left open."""
 
     @functools.wraps(close)
     def closing(self: Any, *args: Any) -> Any:
         try:
             return close(self, *args)
         finally:
-            end(self)
+            end_open_of(self)
 
     @functools.wraps(close)
     async def closing_async(self: Any, *args: Any) -> Any:
         try:
             return await close(self, *args)
         finally:
-            end(self)
+            end_open_of(self)
 
     return closing_async if inspect.iscoroutinefunction(close) else closing
 
 
-class SyncTransport(OutboundCalls):
+class SyncTransport(Transport):
     """Sends requests through another transport, each in a CLIENT span."""
 
     def handle_request(self, request: Any) -> Any:
@@ -233,7 +291,7 @@ class SyncTransport(OutboundCalls):
             self.end_open()
 
 
-class AsyncTransport(OutboundCalls):
+class AsyncTransport(Transport):
     """Sends requests through another async transport, each in a CLIENT span."""
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -270,7 +328,7 @@ class AsyncTransport(OutboundCalls):
             self.end_open()
 
 
-class _Body:
+class Body:
     """Ends the operation of a response when no more of its body can come, or nobody is left to read it.
 
     A response that is dropped without `close()` says so to nobody else, neither does one that is still held when the
@@ -292,7 +350,7 @@ class _Body:
         self.end()
 
 
-class SyncBody(_Body):
+class SyncBody(Body):
     """Hands on a response's body."""
 
     def __iter__(self) -> Iterator[bytes]:
@@ -314,7 +372,7 @@ class SyncBody(_Body):
             self.end()
 
 
-class AsyncBody(_Body):
+class AsyncBody(Body):
     """Hands on an async response's body."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

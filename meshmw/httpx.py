@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import httpx
 
-from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions, wraps_transports
+from meshmw._transports import AsyncBody, AsyncTransport, ClientOptions, SyncBody, SyncTransport, wraps_transports
 
-__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport", "TransportOptions"]
+__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "ClientOptions", "TraceContextTransport"]
 
 
 class _Body(SyncBody, httpx.SyncByteStream):

@@ -6,7 +6,7 @@ existing client.
 
 from __future__ import annotations
 
-from meshmw._transports import AsyncBody, AsyncTransport, SyncBody, SyncTransport, TransportOptions, wraps_transports
+from meshmw._transports import AsyncBody, AsyncTransport, ClientOptions, SyncBody, SyncTransport, wraps_transports
 from meshmw.errors import MissingExtraError
 
 try:
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("httpx2", "httpx2") from missing
 
-__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "TraceContextTransport", "TransportOptions"]
+__all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "ClientOptions", "TraceContextTransport"]
 
 
 class _Body(SyncBody, httpx2.SyncByteStream):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
 from opentelemetry.context import get_current as get_current_context
@@ -305,6 +305,12 @@ class MeshPropagator(TextMapPropagator):
             target: The request's target, as its first line names it.
         """
         return self._outgoing.replace_lines(lines, context, host, method, target)
+
+    def replace_in_request(
+        self, headers: MutableMapping[Any, Any], context: Context, *, host: str, method: str, target: bytes
+    ) -> None:
+        """Do the same in a mapping, such as clients keep a request's headers in."""
+        self._outgoing.replace_in_request(headers, context, host, method, target)
 
 
 def _names_read(formats: Collection[Format], passthrough: Collection[str]) -> frozenset[str]:

@@ -24,6 +24,7 @@ BARE = [
     "meshmw.testing",
 ]
 EXTRAS = {"meshmw.flask": ("flask", "meshmw[flask]"), "meshmw.httpx2": ("httpx2", "meshmw[httpx2]")}
+EXTRAS |= {"meshmw.requests": ("requests", "meshmw[requests]"), "meshmw.aiohttp": ("aiohttp", "meshmw[aiohttp]")}
 EXTRAS["meshmw.grpc"] = ("grpc", "meshmw[grpc]")
 
 

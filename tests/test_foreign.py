@@ -1,10 +1,11 @@
-"""Names that httpx, grpcio and brokers' clients call private: each assumption, with the real package."""
+"""Names that httpx, aiohttp, grpcio and brokers' clients call private: each assumption, with the real package."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -13,6 +14,7 @@ from contextlib import closing, contextmanager
 from typing import Any, ClassVar
 
 import aio_pika
+import aiohttp
 import aiokafka
 import confluent_kafka
 import grpc
@@ -106,6 +108,31 @@ class TestTransports:
 
         client = wraps_transports(meshmw.httpx.TraceContextTransport)(Other)("name")
         assert client.name == "name"
+
+
+class TestCallsOfAiohttp:
+    @pytest.mark.parametrize("times_out", [True, False])
+    def test_they_have_a_timer_that_says_whether_it_has_cancelled_them(self, times_out):
+        found = []
+
+        async def look(request, handler):
+            found.append(_foreign.aiohttp_call_of(request))
+            assert found[0] is not request, "aiohttp no longer keeps the timer in `_timer`"
+            return await handler(request)
+
+        async def use(port):
+            limit = aiohttp.ClientTimeout(total=0.2 if times_out else 60)
+            async with aiohttp.ClientSession(middlewares=(look,), timeout=limit) as session:
+                await session.get(f"http://127.0.0.1:{port}/")
+
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises((TimeoutError, aiohttp.ClientError)):
+            asyncio.run(use(silent.getsockname()[1] if times_out else 1))
+        assert _foreign.has_timed_out(found[0]) is times_out
+
+    def test_without_a_timer_each_request_is_a_call_of_its_own_and_none_has_timed_out(self):
+        request = object()
+        assert _foreign.aiohttp_call_of(request) is request
+        assert not _foreign.has_timed_out(request)
 
 
 class TestHeaders:

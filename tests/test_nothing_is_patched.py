@@ -6,8 +6,8 @@ from tests.programs import run_parts
 
 PROGRAM = """
 import sys, types
-import aiokafka, aio_pika, concurrent.futures, confluent_kafka, fastapi, flask, grpc, grpc.aio, httpx, httpx2, kafka
-import multiprocessing, pika, starlette.applications, threading, urllib.request
+import aiohttp, aiokafka, aio_pika, concurrent.futures, confluent_kafka, fastapi, flask, grpc, grpc.aio, httpx, httpx2
+import kafka, multiprocessing, pika, requests, starlette.applications, threading, urllib.request
 import asyncio.events, asyncio.tasks, logging
 import opentelemetry.context, opentelemetry.propagate, opentelemetry.trace
 import opentelemetry.sdk.trace, opentelemetry.sdk.trace.export, opentelemetry.sdk.metrics
@@ -33,7 +33,7 @@ kept = [value for place in places for value in vars(sys.modules[place]).values()
 
 USE = """
 import meshmw, meshmw.asgi, meshmw.concurrency, meshmw.flask, meshmw.grpc, meshmw.httpx, meshmw.httpx2
-import meshmw.kafka, meshmw.logs, meshmw.rabbitmq, meshmw.wsgi
+import meshmw.aiohttp, meshmw.kafka, meshmw.logs, meshmw.rabbitmq, meshmw.requests, meshmw.wsgi
 """
 
 COMPARE = """
@@ -42,6 +42,7 @@ app = fastapi.FastAPI()
 app.add_middleware(meshmw.asgi.TraceContextMiddleware)
 meshmw.flask.init_app(flask.Flask("shop"))
 meshmw.httpx.Client().close()
+meshmw.requests.Session().close()
 after = code_of(places)
 changed = sorted(place for place in before if after.get(place) != before[place])
 print(len(before), changed)

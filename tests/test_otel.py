@@ -17,10 +17,12 @@ from types import SimpleNamespace
 
 import opentelemetry.context as otel_context
 import pytest
+import requests
 import wrapt
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as sdk_encode_spans
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -265,6 +267,16 @@ def test_contribs_wrappers_are_passed_by_and_those_of_others_are_not():
     assert _otel.past_contrib(Wrapped().send)() == "client"
     assert _otel.past_contrib(WrappedByAnother().send)() == "another"
     assert _otel.past_contrib(Client().send)() == "client"
+
+
+def test_contribs_function_in_the_place_of_that_of_requests_is_passed_by():
+    send = requests.Session.send
+    RequestsInstrumentor().instrument()
+    try:
+        assert requests.Session.send is not send
+        assert _otel.past_contrib(requests.Session.send) is send
+    finally:
+        RequestsInstrumentor().uninstrument()
 
 
 class TestTraceState:

@@ -24,6 +24,9 @@ NAMES = {
         InvalidHeaderError MeshPropagator MeshmwError MissingExtraError RequestView Settings SettingsError
         Telemetry Trust __version__ configure extract inject
     """,
+    "meshmw.aiohttp": """
+        ClientOptions ClientSession TraceContextClientMiddleware
+    """,
     "meshmw.asgi": """
         BaggageSizeFilter ServerOptions TraceContextMiddleware
     """,
@@ -51,10 +54,10 @@ NAMES = {
         TraceContextServerInterceptor client_interceptors message_scope
     """,
     "meshmw.httpx": """
-        AsyncClient AsyncTraceContextTransport Client TraceContextTransport TransportOptions
+        AsyncClient AsyncTraceContextTransport Client ClientOptions TraceContextTransport
     """,
     "meshmw.httpx2": """
-        AsyncClient AsyncTraceContextTransport Client TraceContextTransport TransportOptions
+        AsyncClient AsyncTraceContextTransport Client ClientOptions TraceContextTransport
     """,
     "meshmw.kafka": """
         Delivery KafkaGetter KafkaSetter Options aconsume batch_span consume consumer_span extract inject
@@ -69,6 +72,9 @@ NAMES = {
     "meshmw.rabbitmq": """
         Delivery Options RabbitMQGetter aconsume batch_span consume consumer_span extract inject instrument
         producer_span
+    """,
+    "meshmw.requests": """
+        ClientOptions Session TraceContextAdapter
     """,
     "meshmw.settings": """
         SettingDoc Settings
@@ -115,6 +121,8 @@ OPTIONAL = [
     "flask",
     "werkzeug",
     "httpx2",
+    "requests",
+    "aiohttp",
     "grpc",
     "confluent_kafka",
     "aiokafka",

@@ -7,7 +7,7 @@ there, and leaves to `OutboundScope` what a host gets of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Container, Iterable, MutableMapping
+from collections.abc import Collection, Container, Iterable, Mapping, MutableMapping
 from typing import Any, Final
 
 from opentelemetry.context import Context
@@ -177,6 +177,22 @@ class OutgoingHeaders:
         lines += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         return self._scope.fit(lines, method, target)
 
+    def replace_in_request(
+        self, headers: MutableMapping[Any, Any], context: Context, host: str, method: str, target: bytes
+    ) -> None:
+        """Do so in the mapping in which a client keeps a request's headers; the others stay the objects they are."""
+        lines = lines_in(headers)
+        sent = self.replace_lines(list(lines), context, host, method, target)
+        changed = {name.lower() for name, _ in set(lines).symmetric_difference(sent)}
+        for name in [name for name in headers if _bytes(name).lower() in changed]:
+            # A mapping with several lines of one name has removed them with the first.
+            headers.pop(name, None)
+        # One that can have several has a way to add the second.
+        put = getattr(headers, "add", headers.__setitem__)
+        for line, value in sent:
+            if line.lower() in changed:
+                put(line.decode("ascii"), value.decode("latin-1"))
+
     def replace_in(self, carrier: Any, context: Context, setter: Setter[Any], host: str | None) -> None:
         """Replace the propagation headers of a mapping or of a list of pairs, whatever their case."""
         if not carrier and host is None:
@@ -202,6 +218,16 @@ class OutgoingHeaders:
                 consequence = "- it was written by hand on an outbound call, and is not sent"
                 self._rejections.record(header, reason, consequence)
         return checked.rewrites
+
+
+def lines_in(headers: Mapping[Any, Any]) -> Pairs:
+    """Return the header lines of a request, as its client keeps them, as bytes."""
+    return [(_bytes(name), _bytes(value)) for name, value in headers.items()]
+
+
+def _bytes(text: object) -> bytes:
+    # What is not ASCII is refused in each of our headers, in whatever encoding.
+    return text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogatepass")
 
 
 def can_be_replaced_in(carrier: object) -> bool:

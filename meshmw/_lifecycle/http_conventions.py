@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from opentelemetry import metrics
@@ -238,6 +238,44 @@ def client_attributes(*, method: str, scheme: str, host: str, port: int | None, 
         fragment = redacted(f"{hash_sign}{fragment}")
     found["url.full"] = base + question_mark + redact_query(query) + fragment
     return found
+
+
+class Target(NamedTuple):
+    """Says where a request goes.
+
+    Attributes:
+        scheme: The URL's.
+        host: The host, without port and brackets; empty where the URL is none.
+        port: The port, where the URL has one.
+        path: What the request's first line names: path and query.
+        url: All of it, without credentials.
+    """
+
+    scheme: str
+    host: str
+    port: int | None
+    path: bytes
+    url: str
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Return where a URL leads. Never raises: the client itself refuses what is no URL."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            return cls("", "", None, b"", "")
+        if "@" in parts.netloc:
+            url = parts._replace(netloc=f"REDACTED:REDACTED@{parts.netloc.rpartition('@')[2]}").geturl()
+        path = parts._replace(scheme="", netloc="", fragment="").geturl()
+        return cls(parts.scheme, host, port, path.encode("utf-8", "surrogatepass"), url)
+
+    def attributes(self, method: str, sent: int) -> dict[str, AttributeValue]:
+        """Return what the span of a request says that goes there, and was sent a number of times before."""
+        found = client_attributes(method=method, scheme=self.scheme, host=self.host, port=self.port, url=self.url)
+        if sent:
+            found["http.request.resend_count"] = sent
+        return found
 
 
 def protocol_version(version: str) -> str:

@@ -23,6 +23,10 @@ CLIENTS = {
     "meshmw.httpx2.TraceContextTransport": lambda **options: meshmw.httpx2.TraceContextTransport(
         httpx2.HTTPTransport(), **options
     ),
+    "meshmw.requests.TraceContextAdapter": lambda **options: meshmw.requests.TraceContextAdapter(None, **options),
+    "meshmw.aiohttp.TraceContextClientMiddleware": lambda **options: meshmw.aiohttp.TraceContextClientMiddleware(
+        **options
+    ),
     "meshmw.grpc.TraceContextClientInterceptor": lambda **options: meshmw.grpc.TraceContextClientInterceptor(
         "pricing:50051", **options
     ),

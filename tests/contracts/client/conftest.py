@@ -212,6 +212,28 @@ def caller(in_memory: Any, request: pytest.FixtureRequest, server: http.server.T
     return made
 
 
+@pytest.fixture(scope="session")
+def listening() -> Iterator[Any]:
+    from tests.contracts.client import every_client
+
+    running = every_client.Listening(("127.0.0.1", 0), every_client.Server)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def address(listening: Any) -> Iterator[str]:
+    """Where the server of `every_client.py` listens, which has got nothing yet."""
+    listening.RequestHandlerClass.got = []
+    listening.RequestHandlerClass.goes_on = goes_on = threading.Event()
+    yield f"http://127.0.0.1:{listening.server_port}"
+    goes_on.set()
+
+
 @pytest.fixture(autouse=True)
 def no_detach_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Law 5, in every test of this folder."""

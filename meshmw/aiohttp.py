@@ -1,0 +1,134 @@
+"""An aiohttp client session that carries the current trace on every request, redirects included.
+
+`meshmw.aiohttp.ClientSession` takes what `aiohttp.ClientSession` takes and returns one. The middleware in it,
+`TraceContextClientMiddleware`, goes into a session that you make yourself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final, ParamSpec, TypeVar, Unpack
+
+from meshmw._foreign import aiohttp_call_of, has_timed_out
+from meshmw._lifecycle.http import HttpOperation
+from meshmw._lifecycle.http_conventions import Target
+from meshmw._lifecycle.operation import end_aside, end_dropped, watch_collections
+from meshmw._otel import past_contrib
+from meshmw._transports import ClientOptions, OutboundCalls
+from meshmw.errors import MissingExtraError
+
+try:
+    import aiohttp
+except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
+    raise MissingExtraError("aiohttp", "aiohttp") from missing
+
+__all__ = ["ClientOptions", "ClientSession", "TraceContextClientMiddleware"]
+
+P = ParamSpec("P")
+S = TypeVar("S")
+# The call that a task makes, and how often it has sent its request: aiohttp makes a new one for each hop.
+_sent: ContextVar[tuple[object, int] | None] = ContextVar("meshmw-aiohttp-sent", default=None)
+_SWITCHING_PROTOCOLS: Final = 101
+
+
+class TraceContextClientMiddleware(OutboundCalls):
+    """Sends each request of a session in a CLIENT span of the current trace, with the trace headers replaced.
+
+        session = aiohttp.ClientSession(middlewares=(retry, TraceContextClientMiddleware()))
+
+    It comes last among the middlewares, for each attempt and each hop of a redirect to have its own span. The span
+    follows the HTTP client conventions and ends when the response's body was read or released; that of a WebSocket ends
+    with the handshake.
+
+    Args:
+        options: Each one that you leave out has its default.
+
+            - `propagator`: writes the headers; the configured one by default;
+            - `tracer_provider`: makes the spans; the global one by default.
+
+    Raises:
+        TypeError: An option is not known, or holds no propagator or tracer provider.
+    """
+
+    def __init__(self, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(**options)
+        watch_collections()
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Send one request; the span ends when the response's body was read or released."""
+        url, call = request.url, aiohttp_call_of(request)
+        target = Target(url.scheme, url.host or "", url.port, url.raw_path_qs.encode("ascii", "replace"), str(url))
+        operation = self._begin_in(request.headers, request.method, target, _sent_before(call))
+        try:
+            with self._sending(operation):
+                response = await handler(request)
+            _record(operation, response, call)
+        except BaseException as error:
+            operation.fail(TimeoutError() if has_timed_out(call) else error)
+            operation.end()
+            raise
+        return response
+
+
+def _record(operation: HttpOperation, response: aiohttp.ClientResponse, call: object) -> None:
+    """Record the response, and end the operation when its connection is let go of, or nobody is left to read it."""
+    operation.status(response.status, error_from=400)
+    if operation.is_open and (version := response.version):
+        operation.span.set_attribute("network.protocol.version", f"{version.major}.{version.minor}")
+    connection, content = response.connection, response.content
+    if connection is None or response.status == _SWITCHING_PROTOCOLS:
+        operation.end()
+        return
+
+    def end() -> None:
+        error = TimeoutError() if has_timed_out(call) else content.exception()
+        # This very class says that the application has closed the response.
+        if error is not None and type(error) is not aiohttp.ClientConnectionError:
+            operation.fail(error)
+        operation.end()
+
+    connection.add_callback(lambda: end_dropped(end))
+    # Not by what ends it: a body leads to its response.
+    weakref.finalize(response, end_aside, operation.end)
+
+
+def _sent_before(call: object) -> int:
+    last = _sent.get()
+    times = last[1] + 1 if last is not None and last[0] is call else 0
+    _sent.set((call, times))
+    return times
+
+
+def _as_called(made: Callable[P, S]) -> Callable[[Callable[..., S]], Callable[P, S]]:
+    """Return a decorator for a function that is called as a class is, to type checkers and to `inspect`."""
+
+    def decorate(make: Callable[..., S]) -> Callable[P, S]:
+        vars(make)["__signature__"] = inspect.signature(made)
+        return make
+
+    return decorate
+
+
+@_as_called(aiohttp.ClientSession)
+def ClientSession(*args: Any, **kwargs: Any) -> aiohttp.ClientSession:  # noqa: N802  # takes a class's place
+    """Return a session that takes what `aiohttp.ClientSession` takes, with the current trace on every request.
+
+    A request that is given `middlewares` of its own uses these and none of the session's, as aiohttp has it: name a
+    `TraceContextClientMiddleware()` among them, the last.
+    """
+    given = kwargs.get("middlewares", ())
+    if not any(isinstance(each, TraceContextClientMiddleware) for each in given):
+        kwargs["middlewares"] = (*given, TraceContextClientMiddleware())
+    session: aiohttp.ClientSession = object.__new__(aiohttp.ClientSession)
+    # Contrib's instrumentation would have a span around all hops.
+    past_contrib(aiohttp.ClientSession.__init__)(session, *args, **kwargs)
+    return session
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,219 @@
+"""What requests alone can be asked: adapters, files that bodies are read from, retries, what it shows of a request."""
+
+import io
+import pickle
+import shutil
+from unittest.mock import Mock
+
+import pytest
+import requests
+import urllib3
+from opentelemetry.trace import StatusCode
+from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3.util import Retry
+
+import meshmw.requests
+from meshmw import MeshPropagator
+from meshmw import _runtime as runtime
+from tests.contracts.client.every_client import RequestsClient, Server
+
+
+@pytest.fixture
+def client(address):
+    return RequestsClient(address)
+
+
+@pytest.fixture
+def session(client):
+    with client.ours() as made:
+        yield made
+
+
+class Answers(BaseAdapter):
+    """Answers without a network, with a body that is read from what it is given."""
+
+    def __init__(self, raw=None):
+        self.raw, self.asked, self.is_closed = raw, [], False
+
+    def send(self, request, **options):
+        self.asked.append(request)
+        response = requests.Response()
+        response.status_code, response.raw, response.request = 200, self.raw, request
+        return response
+
+    def close(self):
+        self.is_closed = True
+
+
+def adapter(client, inner):
+    return meshmw.requests.TraceContextAdapter(inner, **client.options)
+
+
+def test_the_callers_request_is_not_changed_and_is_the_responses(client, session):
+    request = session.prepare_request(requests.Request("POST", f"{client.address}/items/7", json={"item": 7}))
+    headers, before = request.headers, dict(request.headers)
+    for _ in range(2):
+        response = session.send(request)
+        assert response.request is request
+    assert request.headers is headers
+    assert dict(headers) == before
+    assert [span.attributes.get("http.request.resend_count") for span in client.spans] == [None, 1]
+
+
+def test_a_request_whose_hooks_cannot_be_changed_is_sent_all_the_same(client, session):
+    request = session.prepare_request(requests.Request("GET", f"{client.address}/items/7"))
+    request.hooks = None
+    assert adapter(client, Answers()).send(request).status_code == 200
+    assert "http.request.resend_count" not in client.span.attributes
+
+
+def test_headers_of_bytes_and_of_other_kinds_go_out_as_they_are(client):
+    request = requests.Request("GET", "http://shop.internal/").prepare()
+    request.headers = CaseInsensitiveDict({b"X-Own": b"\xfc", "x-number": 7, "Traceparent": "junk"})
+    inner = Answers()
+    adapter(client, inner).send(request)
+    assert {**inner.asked[0].headers}.items() >= {b"X-Own": b"\xfc", "x-number": 7}.items()
+    assert inner.asked[0].headers["traceparent"] != "junk"
+
+
+def test_what_urllib3_sends_again_within_the_adapter_is_one_span_that_says_how_often(client):
+    retry = Retry(total=3, status_forcelist=[503], backoff_factor=0)
+    with requests.Session() as session:
+        session.mount("http://", adapter(client, HTTPAdapter(max_retries=retry)))
+        assert session.get(f"{client.address}/flaky").status_code == 200
+    assert len(Server.got) == 3
+    assert client.span.attributes["http.request.resend_count"] == 2
+    assert {dict(lines)["traceparent"][3:35] for _, lines in Server.got} == {f"{client.span.context.trace_id:032x}"}
+
+
+def test_a_request_that_digest_authentication_sends_again_has_a_span_too(client, session):
+    assert session.get(f"{client.address}/digest", auth=requests.auth.HTTPDigestAuth("user", "pass")).ok
+    assert [span.attributes["http.response.status_code"] for span in client.spans] == [401, 200]
+    assert [span.attributes.get("http.request.resend_count") for span in client.spans] == [None, 1]
+    assert [dict(lines)["traceparent"][36:52] for _, lines in Server.got] == [
+        f"{span.context.span_id:016x}" for span in client.spans
+    ]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda raw: raw.read(),
+        lambda raw: b"".join(iter(lambda: raw.read(1), b"")),
+        lambda raw: raw.data,
+        lambda raw: b"".join(raw),
+        lambda raw: b"".join(raw.stream(1)),
+        lambda raw: b"".join(raw.readlines()),
+        lambda raw: io.BufferedReader(raw).read(),
+    ],
+    ids=["read", "read by and by", "data", "iterate", "stream", "readlines", "BufferedReader"],
+)
+def test_the_span_ends_however_the_body_is_read(client, session, read):
+    with session.get(f"{client.address}/items/7", stream=True) as response:
+        assert not client.spans
+        assert read(response.raw) == b"in stock"
+        assert len(client.spans) == 1
+
+
+def test_what_stands_for_the_body_is_what_it_stands_for(client, session):
+    response = session.get(f"{client.address}/items/7", stream=True)
+    assert isinstance(response.raw, urllib3.HTTPResponse)
+    assert response.raw.version == 11
+    # As google-cloud-storage puts a decoder there, which sums up what it reads.
+    response.raw.own = 7
+    assert response.raw._stream.own == 7
+    into = io.BytesIO()
+    with response.raw as raw:
+        shutil.copyfileobj(raw, into)
+    assert into.getvalue() == b"in stock"
+    assert len(client.spans) == 1
+
+
+def test_chunks_can_be_read_as_the_server_has_sent_them(client, session):
+    response = session.get(f"{client.address}/stream", stream=True)
+    assert list(response.raw.read_chunked()) == [b"a", b"b"]
+    assert len(client.spans) == 1
+
+
+def test_an_error_of_what_a_body_is_read_from_passes_unchanged_and_marks_the_span(client):
+    error = OSError("gone")
+
+    class Broken(io.BytesIO):
+        def read(self, *args):
+            raise error
+
+    with requests.Session() as session:
+        session.mount("mock://", adapter(client, Answers(Broken())))
+        with pytest.raises(OSError, match="gone") as caught:
+            session.get("mock://shop/")
+    assert caught.value is error
+    assert client.span.attributes["error.type"] == "OSError"
+    assert client.span.status.status_code is StatusCode.ERROR
+
+
+def test_a_body_that_is_any_file_ends_the_span_with_its_last_byte(client):
+    with requests.Session() as session:
+        session.mount("mock://", adapter(client, Answers(io.BytesIO(b"in stock"))))
+        assert session.get("mock://shop/").content == b"in stock"
+    assert len(client.spans) == 1
+
+
+def test_a_double_of_what_is_read_from_does_as_well(client):
+    double = Mock(stream=lambda *_, **options: iter([b"in stock"]), _original_response=None)
+    with requests.Session() as session:
+        session.mount("mock://", adapter(client, Answers(double)))
+        assert session.get("mock://shop/").content == b"in stock"
+    assert "http.request.resend_count" not in client.span.attributes
+
+
+def test_an_answer_that_has_nothing_to_read_from_ends_the_span(client):
+    adapter(client, Answers()).send(requests.Request("GET", "http://shop.internal/").prepare())
+    assert len(client.spans) == 1
+
+
+@pytest.mark.parametrize("url", ["http://shop.internal:99999/", "http://[shop/"])
+def test_what_is_no_url_is_refused_by_requests_and_not_by_us(client, url):
+    request = requests.Request("GET", "http://shop.internal/").prepare()
+    request.url = url
+    with pytest.raises(ValueError, match=r"URL|Port") as refused:
+        adapter(client, HTTPAdapter()).send(request)
+    assert refused.traceback[-1].path.parts[-2] in {"requests", "urllib"}
+    assert client.span.attributes["error.type"].endswith(type(refused.value).__name__)
+
+
+@pytest.mark.parametrize("which", ["session", "adapter"])
+def test_the_span_of_a_response_that_is_held_when_the_session_closes_ends(client, which):
+    made = client.ours() if which == "adapter" else meshmw.requests.Session()
+    runtime.install(runtime.Runtime())
+    made.trust_env = False
+    held = made.get(f"{client.address}/slow", stream=True)
+    assert held.raw._operation.is_over is False
+    made.close()
+    assert held.raw._operation.is_over
+    Server.goes_on.set()
+    held.close()
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch):
+    monkeypatch.setattr(runtime, "_installed", None)
+    monkeypatch.setattr(runtime, "_fallback", runtime.Runtime(propagator=MeshPropagator()))
+
+
+def test_a_session_uses_each_of_its_adapters_in_one_of_ours_also_one_that_is_mounted_later():
+    with meshmw.requests.Session() as session:
+        late = Answers()
+        first = session.get_adapter("https://shop.internal")
+        session.mount("https://late", late)
+        other = session.get_adapter("HTTPS://late.internal")
+        assert {type(first), type(other)} == {meshmw.requests.TraceContextAdapter}
+        assert first._adapter is session.adapters["https://"]
+        assert other._adapter is late
+        assert session.get_adapter("https://shop.internal") is first
+        files = Answers()
+        session.mount("file://", files)
+        assert session.get_adapter("file:///etc/hostname") is files
+        assert isinstance(pickle.loads(pickle.dumps(requests.Session())), requests.Session)
+    assert late.is_closed
+    assert type(pickle.loads(pickle.dumps(meshmw.requests.Session()))) is meshmw.requests.Session
