@@ -185,20 +185,20 @@ class EnvoyMesh:
         for service in ordered:
             style = service.sidecar or sidecar
             proxy = Proxy(f"{service.name}-sidecar", list(self._listeners(service, style)))
-            self.sidecars[service.name] = stack.enter_context(self._make_proxy(proxy, style))
+            self.sidecars[service.name] = self._start_proxy(stack, proxy, style)
         if edge is not None:
             proxy = Proxy("edge", [self._listener("edge", self._inbound(self.services[0].name), "unset", edge)])
-            self.edge = stack.enter_context(self._make_proxy(proxy, edge))
+            self.edge = self._start_proxy(stack, proxy, edge)
         served: dict[str, subprocess.Popen[bytes]] = {}
         stack.callback(lambda: stop_processes(served.values()))
         for service in ordered:
             served[service.name] = self._serve(service)
         self._wait_until_served(served)
 
-    def _make_proxy(self, proxy: Proxy, style: Sidecar) -> RunningProxy:
+    def _start_proxy(self, stack: contextlib.ExitStack, proxy: Proxy, style: Sidecar) -> RunningProxy:
         if style == "linkerd-like":
-            return LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log")
-        return Envoy(proxy, self._logs)
+            return stack.enter_context(LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log"))
+        return stack.enter_context(Envoy(proxy, self._logs))
 
     def _listeners(self, service: Service, style: Sidecar) -> Iterator[Listener]:
         yield self._listener("inbound", f"127.0.0.1:{self._ports[service.name]}", "inbound", style)

@@ -151,4 +151,4 @@ def test_what_it_cannot_do_is_refused(tmp_path, asked, name):
 def test_lines_that_do_not_come_are_not_waited_for_for_ever(tmp_path):
     sidecar = LinkerdLike(Proxy("sidecar", [Listener(name="in", upstream="127.0.0.1:1")]), print, tmp_path / "log")
     with pytest.raises(AssertionError, match="'sidecar' logged 0 lines, not 1"):
-        sidecar.access_log(at_least=1, timeout=0)
+        sidecar.access_log(at_least=1, timeout=0.05)
