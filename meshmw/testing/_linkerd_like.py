@@ -16,10 +16,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from meshmw._notices import quoted
 from meshmw.testing._otlp import Handler, Server
 from meshmw.testing._proxies import Listener, Proxy, split_address
 from meshmw.testing._spans import ReceivedSpan
@@ -36,15 +37,20 @@ class LinkerdLike:
     """Runs a sidecar that does to trace headers what Linkerd's proxy does; a context manager.
 
     Args:
-        proxy: Its listeners; their tracers are ignored.
+        proxy: Its listeners, with a name, an upstream and a direction each.
         report: Takes the spans that it makes.
         log: The file that gets its access log, one JSON object a line.
 
     Attributes:
         access_log_path: The file with the access log.
+
+    Raises:
+        ValueError: A listener asks for more, such as a tracer or headers to remove, which would silently not be done.
     """
 
     def __init__(self, proxy: Proxy, report: Callable[[list[ReceivedSpan]], None], log: Path) -> None:
+        for listener in proxy.listeners:
+            _check(listener)
         self.proxy = proxy
         self._report = report
         self._running = contextlib.ExitStack()
@@ -67,7 +73,7 @@ class LinkerdLike:
         self._running.close()
 
     def port(self, listener: str) -> int:
-        """Return the port of a listener."""
+        """Return the port of a listener, by name."""
         return self._ports[listener]
 
     def url(self, listener: str) -> str:
@@ -81,9 +87,29 @@ class LinkerdLike:
                 file.write(json.dumps(line) + "\n")
             self._lines.append(line)
 
-    def access_log(self) -> list[dict[str, Any]]:
-        """Return its log in the form of `Envoy.access_log`; Linkerd itself cannot log these headers."""
+    def access_log(self, at_least: int = 0, timeout: float = 30.0) -> list[dict[str, Any]]:
+        """Return its log as `Envoy.access_log` does; Linkerd itself cannot log these headers.
+
+        Args:
+            at_least: How many lines to wait for; the last of a request is written after the client has its response.
+            timeout: Seconds to wait.
+
+        Raises:
+            AssertionError: Fewer lines are there by then.
+        """
+        deadline = time.monotonic() + timeout
+        while len(self._lines) < at_least:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{quoted(self.proxy.name)} logged {len(self._lines)} lines, not {at_least}")
+            time.sleep(0.01)
         return list(self._lines)
+
+
+def _check(listener: Listener) -> None:
+    done = Listener(name=listener.name, upstream=listener.upstream, direction=listener.direction)
+    for each in fields(Listener):
+        if getattr(listener, each.name) != getattr(done, each.name):
+            raise ValueError(f"the stand-in for Linkerd cannot do {each.name} of listener {quoted(listener.name)}")
 
 
 class Continued(NamedTuple):
@@ -170,11 +196,11 @@ class _Handler(Handler):
             yield response.status, kept, response.read()
 
     def _span(self, trace: Continued, started: int) -> ReceivedSpan:
-        inbound = self.hop.listener.direction == "inbound"
+        side = "outbound" if self.hop.listener.direction == "outbound" else "inbound"
         return ReceivedSpan(
             service=self.hop.service,
-            name=f"linkerd-like {self.hop.listener.direction}",
-            kind="SERVER" if inbound else "CLIENT",
+            name=f"linkerd-like {side}",
+            kind="SERVER" if side == "inbound" else "CLIENT",
             trace_id=trace.trace_id,
             span_id=trace.span_id,
             parent_id=trace.parent_id,

@@ -34,22 +34,15 @@ from meshmw.testing._processes import (
     start_process,
     stop_processes,
 )
-from meshmw.testing._proxies import Listener, Proxy, Tracer
+from meshmw.testing._proxies import Direction, Listener, Proxy, Tracer
 from meshmw.testing._requests import Answer, Follower, HeaderCase, HeaderLines, as_case, as_probe
 from meshmw.testing._spans import ReceivedSpan, roots
+from meshmw.wire.headers import PROPAGATION_HEADERS
 
-RunningSidecar: TypeAlias = Envoy | LinkerdLike
+RunningProxy: TypeAlias = Envoy | LinkerdLike
 
 _CLIENT: Final = "client"
-_TRACE_HEADERS: Final = (
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "b3",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-sampled",
-)
+_STRIPPED: Final = tuple(sorted(PROPAGATION_HEADERS))
 _POLL: Final = 0.01
 # Seconds without a span after which no further one is to be expected.
 _QUIET: Final = 0.15
@@ -67,7 +60,7 @@ def start_mesh(
         sidecar: The style of each sidecar that the service itself does not choose: `none` (a real Envoy that does not
             trace), `otel`, `zipkin-b3`, `zipkin-b3-w3c` (a real Envoy with that tracer), `strip` (a real Envoy that
             removes the trace headers of what comes in), `linkerd-like` (a stand-in, see `LinkerdLike`).
-        edge: The style of the Envoy in front; None for no Envoy in front.
+        edge: The style of the proxy in front, which does there what it does in a sidecar; None for no proxy in front.
 
     Raises:
         MeshError: The services do not fit together, or one of them does not start.
@@ -98,8 +91,8 @@ class EnvoyMesh:
     def __init__(self, services: Sequence[Service], receiver: OtlpReceiver, logs: Path) -> None:
         self.receiver = receiver
         self.services = tuple(services)
-        self.edge: Envoy | None = None
-        self.sidecars: dict[str, RunningSidecar] = {}
+        self.edge: RunningProxy | None = None
+        self.sidecars: dict[str, RunningProxy] = {}
         self._logs = logs
         self._ports = {service.name: free_port() for service in services}
         self._journey: Callable[[float], Journey] | None = None
@@ -107,7 +100,7 @@ class EnvoyMesh:
     @property
     def url(self) -> str:
         """Return the base URL that requests enter by."""
-        return self.edge.url() if self.edge is not None else self.sidecars[self.services[0].name].url("inbound")
+        return self.edge.url("edge") if self.edge is not None else self.sidecars[self.services[0].name].url("inbound")
 
     @property
     def access_logs(self) -> dict[str, Path]:
@@ -192,31 +185,39 @@ class EnvoyMesh:
         for service in ordered:
             style = service.sidecar or sidecar
             proxy = Proxy(f"{service.name}-sidecar", list(self._listeners(service, style)))
-            running = self._make_sidecar(proxy, style)
-            self.sidecars[service.name] = running
-            stack.enter_context(running)
+            self.sidecars[service.name] = self._start_proxy(stack, proxy, style)
         if edge is not None:
-            inbound = f"127.0.0.1:{self.sidecars[self.services[0].name].port('inbound')}"
-            listener = Listener(name="edge", upstream=inbound, edge=True, tracer=self._tracer(edge))
-            self.edge = stack.enter_context(Envoy(Proxy("edge", [listener]), self._logs))
+            proxy = Proxy("edge", [self._listener("edge", self._inbound(self.services[0].name), "unset", edge)])
+            self.edge = self._start_proxy(stack, proxy, edge)
         served: dict[str, subprocess.Popen[bytes]] = {}
         stack.callback(lambda: stop_processes(served.values()))
         for service in ordered:
             served[service.name] = self._serve(service)
         self._wait_until_served(served)
 
-    def _make_sidecar(self, proxy: Proxy, style: Sidecar) -> RunningSidecar:
+    def _start_proxy(self, stack: contextlib.ExitStack, proxy: Proxy, style: Sidecar) -> RunningProxy:
         if style == "linkerd-like":
-            return LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log")
-        return Envoy(proxy, self._logs)
+            return stack.enter_context(LinkerdLike(proxy, self.receiver.add, self._logs / f"{proxy.name}.log"))
+        return stack.enter_context(Envoy(proxy, self._logs))
 
     def _listeners(self, service: Service, style: Sidecar) -> Iterator[Listener]:
-        own, tracer = f"127.0.0.1:{self._ports[service.name]}", self._tracer(style)
-        removed = _TRACE_HEADERS if style == "strip" else ()
-        yield Listener(name="inbound", upstream=own, direction="inbound", tracer=tracer, early_remove_headers=removed)
+        yield self._listener("inbound", f"127.0.0.1:{self._ports[service.name]}", "inbound", style)
         for name in service.calls:
-            upstream = f"127.0.0.1:{self.sidecars[name].port('inbound')}"
-            yield Listener(name=name, upstream=upstream, direction="outbound", tracer=tracer)
+            yield self._listener(name, self._inbound(name), "outbound", style)
+
+    def _listener(self, name: str, upstream: str, direction: Direction, style: Sidecar) -> Listener:
+        return Listener(
+            name=name,
+            upstream=upstream,
+            direction=direction,
+            tracer=self._tracer(style),
+            # Linkerd's proxy writes no x-forwarded-for and no request id.
+            edge=name == "edge" and style != "linkerd-like",
+            early_remove_headers=_STRIPPED if style == "strip" and direction != "outbound" else (),
+        )
+
+    def _inbound(self, service: str) -> str:
+        return f"127.0.0.1:{self.sidecars[service].port('inbound')}"
 
     def _tracer(self, style: Sidecar) -> Tracer | None:
         if style in ("none", "strip", "linkerd-like"):

@@ -36,6 +36,8 @@ Sidecar: TypeAlias = Literal["none", "otel", "zipkin-b3", "zipkin-b3-w3c", "stri
 Interface: TypeAlias = Literal["asgi", "wsgi"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
+# The client's and the edge's spans, a sidecar's listener, and `{port}` in a command.
+_TAKEN: Final = frozenset({"client", "edge", "inbound", "port"})
 _SERVERS: Final[Mapping[Interface, str]] = {"asgi": "uvicorn", "wsgi": "meshmw.testing._processes"}
 
 # Runs before the command takes the process over; `-I -S` keeps that at some ten milliseconds. A `preexec_fn` would run
@@ -60,9 +62,11 @@ class Service:
     """Describes one service of the mesh, which gets a sidecar of its own.
 
     Args:
-        name: Its name, in lower case; also its `service.name` where the application sets none.
+        name: Its name, in lower case; also its `service.name` where the application sets none. `client`, `edge`,
+            `inbound`, `port`, and what ends in `-sidecar`, are names that the mesh has given already.
         app: `module:attribute` of its application, as servers take it.
-        interface: What `app` speaks: `asgi` (served by uvicorn) or `wsgi` (served by the standard library).
+        interface: What `app` speaks: `asgi` (served by uvicorn) or `wsgi` (served by the standard library). A command
+            serves itself.
         command: What to run instead of `app`. In it `{port}` stands for the port to listen on, and `{other}` for the
             base URL of the service `other`.
         calls: The names of the services that it calls. Where they are stands in its environment: the base URL of
@@ -72,8 +76,8 @@ class Service:
         directory: Where it runs; where the tests run if None.
 
     Raises:
-        MeshError: The name is no name, there are both or neither of `app` and `command`, or there is no such interface
-            or sidecar.
+        MeshError: The name is no name or is the mesh's own, there are both or neither of `app` and `command`, a command
+            has an interface, or there is no such interface or sidecar.
     """
 
     name: str
@@ -88,9 +92,13 @@ class Service:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise MeshError(f"{quoted(self.name)} is no name of a service: use lower-case letters, digits and '-'")
+        if self.name in _TAKEN or self.name.endswith("-sidecar"):
+            raise MeshError(f"{quoted(self.name)} is the mesh's own name for something else: give the service another")
         if (self.app is None) == (self.command is None):
             raise MeshError(f"service {quoted(self.name)} needs an app, such as 'shop.main:app', or a command")
         check_word(Interface, self.interface, "interface")
+        if self.command is not None and self.interface != "asgi":
+            raise MeshError(f"service {quoted(self.name)} has a command, which serves itself: interface is for an app")
         if self.sidecar is not None:
             check_word(Sidecar, self.sidecar, "sidecar")
 

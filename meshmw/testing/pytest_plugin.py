@@ -6,6 +6,7 @@ Every pytest run of everyone who has meshmw installed loads it, and so it import
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _MESHES: Final[pytest.StashKey[list[EnvoyMesh]]] = pytest.StashKey()
 _UNFIT_FOR_A_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9.]+")
+_SECTION: Final = "meshmw report"
+_NOT_WRITTEN: Final = "not written"
 # Most file systems take 255 bytes.
 _LONGEST_NAME: Final = 150
 
@@ -49,6 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `trace_headers` once for each case of the header matrix."""
     if "trace_headers" not in metafunc.fixturenames:
+        # A class's or a module's mark may be meant for other tests.
+        if any(mark.name == "meshmw_headers" for mark in metafunc.definition.own_markers):
+            pytest.fail("meshmw_headers chooses cases for `trace_headers`, which this test does not use", pytrace=False)
         return
     from meshmw.testing._requests import header_cases
 
@@ -105,7 +111,8 @@ def envoys(request: pytest.FixtureRequest) -> Iterator[Callable[..., list[Envoy]
 def envoy_mesh(request: pytest.FixtureRequest) -> Iterator[Callable[..., EnvoyMesh]]:
     """A function that runs `meshmw.testing.Service`s with a sidecar each and an edge, and returns the `EnvoyMesh`.
 
-    It takes what `meshmw.testing.start_mesh` takes. Each mesh has a collector of its own, `mesh.receiver`.
+    It takes what `meshmw.testing.start_mesh` takes, but for `receiver`: each mesh has a collector of its own,
+    `mesh.receiver`.
     """
     from meshmw.errors import EnvoyError, MissingExtraError
     from meshmw.testing import OtlpReceiver, find_envoy, start_mesh
@@ -137,10 +144,19 @@ def pytest_runtest_makereport(
         # Whatever keeps a report from being written, the test has its outcome, and the others go on.
         try:
             for path in _write_reports(item.stash.get(_MESHES, []), Path(folder), item.nodeid):
-                report.sections.append(("meshmw report", str(path)))
+                report.sections.append((_SECTION, str(path)))
         except Exception as error:
-            report.sections.append(("meshmw report", f"not written: {type(error).__name__}: {error}"))
+            report.sections.append((_SECTION, f"{_NOT_WRITTEN}: {type(error).__name__}: {error}"))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which reports were not written: beside a test that passed, pytest shows no section."""
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    for report in reports:
+        for title, text in getattr(report, "sections", ()):
+            if title == _SECTION and text.startswith(_NOT_WRITTEN):
+                terminalreporter.write_line(f"meshmw report of {report.nodeid} {text}")
 
 
 def _write_reports(meshes: list[EnvoyMesh], folder: Path, test: str) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from meshmw.testing import LinkerdLike, Listener, Proxy
+from meshmw.testing import LinkerdLike, Listener, Proxy, Tracer
 from meshmw.testing._linkerd_like import continue_trace
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -132,3 +132,23 @@ def test_a_body_in_chunks_arrives_whole(echo, tmp_path):
             connection.send(b"2;ext\r\nbo\r\n2\r\ndy\r\n0\r\ntrailer: x\r\n\r\n")
             assert json.loads(connection.getresponse().read())[1] == "body"
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"early_remove_headers": ("traceparent",)}, "early_remove_headers"),
+        ({"tracer": Tracer(collector="127.0.0.1:1")}, "tracer"),
+        ({"edge": True}, "edge"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(tmp_path, asked, name):
+    listener = Listener(name="inbound", upstream="127.0.0.1:1", **asked)
+    with pytest.raises(ValueError, match=f"cannot do {name} of listener 'inbound'"):
+        LinkerdLike(Proxy("sidecar", [listener]), print, tmp_path / "log")
+
+
+def test_lines_that_do_not_come_are_not_waited_for_for_ever(tmp_path):
+    sidecar = LinkerdLike(Proxy("sidecar", [Listener(name="in", upstream="127.0.0.1:1")]), print, tmp_path / "log")
+    with pytest.raises(AssertionError, match="'sidecar' logged 0 lines, not 1"):
+        sidecar.access_log(at_least=1, timeout=0.05)

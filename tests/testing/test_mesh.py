@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from meshmw.errors import MeshError
-from meshmw.testing import Envoy, Service, assert_child_of, assert_one_trace, find_span, render_tree, roots, start_mesh
+from meshmw.testing import (
+    Envoy,
+    LinkerdLike,
+    Service,
+    assert_child_of,
+    assert_one_trace,
+    find_span,
+    render_tree,
+    roots,
+    start_mesh,
+)
+from meshmw.testing._processes import Sidecar
 
 HERE = Path(__file__).parent / "services"
 SHOP = Service("shop", "shop:app", calls=["stock"], directory=HERE)
@@ -39,6 +52,8 @@ def test_services_go_in_as_they_are_and_come_out_as_one_trace(envoy_mesh, sideca
     if sidecar != "none":
         behind = find_span(spans, service="stock-sidecar")
         assert_child_of(find_span(spans, service="stock"), behind)
+        # By this attribute docs/mesh/spans.md tells them apart in Jaeger, whichever format they came in.
+        assert sidecar == "linkerd-like" or behind.attributes["component"] == "proxy"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +95,85 @@ def test_a_sidecar_that_strips_headers_is_seen_to_break_the_trace(envoy_mesh):
     wait_for_logs(mesh)
     journey = mesh.journey(timeout=1)
     assert journey.summary.startswith("BROKEN at edge -> shop-sidecar inbound: ")
+
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SENT = {
+    "traceparent": f"00-{TRACE}-{SPAN}-01",
+    "tracestate": "a=1",
+    "baggage": "k=1",
+    "b3": f"{TRACE}-{SPAN}-1",
+    "x-b3-flags": "0",
+}
+ECHO = [sys.executable, str(HERE / "echo.py"), "{port}"]
+# What becomes of traceparent, tracestate, baggage, b3: kept, gone, or the same trace with another span.
+FATES = {
+    "none": ["kept", "kept", "kept", "kept"],
+    "otel": ["span", "kept", "kept", "kept"],
+    "zipkin-b3": ["kept", "kept", "kept", "span"],
+    "zipkin-b3-w3c": ["span", "kept", "kept", "span"],
+    "strip": ["gone", "gone", "gone", "gone"],
+    "linkerd-like": ["span", "kept", "kept", "kept"],
+}
+
+
+def meshes(style, position):
+    """What `envoy_mesh` takes for a mesh with one proxy alone that does something, which says what came behind it."""
+    plain = {"sidecar": "none", "edge": None}
+    if position == "edge":
+        return [Service("echo", command=ECHO)], plain | {"edge": style}
+    if position == "inbound":
+        return [Service("echo", command=ECHO, sidecar=style)], plain
+    relay = [sys.executable, str(HERE / "relay.py"), "{port}", "{echo}"]
+    sends = {"SENDS": json.dumps(SENT)}
+    return [
+        Service("relay", command=relay, calls=["echo"], environment=sends, sidecar=style),
+        Service("echo", command=ECHO),
+    ], plain
+
+
+def fate(name, arrived):
+    if name not in arrived:
+        return "gone"
+    if arrived[name] == SENT[name]:
+        return "kept"
+    return "span" if TRACE in arrived[name] and f"{TRACE}-{SPAN}" not in arrived[name] else arrived[name]
+
+
+@pytest.mark.parametrize("position", ["edge", "inbound", "outbound"])
+@pytest.mark.parametrize("style", get_args(Sidecar))
+def test_every_style_does_at_every_place_what_it_is_named_after(envoy_mesh, style, position):
+    services, styles = meshes(style, position)
+    answer = envoy_mesh(*services, **styles).get("/", SENT)
+    arrived = {name.lower(): value for name, value in (line.split(": ", 1) for line in answer.text.splitlines())}
+    # What comes in is stripped, and not what goes out.
+    expected = FATES["none"] if (style, position) == ("strip", "outbound") else FATES[style]
+    assert [fate(name, arrived) for name in list(SENT)[:4]] == expected, answer.text
+    if style == "strip":
+        assert ("x-b3-flags" in arrived) == (position == "outbound")
+
+
+def test_a_fault_planted_at_the_edge_is_found_there(envoy_mesh):
+    mesh = envoy_mesh(SHOP, STOCK, edge="strip")
+    mesh.get("/", SENT)
+    wait_for_logs(mesh)
+    with pytest.raises(AssertionError, match="2 traces, wanted one"):
+        assert_one_trace(mesh.spans(timeout=5))
+    journey = mesh.journey(timeout=1)
+    assert journey.verdict == "broken"
+    assert "edge" in journey.summary
+
+
+def test_linkerd_at_the_edge_has_its_span_and_its_log(envoy_mesh):
+    mesh = envoy_mesh(SHOP, STOCK, edge="linkerd-like")
+    assert isinstance(mesh.edge, LinkerdLike)
+    mesh.get("/", SENT)
+    spans = mesh.spans("edge", "shop", "stock")
+    assert_one_trace(spans)
+    edge = find_span(spans, service="edge")
+    assert (edge.kind, edge.name, edge.parent_id) == ("SERVER", "linkerd-like inbound", SPAN)
+    assert [line["listener"] for line in mesh.edge.access_log(at_least=2)] == ["edge", "edge"]
+    assert mesh.journey().verdict == "one"
 
 
 def test_each_service_may_have_its_own_sidecar_and_there_may_be_no_edge(envoy_mesh):

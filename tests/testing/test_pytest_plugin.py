@@ -90,13 +90,49 @@ def test_a_report_that_cannot_be_written_costs_no_test_its_outcome(pytester):
             request.node.stash[pytest_plugin._MESHES] = [Gone()]
             assert False
 
-        def test_another():
+        def test_another(request):
+            request.node.stash[pytest_plugin._MESHES] = [Gone()]
+
+        def test_without():
             pass
         """
     )
     result = pytester.runpytest(*QUIET, "--meshmw-report=reports")
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["not written: OSError: no space left"])
+    result.stdout.fnmatch_lines(["meshmw report of *::test_another not written: OSError: no space left"])
+
+
+def test_a_mark_that_would_do_nothing_is_refused(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.meshmw_headers("w3c")
+        def test_it():
+            pass
+        """
+    )
+    result = pytester.runpytest(*QUIET)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*meshmw_headers chooses cases for `trace_headers`, which this test does not use*"])
+
+
+def test_a_mark_of_a_whole_module_is_for_the_tests_that_take_the_headers(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.meshmw_headers("w3c", "b3")
+
+        def test_it(trace_headers):
+            pass
+
+        def test_another():
+            pass
+        """
+    )
+    pytester.runpytest(*QUIET).assert_outcomes(passed=3)
 
 
 @pytest.mark.parametrize("fixture", ["envoys", "otlp_receiver", "envoy_mesh"])

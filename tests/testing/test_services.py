@@ -44,8 +44,11 @@ def test_services_that_do_not_fit_together_are_refused(services, message):
         ({"name": "shop", "app": "a:b", "command": ["x"]}, "needs an app, such as"),
         ({"name": "shop", "app": "a:b", "sidecar": "istio"}, "sidecar takes none, otel, .*, not 'istio'"),
         ({"name": "shop", "app": "a:b", "interface": "ASGI"}, "interface takes asgi or wsgi, not .* mean asgi"),
+        ({"name": "shop", "command": ["x"], "interface": "wsgi"}, "command, which serves itself: interface is for"),
+        ({"name": "port", "app": "a:b"}, "'port' is the mesh's own name for something else"),
+        ({"name": "shop-sidecar", "app": "a:b"}, "'shop-sidecar' is the mesh's own name"),
     ],
-    ids=["name", "nothing", "both", "sidecar", "interface"],
+    ids=["name", "nothing", "both", "sidecar", "interface", "unused-interface", "taken-name", "sidecars-name"],
 )
 def test_a_service_that_cannot_be_is_refused(arguments, message):
     with pytest.raises(MeshError, match=message):

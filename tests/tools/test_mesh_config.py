@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import re
+import shlex
 import shutil
+import socket
 import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from meshmw._tools.commands import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames
-from meshmw._tools.commands import render_config as mesh_config
+from meshmw._tools.mesh_config import LOG_FIELDS, TARGETS, MeshConfigError, MeshNames
+from meshmw._tools.mesh_config import render_config as mesh_config
 from meshmw.errors import MissingExtraError
+from meshmw.testing import free_port, start_process, stop_processes
 from tests.programs import envoy_or_skip, not_installed
 
 SCHEMAS = json.loads((Path(__file__).parent / "schemas" / "istio.json").read_text())
@@ -56,6 +65,160 @@ def test_haproxy_takes_it(request, tmp_path):
     path = tmp_path / "haproxy.cfg"
     path.write_text(mesh_config("haproxy"))
     check(haproxy, "-c", "-f", path)
+
+
+class Behind(BaseHTTPRequestHandler):
+    """Answers with its server's name and the traceparent that came."""
+
+    def do_GET(self):
+        body = f"{self.server.name} {self.headers['traceparent']}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def behind():
+    """Start what lies behind a proxy, by name; return its port."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name):
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", free_port()), Behind))
+            server.name = name
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            stack.callback(server.shutdown)
+            return server.server_port
+
+        yield start
+
+
+@contextlib.contextmanager
+def running(command, port, log):
+    process = start_process(command, log, cwd=log.parent)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        yield
+    finally:
+        stop_processes([process])
+
+
+def moved(text, ports):
+    """A configuration with its ports on free ones: the same port on the same one, so that a loop stays a loop."""
+    return re.sub(rf"\b({'|'.join(map(str, ports))})\b", lambda found: str(ports[int(found[0])]), text)
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def get(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"traceparent": TRACEPARENT})
+        return connection.getresponse().read().decode()
+
+
+def test_nginx_as_printed_leads_to_what_lies_behind_it(request, tmp_path, behind):
+    nginx = program(request, "nginx")
+    listens = free_port()
+    block = moved(mesh_config("nginx"), {8080: listens, 15006: behind("sidecar")})
+    path = tmp_path / "nginx.conf"
+    path.write_text(f"pid nginx.pid; error_log stderr; daemon off; events {{}}\nhttp {{\n{block}\n}}\n")
+    with running([nginx, "-p", str(tmp_path), "-c", str(path)], listens, tmp_path / "output"):
+        assert get(listens) == f"sidecar {TRACEPARENT}"
+
+
+def test_haproxy_as_printed_leads_to_what_lies_behind_it(request, tmp_path, behind):
+    haproxy = program(request, "haproxy")
+    listens = free_port()
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(moved(mesh_config("haproxy"), {8080: listens, 15006: behind("sidecar")}))
+    with running([haproxy, "-db", "-f", str(path)], listens, tmp_path / "output"):
+        assert get(listens) == f"sidecar {TRACEPARENT}"
+
+
+def test_envoy_as_printed_leads_to_the_application_and_from_it_to_another(request, tmp_path, behind):
+    envoy = envoy_or_skip(request)
+    inbound, outbound = free_port(), free_port()
+    ports = {15000: 0, 15006: inbound, 15001: outbound, 8000: behind("application"), 8001: behind("another")}
+    path = tmp_path / "envoy.yaml"
+    path.write_text(moved(mesh_config("envoy", MeshNames(collector="127.0.0.1:4317")), ports))
+    command = [str(envoy), "--disable-hot-restart", "--concurrency", "1", "-c", str(path)]
+    with running(command, inbound, tmp_path / "output"):
+        for port, name in ((inbound, "application"), (outbound, "another")):
+            who, traceparent = get(port).split()
+            assert who == name
+            assert traceparent.split("-")[1] == TRACEPARENT.split("-")[1]
+
+
+def test_the_composition_and_the_sidecar_that_it_names_fit_together():
+    text = mesh_config("compose", MeshNames(service="web", app_port=5000))
+    (command,) = re.findall(r"^#   meshmw mesh-config (.*)$", text, re.MULTILINE)
+    target, *options = shlex.split(command)
+    values = dict(zip(options[::2], options[1::2], strict=True))
+    names = MeshNames(
+        service=values["--service"],
+        collector=values["--collector"],
+        app_port=int(values["--app-port"]),
+        upstream=values["--upstream"],
+    )
+    sidecar = yaml.safe_load(mesh_config(target, names))["static_resources"]
+    composed = yaml.safe_load(text)["services"]
+    listeners = {each["name"]: each["address"]["socket_address"]["port_value"] for each in sidecar["listeners"]}
+    assert composed["web"]["ports"] == [f"8080:{listeners['inbound']}"]
+    assert composed["web"]["environment"]["UPSTREAM_URL"] == f"http://127.0.0.1:{listeners['outbound']}"
+    leads = {each["name"]: each["load_assignment"]["endpoints"][0]["lb_endpoints"][0] for each in sidecar["clusters"]}
+    address = {name: tuple(end["endpoint"]["address"]["socket_address"].values()) for name, end in leads.items()}
+    assert address == {
+        "application": ("127.0.0.1", 5000),
+        "upstream": ("inventory", 8000),
+        "collector": ("collector", 4317),
+    }
+    assert "collector" in composed
+
+
+@pytest.mark.parametrize(
+    ("target", "names", "fault"),
+    [
+        ("nginx", {"upstream": "127.0.0.1:8080"}, "listen_port and upstream would both have port 8080"),
+        ("haproxy", {"listen_port": 15006}, "listen_port and upstream would both have port 15006"),
+        ("envoy", {"app_port": 15006}, "inbound listener and app_port would both have port 15006"),
+        ("envoy", {"upstream": "localhost:15001"}, "outbound listener and upstream would both have port 15001"),
+        ("envoy", {"upstream": "127.0.0.1:8000"}, "app_port and upstream would both have port 8000"),
+        ("envoy", {"collector": "127.0.0.1:8001"}, "upstream and collector would both have port 8001"),
+        ("compose", {"app_port": 15000}, "administration and app_port would both have port 15000"),
+        ("compose", {"listen_port": 16686}, "listen_port and Jaeger's page would both have port 16686"),
+        ("k8s", {"app_port": 4143}, "app_port and the proxy of a mesh would both have port 4143"),
+    ],
+)
+def test_what_would_share_a_port_is_refused(target, names, fault):
+    with pytest.raises(MeshConfigError, match=fault):
+        mesh_config(target, MeshNames(**names))
+
+
+def test_the_same_port_of_another_machine_is_no_fault():
+    assert "http://mesh:8080;" in mesh_config("nginx", MeshNames(upstream="mesh:8080"))
+    assert "http://inventory:15006;" in mesh_config("nginx", MeshNames(upstream="inventory:15006", listen_port=15006))
+    assert mesh_config("compose", MeshNames(collector="127.0.0.1:8000")), "which a composition has of its own"
+
+
+def test_the_load_balancer_has_a_host_and_a_certificate():
+    arn = "arn:aws:acm:eu-central-1:123456789012:certificate/12345678-1234-1234-1234-123456789012"
+    for certificate in (arn, ""):
+        ingress = yaml.safe_load(mesh_config("alb", MeshNames(host="shop.test", certificate=certificate)))
+        assert [rule["host"] for rule in ingress["spec"]["rules"]] == ["shop.test"]
+        annotations = ingress["metadata"]["annotations"]
+        assert annotations.get("alb.ingress.kubernetes.io/certificate-arn", "") == certificate
+        assert json.loads(annotations["alb.ingress.kubernetes.io/listen-ports"]) == [{"HTTPS": 443}]
 
 
 @pytest.mark.parametrize("target", ["k8s", "alb"])
@@ -131,6 +294,8 @@ def test_what_envoy_logs_is_what_the_reader_knows():
         ({"app_port": 0}, "app_port is 0: it takes a port number"),
         ({"image": "a b"}, "image is"),
         ({"sampling": 101}, "sampling is 101"),
+        ({"host": "a b"}, "host is 'a b'"),
+        ({"certificate": "arn:aws:s3:::bucket"}, "certificate is .*: it takes an ARN of AWS"),
     ],
 )
 def test_nothing_is_rendered_that_could_mean_something_else(names, fault):
