@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import threading
 import time
 import urllib.request
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from meshmw._tools.doctor import examine
 from meshmw._tools.doctor.process import look_at_process
-from meshmw._tools.doctor.proxy import ask_proxy
+from meshmw._tools.doctor.proxy import ProxyConfig, ask_proxy, read_dump
 from meshmw.testing import find_envoy, start_process, stop_processes
 from tests.programs import envoy_or_skip
 
@@ -70,6 +72,13 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
+class Upstream(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing where the proxy resets a connection, as it does when it ends."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One set-up, and what doctor has to say of it.
@@ -84,6 +93,7 @@ class Row:
         sends: The headers of the request.
         path: Its path.
         says: The codes about headers that doctor must give, beside what the upstream saw.
+        unseen: A code that this request cannot show.
         unjudged: Whether doctor says that it cannot judge this.
     """
 
@@ -99,6 +109,7 @@ class Row:
     upstream: Sequence[Json] = ()
     sends: Mapping[str, str] = field(default_factory=lambda: W3C)
     path: str = "/"
+    unseen: str = ""
     unjudged: bool = False
 
 
@@ -134,7 +145,8 @@ def early(*mutations: Json) -> Json:
     return {"early_header_mutation_extensions": [extension]}
 
 
-def lua(code: str) -> Json:
+def lua(removed: str) -> Json:
+    code = f"function envoy_on_request(handle)\n  handle:headers():remove({removed})\nend\n"
     config = {"@type": f"{HTTP}lua.v3.Lua", "default_source_code": {"inline_string": code}}
     return {"name": "envoy.filters.http.lua", "typed_config": config}
 
@@ -149,7 +161,16 @@ def ids(**fields: object) -> Json:
     return {"request_id_extension": {"typed_config": {"@type": kind, **fields}}}
 
 
+CODEC: Json = {
+    "name": "envoy.filters.http.upstream_codec",
+    "typed_config": {"@type": f"{HTTP}upstream_codec.v3.UpstreamCodec"},
+}
+LUA_OFF: Json = {
+    "typed_per_filter_config": {"envoy.filters.http.lua": {"@type": f"{HTTP}lua.v3.LuaPerRoute", "disabled": True}}
+}
 GONE: Sequence[Json] = ({"remove": "traceparent"}, {"remove": "tracestate"})
+ADD: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}, "append_action": "ADD_IF_ABSENT"}}
+ONE: Json = {"request_headers_to_remove": ["traceparent"]}
 APPEND: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}}}
 SET: Json = {"append": {**APPEND["append"], "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
 REMOVE_B3: Json = {"request_headers_to_remove": ["b3", "x-b3-traceid", "x-b3-spanid"]}
@@ -176,7 +197,9 @@ ROWS: dict[str, Row] = {
     "route appends": Row(DOUBLED, route=adding()),
     "route sets": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS_OR_ADD")),
     "route replaces": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS")),
-    "route adds": Row(route=adding("ADD_IF_ABSENT")),
+    "route adds": Row(("headers.added",), route=adding("ADD_IF_ABSENT"), sends={}),
+    "otel, route adds": Row(tracer="otel", route=adding("ADD_IF_ABSENT"), sends={}),
+    "otel, early adds": Row(("headers.added",), tracer="otel", manager=early(ADD), sends={}),
     "route sets, old": Row(OVERWRITTEN, route=adding(append=False)),
     "route sets its own": Row(route=adding("OVERWRITE_IF_EXISTS_OR_ADD", value="%REQ(traceparent)%")),
     "route appends its own": Row(DOUBLED, route=adding(value="%REQ(traceparent)%")),
@@ -184,11 +207,11 @@ ROWS: dict[str, Row] = {
     "route sets emptiness": Row(
         OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS_OR_ADD", value="", keep_empty_value=True)
     ),
-    "route removes and appends": Row(OVERWRITTEN, route={**REMOVE, **adding()}),
-    "route removes, host appends": Row(OVERWRITTEN, route=REMOVE, host=adding()),
+    "route removes and appends": Row(OVERWRITTEN, route={**ONE, **adding()}),
+    "route removes, host appends": Row(OVERWRITTEN, route=ONE, host=adding()),
     "host removes, route appends": Row(REMOVED, host=REMOVE, route=adding()),
     "host removes, route appends, specific wins": Row(
-        OVERWRITTEN, host=REMOVE, route=adding(), table={"most_specific_header_mutations_wins": True}
+        OVERWRITTEN, host=ONE, route=adding(), table={"most_specific_header_mutations_wins": True}
     ),
     "route appends baggage": Row(route=adding(header="baggage", value="a=b")),
     "route sets baggage": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS", header="baggage", value="a=b")),
@@ -219,7 +242,7 @@ ROWS: dict[str, Row] = {
     "filter removes by contains": Row(
         REMOVED, filters=[mutating({"remove_on_match": {"key_matcher": {"contains": "RACEPAR", "ignore_case": True}}})]
     ),
-    "filter removes others": Row(filters=[mutating({"remove_on_match": {"key_matcher": {"suffix": "-id"}}})]),
+    "filter removes others": Row(filters=[mutating({"remove_on_match": {"key_matcher": {"suffix": "-else"}}})]),
     "filter removes by pattern": Row(
         filters=[mutating({"remove_on_match": {"key_matcher": {"safe_regex": {"regex": "trace.*"}}}})], unjudged=True
     ),
@@ -234,14 +257,14 @@ ROWS: dict[str, Row] = {
     "filter removes for a weight": Row(REMOVED, filters=[mutating()], weight=per_route(*GONE)),
     # Before the tracer.
     "early removes": Row(REMOVED, manager=early(*GONE)),
-    "otel, early removes": Row(("headers.removed-early", "headers.removed"), tracer="otel", manager=early(*GONE)),
+    "otel, early removes": Row(RESTARTED, tracer="otel", manager=early(*GONE)),
     "otel, early removes tracestate": Row(REMOVED, tracer="otel", manager=early({"remove": "tracestate"})),
     "otel, early sets": Row(OVERWRITTEN, tracer="otel", manager=early(SET)),
     "otel, early appends": Row(tracer="otel", manager=early(APPEND)),
     "b3, early removes": Row(REMOVED, tracer="b3", manager=early(*GONE)),
     "b3, early removes b3": Row(RESTARTED, tracer="b3", manager=early({"remove": "x-b3-traceid"}), sends=B3),
     "b3+w3c, early removes": Row(RESTARTED, tracer="b3+w3c", manager=early({"remove": "traceparent"})),
-    "datadog, early removes": Row(("headers.removed-early", "headers.removed"), tracer="datadog", manager=early(*GONE)),
+    "datadog, early removes": Row(RESTARTED, tracer="datadog", manager=early(*GONE)),
     # After the tracer.
     "upstream removes": Row(REMOVED, upstream=[mutating(*GONE)]),
     "otel, upstream removes": Row(REMOVED, tracer="otel", upstream=[mutating(*GONE)]),
@@ -251,7 +274,10 @@ ROWS: dict[str, Row] = {
         tracer="otel",
         manager={
             "http_filters": [
-                {**ROUTER, "typed_config": {**ROUTER["typed_config"], "upstream_http_filters": [mutating(*GONE)]}}
+                {
+                    **ROUTER,
+                    "typed_config": {**ROUTER["typed_config"], "upstream_http_filters": [mutating(*GONE), CODEC]},
+                }
             ]
         },
     ),
@@ -259,6 +285,7 @@ ROWS: dict[str, Row] = {
     "otel, no propagation": Row(("proxy.injects-nothing",), tracer="otel", tracing={"no_context_propagation": True}),
     "otel, no propagation, route removes": Row(
         ("proxy.injects-nothing", "headers.removed"),
+        unseen="proxy.injects-nothing",
         tracer="otel",
         tracing={"no_context_propagation": True},
         route=REMOVE,
@@ -295,26 +322,42 @@ ROWS: dict[str, Row] = {
     "otel, internal only": Row(
         RESTARTED, tracer="otel", table={"internal_only_headers": ["traceparent"]}, manager={"use_remote_address": True}
     ),
-    "lua": Row(
-        filters=[lua("function envoy_on_request(h) h:headers():remove('trace' .. 'parent') end")], unjudged=True
+    "lua": Row(filters=[lua("'trace' .. 'parent'")], unjudged=True),
+    "lua that names it": Row(filters=[lua("'traceparent'")], unjudged=True),
+    "lua off": Row(filters=[lua("'traceparent'")], route=LUA_OFF),
+    "lua off by filter config": Row(filters=[lua("'traceparent'")], host=off("envoy.filters.http.lua")),
+    "b3+w3c, internal redirect": Row(
+        tracer="b3+w3c",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
     ),
-    "lua that names it": Row(
-        filters=[lua("function envoy_on_request(h) h:headers():remove('traceparent') end")], unjudged=True
+    "datadog, internal redirect": Row(
+        tracer="datadog",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
     ),
-    "lua off": Row(
-        filters=[lua("function envoy_on_request(h) h:headers():remove('traceparent') end")],
-        route={
-            "typed_per_filter_config": {
-                "envoy.filters.http.lua": {"@type": f"{HTTP}lua.v3.LuaPerRoute", "disabled": True}
-            }
-        },
+    "otel, internal redirect, no request id": Row(
+        CLEARED,
+        tracer="otel",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+        manager=ids(use_request_id_for_trace_sampling=False),
+    ),
+    "otel, internal redirect, no reason": Row(
+        CLEARED,
+        tracer="otel",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+        manager=ids(pack_trace_reason=False),
     ),
     "otel, internal redirect": Row(
+        CLEARED,
         tracer="otel",
         path="/redirect",
         route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
     ),
     "otel, internal redirect, route removes": Row(
+        CLEARED,
         tracer="otel",
         path="/redirect",
         route={**REMOVE, "route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
@@ -392,16 +435,10 @@ def cluster_of(name: str, port: int, upstream: Sequence[Json] = ()) -> Json:
     }
 
 
-CODEC: Json = {
-    "name": "envoy.filters.http.upstream_codec",
-    "typed_config": {"@type": f"{HTTP}upstream_codec.v3.UpstreamCodec"},
-}
-
-
 @contextlib.contextmanager
 def running(directory: Path, rows: Mapping[str, Row], **bootstrap: object) -> Iterator[Proxy]:
     """Run one Envoy with a listener for each row, in front of one upstream that echoes."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server = Upstream(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     clusters = [cluster_of(f"to {name}", server.server_port, row.upstream) for name, row in rows.items()]
     config: Json = {
@@ -474,24 +511,34 @@ def seen_behind(port: int, path: str, sends: Mapping[str, str]) -> dict[str, lis
     return lines
 
 
-def what_happened(sends: Mapping[str, str], seen: Mapping[str, list[str]]) -> set[str]:
+# The header in which each tracer carries a trace on.
+CARRIES = {"otel": "traceparent", "datadog": "traceparent", "b3+w3c": "traceparent", "b3": "x-b3-traceid"}
+
+
+def what_happened(row: Row, seen: Mapping[str, list[str]]) -> set[str]:
     """Name what became of the headers that were sent, by the codes that would say so."""
     happened = set()
-    for name, sent in sends.items():
-        lines = seen.get(name, [])
-        if not lines:
+    for name in dict.fromkeys(("traceparent", *row.sends)):
+        sent, lines = row.sends.get(name, ""), seen.get(name, [])
+        if not sent:
+            happened |= {"headers.added"} if any(OTHER in line for line in lines) else set()
+        elif not lines:
             happened.add("headers.removed")
-        elif len(lines) > 1 and name != "tracestate":
+        elif name in ("tracestate", "baggage"):
+            if all(sent not in line for line in lines) and "headers.removed-early" not in happened:
+                happened.add("headers.overwritten" if "a=b" in lines[0] else "headers.removed")
+        elif len(lines) > 1:
             happened.add("headers.doubled")
-        elif name in ("traceparent", "b3", "x-b3-traceid"):
+        elif TRACE_ID in sent:
             happened |= _of_trace(sent, lines[0])
-        elif name in ("tracestate", "baggage") and sent not in lines[0]:
-            happened.add("headers.removed" if not lines[0] else "headers.overwritten")
+    span_ids = [*seen.get("traceparent", ()), *seen.get("x-b3-spanid", ())]
+    if row.tracer in CARRIES and CARRIES[row.tracer] in row.sends and SPAN_ID in "".join(span_ids):
+        happened.add("proxy.injects-nothing")
     return happened
 
 
 def _of_trace(sent: str, received: str) -> set[str]:
-    if OTHER in received:
+    if OTHER in received or not received:
         return {"headers.overwritten"}
     if TRACE_ID not in received:
         return {"headers.removed-early"}
@@ -519,7 +566,98 @@ def ports(proxy: Proxy) -> dict[str, int]:
 @pytest.mark.parametrize("name", ROWS)
 def test_what_is_said_is_what_happens(name, said, ports):
     row = ROWS[name]
-    happened = what_happened(row.sends, seen_behind(ports[name], row.path, row.sends))
+    happened = what_happened(row, seen_behind(ports[name], row.path, row.sends))
     assert said[name] & ABOUT_HEADERS == set(row.says)
-    assert row.unjudged or happened == set(row.says)
+    assert row.unjudged or happened == set(row.says) - {row.unseen}
     assert row.unjudged == any(code.startswith("unjudged.") for code in said[name])
+
+
+LEGACY: dict[str, Row] = {
+    "legacy": Row(tracer="the bootstrap's", sends=B3),
+    "legacy, w3c": Row(tracer="the bootstrap's"),
+    "legacy, route removes": Row(REMOVED, tracer="the bootstrap's", route=REMOVE),
+    "legacy, own tracer": Row(CLEARED, tracer="otel"),
+    "legacy, no tracing": Row(),
+}
+RUNTIME: Json = {"layers": [{"name": "told", "static_layer": {"tracing.random_sampling": 0}}]}
+
+
+def test_a_tracer_of_the_bootstrap_and_its_runtime(request, tmp_path):
+    envoy_or_skip(request)
+    with running(tmp_path, LEGACY, tracing={"http": zipkin()}, layered_runtime=RUNTIME) as proxy:
+        said, ports = proxy.said(), proxy.ports()
+        for name, row in LEGACY.items():
+            happened = what_happened(row, seen_behind(ports[name], row.path, row.sends))
+            assert (name, happened) == (name, set(row.says))
+            assert (name, said[name] & ABOUT_HEADERS) == (name, set(row.says))
+        tracers = {listener.name: listener.tracer for listener in ask_proxy(proxy.admin).listeners}
+    assert tracers == {
+        "legacy": "zipkin",
+        "legacy, w3c": "zipkin",
+        "legacy, route removes": "zipkin",
+        "legacy, own tracer": "opentelemetry",
+        "legacy, no tracing": "",
+    }
+
+
+def camel(value: Any) -> Any:
+    """A configuration with protojson's names."""
+    if isinstance(value, dict):
+        return {re.sub("_([a-z0-9])", lambda found: found[1].upper(), key): camel(each) for key, each in value.items()}
+    return [camel(each) for each in value] if isinstance(value, list) else value
+
+
+def answer_of(proxy: Proxy, path: str) -> Any:
+    return json.load(urllib.request.urlopen(f"{proxy.admin}{path}", timeout=10))
+
+
+def said_of(tmp_path: Path, text: str) -> tuple[dict[str, set[str]], set[str]]:
+    """The codes about headers, by listener, that doctor gives for a file; and those of the whole."""
+    path = tmp_path / "file"
+    path.write_text(text)
+    (proxy,) = read_dump(path)
+    codes = {each.name: codes_of(replace(proxy, listeners=(each,))) & ABOUT_HEADERS for each in proxy.listeners}
+    return codes, codes_of(proxy)
+
+
+def codes_of(proxy: ProxyConfig) -> set[str]:
+    findings = examine(look_at_process(connect=False), [proxy], process_too=False).findings
+    return {finding.code for finding in findings}
+
+
+def test_files_in_every_shape_say_the_same(proxy, said, tmp_path):
+    expected = {name: codes & ABOUT_HEADERS for name, codes in said.items()}
+    dump, resources = answer_of(proxy, "/config_dump"), proxy.config["static_resources"]
+    for document in (
+        dump,
+        camel(dump),
+        proxy.config,
+        camel(proxy.config),
+        {"bootstrap": proxy.config},
+        [*resources["listeners"], *resources["clusters"]],
+        {"resources": camel([*resources["listeners"], *resources["clusters"]])},
+    ):
+        for text in (json.dumps(document), yaml.dump(document)):
+            assert said_of(tmp_path, text)[0] == expected
+    (from_dump,) = read_dump(written(tmp_path, dump))
+    assert from_dump.version == ask_proxy(proxy.admin).version
+
+
+def written(tmp_path: Path, document: Any) -> Path:
+    path = tmp_path / "written"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_dump_in_part_says_what_is_missing(proxy, said, tmp_path):
+    expected = {name: codes & ABOUT_HEADERS for name, codes in said.items()}
+    listeners, of_all = said_of(tmp_path, json.dumps(answer_of(proxy, "/config_dump?resource=static_listeners")))
+    assert {name for name in listeners if listeners[name] != expected[name]} == {
+        "upstream removes", "otel, upstream removes", "otel, upstream sets"
+    }  # fmt: skip
+    assert "unjudged.clusters" in of_all
+    for path in ("?resource=static_clusters", "?resource=static_route_configs", "?mask=static_clusters"):
+        listeners, of_all = said_of(tmp_path, json.dumps(answer_of(proxy, f"/config_dump{path}")))
+        assert (listeners, "unjudged.listeners" in of_all) == ({}, True)
+    listeners, _ = said_of(tmp_path, json.dumps(answer_of(proxy, "/config_dump?mask=bootstrap")))
+    assert listeners == expected

@@ -112,7 +112,7 @@ def examine(process: ProcessFacts, proxies: Sequence[ProxyConfig] = (), *, proce
 
 
 def _once_each(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield findings that differ only in where they were found once, with the first places and the count of the rest."""
+    """Yield findings that differ only in their places once, with the first places and the count of the rest."""
     places: dict[Finding, list[str]] = {}
     for finding in findings:
         places.setdefault(replace(finding, where=""), []).append(finding.where)
@@ -171,7 +171,7 @@ def _print_proxy(proxy: ProxyConfig) -> None:
     columns = ["listener", "tracer", "formats", "sampling", "changes", "headers", "request id", "log"]
     rows = Counter(tuple(_listener_row(listener)) for listener in proxy.listeners)
     print_table(
-        columns, [[f"{name} ×{times}" if times > 1 else name, *cells] for (name, *cells), times in rows.items()]
+        columns, [[f"{name}, {times} times" if times > 1 else name, *cells] for (name, *cells), times in rows.items()]
     )
 
 

@@ -22,6 +22,8 @@ _LISTS: Final = {"baggage", "tracestate"}
 # The tracer goes on without these.
 _BESIDE_THE_IDS: Final = {"x-b3-parentspanid", "x-b3-sampled", "x-b3-flags", "x-datadog-sampling-priority"}
 
+_FOLLOWS: Final = "HANDLE_INTERNAL_REDIRECT"
+
 Effect = Literal["removed", "restarted", "overwritten", "doubled", "added", "in vain"]
 _State = Literal["caller's", "gone", "planted", "two", "or planted"]
 _EFFECTS: Final[Mapping[_State, Effect]] = {
@@ -57,11 +59,13 @@ class Way:
         changes: What becomes of which header.
         unjudged: What may change headers, and does not say so in a configuration.
         rates: Percentages of requests that start sampled, with the route that says so; empty for the manager's own.
+        redirects: Routes that follow redirects themselves.
     """
 
     changes: tuple[HeaderChange, ...] = ()
     unjudged: tuple[str, ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
+    redirects: tuple[str, ...] = ()
 
 
 def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, tracing: Tracing) -> Way:
@@ -76,6 +80,7 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     changes: dict[HeaderChange, None] = {}
     unjudged: dict[str, None] = {}
     rates: dict[tuple[str, float], None] = {}
+    redirects: dict[str, None] = {}
     for table in tables:
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
@@ -84,12 +89,20 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
                 upstream = list(_upstream_steps(filters, leaf, configuration))
                 steps = [*early, *late, *upstream]
                 unjudged.update((step.place, None) for step in steps if step.action == "unjudged")
-                for header in dict.fromkeys(step.header for step in steps if step.header):
-                    if change := _change_of(header, early, late, upstream, tracing):
-                        changes[change] = None
-                own = leaf.rate is not None
-                rates[(leaf.name, leaf.rate) if own else ("", tracing.random_sampling)] = None  # type: ignore[index]
-    return Way(tuple(changes), tuple(unjudged), tuple(rates))
+                changes.update(dict.fromkeys(_changes_on_one_way(early, late, upstream, tracing)))
+                rates[("", tracing.random_sampling) if leaf.rate is None else (leaf.name, leaf.rate)] = None
+                redirects.update({leaf.name: None} if leaf.redirects else {})
+    return Way(tuple(changes), tuple(unjudged), tuple(rates), tuple(redirects))
+
+
+def _changes_on_one_way(
+    early: Sequence[Step], late: Sequence[Step], upstream: Sequence[Step], tracing: Tracing
+) -> list[HeaderChange]:
+    headers = dict.fromkeys(step.header for step in (*early, *late, *upstream) if step.header)
+    found = [change for name in headers if (change := _change_of(name, early, late, upstream, tracing))]
+    # With another trace goes another state.
+    restarted = any(change.header == "traceparent" and change.effect == "restarted" for change in found)
+    return [change for change in found if not (restarted and change.header == "tracestate")]
 
 
 def _change_of(
@@ -150,6 +163,7 @@ class _Leaf:
     levels: Sequence[tuple[str, Json]]
     cluster: str
     rate: float | None
+    redirects: bool
 
     @property
     def name(self) -> str:
@@ -203,12 +217,13 @@ def _leaves_of_route(above: Sequence[tuple[str, Json]], route: Json) -> Iterator
     levels = [*above, (f"route {route.get('name') or path} of {above[-1][0]}", route)]
     rate = route_sampling(route["tracing"]) if "tracing" in route else None
     action = route["route"]
+    redirects = "internal_redirect_policy" in action or action.get("internal_redirect_action") == _FOLLOWS
     weighted = action.get("weighted_clusters", {}).get("clusters", ())
     for cluster in weighted:
         name = str(cluster.get("name", ""))
-        yield _Leaf([*levels, (f"weighted cluster {name} of {levels[-1][0]}", cluster)], name, rate)
+        yield _Leaf([*levels, (f"weighted cluster {name} of {levels[-1][0]}", cluster)], name, rate, redirects)
     if not weighted:
-        yield _Leaf(levels, str(action.get("cluster", "")), rate)
+        yield _Leaf(levels, str(action.get("cluster", "")), rate, redirects)
 
 
 def _chains(manager: Json) -> Iterator[Sequence[Json]]:

@@ -193,10 +193,23 @@ def _weight(change: HeaderChange, listener: ProxyListener) -> Severity:
     return "warning"
 
 
+def _check_redirects(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
+    if listener.redirects and _clears_flags(proxy, listener):
+        yield Finding(
+            "warning", "sampling.proxy-clears-the-flag", proxy.where_of(listener),
+            f"it follows redirects itself, and clears the sampled flag when it does: {_some(listener.redirects)}",
+            "what lies behind a redirect is unsampled, at whatever rate", "let callers follow redirects themselves",
+        )  # fmt: skip
+
+
+def _clears_flags(proxy: ProxyConfig, listener: ProxyListener) -> bool:
+    return listener.tracer == "opentelemetry" and (not proxy.version or proxy.version >= _CLEARS_FLAGS)
+
+
 def _check_sampling(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
     if not listener.tracer or not listener.uses_request_id:
         return
-    clears = listener.tracer == "opentelemetry" and (not proxy.version or proxy.version >= _CLEARS_FLAGS)
+    clears = _clears_flags(proxy, listener)
     low = [(place, rate) for place, rate in listener.rates or (("", listener.random_sampling),) if rate < 100]
     if low and clears and listener.sampler in ("", "parent_based"):
         rate = min(rate for _, rate in low)
@@ -331,6 +344,7 @@ _PROXY_CHECKS: Final[tuple[Callable[[ProxyConfig, ProxyListener], Iterator[Findi
     _check_unjudged,
     _check_changes,
     _check_sampling,
+    _check_redirects,
     _check_zipkin,
     _check_log,
     _check_proxy_collector,

@@ -101,6 +101,7 @@ class ProxyListener(Tracing):
         unjudged: What may change them, and does not say so in a configuration.
         missing_routes: Route configurations that it uses, and that are not there.
         rates: Percent of requests that start sampled, with the route that says so; empty for the listener's own.
+        redirects: Routes that follow redirects themselves.
         max_kb: The limit on request headers, in KiB.
         max_count: The limit on their number.
         logs_traceparent: Whether an access log prints it; None where there is no access log.
@@ -115,6 +116,7 @@ class ProxyListener(Tracing):
     unjudged: tuple[str, ...] = ()
     missing_routes: tuple[str, ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
+    redirects: tuple[str, ...] = ()
     max_kb: int = 60
     max_count: int = 100
     logs_traceparent: bool | None = None
@@ -226,6 +228,7 @@ def _read_listener(listener: Json, manager: Json, configuration: Configuration) 
         unjudged=way.unjudged,
         missing_routes=tuple(missing),
         rates=way.rates,
+        redirects=way.redirects,
         max_kb=int(plain(manager.get("max_request_headers_kb"), 60)),
         max_count=int(plain(limits.get("max_headers_count"), 100)),
         logs_traceparent=_logs_traceparent(manager),
