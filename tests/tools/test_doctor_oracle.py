@@ -53,6 +53,9 @@ ABOUT_HEADERS = {
 }
 
 
+NO_PROCESS = look_at_process(connect=False)
+
+
 class Echo(BaseHTTPRequestHandler):
     """Answers with the header lines that it received; redirects once where it is asked to."""
 
@@ -168,6 +171,33 @@ CODEC: Json = {
 LUA_OFF: Json = {
     "typed_per_filter_config": {"envoy.filters.http.lua": {"@type": f"{HTTP}lua.v3.LuaPerRoute", "disabled": True}}
 }
+
+
+def matching(action: Json) -> Json:
+    """A matcher that does something with every request for a path."""
+    header = {"@type": f"{TYPE}envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ":path"}
+    exact = {"/": {"action": {"name": "do", "typed_config": action}}}
+    return {"matcher_tree": {"input": {"name": "path", "typed_config": header}, "exact_match_map": {"map": exact}}}
+
+
+def behind_a_matcher(inner: Json) -> Json:
+    skip = {"@type": f"{TYPE}envoy.extensions.filters.common.matcher.action.v3.SkipFilter"}
+    other = matching(skip)
+    other["matcher_tree"]["exact_match_map"]["map"]["/other"] = other["matcher_tree"]["exact_match_map"]["map"].pop("/")
+    config = {"@type": f"{TYPE}envoy.extensions.common.matching.v3.ExtensionWithMatcher", "xds_matcher": other}
+    return {"name": "delegate", "typed_config": {**config, "extension_config": inner}}
+
+
+def one_of(inner: Json) -> Json:
+    execute = {"@type": f"{HTTP}composite.v3.ExecuteFilterAction", "typed_config": inner}
+    config = {
+        "@type": f"{TYPE}envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        "extension_config": {"name": "composite", "typed_config": {"@type": f"{HTTP}composite.v3.Composite"}},
+        "xds_matcher": matching(execute),
+    }
+    return {"name": "composite", "typed_config": config}
+
+
 GONE: Sequence[Json] = ({"remove": "traceparent"}, {"remove": "tracestate"})
 ADD: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}, "append_action": "ADD_IF_ABSENT"}}
 ONE: Json = {"request_headers_to_remove": ["traceparent"]}
@@ -350,6 +380,29 @@ ROWS: dict[str, Row] = {
         route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
         manager=ids(pack_trace_reason=False),
     ),
+    "filter behind a matcher": Row(REMOVED, filters=[behind_a_matcher(mutating(*GONE))]),
+    "filter among others": Row(REMOVED, filters=[one_of(mutating(*GONE))]),
+    "filter of two names": Row(
+        filters=[{**mutating(*GONE), "name": "mine"}], route=off("envoy.filters.http.header_mutation"), says=REMOVED
+    ),
+    "header to metadata": Row(
+        ("headers.removed",),
+        filters=[
+            {
+                "name": "metadata",
+                "typed_config": {
+                    "@type": f"{HTTP}header_to_metadata.v3.Config",
+                    "request_rules": [
+                        {
+                            "header": "traceparent",
+                            "on_header_present": {"metadata_namespace": "a", "key": "b"},
+                            "remove": True,
+                        }
+                    ],
+                },
+            }
+        ],
+    ),
     "otel, internal redirect": Row(
         CLEARED,
         tracer="otel",
@@ -489,12 +542,16 @@ class Proxy:
 
     def said(self) -> dict[str, set[str]]:
         """The codes of doctor's findings, by listener."""
-        proxy = ask_proxy(self.admin)
-        codes: dict[str, set[str]] = {}
-        for listener in proxy.listeners:
-            alone = examine(look_at_process(connect=False), [replace(proxy, listeners=(listener,))], process_too=False)
-            codes[listener.name] = {finding.code for finding in alone.findings}
-        return codes
+        return said_by_listener(ask_proxy(self.admin))
+
+
+def said_by_listener(proxy: ProxyConfig) -> dict[str, set[str]]:
+    return {each.name: codes_of(replace(proxy, listeners=(each,))) for each in proxy.listeners}
+
+
+def codes_of(proxy: ProxyConfig) -> set[str]:
+    findings = examine(NO_PROCESS, [proxy], process_too=False).findings
+    return {finding.code for finding in findings}
 
 
 def seen_behind(port: int, path: str, sends: Mapping[str, str]) -> dict[str, list[str]]:
@@ -603,7 +660,11 @@ def test_a_tracer_of_the_bootstrap_and_its_runtime(request, tmp_path):
 def camel(value: Any) -> Any:
     """A configuration with protojson's names."""
     if isinstance(value, dict):
-        return {re.sub("_([a-z0-9])", lambda found: found[1].upper(), key): camel(each) for key, each in value.items()}
+        return {
+            # The names of filters are no fields.
+            key if "." in key else re.sub("_([a-z0-9])", lambda found: found[1].upper(), key): camel(each)
+            for key, each in value.items()
+        }
     return [camel(each) for each in value] if isinstance(value, list) else value
 
 
@@ -616,13 +677,7 @@ def said_of(tmp_path: Path, text: str) -> tuple[dict[str, set[str]], set[str]]:
     path = tmp_path / "file"
     path.write_text(text)
     (proxy,) = read_dump(path)
-    codes = {each.name: codes_of(replace(proxy, listeners=(each,))) & ABOUT_HEADERS for each in proxy.listeners}
-    return codes, codes_of(proxy)
-
-
-def codes_of(proxy: ProxyConfig) -> set[str]:
-    findings = examine(look_at_process(connect=False), [proxy], process_too=False).findings
-    return {finding.code for finding in findings}
+    return {name: codes & ABOUT_HEADERS for name, codes in said_by_listener(proxy).items()}, codes_of(proxy)
 
 
 def test_files_in_every_shape_say_the_same(proxy, said, tmp_path):
@@ -637,8 +692,8 @@ def test_files_in_every_shape_say_the_same(proxy, said, tmp_path):
         [*resources["listeners"], *resources["clusters"]],
         {"resources": camel([*resources["listeners"], *resources["clusters"]])},
     ):
-        for text in (json.dumps(document), yaml.dump(document)):
-            assert said_of(tmp_path, text)[0] == expected
+        assert said_of(tmp_path, json.dumps(document))[0] == expected
+    assert said_of(tmp_path, yaml.dump(proxy.config, Dumper=yaml.CSafeDumper))[0] == expected
     (from_dump,) = read_dump(written(tmp_path, dump))
     assert from_dump.version == ask_proxy(proxy.admin).version
 

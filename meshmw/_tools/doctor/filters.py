@@ -32,14 +32,16 @@ Action = Literal["remove", "set", "replace", "append", "add", "unjudged"]
 # Packages of Envoy's filters that change no request header but their own.
 _READERS: Final = frozenset(
     {
-        "adaptive_concurrency", "admission_control", "alternate_protocols_cache", "aws_lambda", "aws_request_signing",
-        "bandwidth_limit", "buffer", "cache", "cache_v2", "cdn_loop", "composite", "compressor", "connect_grpc_bridge",
-        "cors", "csrf", "custom_response", "decompressor", "dynamic_forward_proxy", "dynamo", "fault",
-        "file_system_buffer", "grpc_field_extraction", "grpc_http1_bridge", "grpc_http1_reverse_bridge",
-        "grpc_json_reverse_transcoder", "grpc_json_transcoder", "grpc_stats", "grpc_web", "gzip", "health_check",
-        "json_to_metadata", "kill_request", "match_delegate", "oauth2", "on_demand", "original_src",
-        "proto_api_scrubber", "proto_message_extraction", "proto_message_logging", "ratelimit", "rbac", "router",
-        "set_filter_state", "set_metadata", "stateful_session", "tap", "thrift_to_metadata", "upstream_codec",
+        "adaptive_concurrency", "admission_control", "alternate_protocols_cache", "aws_eventstream_parser",
+        "aws_lambda", "aws_request_signing", "bandwidth_limit", "bandwidth_share", "body_size_limit", "buffer",
+        "cache", "cache_v2", "cdn_loop", "composite", "compressor", "connect_grpc_bridge", "cors", "csrf",
+        "custom_response", "decompressor", "dynamic_forward_proxy", "dynamo", "fault", "file_server",
+        "file_system_buffer", "filter_chain", "grpc_field_extraction", "grpc_http1_bridge",
+        "grpc_http1_reverse_bridge", "grpc_json_reverse_transcoder", "grpc_json_transcoder", "grpc_stats", "grpc_web",
+        "gzip", "health_check", "json_to_metadata", "kill_request", "match_delegate", "oauth2", "on_demand",
+        "original_src", "proto_api_scrubber", "proto_message_extraction", "proto_message_logging", "ratelimit",
+        "rbac", "router", "set_filter_state", "set_metadata", "sse_to_metadata", "stateful_session", "tap",
+        "thrift_to_metadata", "upstream_codec",
     }
 )  # fmt: skip
 # These write the headers that they are told to.
