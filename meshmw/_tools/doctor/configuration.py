@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -35,6 +35,7 @@ class Configuration:
         clusters: Clusters by name.
         filters: Configurations of HTTP filters that came by ECDS, by name.
         scopes: Names of the route configurations of scoped routes, by the name of the scoped routes.
+        lacks_listeners: Whether it gets listeners from elsewhere that are not there.
     """
 
     bootstrap: Json | None = None
@@ -43,12 +44,7 @@ class Configuration:
     clusters: Mapping[str, Json] = field(default_factory=dict)
     filters: Mapping[str, Json] = field(default_factory=dict)
     scopes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    @property
-    def comes_in_part(self) -> bool:
-        """Says whether listeners may be missing: they come from elsewhere, or nobody says where from."""
-        sources = (self.bootstrap or {}).get("dynamic_resources", {})
-        return self.bootstrap is None or "lds_config" in sources or "ads_config" in sources
+    lacks_listeners: bool = False
 
 
 def parse(data: bytes) -> Any:
@@ -114,10 +110,9 @@ def kind_of(document: Any) -> Kind:
         return ""
     if "api_version" in document and "kind" in document:
         return "manifest"
-    if isinstance(document.get("configs"), list):
+    if _sections_of(document):
         return "dump"
-    # As `egctl x translate` writes it: dumps by the names of gateways.
-    if isinstance(document.get("xds"), Mapping):
+    if any(_dumps_within(document)):
         return "dumps"
     if isinstance(document.get("bootstrap"), Mapping) or _BOOTSTRAP & document.keys():
         return "bootstrap"
@@ -132,10 +127,10 @@ def configurations_of(document: Any) -> Iterator[tuple[str, Configuration]]:
     """
     kind = kind_of(document)
     if kind == "dumps":
-        for name, dump in document["xds"].items():
-            yield name, _of_dump(dump["configs"])
+        for name, dump in _dumps_within(document):
+            yield name, _of_dump(_sections_of(dump))
     elif kind == "dump":
-        yield "", _of_dump(document["configs"])
+        yield "", _of_dump(_sections_of(document))
     elif kind == "bootstrap":
         yield "", _of_dump([document if "bootstrap" in document else {"bootstrap": document}])
     elif kind == "resources":
@@ -147,15 +142,33 @@ def configurations_of(document: Any) -> Iterator[tuple[str, Configuration]]:
         raise ValueError("it is no configuration of Envoy")
 
 
+def _sections_of(document: Json) -> Sequence[Json]:
+    """Return the sections of a dump, of which one may stand alone; none where it is no dump."""
+    sections = document.get("configs")
+    if isinstance(sections, list):
+        return sections
+    return [document] if type_of(document).endswith("ConfigDump") else []
+
+
+def _dumps_within(document: Json) -> Iterator[tuple[str, Json]]:
+    """Yield dumps by the names of their proxies, as `egctl config` and `egctl x translate` write them."""
+    for name, each in document.items():
+        for inner_name, inner in ((name, each), *(each.items() if isinstance(each, Mapping) else ())):
+            if isinstance(inner, Mapping) and _sections_of(inner):
+                yield inner_name, inner
+
+
 def _of_dump(configs: Sequence[Json]) -> Configuration:
     bootstrap = next((each["bootstrap"] for each in configs if each.get("bootstrap")), None)
     found = [resource for each in configs for resource in _resources(each)]
     static = (bootstrap or {}).get("static_resources", {})
     # A whole dump has the static ones twice: as they were given, and as they are.
+    sorts = {_sort_of(each) for each in found}
     for sort, plural in (("listener", "listeners"), ("cluster", "clusters")):
-        if not any(_sort_of(each) == sort for each in found):
+        if sort not in sorts:
             found += static.get(plural, ())
-    return _collected(bootstrap, found)
+    sources = {"lds_config", "ads_config"} & (bootstrap or {}).get("dynamic_resources", {}).keys()
+    return replace(_collected(bootstrap, found), lacks_listeners="listener" not in sorts and bool(sources))
 
 
 def _resources(config: Json) -> Iterator[Json]:

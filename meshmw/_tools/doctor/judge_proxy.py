@@ -15,6 +15,7 @@ from meshmw._tools.doctor.headers import HeaderChange
 from meshmw._tools.doctor.process import ProcessFacts
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener
 from meshmw._tools.doctor.tracers import share_a_format
+from meshmw._tools.doctor.versions import OLDEST, Product, is_too_old, lacking
 from meshmw.wire.headers import B3_HEADERS
 
 # Since this version a proxy clears the flag of a sampled parent at its own rate.
@@ -33,6 +34,7 @@ _WHOLE_DUMP: Final = "give the whole /config_dump, without ?resource= and ?mask=
 def judge_proxy(proxy: ProxyConfig) -> Iterator[Finding]:
     """Yield what is wrong with a proxy by itself."""
     yield from _check_parts(proxy)
+    yield from _check_versions(proxy)
     for listener in proxy.listeners:
         for check in _PROXY_CHECKS:
             yield from check(proxy, listener)
@@ -47,7 +49,8 @@ def judge_proxy(proxy: ProxyConfig) -> Iterator[Finding]:
 def _check_parts(proxy: ProxyConfig) -> Iterator[Finding]:
     if "listeners" in proxy.missing:
         yield Finding(
-            "warning", "unjudged.listeners", proxy.where, "its listeners are not in this configuration",
+            "warning", "unjudged.listeners", proxy.where,
+            "listeners that it gets from elsewhere are not in this configuration",
             "whether they trace, and what they do with trace headers, cannot be judged", _WHOLE_DUMP,
         )  # fmt: skip
     elif not proxy.listeners:
@@ -61,6 +64,23 @@ def _check_parts(proxy: ProxyConfig) -> Iterator[Finding]:
             "note", "unjudged.clusters", proxy.where, "its clusters are not in this configuration",
             "filters of a cluster may change what the tracer has written", _WHOLE_DUMP,
         )  # fmt: skip
+
+
+def _check_versions(proxy: ProxyConfig) -> Iterator[Finding]:
+    # An Istio that says its version has the Envoy of that version.
+    product: Product = "Istio" if proxy.istio else "Envoy"
+    version = proxy.istio or proxy.version
+    if not version or not (lacks := lacking(product, version)):
+        return
+    old = is_too_old(product, version)
+    oldest = ".".join(map(str, OLDEST[product]))
+    yield Finding(
+        "warning" if old else "note", "proxy.too-old" if old else "proxy.lacks", proxy.where,
+        f"it is {product} {'.'.join(map(str, version))}, and lacks {', '.join(lacks)}",
+        f"meshmw is for {product} {oldest} and later" if old else "a fix below may need a newer one",
+        f"update it{'' if old else ' where a fix needs it'}; where its tracer knows B3 alone, "
+        "MESHMW_PROPAGATORS=b3multi,tracecontext,baggage",
+    )  # fmt: skip
 
 
 def judge_both(facts: ProcessFacts, proxy: ProxyConfig) -> Iterator[Finding]:

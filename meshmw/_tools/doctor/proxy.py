@@ -181,7 +181,7 @@ def _read(
         for listener in configuration.listeners
         for manager in _connection_managers(listener)
     )
-    missing = [] if configuration.listeners or not configuration.comes_in_part else ["listeners"]
+    missing = [] if configuration.listeners and not configuration.lacks_listeners else ["listeners"]
     if listeners and not configuration.clusters:
         missing.append("clusters")
     http = {listener.name for listener in listeners}
