@@ -110,7 +110,7 @@ def kind_of(document: Any) -> Kind:
         return ""
     if "api_version" in document and "kind" in document:
         return "manifest"
-    if _sections_of(document):
+    if _sections_of(document) is not None:
         return "dump"
     if any(_dumps_within(document)):
         return "dumps"
@@ -127,10 +127,10 @@ def configurations_of(document: Any) -> Iterator[tuple[str, Configuration]]:
     """
     kind = kind_of(document)
     if kind == "dumps":
-        for name, dump in _dumps_within(document):
-            yield name, _of_dump(_sections_of(dump))
+        for name, sections in _dumps_within(document):
+            yield name, _of_dump(sections)
     elif kind == "dump":
-        yield "", _of_dump(_sections_of(document))
+        yield "", _of_dump(_sections_of(document) or ())
     elif kind == "bootstrap":
         yield "", _of_dump([document if "bootstrap" in document else {"bootstrap": document}])
     elif kind == "resources":
@@ -142,20 +142,21 @@ def configurations_of(document: Any) -> Iterator[tuple[str, Configuration]]:
         raise ValueError("it is no configuration of Envoy")
 
 
-def _sections_of(document: Json) -> Sequence[Json]:
-    """Return the sections of a dump, of which one may stand alone; none where it is no dump."""
+def _sections_of(document: Json) -> Sequence[Json] | None:
+    """Return the sections of a dump, of which one may stand alone; None where it is no dump."""
     sections = document.get("configs")
     if isinstance(sections, list):
         return sections
-    return [document] if type_of(document).endswith("ConfigDump") else []
+    return [document] if type_of(document).endswith("ConfigDump") else None
 
 
-def _dumps_within(document: Json) -> Iterator[tuple[str, Json]]:
+def _dumps_within(document: Json) -> Iterator[tuple[str, Sequence[Json]]]:
     """Yield dumps by the names of their proxies, as `egctl config` and `egctl x translate` write them."""
     for name, each in document.items():
         for inner_name, inner in ((name, each), *(each.items() if isinstance(each, Mapping) else ())):
-            if isinstance(inner, Mapping) and _sections_of(inner):
-                yield inner_name, inner
+            sections = _sections_of(inner) if isinstance(inner, Mapping) else None
+            if sections is not None:
+                yield inner_name, sections
 
 
 def _of_dump(configs: Sequence[Json]) -> Configuration:

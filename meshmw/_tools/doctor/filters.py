@@ -154,7 +154,7 @@ def _package_of(name: str, config: Json) -> str:
     _, http, rest = kind.partition(".http.")
     if kind.startswith("envoy.") and http:
         return rest.partition(".")[0]
-    last = name.rpartition(".")[2]
+    last = name.partition(" of ")[0].rpartition(".")[2]
     # Istio's own filters write metadata and statistics.
     if kind.startswith(("stats.", "io.istio.", "istio.")) or name.startswith("istio"):
         return "set_metadata"

@@ -22,6 +22,8 @@ _LISTS: Final = {"baggage", "tracestate"}
 # The tracer goes on without these.
 _BESIDE_THE_IDS: Final = {"x-b3-parentspanid", "x-b3-sampled", "x-b3-flags", "x-datadog-sampling-priority"}
 
+# What a route says to these changes only whether and what they ask.
+_ASKS_FOR_ROUTES: Final = ("ExtAuthz", "ExtProc")
 _FOLLOWS: Final = "HANDLE_INTERNAL_REDIRECT"
 
 Effect = Literal["removed", "restarted", "overwritten", "doubled", "added", "in vain"]
@@ -81,7 +83,8 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     unjudged: dict[str, None] = {}
     rates: dict[tuple[str, float], None] = {}
     redirects: dict[str, None] = {}
-    for table in tables:
+    # Without routes, the rest of the way is still known.
+    for table in tables or ({"vhds": {}},):
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
             for leaf in _leaves(table):
@@ -196,6 +199,8 @@ def _leaves(table: Json) -> Iterator[_Leaf]:
             # A redirect or an answer of the proxy's own reaches nobody.
             if "route" in route:
                 yield from _leaves_of_route([top, second], route)
+    if "vhds" in table:
+        yield _Leaf([top], "", None, False)
 
 
 def _routes_within(value: Any) -> Iterator[Json]:
@@ -262,7 +267,7 @@ def _filter_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configura
             yield from filter_steps(name, config)
         for place, override in overrides:
             inner = typed(override.get("config")) if type_of(override) == "FilterConfig" else override
-            if type_of(inner) == "HeaderMutationPerRoute":
+            if not type_of(inner).startswith(_ASKS_FOR_ROUTES):
                 yield from filter_steps(f"{name} of {place}", inner)
 
 

@@ -201,7 +201,8 @@ def _of_request_id(where: str, change: HeaderChange) -> Finding:
 
 
 def _weight(change: HeaderChange, listener: ProxyListener) -> Severity:
-    if change.effect == "in vain":
+    # A tracer that is not there may write it again.
+    if change.effect == "in vain" or listener.missing:
         return "note"
     if change.header == "traceparent":
         return "error"
