@@ -303,6 +303,9 @@ def test_an_address_that_is_no_proxys(monkeypatch):
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
     with pytest.raises(AdminError, match="is no Envoy administration interface"):
         ask_proxy("http://mesh")
+    transport = httpx.MockTransport(lambda request: httpx.Response(404))
+    with pytest.raises(AdminError, match=r"answered 404 .* Linkerd 2\.11 lacks W3C headers"):
+        ask_proxy("http://mesh")
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"[" * 100_000))
     with pytest.raises(AdminError, match=r"is no Envoy administration interface \(RecursionError\)"):
         ask_proxy("http://mesh")

@@ -137,9 +137,9 @@ def test_the_second_api_and_api_listeners():
 
 def test_routes_by_name_and_scope():
     scope = {"name": "one", "route_configuration_name": "t"}
-    scopes = {"@type": "x.ScopedRoutesConfigDump", "dynamic_scoped_route_configs": [
-        {"name": "scopes", "scoped_route_configs": [scope, {"name": "two", "route_configuration": {"name": "u", "virtual_hosts": []}}]}
-    ]}  # fmt: skip
+    inline = {"name": "two", "route_configuration": {"name": "u", "virtual_hosts": []}}
+    both = {"name": "scopes", "scoped_route_configs": [scope, inline]}
+    scopes = {"@type": "x.ScopedRoutesConfigDump", "dynamic_scoped_route_configs": [both]}
     manager = {"@type": HCM, "scoped_routes": {"name": "scopes"}}
     held = {"name": "in", "filter_chains": [{"filters": [{"typed_config": manager}]}]}
     dump = {
@@ -233,6 +233,9 @@ def test_filters_of_istio_and_such_as_only_write_their_own():
     }
     assert with_filter("j", jwt).unjudged == ("filter j, which writes b3",)
     assert with_filter("j", {**jwt, "providers": {}}).unjudged == ()
+    rules = {"request_rules": [{"header": "traceparent"}]}
+    found = with_filter("h", {"@type": f"{HTTP}header_to_metadata.v3.Config", **rules})
+    assert (found.unjudged, found.changes) == ((), ())
     changes = {"request_transformation": {"headers_mutations": [{"remove": "baggage"}]}}
     found = with_filter("t", {"@type": f"{HTTP}transform.v3.TransformConfig", **changes})
     assert [(change.header, change.effect) for change in found.changes] == [("baggage", "removed")]

@@ -243,7 +243,7 @@ def _early_steps(manager: Json, table: Json) -> Iterator[Step]:
     place = "early_header_mutation_extensions"
     for extension in manager.get("early_header_mutation_extensions", ()):
         config = typed(extension.get("typed_config"))
-        if type_of(config) == "HeaderMutation":
+        if type_of(config) in ("HeaderMutation", ""):
             yield from mutations(config.get("mutations", ()), place)
         else:
             yield Step("", "unjudged", f"{place}: {extension.get('name', '')}")

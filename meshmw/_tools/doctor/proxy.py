@@ -27,6 +27,7 @@ from meshmw._tools.doctor.configuration import (
 )
 from meshmw._tools.doctor.headers import HeaderChange, follow
 from meshmw._tools.doctor.tracers import Tracing, read_tracing
+from meshmw._tools.doctor.versions import OLDEST, lacking
 from meshmw.errors import MeshmwError
 
 _CONNECTION_MANAGER: Final = "HttpConnectionManager"
@@ -57,6 +58,12 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
                 for path in ("/config_dump", "/server_info", "/clusters?format=json")
             )
             return read_proxy(where, dump, info, clusters)
+    except httpx.HTTPStatusError as error:
+        oldest = ".".join(map(str, OLDEST["Linkerd"]))
+        raise AdminError(
+            f"{where} answered {error.response.status_code} and is no Envoy administration interface; a proxy of Linkerd "
+            f"has none, and Linkerd {oldest} lacks {', '.join(lacking('Linkerd', OLDEST['Linkerd']))}"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
     except _UNEXPECTED as error:
