@@ -6,12 +6,12 @@ a rule, write a function that yields findings and list it at the end of this fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from meshmw._tools import Finding, Severity
+from meshmw._tools import SEVERITIES, Finding, Severity
 from meshmw._tools.doctor.filters import FOREIGN_HEADERS
-from meshmw._tools.doctor.headers import HeaderChange
+from meshmw._tools.doctor.headers import Effect, HeaderChange
 from meshmw._tools.doctor.process import ProcessFacts
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener
 from meshmw._tools.doctor.tracers import share_a_format
@@ -152,7 +152,7 @@ def _some(texts: Sequence[str]) -> str:
 
 
 # For each effect: the code, what is done, why that breaks traces, and what to do.
-_CHANGES: Final = {
+_CHANGES: Final[Mapping[Effect, tuple[str, str, str, str]]] = {
     "removed": (
         "headers.removed", "removed", "what lies behind it never sees the caller's headers", "take it away",
     ),
@@ -181,15 +181,17 @@ _CHANGES: Final = {
 
 
 def _check_changes(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
-    groups: dict[tuple[str, str, Severity], list[str]] = {}
+    groups: dict[tuple[Effect, str], list[HeaderChange]] = {}
     for change in listener.changes:
         if change.header == "x-request-id":
             yield _of_request_id(proxy.where_of(listener), change)
         else:
-            groups.setdefault((change.effect, change.place, _weight(change, listener)), []).append(change.header)
-    for (effect, place, severity), headers in groups.items():
+            groups.setdefault((change.effect, change.place), []).append(change)
+    for (effect, place), changes in groups.items():
         code, done, why, fix = _CHANGES[effect]
-        yield Finding(severity, code, proxy.where_of(listener), f"{', '.join(headers)} {done}: {place}", why, fix)
+        headers = ", ".join(change.header for change in changes)
+        severity = min((_weight(change, listener) for change in changes), key=SEVERITIES.index)
+        yield Finding(severity, code, proxy.where_of(listener), f"{headers} {done}: {place}", why, fix)
 
 
 def _of_request_id(where: str, change: HeaderChange) -> Finding:

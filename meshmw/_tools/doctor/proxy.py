@@ -59,10 +59,10 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
             )
             return read_proxy(where, dump, info, clusters)
     except httpx.HTTPStatusError as error:
-        oldest = ".".join(map(str, OLDEST["Linkerd"]))
+        oldest, lacks = ".".join(map(str, OLDEST["Linkerd"])), ", ".join(lacking("Linkerd", OLDEST["Linkerd"]))
         raise AdminError(
-            f"{where} answered {error.response.status_code} and is no Envoy administration interface; a proxy of Linkerd "
-            f"has none, and Linkerd {oldest} lacks {', '.join(lacking('Linkerd', OLDEST['Linkerd']))}"
+            f"{where} answered {error.response.status_code} and is no Envoy administration interface; a proxy of "
+            f"Linkerd has none, and Linkerd {oldest} lacks {lacks}"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
