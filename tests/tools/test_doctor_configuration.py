@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meshmw.__main__ import main
 from meshmw._tools.doctor.configuration import kind_of, own_name, with_own_names
 from meshmw._tools.doctor.judge_proxy import judge_proxy
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, read_dump, read_proxy
@@ -310,3 +311,27 @@ def test_versions():
     assert lacking("Linkerd", (2, 11, 1))
     assert not lacking("Linkerd", (2, 19))
     assert is_too_old("Linkerd", (2, 10))
+
+
+def test_the_last_line_never_says_well_of_what_cannot_be_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "envoy.json"
+    chain = {"filters": [{"typed_config": {"@type": HCM, "route_config": TABLE}}]}
+    path.write_text(json.dumps({"static_resources": {"listeners": [{"name": "in", "filter_chains": [chain, chain]}]}}))
+    assert main(["doctor", f"--config-dump={path}"]) == 0
+    out = capsys.readouterr().out
+    assert "in, 2 times" in out
+    assert "Nothing to mend in what can be judged; 1 that cannot." in out
+    path.write_text(json.dumps(bootstrap({"route_config": {**TABLE, "request_headers_to_remove": ["traceparent"]}})))
+    assert main(["doctor", f"--config-dump={path}"]) == 1
+    out = capsys.readouterr().out
+    assert "traceparent removed: request_headers_to_remove of route configuration t" in out
+    assert "untouched" not in out
+    assert out.endswith("1 to mend\n")
+    path.write_text(json.dumps([listener({"rds": {"route_config_name": "gone"}, "route_config": TABLE})]))
+    assert main(["doctor", f"--config-dump={path}"]) == 0
+    held = listener({"rds": {"route_config_name": "gone"}})
+    del held["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]
+    path.write_text(json.dumps([held]))
+    assert main(["doctor", f"--config-dump={path}"]) == 1
+    assert "Nothing to mend in what can be judged; 2 that cannot." in capsys.readouterr().out
