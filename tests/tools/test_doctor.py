@@ -18,7 +18,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 
 from meshmw import MeshPropagator, Settings
 from meshmw._tools.doctor import examine
-from meshmw._tools.doctor.judge import judge_both, judge_process, judge_proxy
+from meshmw._tools.doctor.headers import HeaderChange
+from meshmw._tools.doctor.judge import judge_process
+from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
 from meshmw._tools.doctor.process import AppError, ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, ask_proxy, read_dump, read_proxy
 
@@ -90,6 +92,10 @@ OTEL = ProxyListener(name="in", tracer="opentelemetry", formats=("w3c",), logs_t
 PROXY = ProxyConfig(where="http://127.0.0.1:15000", node="shop", version=(1, 40, 0), listeners=(OTEL,))
 
 
+def changed(effect: str, header: str = "traceparent") -> dict[str, object]:
+    return {"changes": (HeaderChange(header, effect, "route /"),)}
+
+
 @pytest.mark.parametrize(
     ("changes", "codes"),
     [
@@ -101,11 +107,23 @@ PROXY = ProxyConfig(where="http://127.0.0.1:15000", node="shop", version=(1, 40,
         ({"random_sampling": 1.0, "uses_request_id": False}, []),
         ({"random_sampling": 1.0, "sampler": "always_on"}, []),
         ({"makes_request_id": False}, ["request-id.not-made"]),
-        ({"removes_early": ("traceparent",)}, ["headers.removed-early"]),
-        ({"removes": ("traceparent",)}, ["headers.removed-in-vain"]),
-        ({"removes": ("traceparent",), "tracer": "", "formats": ()}, ["proxy.no-tracing", "headers.removed"]),
-        ({"removes": ("baggage",)}, ["headers.removed"]),
-        ({"removes": ("x-request-id",)}, ["request-id.removed"]),
+        (changed("restarted"), ["headers.removed-early"]),
+        (changed("in vain"), ["headers.removed-in-vain"]),
+        (changed("removed") | {"tracer": "", "formats": ()}, ["proxy.no-tracing", "headers.removed"]),
+        (changed("removed", "baggage"), ["headers.removed"]),
+        (changed("overwritten"), ["headers.overwritten"]),
+        (changed("doubled"), ["headers.doubled"]),
+        (changed("added"), ["headers.added"]),
+        (changed("removed", "x-request-id"), ["request-id.removed"]),
+        (changed("overwritten", "x-request-id"), ["request-id.changed"]),
+        ({"rates": (("", 100.0), ("route /", 5.0))}, ["sampling.proxy-clears-the-flag"]),
+        ({"random_sampling": 1.0, "rates": (("route /", 100.0),)}, []),
+        ({"redirects": ("route /",)}, ["sampling.proxy-clears-the-flag"]),
+        ({"redirects": ("route /",), "tracer": "zipkin"}, []),
+        ({"missing": True, "tracer": "", "formats": ()}, ["unjudged.tracer"]),
+        ({"missing_routes": ("a", "b", "c", "d")}, ["unjudged.routes"]),
+        ({"unjudged": ("filter lua",)}, ["unjudged.filter"]),
+        ({"unjudged": ("filter lua, which names b3", "filter wasm")}, ["unjudged.filter", "unjudged.filter"]),
         ({"short_ids": True}, ["zipkin.short-ids"]),
         ({"shared_spans": True}, ["zipkin.shared-spans"]),
         ({"logs_traceparent": False}, ["access-log.not-logged"]),
@@ -122,8 +140,41 @@ def test_faults_of_a_whole_proxy():
     zipkin = replace(OTEL, tracer="zipkin", formats=("b3",))
     assert [each.code for each in judge_proxy(replace(PROXY, listeners=(OTEL, zipkin)))] == ["proxy.mixed-formats"]
     assert [each.code for each in judge_proxy(replace(PROXY, listeners=()))] == ["proxy.no-http"]
+    part = replace(PROXY, missing=("clusters",))
+    assert [each.code for each in judge_proxy(part)] == ["unjudged.clusters"]
+    assert [each.code for each in judge_proxy(replace(part, listeners=(), missing=("listeners",)))] == [
+        "unjudged.listeners"
+    ]
+    datadog = replace(OTEL, tracer="datadog", formats=("w3c", "datadog"))
+    assert list(judge_proxy(replace(PROXY, listeners=(OTEL, datadog)))) == []
     old = replace(PROXY, version=(1, 38, 3), listeners=(replace(OTEL, random_sampling=1.0),))
     assert list(judge_proxy(old)) == []
+
+
+@pytest.mark.parametrize(
+    ("header", "effect", "listener", "severity"),
+    [
+        ("traceparent", "removed", {}, "error"),
+        ("tracestate", "removed", {}, "warning"),
+        ("baggage", "overwritten", {}, "warning"),
+        ("b3", "removed", {}, "note"),
+        ("b3", "removed", {"tracer": "", "formats": ()}, "error"),
+        ("x-b3-traceid", "restarted", {"tracer": "zipkin", "formats": ("b3",)}, "error"),
+        ("uber-trace-id", "removed", {}, "note"),
+        ("x-datadog-trace-id", "restarted", {"tracer": "datadog", "formats": ("w3c", "datadog")}, "warning"),
+        ("traceparent", "in vain", {}, "note"),
+    ],
+)
+def test_how_bad_a_change_is(header, effect, listener, severity):
+    proxy = replace(PROXY, listeners=(replace(OTEL, **listener, **changed(effect, header)),))
+    (finding,) = (each for each in judge_proxy(proxy) if each.code.startswith("headers."))
+    assert finding.severity == severity
+
+
+def test_identical_findings_are_one_with_a_count():
+    listeners = tuple(replace(OTEL, name=f"in{number}", logs_traceparent=None) for number in range(5))
+    (finding,) = examine(FINE, [replace(PROXY, listeners=listeners)], process_too=False).findings
+    assert finding.where == "shop in0, shop in1, shop in2 and 2 more"
 
 
 @pytest.mark.parametrize(
@@ -163,12 +214,13 @@ HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_mana
 def dump(manager: dict[str, object], **listener: object) -> dict[str, object]:
     filters = [{"typed_config": {"@type": HCM, **manager}}, {"typed_config": {"@type": "other"}}]
     active = {"listener": {"name": "in", "filter_chains": [{"filters": filters}], **listener}}
-    routes = [{"request_headers_to_remove": ["TraceParent", "cookie"]}]
-    hosts = [{"request_headers_to_remove": ["B3"], "routes": routes}]
+    route = {"match": {"path": "/a"}, "route": {"cluster": "c"}, "request_headers_to_remove": ["TraceParent", "cookie"]}
+    hosts = [{"name": "all", "request_headers_to_remove": ["B3"], "routes": [route]}]
     named = {"route_config": {"name": "rds", "virtual_hosts": hosts}}
     return {
         "configs": [
-            {"bootstrap": {"node": {"id": "sidecar~10.0.0.1~shop"}}},
+            {"bootstrap": {"node": {"id": "sidecar~10.0.0.1~shop", "metadata": {"ISTIO_VERSION": "1.29.0"}}}},
+            {"dynamic_active_clusters": [{"cluster": {"name": "c"}}], "dynamic_warming_clusters": [{"cluster": {}}]},
             {"dynamic_listeners": [{"active_state": active}, {"name": "warming"}]},
             {"dynamic_route_configs": [named, {"route_config": {"virtual_hosts": []}}]},
         ]
@@ -181,10 +233,15 @@ def listener_of(manager: dict[str, object], **listener: object) -> ProxyListener
 
 def test_what_istio_sends_by_xds_is_read():
     found = listener_of({"rds": {"route_config_name": "rds"}, "generate_request_id": {"value": False}})
-    assert (found.removes, found.makes_request_id, found.tracer) == (("b3", "traceparent"), False, "")
-    assert listener_of({"rds": {"route_config_name": "other"}}).removes == ()
+    assert [(each.header, each.effect, each.place) for each in found.changes] == [
+        ("traceparent", "removed", "request_headers_to_remove of route /a of virtual host all"),
+        ("b3", "removed", "request_headers_to_remove of virtual host all"),
+    ]
+    assert (found.makes_request_id, found.tracer) == (False, "")
+    other = listener_of({"rds": {"route_config_name": "other"}})
+    assert (other.changes, other.missing_routes) == ((), ("other",))
     proxy = read_proxy("x", dump({}), {"version": "c/1.40.1-dev/Clean"}, None)
-    assert (proxy.node, proxy.version) == ("sidecar~10.0.0.1~shop", (1, 40, 1))
+    assert (proxy.node, proxy.version, proxy.istio) == ("sidecar~10.0.0.1~shop", (1, 40, 1), (1, 29, 0))
     chained = read_proxy("x", dump({}, default_filter_chain={"filters": [{"typed_config": {"@type": HCM}}]}))
     assert len(chained.listeners) == 2
 
@@ -228,7 +285,7 @@ def test_a_collector_that_refuses_is_seen():
 def test_a_dump_in_a_file(tmp_path):
     path = tmp_path / "dump.json"
     path.write_text(json.dumps(dump({})))
-    assert read_dump(path).listeners[0].name == "in"
+    assert read_dump(path)[0].listeners[0].name == "in"
     endless = json.dumps(dump({"common_http_protocol_options": {"max_headers_count": math.inf}}))
     for text in ("{}", "[]", "x", '{"configs": [1]}', "[" * 100_000, endless):
         path.write_text(text)
@@ -245,6 +302,9 @@ def test_an_address_that_is_no_proxys(monkeypatch):
     client = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
     with pytest.raises(AdminError, match="is no Envoy administration interface"):
+        ask_proxy("http://mesh")
+    transport = httpx.MockTransport(lambda request: httpx.Response(404))
+    with pytest.raises(AdminError, match=r"answered 404 .* Linkerd 2\.11 lacks W3C headers"):
         ask_proxy("http://mesh")
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"[" * 100_000))
     with pytest.raises(AdminError, match=r"is no Envoy administration interface \(RecursionError\)"):

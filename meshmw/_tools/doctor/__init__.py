@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from meshmw._tools import Finding, JsonValue, by_severity
-from meshmw._tools.doctor.judge import judge_both, judge_process, judge_proxy
+from meshmw._tools.doctor.judge import judge_process
+from meshmw._tools.doctor.judge_proxy import UNJUDGED, judge_both, judge_proxy
 from meshmw._tools.doctor.process import ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener, ask_proxy, read_dump
 from meshmw._tools.output import (
@@ -64,7 +66,8 @@ def doctor(
     with _importable_from(app_dir), contextlib.redirect_stdout(sys.stderr):
         loaded = load_app(app) if app else None
     facts = look_at_process(app, loaded, connect=connect)
-    proxies = [ask_proxy(url) for url in envoy_admin or ()] + [read_dump(path) for path in config_dump or ()]
+    proxies = [ask_proxy(url) for url in envoy_admin or ()]
+    proxies += [proxy for path in config_dump or () for proxy in read_dump(path)]
     diagnosis = examine(facts, proxies, process_too=bool(app) or not proxies)
     if json:
         print_json(diagnosis.to_json())
@@ -105,7 +108,18 @@ def examine(process: ProcessFacts, proxies: Sequence[ProxyConfig] = (), *, proce
     findings = [*judge_process(process)] if process_too else []
     for proxy in proxies:
         findings += [*judge_proxy(proxy), *judge_both(process, proxy)]
-    return Diagnosis(process, tuple(proxies), by_severity(findings))
+    return Diagnosis(process, tuple(proxies), by_severity(_once_each(findings)))
+
+
+def _once_each(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield findings that differ only in their places once, with the first places and the count of the rest."""
+    places: dict[Finding, list[str]] = {}
+    for finding in findings:
+        places.setdefault(replace(finding, where=""), []).append(finding.where)
+    for finding, found in places.items():
+        distinct = list(dict.fromkeys(found))
+        more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
+        yield replace(finding, where=f"{', '.join(distinct[:3])}{more}")
 
 
 def _print(diagnosis: Diagnosis) -> None:
@@ -115,9 +129,19 @@ def _print(diagnosis: Diagnosis) -> None:
         _print_proxy(proxy)
         print_line("")
     print_findings(diagnosis.findings)
-    faults = sum(finding.is_fault for finding in diagnosis.findings)
     print_line("")
-    print_line(f"{faults} to mend" if faults else "Nothing to mend.", "bold red" if faults else "bold green")
+    print_line(*_summary(diagnosis.findings))
+
+
+def _summary(findings: Sequence[Finding]) -> tuple[str, str]:
+    """Return the last line and its style: what cannot be judged is never said to be well."""
+    unjudged = sum(finding.code.startswith(UNJUDGED) for finding in findings)
+    faults = sum(finding.is_fault and not finding.code.startswith(UNJUDGED) for finding in findings)
+    if faults:
+        return f"{faults} to mend{f', {unjudged} that cannot be judged' if unjudged else ''}", "bold red"
+    if unjudged:
+        return f"Nothing to mend in what can be judged; {unjudged} that cannot.", "bold yellow"
+    return "Nothing to mend.", "bold green"
 
 
 def _print_process(facts: ProcessFacts) -> None:
@@ -144,8 +168,17 @@ def _export_shown(facts: ProcessFacts) -> str:
 def _print_proxy(proxy: ProxyConfig) -> None:
     version = ".".join(map(str, proxy.version))
     print_line(f"proxy {proxy.node or proxy.where}  Envoy {version or 'of unknown version'}", "bold")
-    columns = ["listener", "tracer", "formats", "sampling", "removes", "headers", "request id", "log"]
-    print_table(columns, [_listener_row(listener) for listener in proxy.listeners])
+    columns = ["listener", "tracer", "formats", "sampling", "changes", "headers", "request id", "log"]
+    rows = Counter(tuple(_listener_row(listener)) for listener in proxy.listeners)
+    print_table(
+        columns, [[f"{name}, {times} times" if times > 1 else name, *cells] for (name, *cells), times in rows.items()]
+    )
+
+
+def _changes_shown(listener: ProxyListener) -> str:
+    changed = dict.fromkeys(f"{change.header} {change.effect}" for change in listener.changes)
+    unknown = ["?"] if listener.unjudged or listener.missing_routes else []
+    return ", ".join([*changed, *unknown]) or "-"
 
 
 def _listener_row(listener: ProxyListener) -> list[str]:
@@ -160,7 +193,7 @@ def _listener_row(listener: ProxyListener) -> list[str]:
         listener.tracer or "none",
         "+".join(listener.formats) or "-",
         sampling,
-        ", ".join([*listener.removes, *(f"{name} (early)" for name in listener.removes_early)]) or "-",
+        _changes_shown(listener),
         f"{listener.max_kb} KiB, {listener.max_count}",
         ", ".join(request_id),
         {True: "traceparent", False: "no traceparent", None: "none"}[listener.logs_traceparent],

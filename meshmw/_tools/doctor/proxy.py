@@ -6,9 +6,8 @@ well. Only the fields of `ProxyConfig` are taken: a dump may hold keys and certi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,15 +15,24 @@ import httpx
 
 from meshmw._notices import without_secrets
 from meshmw._tools import JsonValue
+from meshmw._tools.doctor.configuration import (
+    Configuration,
+    Json,
+    configurations_of,
+    parse,
+    plain,
+    type_of,
+    typed,
+    with_own_names,
+)
+from meshmw._tools.doctor.headers import HeaderChange, follow
+from meshmw._tools.doctor.tracers import Tracing, read_tracing
+from meshmw._tools.doctor.versions import OLDEST, lacking
 from meshmw.errors import MeshmwError
 
-TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
-_TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking", "xray", "lightstep", "opencensus", "dynamic_ot")
 _CONNECTION_MANAGER: Final = "HttpConnectionManager"
 # What reading JSON of another shape raises.
 _UNEXPECTED: Final = (ValueError, AttributeError, LookupError, TypeError, ArithmeticError, RecursionError)
-
-Json = Mapping[str, Any]
 
 
 class AdminError(MeshmwError):
@@ -50,70 +58,75 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
                 for path in ("/config_dump", "/server_info", "/clusters?format=json")
             )
             return read_proxy(where, dump, info, clusters)
+    except httpx.HTTPStatusError as error:
+        oldest, lacks = ".".join(map(str, OLDEST["Linkerd"])), ", ".join(lacking("Linkerd", OLDEST["Linkerd"]))
+        raise AdminError(
+            f"{where} answered {error.response.status_code} and is no Envoy administration interface; a proxy of "
+            f"Linkerd has none, and Linkerd {oldest} lacks {lacks}"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
     except _UNEXPECTED as error:
         raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
 
 
-def read_dump(path: Path) -> ProxyConfig:
-    """Read a file that holds what `/config_dump` answered, as curl or `istioctl proxy-config all POD -o json` write it.
+def read_dump(path: Path) -> list[ProxyConfig]:
+    """Read a file with Envoy's configuration: what `/config_dump` answered, a bootstrap, or resources alone.
+
+    JSON is read as well as YAML, with Envoy's own names as well as those of protojson, as `istioctl proxy-config POD -o
+    json` and Envoy Gateway write them.
+
+    Returns:
+        The proxies that it is the configuration of: one, but for files that hold several dumps.
 
     Raises:
         AdminError: It cannot be read, or holds something else.
     """
     try:
-        document: Any = json.loads(path.read_bytes())
-        return read_proxy(str(path), document)
+        named = list(configurations_of(parse(path.read_bytes())))
+        return [_read(f"{path} {name}".strip(), configuration) for name, configuration in named]
     except OSError as error:
         raise AdminError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise AdminError(f"{path} holds no config_dump, bootstrap or list of resources: {error}") from error
     except _UNEXPECTED as error:
-        raise AdminError(f"{path} holds no config_dump ({type(error).__name__})") from error
+        kind = type(error).__name__
+        raise AdminError(f"{path} holds no config_dump, bootstrap or list of resources ({kind})") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyListener(JsonValue):
-    """Holds what one HTTP listener of a proxy does with traces.
+class ProxyListener(Tracing):
+    """Holds what one HTTP listener of a proxy does with traces: its tracer, and the rest of its way.
 
     Attributes:
         name: Its name.
         direction: `INBOUND`, `OUTBOUND` or empty.
-        tracer: Such as `opentelemetry`, `zipkin`; empty where it passes trace headers through.
-        formats: The formats that its tracer reads and writes: `w3c`, `b3`.
-        random_sampling: Percent of requests that start sampled.
-        sampler: The last part of the OpenTelemetry sampler's name; empty for none.
         uses_request_id: Whether `x-request-id` carries the sampling decision.
         makes_request_id: Whether it makes one where it is missing.
         edge: Whether it treats the peer as the outside world, and so replaces `x-request-id`.
-        removes: Trace headers that its routes remove.
-        removes_early: Trace headers that are removed before the tracer looks.
-        writes_nothing: Whether the tracer injects no headers.
-        shared_spans: Whether a Zipkin server span has the span id of its client.
-        short_ids: Whether Zipkin makes trace ids of 64 bits.
+        changes: What becomes of trace headers on their way through.
+        unjudged: What may change them, and does not say so in a configuration.
+        missing_routes: Route configurations that it uses, and that are not there.
+        rates: Percent of requests that start sampled, with the route that says so; empty for the listener's own.
+        redirects: Routes that follow redirects themselves.
         max_kb: The limit on request headers, in KiB.
         max_count: The limit on their number.
         logs_traceparent: Whether an access log prints it; None where there is no access log.
-        collector: The cluster that spans go to; empty where there is none.
     """
 
     name: str
     direction: str = ""
-    tracer: str = ""
-    formats: tuple[str, ...] = ()
-    random_sampling: float = 100.0
-    sampler: str = ""
     uses_request_id: bool = True
     makes_request_id: bool = True
     edge: bool = False
-    removes: tuple[str, ...] = ()
-    removes_early: tuple[str, ...] = ()
-    writes_nothing: bool = False
-    shared_spans: bool = False
-    short_ids: bool = False
+    changes: tuple[HeaderChange, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    missing_routes: tuple[str, ...] = ()
+    rates: tuple[tuple[str, float], ...] = ()
+    redirects: tuple[str, ...] = ()
     max_kb: int = 60
     max_count: int = 100
     logs_traceparent: bool | None = None
-    collector: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,26 +134,33 @@ class ProxyConfig(JsonValue):
     """Holds what one proxy says of itself.
 
     Attributes:
-        where: The address that was asked.
+        where: The address that was asked, or the file.
         node: Its node id.
         version: Such as `(1, 40, 0)`; empty where it is not known.
+        istio: The version of Istio that it is a proxy of; empty where it is not known.
         listeners: Its HTTP listeners.
+        other_listeners: How many listeners it has beside those.
         failing: Clusters to which connections have failed and none has been made.
+        missing: What of its configuration is not there: `listeners`, `clusters`.
     """
 
     where: str
     node: str = ""
     version: tuple[int, ...] = ()
+    istio: tuple[int, ...] = ()
     listeners: tuple[ProxyListener, ...] = ()
+    other_listeners: int = 0
     failing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def where_of(self, listener: ProxyListener) -> str:
         """Return what findings call one of its listeners."""
         return f"{self.node or self.where} {listener.name or listener.direction}".strip()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the proxy as plain JSON values, with the version as a text."""
-        return {**JsonValue.to_json(self), "version": ".".join(map(str, self.version))}
+        """Return the proxy as plain JSON values, with versions as texts."""
+        texts = {name: ".".join(map(str, getattr(self, name))) for name in ("version", "istio")}
+        return {**JsonValue.to_json(self), **texts}
 
 
 def read_proxy(where: str, dump: Json, server_info: Json | None = None, clusters: Json | None = None) -> ProxyConfig:
@@ -155,80 +175,91 @@ def read_proxy(where: str, dump: Json, server_info: Json | None = None, clusters
     Raises:
         ValueError: It is no configuration dump.
     """
-    configs = dump.get("configs")
-    if not isinstance(configs, list):
-        raise ValueError(f"{where} did not answer with a config_dump")
-    routes = {route["name"]: route for route in _resources(configs, "route_configs", "route_config") if "name" in route}
-    listeners = [
-        _read_listener(listener, manager, routes)
-        for listener in _resources(configs, "listeners", "listener")
+    (_, configuration), *_others = configurations_of(with_own_names(dump))
+    return _read(where, configuration, server_info, clusters)
+
+
+def _read(
+    where: str, configuration: Configuration, server_info: Json | None = None, clusters: Json | None = None
+) -> ProxyConfig:
+    node: Json = (configuration.bootstrap or {}).get("node", {})
+    listeners = tuple(
+        _read_listener(listener, manager, configuration)
+        for listener in configuration.listeners
         for manager in _connection_managers(listener)
-    ]
-    node: Json = next((each["bootstrap"].get("node", {}) for each in configs if "bootstrap" in each), {})
+    )
+    missing = [] if configuration.listeners and not configuration.lacks_listeners else ["listeners"]
+    if listeners and not configuration.clusters:
+        missing.append("clusters")
+    http = {listener.name for listener in listeners}
     return ProxyConfig(
         where=where,
         node=str(node.get("id", "")),
-        version=_read_version(server_info or {}),
-        listeners=tuple(listeners),
+        version=_version_of((server_info or {}).get("version")) or _version_of_node(node),
+        istio=_numbers((node.get("metadata") or {}).get("ISTIO_VERSION")),
+        listeners=listeners,
+        other_listeners=sum(each.get("name", "") not in http for each in configuration.listeners),
         failing=tuple(_failing_clusters(clusters or {})),
+        missing=tuple(missing),
     )
-
-
-def _resources(configs: Sequence[Json], plural: str, single: str) -> Iterator[Json]:
-    """Yield static and dynamic resources of one kind, such as `listeners`, each of which lies in a `listener`."""
-    for config in configs:
-        for each in (*config.get(f"static_{plural}", ()), *config.get(f"dynamic_{plural}", ())):
-            # A dynamic listener lies one level deeper, and may be there without being active yet.
-            found = each.get(single) or each.get("active_state", {}).get(single)
-            if found:
-                yield found
 
 
 def _connection_managers(listener: Json) -> Iterator[Json]:
-    chains = [*listener.get("filter_chains", ()), *filter(None, [listener.get("default_filter_chain")])]
+    chains = [*listener.get("filter_chains", ()), listener.get("default_filter_chain") or {}]
     for chain in chains:
         for each in chain.get("filters", ()):
-            config = each.get("typed_config", {})
-            if str(config.get("@type", "")).endswith(_CONNECTION_MANAGER):
+            # The second API of Envoy had `config`, which has no type.
+            config = typed(each.get("typed_config") or each.get("config"))
+            if type_of(config) == _CONNECTION_MANAGER or (
+                str(each.get("name", "")).endswith("http_connection_manager") and "@type" not in config
+            ):
                 yield config
+    api = typed(listener.get("api_listener", {}).get("api_listener"))
+    if type_of(api) == _CONNECTION_MANAGER:
+        yield api
 
 
-def _read_listener(listener: Json, manager: Json, routes: Mapping[str, Json]) -> ProxyListener:
-    route_config = manager.get("route_config") or routes.get(manager.get("rds", {}).get("route_config_name", ""), {})
-    request_id = manager.get("request_id_extension", {}).get("typed_config", {})
+def _read_listener(listener: Json, manager: Json, configuration: Configuration) -> ProxyListener:
+    request_id = typed(manager.get("request_id_extension", {}).get("typed_config"))
     limits = manager.get("common_http_protocol_options", {})
+    tracing = read_tracing(manager.get("tracing"), configuration.bootstrap)
+    tables, missing = _tables_of(manager, configuration)
+    way = follow(manager, tables, configuration, tracing)
     return ProxyListener(
         name=str(listener.get("name", "")),
         direction=str(listener.get("traffic_direction", "")),
-        uses_request_id=_unwrapped(request_id.get("use_request_id_for_trace_sampling"), True),
-        makes_request_id=_unwrapped(manager.get("generate_request_id"), True),
-        edge=_unwrapped(manager.get("use_remote_address"), False),
-        removes=tuple(sorted(set(_removed_by_routes(route_config)) & TRACE_HEADERS)),
-        removes_early=tuple(sorted(set(_removed_early(manager)) & TRACE_HEADERS)),
-        max_kb=int(_unwrapped(manager.get("max_request_headers_kb"), 60)),
-        max_count=int(_unwrapped(limits.get("max_headers_count"), 100)),
+        uses_request_id=plain(request_id.get("use_request_id_for_trace_sampling"), True),
+        makes_request_id=plain(manager.get("generate_request_id"), True),
+        edge=plain(manager.get("use_remote_address"), False),
+        changes=way.changes,
+        unjudged=way.unjudged,
+        missing_routes=tuple(missing),
+        rates=way.rates,
+        redirects=way.redirects,
+        max_kb=int(plain(manager.get("max_request_headers_kb"), 60)),
+        max_count=int(plain(limits.get("max_headers_count"), 100)),
         logs_traceparent=_logs_traceparent(manager),
-        **_read_tracing(manager.get("tracing")),
+        **asdict(tracing),
     )
 
 
-def _unwrapped(value: Any, default: Any) -> Any:
-    # A dump may show a wrapper message, such as BoolValue, as its value or as an object with that.
-    if isinstance(value, Mapping):
-        return value.get("value", default)
-    return default if value is None else value
-
-
-def _removed_by_routes(route_config: Json) -> Iterator[str]:
-    hosts = route_config.get("virtual_hosts", ())
-    for level in (route_config, *hosts, *(route for host in hosts for route in host.get("routes", ()))):
-        yield from (str(name).lower() for name in level.get("request_headers_to_remove", ()))
-
-
-def _removed_early(manager: Json) -> Iterator[str]:
-    for extension in manager.get("early_header_mutation_extensions", ()):
-        for mutation in extension.get("typed_config", {}).get("mutations", ()):
-            yield str(mutation.get("remove", "")).lower()
+def _tables_of(manager: Json, configuration: Configuration) -> tuple[list[Json], list[str]]:
+    """Return the route configurations of a connection manager, and the names of those that are not there."""
+    scoped = manager.get("scoped_routes", {})
+    if "route_config" in manager:
+        names, tables = [], [manager["route_config"]]
+    elif "rds" in manager:
+        names, tables = [str(manager["rds"].get("route_config_name", ""))], []
+    else:
+        inline = scoped.get("scoped_route_configurations_list", {}).get("scoped_route_configurations", ())
+        tables = [each["route_configuration"] for each in inline if "route_configuration" in each]
+        names = [str(each.get("route_configuration_name", "")) for each in inline if each not in tables]
+        names = [name for name in names if name] or [*configuration.scopes.get(str(scoped.get("name")), ())]
+    tables += [configuration.routes[name] for name in names if name in configuration.routes]
+    missing = [name for name in names if name not in configuration.routes]
+    if not tables and not missing:
+        missing = [str(scoped.get("name", "without a name"))]
+    return tables, missing + [f"what {table.get('name', '')} gets by VHDS" for table in tables if "vhds" in table]
 
 
 def _logs_traceparent(manager: Json) -> bool | None:
@@ -236,58 +267,21 @@ def _logs_traceparent(manager: Json) -> bool | None:
     return any("traceparent" in str(log.get("typed_config", {})).lower() for log in logs) if logs else None
 
 
-def _read_tracing(tracing: Json | None) -> dict[str, Any]:
-    if tracing is None or "provider" not in tracing:
-        return {}
-    config = tracing["provider"].get("typed_config", {})
-    kind = str(tracing["provider"].get("name", "")).lower() + str(config.get("@type", "")).lower()
-    tracer = next((name for name in _TRACERS if name in kind), "unknown")
-    found: dict[str, Any] = {
-        "tracer": tracer,
-        "formats": _read_formats(tracer, config),
-        "random_sampling": _started_sampled(tracing),
-        "collector": _read_collector(config),
-    }
-    if tracer == "zipkin":
-        found["shared_spans"] = _unwrapped(config.get("shared_span_context"), True)
-        found["short_ids"] = not config.get("trace_id_128bit", False)
-    if tracer == "opentelemetry":
-        found["sampler"] = str(config.get("sampler", {}).get("name", "")).rpartition(".")[2]
-        found["writes_nothing"] = bool(tracing.get("no_context_propagation", False))
-    return found
-
-
-def _started_sampled(tracing: Json) -> float:
-    # Envoy samples no more than the smaller of the two.
-    random = float(_percent_value(tracing.get("random_sampling"), 100.0))
-    return min(random, float(_percent_value(tracing.get("overall_sampling"), 100.0)))
-
-
-def _percent_value(value: Any, default: float) -> float:
-    # An empty message is a percentage of zero.
-    return default if value is None else float(value.get("value", 0.0))
-
-
-def _read_formats(tracer: str, config: Json) -> tuple[str, ...]:
-    if tracer == "opentelemetry":
-        return ("w3c",)
-    if tracer == "zipkin":
-        both = config.get("trace_context_option") == "USE_B3_WITH_W3C_PROPAGATION"
-        return ("b3", "w3c") if both else ("b3",)
-    return ()
-
-
-def _read_collector(config: Json) -> str:
-    grpc = config.get("grpc_service", {}).get("envoy_grpc", {}).get("cluster_name", "")
-    http = config.get("http_service", {}).get("http_uri", {}).get("cluster", "")
-    return str(grpc or http or config.get("collector_cluster", ""))
-
-
-def _read_version(server_info: Json) -> tuple[int, ...]:
+def _version_of(text: Any) -> tuple[int, ...]:
     # commit/1.40.0/Clean/RELEASE/BoringSSL
-    parts = str(server_info.get("version", "")).split("/")
-    numbers = parts[1].partition("-")[0].split(".") if len(parts) > 1 else []
-    return tuple(int(number) for number in numbers if number.isdigit())
+    parts = str(text or "").split("/")
+    return _numbers(parts[1]) if len(parts) > 1 else ()
+
+
+def _version_of_node(node: Json) -> tuple[int, ...]:
+    built = node.get("user_agent_build_version", {}).get("version", {})
+    if built:
+        return tuple(int(built.get(name, 0)) for name in ("major_number", "minor_number", "patch"))
+    return _version_of(node.get("build_version")) or _numbers(node.get("user_agent_version"))
+
+
+def _numbers(text: Any) -> tuple[int, ...]:
+    return tuple(int(number) for number in str(text or "").partition("-")[0].split(".") if number.isdigit())
 
 
 def _failing_clusters(clusters: Json) -> Iterator[str]:

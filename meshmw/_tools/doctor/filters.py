@@ -1,0 +1,206 @@
+"""What HTTP filters and mutations of an Envoy do to trace headers, as steps; and which of them nobody can judge.
+
+The lists come from Envoy's protos. A filter that runs code, or asks somebody else, can change any header: its
+configuration does not say which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from meshmw._tools.doctor.configuration import Json, plain, type_of, typed
+from meshmw.wire.headers import PROPAGATION_HEADERS
+
+# Those of other tracing systems, which Envoy's own tracers and many applications use.
+FOREIGN_HEADERS: Final = frozenset(
+    {
+        "grpc-trace-bin",
+        "sw8",
+        "uber-trace-id",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "x-datadog-parent-id",
+        "x-datadog-sampling-priority",
+        "x-datadog-trace-id",
+        "x-ot-span-context",
+    }
+)
+FOLLOWED: Final = (*sorted(PROPAGATION_HEADERS), "x-request-id", *sorted(FOREIGN_HEADERS))
+
+Action = Literal["remove", "set", "replace", "append", "add", "unjudged"]
+# Packages of Envoy's filters that change no request header but their own.
+_READERS: Final = frozenset(
+    {
+        "adaptive_concurrency", "admission_control", "alternate_protocols_cache", "aws_eventstream_parser",
+        "aws_lambda", "aws_request_signing", "bandwidth_limit", "bandwidth_share", "body_size_limit", "buffer",
+        "cache", "cache_v2", "cdn_loop", "composite", "compressor", "connect_grpc_bridge", "cors", "csrf",
+        "custom_response", "decompressor", "dynamic_forward_proxy", "dynamo", "fault", "file_server",
+        "file_system_buffer", "filter_chain", "grpc_field_extraction", "grpc_http1_bridge",
+        "grpc_http1_reverse_bridge", "grpc_json_reverse_transcoder", "grpc_json_transcoder", "grpc_stats", "grpc_web",
+        "gzip", "health_check", "json_to_metadata", "kill_request", "match_delegate", "oauth2", "on_demand",
+        "original_src", "proto_api_scrubber", "proto_message_extraction", "proto_message_logging", "ratelimit",
+        "rbac", "router", "set_filter_state", "set_metadata", "sse_to_metadata", "stateful_session", "tap",
+        "thrift_to_metadata", "upstream_codec",
+    }
+)  # fmt: skip
+# These write the headers that they are told to.
+_WRITERS: Final = frozenset(
+    {
+        "api_key_auth", "basic_auth", "credential_injector", "gcp_authn", "geoip", "ip_tagging", "jwt_authn",
+        "local_ratelimit", "rate_limit_quota",
+    }
+)  # fmt: skip
+_ACTIONS: Final[Mapping[Any, Action]] = {
+    "ADD_IF_ABSENT": "add",
+    "OVERWRITE_IF_EXISTS_OR_ADD": "set",
+    "OVERWRITE_IF_EXISTS": "replace",
+    1: "add",
+    2: "set",
+    3: "replace",
+}
+
+
+class Step(NamedTuple):
+    """What is done to one header, and where; `unjudged` names no header."""
+
+    header: str
+    action: Action
+    place: str
+
+
+def removal(name: Any, place: str) -> Iterator[Step]:
+    """Yield the removal of a header, if it is one of a trace."""
+    yield from _known(str(name).lower(), "remove", place)
+
+
+def addition(option: Json, place: str) -> Iterator[Step]:
+    """Yield what a HeaderValueOption does, if its header is one of a trace."""
+    header = option.get("header", {})
+    name = str(header.get("key", "")).lower()
+    value = str(header.get("value") or header.get("raw_value") or "")
+    action = _ACTIONS.get(option.get("append_action"), "append")
+    if action == "append" and plain(option.get("append"), True) is False:
+        action = "set"
+    # An empty value adds nothing, and its own value changes nothing.
+    adds_nothing = not value and not option.get("keep_empty_value")
+    if not adds_nothing and (action == "append" or value.lower() != f"%req({name})%"):
+        yield from _known(name, action, place)
+
+
+def _known(name: str, action: Action, place: str) -> Iterator[Step]:
+    if name in FOLLOWED:
+        yield Step(name, action, place)
+
+
+def mutations(listed: Sequence[Json], place: str) -> Iterator[Step]:
+    """Yield what a list of HeaderMutation does."""
+    for each in listed:
+        if "remove" in each:
+            yield from removal(each["remove"], place)
+        if "append" in each:
+            yield from addition(each["append"], place)
+        yield from _removed_by_pattern(each.get("remove_on_match", {}).get("key_matcher", {}), place)
+
+
+def _removed_by_pattern(matcher: Json, place: str) -> Iterator[Step]:
+    for kind, part in matcher.items():
+        text = str(part).lower() if matcher.get("ignore_case") else str(part)
+        for name in FOLLOWED:
+            matches = {
+                "exact": name == text,
+                "prefix": name.startswith(text),
+                "suffix": name.endswith(text),
+                "contains": text in name,
+            }
+            if matches.get(kind):
+                yield Step(name, "remove", place)
+        if kind in ("safe_regex", "custom"):
+            yield Step("", "unjudged", f"{place}, which removes headers by a pattern")
+
+
+def filter_steps(name: str, config: Json) -> Iterator[Step]:
+    """Yield what one HTTP filter does to trace headers.
+
+    Args:
+        name: Its name, for messages, and for filters whose configuration has no type.
+        config: Its configuration, or that of a route for it.
+    """
+    package, place = _package_of(name, config), f"filter {name}"
+    if package == "header_mutation":
+        yield from mutations(config.get("mutations", {}).get("request_mutations", ()), place)
+    elif package == "transform":
+        yield from mutations(config.get("request_transformation", {}).get("headers_mutations", ()), place)
+    elif package == "header_to_metadata":
+        for rule in config.get("request_rules", ()):
+            if rule.get("remove"):
+                yield from removal(rule.get("header"), place)
+    elif package in _WRITERS:
+        if named := _named_in(config):
+            yield Step("", "unjudged", f"{place}, which writes {', '.join(named)}")
+    elif package not in _READERS and not _is_harmless(package, config):
+        named = _named_in(config)
+        yield Step("", "unjudged", f"{place}, which names {', '.join(named)}" if named else place)
+    # Filters may lie within filters: behind a matcher, or as one action of several.
+    for inner in _filters_within(config):
+        yield from filter_steps(f"{name}: {type_of(inner)}", inner)
+
+
+def _package_of(name: str, config: Json) -> str:
+    """Return the package of a filter's type, such as `lua`; its name without a type, as the second API had it."""
+    kind = str(config.get("@type", "")).rpartition("/")[2]
+    if kind.endswith(("ExtensionWithMatcher", "ExtensionWithMatcherPerRoute")):
+        return "match_delegate"
+    _, http, rest = kind.partition(".http.")
+    if kind.startswith("envoy.") and http:
+        return rest.partition(".")[0]
+    last = name.partition(" of ")[0].rpartition(".")[2]
+    # Istio's own filters write metadata and statistics.
+    if kind.startswith(("stats.", "io.istio.", "istio.")) or name.startswith("istio"):
+        return "set_metadata"
+    return last if not kind or kind.startswith("google.protobuf.") else kind
+
+
+def _is_harmless(package: str, config: Json) -> bool:
+    if package == "wasm":
+        # Istio's own extensions, which are compiled into its Envoy.
+        vm = config.get("config", {}).get("vm_config", {})
+        return bool(vm.get("runtime") == "envoy.wasm.runtime.null")
+    if package == "ext_authz":
+        answer = config.get("http_service", {}).get("authorization_response", {})
+        return "http_service" in config and not any(name.startswith("allowed_upstream_headers") for name in answer)
+    if package == "ext_proc":
+        mode = config.get("processing_mode", {})
+        skips = mode.get("request_header_mode") == "SKIP" and mode.get("request_body_mode", "NONE") == "NONE"
+        return skips and not config.get("allow_mode_override")
+    return False
+
+
+def _named_in(config: Any) -> list[str]:
+    """Return which trace headers a configuration names."""
+    texts = " ".join(_texts(config)).lower()
+    return [name for name in FOLLOWED if name in texts]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+def _filters_within(config: Any, *, outermost: bool = True) -> Iterator[Json]:
+    if isinstance(config, Mapping):
+        inner = typed(config)
+        if not outermost and (".filters.http." in str(inner.get("@type", "")) or inner is not config):
+            yield inner
+            return
+        for each in config.values():
+            yield from _filters_within(each, outermost=False)
+    elif isinstance(config, list):
+        for each in config:
+            yield from _filters_within(each, outermost=False)
