@@ -273,3 +273,19 @@ def test_a_screen_reader_finds_its_way(page, broken):
     assert page.names("checkbox") == ["Hide the spans of proxies (1)"]
     assert page.names("rowheader")[0].startswith("edge GET")
     assert "Skip to the trace" in page.names("link")
+
+
+def test_a_link_is_not_followed(tmp_path):
+    mine, link = tmp_path / "mine", tmp_path / "report.html"
+    mine.write_text("precious")
+    link.symlink_to(mine)
+    with pytest.raises(OSError, match="a link, which is not followed"):
+        write_report(NOTHING, link)
+    assert mine.read_text() == "precious"
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="a link, which is not followed"):
+        write_report(NOTHING, link)
+    write_report(NOTHING, mine)
+    write_report(NOTHING, mine)
+    assert mine.read_text().startswith("<!doctype html>")

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
 from meshmw._notices import without_secrets
 from meshmw._tools import JsonValue
+from meshmw._tools.http_client import HttpError, exchange
 from meshmw.errors import MeshmwError
 
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
 _TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking", "xray", "lightstep", "opencensus", "dynamic_ot")
 _CONNECTION_MANAGER: Final = "HttpConnectionManager"
 # What reading JSON of another shape raises.
+# A dump of a large mesh has tens of megabytes.
+_MAX_DUMP: Final = 1 << 28
 _UNEXPECTED: Final = (ValueError, AttributeError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 Json = Mapping[str, Any]
@@ -44,16 +45,21 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
     base = (url if "://" in url else f"http://{url}").rstrip("/")
     where = without_secrets(base)
     try:
-        with httpx.Client(timeout=timeout, trust_env=False) as client:
-            dump, info, clusters = (
-                client.get(f"{base}{path}").raise_for_status().json()
-                for path in ("/config_dump", "/server_info", "/clusters?format=json")
-            )
-            return read_proxy(where, dump, info, clusters)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
+        dump, info, clusters = (
+            _answer(f"{base}{path}", timeout) for path in ("/config_dump", "/server_info", "/clusters?format=json")
+        )
+        return read_proxy(where, dump, info, clusters)
+    except HttpError as error:
+        raise AdminError(f"{where} cannot be asked: {error}") from error
     except _UNEXPECTED as error:
         raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
+
+
+def _answer(url: str, timeout: float) -> Any:
+    response = exchange("GET", url, timeout=timeout, limit=_MAX_DUMP)
+    if response.status_code != 200:
+        raise HttpError(f"it answered {response.status_code}")
+    return response.json()
 
 
 def read_dump(path: Path) -> ProxyConfig:

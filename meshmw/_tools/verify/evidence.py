@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-import httpx
-
 from meshmw._notices import without_secrets
 from meshmw._tools.access_log import side_of
 from meshmw._tools.access_log.counts import classify
 from meshmw._tools.access_log.formats import Format, detect
 from meshmw._tools.access_log.rows import Line
+from meshmw._tools.http_client import HttpError, exchange
 from meshmw._tools.verify.journey import HEADERS, Hop, JourneySpan, journey_spans, maker_of
 from meshmw._tools.verify.probe import AGENT, Probe
 from meshmw.errors import MeshmwError
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _STATUS: Final = ("UNSET", "OK", "ERROR")
+# Seconds for one answer of a backend.
+_ASKED_FOR: Final = 5.0
 _LATEST_NS: Final = 2**63 - 1
 # Bytes of a log from before the probe, which show its format.
 _BEFORE: Final = 1 << 16
@@ -116,16 +117,16 @@ class HttpBackend:
             BackendError: It cannot be reached, or answers neither with spans nor with 404.
         """
         found: list[JourneySpan] = []
-        with httpx.Client(timeout=5.0, trust_env=False, headers=self._headers) as client:
-            for trace_id in trace_ids:
-                found += self._of_trace(client, trace_id)
+        for trace_id in trace_ids:
+            found += self._of_trace(trace_id)
         return found
 
-    def _of_trace(self, client: httpx.Client, trace_id: str) -> list[JourneySpan]:
+    def _of_trace(self, trace_id: str) -> list[JourneySpan]:
         refusals = []
         for path, read in self._paths:
             try:
-                response = client.get(f"{self._base}{path.format(trace_id)}")
+                url = f"{self._base}{path.format(trace_id)}"
+                response = exchange("GET", url, headers=self._headers, timeout=_ASKED_FOR)
                 if response.status_code == 200:
                     found = [span for span in read(response.json()) if span.trace_id == trace_id]
                     if found:
@@ -133,8 +134,8 @@ class HttpBackend:
                         return found
                 elif response.status_code != 404:
                     refusals.append(f"{path.format('ID')} answered {response.status_code}")
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise BackendError(f"{self.name} cannot be reached: {str(error) or type(error).__name__}") from error
+            except HttpError as error:
+                raise BackendError(f"{self.name} cannot be reached: {error}") from error
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 refusals.append(f"{path.format('ID')} answered something else ({type(error).__name__})")
         if len(refusals) == len(self._paths):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from typing import Any, Final, Literal
 
 import httpx
 
-from meshmw._notices import without_secrets
+from meshmw._notices import shown, without_secrets
+from meshmw._tools.http_client import HttpError, exchange
 from meshmw._tools.verify.journey import HEADERS
 from meshmw.errors import MeshmwError
 
@@ -38,6 +38,8 @@ _OTHER_TRACE: Final = f"{0xB3:032x}"
 _MAX_BODY: Final = 1 << 20
 _MAX_DEPTH: Final = 20
 _MAX_ECHOES: Final = 50
+# Characters of a key in the name of a place.
+_MAX_KEY: Final = 40
 _HEADERS_KEYS: Final = frozenset({"host", "user-agent", "accept", "x-request-id"})
 _TRACE_KEYS: Final = ("trace_id", "traceid", "trace-id")
 
@@ -148,22 +150,19 @@ def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Pro
     Raises:
         ProbeError: No answer came.
     """
-    deadline = time.monotonic() + timeout
     try:
-        with (
-            httpx.Client(timeout=timeout, verify=verify_tls, trust_env=False) as client,
-            client.stream(probe.method, probe.url, headers=dict(probe.headers)) as response,
-        ):
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _MAX_BODY or time.monotonic() > deadline:
-                    break
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ProbeError(
-            f"{without_secrets(probe.url)} did not answer: {str(error) or type(error).__name__}"
-        ) from error
-    return ProbeAnswer(response.status_code, echoes_of(bytes(body)), _trace_of_answer(response.headers))
+        response = exchange(
+            probe.method,
+            probe.url,
+            headers=probe.headers,
+            timeout=timeout,
+            limit=_MAX_BODY,
+            verify_tls=verify_tls,
+            cut=True,
+        )
+    except HttpError as error:
+        raise ProbeError(f"{without_secrets(probe.url)} did not answer: {error}") from error
+    return ProbeAnswer(response.status_code, echoes_of(response.body), _trace_of_answer(response.headers))
 
 
 def echoes_of(body: bytes) -> tuple[Echo, ...]:
@@ -191,7 +190,7 @@ def _find_echoes(value: Any, where: str, depth: int) -> Iterator[Echo]:
         yield Echo(where, headers or {}, trace_id if is_trace_id(trace_id) else "")
     for key, each in value.items():
         if key not in below:
-            yield from _find_echoes(each, f"{where}.{key}", depth + 1)
+            yield from _find_echoes(each, f"{where}.{shown(key, _MAX_KEY)}", depth + 1)
 
 
 def _headers(value: Mapping[str, Any]) -> dict[str, str | None] | None:

@@ -5,7 +5,9 @@ The file asks the network for nothing and runs no script; what it shows is escap
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,11 +52,22 @@ def write_report(journey: Journey, path: Path) -> None:
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or is a symbolic link.
     """
     text = render_report(journey)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with open(path, "w", encoding="utf-8", opener=_open_no_link) as file:
+        file.write(text)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # In a folder that others write to, a link would lead to a file of the user's that they choose.
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, which is not followed", path) from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)
