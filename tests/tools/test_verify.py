@@ -9,9 +9,10 @@ import pytest
 from meshmw.__main__ import main
 from meshmw._notices import header_shown
 from meshmw._tools.verify import follow, join_hops
-from meshmw._tools.verify.evidence import BackendError, LocalBackend, LogTail, Watch, probe_hops
+from meshmw._tools.verify.evidence import BackendError, LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
 from meshmw._tools.verify.judge import judge_hops
+from meshmw._tools.verify.logs import LogTail, probe_hops
 from meshmw._tools.verify.probe import (
     SYNTHETIC,
     VARIANTS,
@@ -88,7 +89,7 @@ def test_the_probe_is_recognised_at_once():
             [hop("a", tp(None)), hop("b", tp(None), tp(parent(OTHER))), hop("c", tp(parent(OTHER)))],
             [("verify.lost", "probe -> a")],
         ),
-        ([hop("a", tp(parent(flags="00")), tp(parent(flags="00")))], [("verify.flipped", "before a")]),
+        ([hop("a", tp(parent(flags="00")), tp(parent(flags="00")))], [("verify.flipped", "probe -> a")]),
         ([hop("a", tp(parent()), tp(parent(flags="00")))], [("verify.flipped", "a")]),
         (
             [hop("a", tp(parent(), tracestate="meshmw=verify"), tp(parent(), tracestate=None))],
@@ -200,7 +201,7 @@ def journey(*spans: ReceivedSpan, variant: str = "w3c", echo: str | None = None,
 
 
 def test_spans_decide_as_well():
-    fine = journey(span("a" * 16), span("b" * 16, "a" * 16), echo=parent())
+    fine = journey(span("a" * 16), span("b" * 16, "a" * 16), echo=parent(span=1))
     assert (fine.verdict, fine.findings) == ("one", ())
     assert "2 spans" in fine.summary
     assert [found.code for found in journey(echo=parent()).findings] == ["verify.no-spans"]
@@ -240,7 +241,7 @@ def test_a_backend_that_fails_is_said_until_it_answers():
     assert [found.code for found in broken.findings] == ["verify.backend"]
     recovering = Broken()
     recovering.failures = 1
-    assert journey(backends=[recovering], echo=parent(), timeout=5.0).findings == ()
+    assert journey(backends=[recovering], echo=parent(span=1), timeout=5.0).findings == ()
 
 
 def test_logs_are_read_from_where_they_ended(tmp_path):
@@ -257,7 +258,7 @@ def test_logs_are_read_from_where_they_ended(tmp_path):
     assert (hop_found.name, hop_found.note) == ("edge", "answered 503 (UF)")
     watch = Watch(tails=[tail, missing], timeout=0.0)
     found = follow(make_probe(URL), ProbeAnswer(200), watch, 0)
-    assert [(each.code, each.where) for each in found.findings] == [("verify.not-logged", "gone")]
+    assert [(each.code, each.where) for each in found.findings] == [("verify.no-log", "gone")]
 
 
 def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
@@ -293,7 +294,7 @@ def test_a_log_whose_name_begins_like_anothers_is_not_taken_for_it(tmp_path):
     tails = [LogTail(name, tmp_path / name) for name in ("shop", "shop-2")]
     (tmp_path / "shop-2").write_text(json.dumps({"traceparent": parent(), "listener": "inbound"}) + "\n")
     journey = follow(make_probe(URL), ProbeAnswer(200), Watch(tails=tails, timeout=0, settle=0), 0)
-    assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.not-logged", "shop")]
+    assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.no-log", "shop")]
     assert journey.sources[1:] == ("access log shop: 0 hops", "access log shop-2: 1 hop")
 
 

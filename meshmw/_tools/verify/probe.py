@@ -18,7 +18,8 @@ import httpx
 from meshmw._notices import shown, without_secrets
 from meshmw._tools.http_client import HttpError, exchange
 from meshmw._tools.verify.journey import HEADERS
-from meshmw.errors import MeshmwError
+from meshmw.errors import InvalidHeaderError, MeshmwError
+from meshmw.wire import TraceParent
 
 Variant = Literal["w3c", "unsampled", "malformed", "b3", "both"]
 VARIANTS: Final = {
@@ -91,7 +92,18 @@ def make_probe(
     request_id, agent = str(uuid.uuid4()), f"{AGENT}{secrets.token_hex(8)}"
     own = {"user-agent": agent, "x-request-id": request_id, **_trace_headers(variant, trace_id, parent_id)}
     added = {name.lower(): value for name, value in (headers or {}).items()}
+    if "traceparent" in added:
+        variant, trace_id, parent_id = _borne_by(added["traceparent"])
     return Probe(url, variant, trace_id, parent_id, {**own, **added}, request_id, agent, method)
+
+
+def _borne_by(traceparent: str) -> tuple[Variant, str, str]:
+    """Return which request one with this header is: its trace is followed, and no other."""
+    try:
+        found = TraceParent.parse(traceparent)
+    except InvalidHeaderError:
+        return "malformed", "", ""
+    return "w3c" if found.sampled else "unsampled", f"{found.trace_id:032x}", f"{found.parent_id:016x}"
 
 
 def random_ids() -> tuple[str, str]:
