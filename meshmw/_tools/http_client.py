@@ -50,12 +50,10 @@ class Response:
         """Return what the body holds.
 
         Raises:
-            ValueError: It is no JSON, or nested too deeply.
+            ValueError: It is no JSON.
+            RecursionError: It is nested too deeply.
         """
-        try:
-            return json.loads(self.body)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+        return json.loads(self.body)
 
 
 def exchange(

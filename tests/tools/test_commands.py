@@ -477,7 +477,7 @@ def test_a_backend_that_cannot_be_asked_is_no_break(echo, option, capsys):
     assert main(["verify", f"{echo}/", option, "http://127.0.0.1:9", "--timeout=0"]) == 2
     out = capsys.readouterr().out
     assert "[verify.backend]" in out
-    assert "ONE trace: 1 sighting of its headers, all of one trace, as far as is known: nothing of " in out
+    assert "ONE trace: 1 sighting of its headers, all of one trace, as far as is known: nothing more of " in out
     assert "BROKEN" not in out
     # What is broken is broken, whatever else is known.
     arguments = ["--header", "tracestate: a=1", "--variant=b3", option, "http://127.0.0.1:9", "--timeout=0"]

@@ -9,7 +9,7 @@ import pytest
 from meshmw.__main__ import main
 from meshmw._notices import header_shown
 from meshmw._tools.verify import follow, join_hops
-from meshmw._tools.verify.evidence import BackendError, LocalBackend, Watch
+from meshmw._tools.verify.evidence import BackendError, HttpBackend, LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
 from meshmw._tools.verify.judge import judge_hops
 from meshmw._tools.verify.logs import LogTail, probe_hops
@@ -25,6 +25,7 @@ from meshmw._tools.verify.probe import (
     send,
 )
 from meshmw.testing import ReceivedSpan
+from tests.tools.test_backends import otlp
 from tests.tools.test_http_client import body as answer
 from tests.tools.test_http_client import serving
 
@@ -292,9 +293,10 @@ def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
 
 def test_a_log_whose_name_begins_like_anothers_is_not_taken_for_it(tmp_path):
     tails = [LogTail(name, tmp_path / name) for name in ("shop", "shop-2")]
+    (tmp_path / "shop").touch()
     (tmp_path / "shop-2").write_text(json.dumps({"traceparent": parent(), "listener": "inbound"}) + "\n")
     journey = follow(make_probe(URL), ProbeAnswer(200), Watch(tails=tails, timeout=0, settle=0), 0)
-    assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.no-log", "shop")]
+    assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.not-logged", "shop")]
     assert journey.sources[1:] == ("access log shop: 0 hops", "access log shop-2: 1 hop")
 
 
@@ -369,3 +371,64 @@ def test_a_key_of_a_megabyte_names_no_hop(capsys):
         main(["verify", url])
         assert len(capsys.readouterr().out) < 10_000
         assert max(len(echo.where) for echo in send(make_probe(url)).echoes) < 100
+
+
+def test_the_trace_that_a_header_of_ones_own_names_is_the_one_looked_for():
+    mine = f"00-{OTHER}-{7:016x}"
+    found = {flags: make_probe(URL, headers={"Traceparent": f"{mine}-{flags}"}) for flags in ("01", "00")}
+    assert [(each.variant, each.trace_id, each.parent_id) for each in found.values()] == [
+        ("w3c", OTHER, f"{7:016x}"),
+        ("unsampled", OTHER, f"{7:016x}"),
+    ]
+    assert make_probe(URL, headers={"traceparent": "00-xyz"}).variant == "malformed"
+
+
+def test_a_tracestate_of_ones_own_is_the_one_looked_for():
+    probe = make_probe(URL, headers={"tracestate": "a=1,b=2"})
+    first = hop("probe", sent=probe.trace_headers, kind="client")
+    lost = ["verify.tracestate-lost"]
+    for state, found in (("c=3,b=9,a=1", []), ("meshmw=verify", lost), ("", lost)):
+        judged = judge_hops([first, hop("a", tp(parent(), tracestate=state))], probe)
+        assert [code for code, _ in codes(judged)] == found
+
+
+@pytest.mark.parametrize("product", ["nginx", "", "envoy"])
+def test_who_clears_the_flag_is_said_in_the_words_of_its_product(product):
+    proxy = Hop(name="a", kind="proxy", received=tp(parent()), sent=tp(parent(flags="00")), product=product)
+    (finding,) = judge(proxy).findings
+    assert ("this nginx decides anew" in finding.why) == (product == "nginx")
+    assert ("otel_trace_context" in finding.fix) == (product == "nginx")
+    assert ("Istio" in finding.fix) == (product == "")
+
+
+def test_of_a_trace_that_came_in_part_nothing_is_said_to_be_missing():
+    orphan = otlp("1" * 32, "a" * 16, "b" * 16, 2, 0)
+    document = {"trace": {"resourceSpans": [orphan]}, "status": "PARTIAL", "message": "too large"}
+    with serving(answer(json.dumps(document).encode())) as (url, _):
+        probe = make_probe(URL, ids=("1" * 32, "c" * 16))
+        watch = Watch(backends=[HttpBackend("tempo", url)], timeout=0, settle=0)
+        found = follow(probe, ProbeAnswer(200), watch, 0)
+    assert [each.code for each in found.findings] == ["verify.partial"]
+    assert found.verdict == "one"
+    assert found.summary.endswith(f"as far as is known: nothing more of tempo at {url}")
+
+
+def test_spans_are_one_or_many():
+    assert "1 span hangs below" in journey(span("a" * 16), span("b" * 16, "c" * 16)).findings[0].what
+    several = journey(span("a" * 16), span("b" * 16, "c" * 16), span("d" * 16, "c" * 16))
+    assert "2 spans hang below" in several.findings[0].what
+
+
+def test_where_an_application_or_its_proxy_may_have_cleared_the_flag_both_are_said():
+    app = hop("shop application", tp(parent()), kind="app")
+    outbound = Hop(name="shop outbound", kind="proxy", sent=tp(parent(flags="00")), product="istio")
+    (finding,) = judge(app, outbound).findings
+    assert finding.where == "shop application -> shop outbound"
+    assert "randomSamplingPercentage" in finding.fix
+    assert "random_sampling" not in finding.fix
+    assert "OTEL_TRACES_SAMPLER" in finding.fix
+    received = Hop(name="shop outbound", kind="proxy", received=tp(parent(flags="00")), product="istio")
+    (finding,) = judge(app, received).findings
+    assert finding.where == "shop application -> shop outbound"
+    assert "Envoy" not in finding.why
+    assert "randomSamplingPercentage" not in finding.fix

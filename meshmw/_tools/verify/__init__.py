@@ -166,7 +166,7 @@ def _summary(verdict: Verdict, judgement: Judgement, findings: Sequence[Finding]
 def _doubts(findings: Sequence[Finding]) -> str:
     """Say what is not known, where the trace is one as far as it could be seen."""
     unknown = [finding.where for finding in findings if finding.code in _UNKNOWN]
-    return f", as far as is known: nothing of {', '.join(unknown)}" if unknown else ""
+    return f", as far as is known: nothing more of {', '.join(unknown)}" if unknown else ""
 
 
 def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:

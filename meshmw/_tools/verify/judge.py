@@ -190,7 +190,9 @@ def _check_flag(judgement: Judgement, last: _Sighting, sighting: _Sighting, prob
     wanted = probe.variant != "unsampled"
     if sighting.named.sampled is None or sighting.named.sampled == wanted:
         return
-    found = (_flag_cleared if wanted else _flag_set_again)(*_culprit(judgement, last, sighting))
+    where, hop = _culprit(judgement, last, sighting)
+    product = judgement.hops[sighting.hop].product or judgement.hops[last.hop].product
+    found = _flag_cleared(where, hop, product) if wanted else _flag_set_again(where, hop)
     if found.code not in {finding.code for finding in judgement.findings}:
         judgement.findings.append(found)
 
@@ -200,27 +202,29 @@ def _culprit(judgement: Judgement, last: _Sighting, sighting: _Sighting) -> tupl
     hop, before = judgement.hops[sighting.hop], judgement.hops[last.hop]
     if last.hop == sighting.hop:
         return hop.name, hop
-    # Of what it sent nothing was seen, and nothing stands between an application and its own proxy.
-    if before.kind == "app" and last.side != "out":
-        return before.name, before
-    return f"{before.name} -> {hop.name}", None
+    # Nothing stands between an application and its own proxy; what that received is what was sent.
+    is_sender = before.kind == "app" and hop.kind == "proxy" and sighting.side == "in"
+    return f"{before.name} -> {hop.name}", before if is_sender else None
 
 
-def _flag_cleared(where: str, hop: Hop | None) -> Finding:
-    who, fix = _who_cleared(hop)
+def _flag_cleared(where: str, hop: Hop | None, product: str) -> Finding:
+    who, fix = _who_cleared(hop, product)
     return Finding(
         "warning", "verify.flipped", where, f"the sampled flag is cleared at {where}",
         f"the spans from there on are not recorded, and the trace ends in the middle: {who}", fix,
     )  # fmt: skip
 
 
-def _who_cleared(hop: Hop | None) -> tuple[str, str]:
+def _who_cleared(hop: Hop | None, product: str) -> tuple[str, str]:
     envoy = "Envoy since 1.39 clears the flag at its own rate, and for an x-request-id that is no UUID"
     if hop is None:
-        return f"something between the two decides anew; {envoy}", f"at a proxy {sample_all()}; or {FOLLOW_PARENT}"
+        return (
+            f"something between the two decides anew; {envoy}",
+            f"at a proxy {sample_all(product)}; or {FOLLOW_PARENT}",
+        )
     if hop.kind == "app":
         return "this application decides anew, or writes the flag by hand", FOLLOW_PARENT
-    return "this nginx decides anew" if hop.product == "nginx" else envoy, sample_all(hop.product)
+    return "this nginx decides anew" if product == "nginx" else envoy, sample_all(product)
 
 
 def _flag_set_again(where: str, hop: Hop | None) -> Finding:
