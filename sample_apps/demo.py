@@ -1,6 +1,7 @@
 """The demonstration on a running mesh: one request, the trace it left, the verdict."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +101,9 @@ def without_meshmw(
 def serve(mesh: Mesh) -> None:
     """Print where everything is, then each trace as it comes in, until Ctrl-C."""
     print(f"\ntry      curl {mesh.url}")
+    logs = " ".join(f"-a {shlex.quote(f'{envoy.proxy.name}={envoy.access_log_path}')}" for envoy in mesh.envoys)
+    # One line, so that it can be typed, or copied, as it stands.
+    print(f"follow   meshmw verify {mesh.url} --random {logs}")
     for envoy in mesh.envoys:
         print(f"envoy    {envoy.admin_url}  {envoy.proxy.name}")
     print(f"otlp     {mesh.receiver.grpc_endpoint} (gRPC), {mesh.receiver.http_endpoint}/v1/traces (HTTP)")

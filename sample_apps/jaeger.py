@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
+from meshmw._tools.http_client import HttpError, exchange
 from meshmw._tools.verify.evidence import jaeger_link
 from meshmw.testing import OtlpReceiver, ReceivedSpan
 from sample_apps import NotReadyError
@@ -39,7 +38,7 @@ class JaegerReceiver(OtlpReceiver):
         """See before anything starts that it takes spans; an empty export is one too."""
         try:
             self._post(b"")
-        except httpx.HTTPError as error:
+        except HttpError as error:
             raise NotReadyError(f"--jaeger: {self.otlp} takes no spans ({error}): run  {REMEDY}") from None
 
     def take(self, request: Any) -> None:
@@ -52,13 +51,14 @@ class JaegerReceiver(OtlpReceiver):
     def _send(self, body: bytes) -> None:
         try:
             self._post(body)
-        except httpx.HTTPError as error:
+        except HttpError as error:
             print(f"jaeger   lost spans: {error}", file=sys.stderr)
 
     def _post(self, body: bytes) -> None:
         headers = {"content-type": "application/x-protobuf"}
-        with httpx.Client(trust_env=False, timeout=10) as client:
-            client.post(f"{self.otlp}/v1/traces", content=body, headers=headers).raise_for_status()
+        answer = exchange("POST", f"{self.otlp}/v1/traces", headers=headers, content=body)
+        if answer.status_code >= 300:
+            raise HttpError(f"it answered {answer.status_code}")
 
 
 def _host(url: str) -> str:

@@ -29,6 +29,39 @@ from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 from meshmw.wire.headers import OWS
 
 _NAME: Final = re.compile(r"(traceparent|tracestate|baggage|b3|x-b3-[a-z]+)[ \t]*:", re.IGNORECASE)
+# Any other field name (RFC 9110 5.1), also with the mark that `curl -v` puts before a line. No value of ours has a
+# colon there, but for hexadecimal digits, which are Jaeger's value without its name.
+_OTHER_NAME: Final = re.compile(r"(?:[<>*] )?(?![0-9a-fA-F]+:)(:?[!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:")
+_REQUEST_LINE: Final = re.compile(r"(?:[<>*] )?(?:[A-Z]{3,10} [^ ]+ HTTP/[0-9.]+|HTTP/[0-9.]+ [0-9]{3}.*)")
+_MARK: Final = re.compile(r"[<>*] ")
+_LIKE_JAEGER: Final = re.compile(r"[0-9a-fA-F]{1,32}:[0-9a-fA-F]{1,16}:[0-9a-fA-F]{1,16}:[0-9a-fA-F]{1,2}")
+# Headers of other systems, by the beginnings of their names.
+_OTHERS: Final = {
+    "uber-trace-id": "Jaeger's own clients; OTEL_PROPAGATORS=jaeger reads it",
+    "uberctx-": "Jaeger's own clients, as baggage",
+    "jaeger-": "Jaeger's own clients",
+    "sw8": "SkyWalking",
+    "x-datadog-": "Datadog; since 2023 its tracers send traceparent as well",
+    "x-amzn-trace-id": "AWS X-Ray and load balancers of AWS; OTEL_PROPAGATORS=xray reads it",
+    "x-cloud-trace-context": "Google Cloud",
+    "grpc-trace-bin": "OpenCensus over gRPC",
+    "x-ot-span-context": "Lightstep's old tracer in Envoy",
+    "ot-tracer-": "OpenTracing's basic tracers; OTEL_PROPAGATORS=ottrace reads it",
+    "ot-baggage-": "OpenTracing's basic tracers, as baggage",
+    "sentry-trace": "Sentry",
+    "newrelic": "New Relic",
+    "x-instana-": "Instana",
+    "elastic-apm-traceparent": "Elastic APM, before it sent traceparent",
+    "x-dynatrace": "Dynatrace",
+    "singularityheader": "AppDynamics",
+    "l5d-ctx-": "Linkerd 1",
+    "request-id": "Application Insights before it sent traceparent",
+    "request-context": "Application Insights",
+    "correlation-context": "what became baggage, before the W3C named it",
+    "traceresponse": "an answer to traceparent, which no request has (Trace Context Level 2, draft)",
+    "x-request-id": "Envoy, which joins its logs by it; it is no trace",
+    "x-client-trace-id": "Envoy, for clients outside; it is no trace",
+}
 _LIKE_TRACEPARENT: Final = re.compile(r"[0-9a-zA-Z]{2}-[0-9a-zA-Z]{20,}-")
 _LIKE_B3: Final = re.compile(r"[0-9a-zA-Z]{16,32}-[0-9a-zA-Z]{16}(-.*)?|[01d]")
 _B3_MULTI: Final = {
@@ -55,11 +88,15 @@ def inspect(
 ) -> int:
     """Say what traceparent, tracestate, baggage and B3 headers mean, field by field, or why they are malformed.
 
-    Ends with 1 if one of them is.
+    Of the headers of a whole request, those of other tracing systems are named, and all others are left out.
+
+    Ends with 1 if one of ours is malformed.
     """
-    found = [inspect_header(text, header or None) for text in _header_texts(headers)]
+    texts = list(_header_texts(headers))
+    found = [inspect_header(text, header or None) for text in texts if header or not _is_none_of_ours(text)]
     if not found:
-        error_console().print("meshmw: there is no header to inspect")
+        what = f"none of {len(texts)} lines is a trace header" if texts else "there is no header to inspect"
+        error_console().print(f"meshmw: {what}")
         return MISUSE
     if json:
         print_json([inspection.to_json() for inspection in found])
@@ -83,6 +120,8 @@ def _print(found: Iterable[Inspection]) -> None:
         if index:
             printer.print()
         word, style = ("valid", "bold green") if inspection.valid else ("malformed", "bold red")
+        if inspection.system:
+            word, style = "of another system", "bold yellow"
         printer.print(Text.assemble((inspection.header, "bold"), ": ", (word, style)))
         _print_text(inspection)
         if inspection.fields:
@@ -146,6 +185,7 @@ class Inspection:
         fields: What could be read of it.
         faults: Why it, or a part of it, is refused; empty for a valid header.
         consequence: What meshmw does with it.
+        system: Whose header it is, if it is none that meshmw reads; it was not validated then.
     """
 
     header: str
@@ -154,6 +194,7 @@ class Inspection:
     fields: tuple[Field, ...] = ()
     faults: tuple[Fault, ...] = ()
     consequence: str = ""
+    system: str = ""
 
     @property
     def valid(self) -> bool:
@@ -171,6 +212,7 @@ class Inspection:
                 {"reason": each.reason, "meaning": each.meaning, "position": each.position} for each in self.faults
             ],
             "consequence": self.consequence,
+            "system": self.system,
         }
 
 
@@ -183,17 +225,57 @@ def inspect_header(text: str, header: str | None = None) -> Inspection:
     """
     name, value = (header.lower(), text) if header else _split_name(text)
     name = name or _guess_name(value)
-    return _READERS[name if name in _READERS else "x-b3-"](name, value)
+    if name in _READERS:
+        return _READERS[name](name, value)
+    return _inspect_b3_multi(name, value) if name.startswith("x-b3-") else _inspect_foreign(name, value)
 
 
 def _split_name(text: str) -> tuple[str | None, str]:
-    text_from_name = text.lstrip(OWS)
+    text_from_name = _unmarked(text)
     match = _NAME.match(text_from_name)
+    if match is None and (system_of(name := _other_name(text)) or name.startswith("x-b3-")):
+        match = _OTHER_NAME.match(text_from_name)
     return (None, text) if match is None else (match[1].lower(), text_from_name[match.end() :].strip(OWS))
+
+
+def _unmarked(text: str) -> str:
+    unspaced = text.lstrip(OWS)
+    mark = _MARK.match(unspaced)
+    return unspaced[mark.end() :] if mark else unspaced
+
+
+def _other_name(text: str) -> str:
+    match = _OTHER_NAME.match(_unmarked(text))
+    return "" if match is None else match[1].lower()
+
+
+def _is_none_of_ours(text: str) -> bool:
+    """Say whether a line is a request's own, or a header that no tracing system reads."""
+    if _REQUEST_LINE.fullmatch(_unmarked(text).rstrip()):
+        return True
+    name = _other_name(text)
+    return bool(name) and _NAME.match(_unmarked(text)) is None and not system_of(name)
+
+
+def system_of(header: str) -> str:
+    """Return the tracing system whose header this is, if meshmw does not read it; else nothing."""
+    return next((system for name, system in _OTHERS.items() if header == name or _goes_on(header, name)), "")
+
+
+def _goes_on(header: str, name: str) -> bool:
+    return header.startswith(name) and (name.endswith("-") or header[len(name) :].startswith("-"))
+
+
+def _inspect_foreign(header: str, text: str) -> Inspection:
+    system = system_of(header) or "nobody that is known here"
+    display = escaped_with_offsets(text)[0]
+    return Inspection(header, text, display, (), (), f"belongs to {system}. It is passed on untouched", system)
 
 
 def _guess_name(value: str) -> str:
     value = value.strip(OWS)
+    if _LIKE_JAEGER.fullmatch(value):
+        return "uber-trace-id"
     if _LIKE_TRACEPARENT.match(value) or not value:
         return "traceparent"
     if _LIKE_B3.fullmatch(value):
@@ -324,5 +406,4 @@ _READERS: Final[dict[str, Callable[[str, str], Inspection]]] = {
     "tracestate": _inspect_tracestate,
     "baggage": _inspect_baggage,
     "b3": _inspect_b3,
-    "x-b3-": _inspect_b3_multi,
 }

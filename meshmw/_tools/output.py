@@ -38,6 +38,8 @@ LogFormatOption = Annotated[
 ]
 ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report as well.")]
 
+# Characters of what is folded into a column: rich takes half a minute for a megabyte.
+_LONGEST: Final = 8192
 _STYLES: Final = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 P = ParamSpec("P")
@@ -122,7 +124,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
     for column in columns:
         grid.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(shown(cell, None)) for cell in row))
+        grid.add_row(*(Text(shown(cell, _LONGEST)) for cell in row))
     console().print(grid)
 
 
@@ -138,7 +140,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
             body = Table.grid(padding=(0, 0))
             body.add_column(width=len(label) + 2, no_wrap=True)
             body.add_column(overflow="fold")
-            body.add_row(Text(f"  {label}", style="dim"), Text(shown(text, None)))
+            body.add_row(Text(f"  {label}", style="dim"), Text(shown(text, _LONGEST)))
             printer.print(body)
 
 

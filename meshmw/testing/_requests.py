@@ -16,9 +16,10 @@ from typing import Any, Final, TypeAlias
 from meshmw._notices import quoted
 from meshmw._tools.access_log.rows import Line
 from meshmw._tools.verify import follow
-from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
+from meshmw._tools.verify.evidence import LocalBackend, Watch
 from meshmw._tools.verify.journey import Journey
-from meshmw._tools.verify.probe import TRACESTATE, Probe, ProbeAnswer, Variant
+from meshmw._tools.verify.logs import LogTail
+from meshmw._tools.verify.probe import Probe, ProbeAnswer, Variant
 from meshmw.errors import InvalidHeaderError
 from meshmw.testing._otlp import OtlpReceiver
 from meshmw.wire import TraceParent
@@ -186,9 +187,6 @@ def as_probe(method: str, url: str, lines: Sequence[tuple[str, str]], named: tup
         named: The trace and the span that its headers name; None where the first strict reader begins a fresh trace.
     """
     headers = {name.lower(): value for name, value in reversed(lines)}
-    # The judge of `verify` looks for the tracestate of its own probe, and would miss it.
-    if TRACESTATE not in headers.get("tracestate", TRACESTATE):
-        headers.pop("tracestate")
     trace_id, parent_id = named or ("", "")
     return Probe(url, _variant(headers, named), trace_id, parent_id, headers, "-", "-", method)
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import socket
@@ -229,6 +230,25 @@ def test_serve_prints_the_trace_of_each_further_request_until_ctrl_c_leaves_no_p
         assert f"trace {0xABC:032x}" in traced
         end(demo, how)
         assert_it_stops_and_leaves_no_process(demo, home, seen + traced)
+
+
+def test_the_command_that_serve_prints_can_be_typed(home):
+    with serving(home, **NOTHING_ON_THE_PATH) as demo:
+        seen = read_until(demo, "Ctrl-C stops everything")
+        command = re.search(r"^follow   meshmw (verify .*)$", seen, re.MULTILINE)[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "meshmw", *shlex.split(command), "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["verdict"], found["findings"]) == (0, "one", []), done.stdout + done.stderr
+        names = [hop["name"] for hop in found["hops"]]
+        assert {"edge", "checkout-sidecar application", "inventory-sidecar inbound"} <= set(names)
+        end(demo, PARENT_ONLY)
+        assert_it_stops_and_leaves_no_process(demo, home, seen)
 
 
 def wait_until_gone(group, home):

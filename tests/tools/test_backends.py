@@ -130,9 +130,9 @@ def test_jaeger_has_a_page_for_each_trace_that_it_has(server):
     answers[f"/api/traces/{TRACE_ID}"] = (200, JAEGER)
     assert jaeger_link("http://me:secret@jaeger/ui/", "a") == "http://jaeger/ui/trace/a"
     jaeger = HttpBackend("jaeger", url)
-    assert jaeger.links == ()
+    assert jaeger.links == {}
     jaeger.spans([TRACE_ID, "f" * 32])
-    assert jaeger.links == (f"{url}trace/{TRACE_ID}",)
+    assert jaeger.links == {TRACE_ID: f"{url}trace/{TRACE_ID}"}
 
 
 def test_tempo_has_no_page(server):
@@ -140,7 +140,7 @@ def test_tempo_has_no_page(server):
     answers[f"/api/traces/{TRACE_ID}"] = (200, {"batches": [PROTO]})
     tempo = HttpBackend("tempo", url)
     assert tempo.spans([TRACE_ID])
-    assert tempo.links == ()
+    assert tempo.links == {}
 
 
 @pytest.mark.parametrize("backend", ["jaeger", "tempo"])
@@ -193,3 +193,43 @@ def test_a_time_beyond_all_times_can_still_be_drawn(server):
 def test_what_cannot_be_reached_is_said():
     with pytest.raises(BackendError, match=r"jaeger at http://127\.0\.0\.1:9 cannot be reached"):
         HttpBackend("jaeger", "http://127.0.0.1:9").spans([TRACE_ID])
+
+
+@pytest.mark.parametrize(
+    ("backend", "path", "body", "said"),
+    [
+        (
+            "tempo",
+            f"/api/v2/traces/{TRACE_ID}",
+            {"trace": {"resourceSpans": [PROTO]}, "status": "PARTIAL", "message": "too \x1b large"},
+            "too \\x1b large",
+        ),
+        ("tempo", f"/api/v2/traces/{TRACE_ID}", {"trace": {"resourceSpans": [PROTO]}, "status": 1}, "it says PARTIAL"),
+        (
+            "jaeger",
+            f"/api/traces/{TRACE_ID}",
+            {**JAEGER, "errors": [{"code": 500, "msg": "a shard is down"}]},
+            "a shard",
+        ),
+    ],
+)
+def test_a_trace_that_comes_in_part_is_said_until_it_is_whole(server, backend, path, body, said):
+    url, answers = server
+    answers[path] = (200, body)
+    asked = HttpBackend(backend, url)
+    assert asked.spans([TRACE_ID])
+    (text,) = asked.partial
+    assert f"has trace {TRACE_ID} in part: " in text
+    assert said in text
+    answers[path] = (200, {key: value for key, value in body.items() if key in ("trace", "data")})
+    assert asked.spans([TRACE_ID])
+    assert asked.partial == ()
+
+
+def test_of_very_many_spans_a_part_is_taken_and_that_is_said(server):
+    url, answers = server
+    many = [{**JAEGER["data"][0]["spans"][1], "traceID": TRACE_ID, "spanID": f"{number:x}"} for number in range(10_001)]
+    answers[f"/api/traces/{TRACE_ID}"] = (200, {"data": [{"spans": many}]})
+    jaeger = HttpBackend("jaeger", url)
+    assert len(jaeger.spans([TRACE_ID])) == 10_000
+    assert "more than 10,000 spans" in jaeger.partial[0]

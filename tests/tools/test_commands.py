@@ -457,8 +457,9 @@ def test_verify_by_an_echo_alone(echo, tmp_path, capsys):
     assert "Is a directory" in capsys.readouterr().err
     assert main(["verify", f"{echo}/", "--header", "traceparent: 00-xyz"]) == 1
     out = capsys.readouterr().out
-    assert "LOST HERE" in out
-    assert "BROKEN at probe -> application (answer)" in out
+    assert "UNKNOWN: the traceparent that was sent is malformed" in out
+    assert main(["verify", f"{echo}/", "--variant=malformed"]) == 1
+    assert "UNKNOWN: the traceparent that was sent is malformed" in capsys.readouterr().out
 
 
 def test_verify_asks_backends(echo, tmp_path, capsys):
@@ -469,6 +470,37 @@ def test_verify_asks_backends(echo, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "[verify.no-spans]" in out
     assert "access log edge: 0 hops" in out
+
+
+@pytest.mark.parametrize("option", ["--jaeger", "--tempo"])
+def test_a_backend_that_cannot_be_asked_is_no_break(echo, option, capsys):
+    assert main(["verify", f"{echo}/", option, "http://127.0.0.1:9", "--timeout=0"]) == 2
+    out = capsys.readouterr().out
+    assert "[verify.backend]" in out
+    assert "ONE trace: 1 sighting of its headers, all of one trace, as far as is known: nothing more of " in out
+    assert "BROKEN" not in out
+    # What is broken is broken, whatever else is known.
+    arguments = ["--header", "tracestate: a=1", "--variant=b3", option, "http://127.0.0.1:9", "--timeout=0"]
+    assert main(["verify", f"{echo}/", *arguments]) == 2
+
+
+def test_a_log_that_is_not_there_is_said(echo, tmp_path, capsys):
+    gone = tmp_path / "gone.log"
+    assert main(["verify", f"{echo}/", "-a", f"edge={gone}", "--timeout=0"]) == 1
+    out = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert f"thereisnofile{gone}" in out
+    assert "[verify.no-log]" in out
+
+
+def test_headers_for_backends_are_sent_to_them_alone_and_never_printed(echo, capsys):
+    tenant = ["--backend-header", "X-Scope-OrgID: geheim", "--backend-header", "Authorization: Bearer geheim"]
+    assert main(["verify", f"{echo}/", "--tempo", echo, *tenant, "--timeout=0"]) == 1
+    assert main(["verify", f"{echo}/", "--jaeger", "http://127.0.0.1:9", *tenant, "--timeout=0", "--json"]) == 2
+    for wrong in ("geheim", "geheim: Bearer\x07 x", "a b: geheim"):
+        assert main(["verify", f"{echo}/", "--tempo", echo, "--backend-header", wrong]) == 2
+    captured = capsys.readouterr()
+    assert "--backend-header takes 'NAME: VALUE'" in captured.err
+    assert "Bearer" not in captured.out + captured.err
 
 
 def test_a_link_is_one_line_in_a_narrow_terminal(capsys, monkeypatch):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import httpx
 import pytest
 from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
@@ -23,6 +22,7 @@ from meshmw._tools.doctor.judge import judge_process
 from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
 from meshmw._tools.doctor.process import AppError, ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, ask_proxy, read_dump, read_proxy
+from tests.tools.test_http_client import body, serving
 
 ASGI = "meshmw.asgi.TraceContextMiddleware"
 FINE = ProcessFacts(
@@ -295,20 +295,20 @@ def test_a_dump_in_a_file(tmp_path):
         read_dump(tmp_path / "none.json")
 
 
-def test_an_address_that_is_no_proxys(monkeypatch):
+def test_an_address_that_is_no_proxys():
     with pytest.raises(AdminError, match=r"http://127\.0\.0\.1:9 cannot be asked"):
         ask_proxy("127.0.0.1:9")
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"a": 1}))
-    client = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
-    with pytest.raises(AdminError, match="is no Envoy administration interface"):
-        ask_proxy("http://mesh")
-    transport = httpx.MockTransport(lambda request: httpx.Response(404))
-    with pytest.raises(AdminError, match=r"answered 404 .* Linkerd 2\.11 lacks W3C headers"):
-        ask_proxy("http://mesh")
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"[" * 100_000))
-    with pytest.raises(AdminError, match=r"is no Envoy administration interface \(RecursionError\)"):
-        ask_proxy("http://mesh")
+    with (
+        serving(body(b'{"a": 1}')) as (url, _),
+        pytest.raises(AdminError, match="is no Envoy administration interface"),
+    ):
+        ask_proxy(url)
+    refused = pytest.raises(AdminError, match=r"is no Envoy administration interface \(RecursionError\)")
+    with serving(body(b"[" * 100_000)) as (url, _), refused:
+        ask_proxy(url)
+    lacks = pytest.raises(AdminError, match=r"answered 404 .* Linkerd 2\.11 lacks W3C headers")
+    with serving(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as (url, _), lacks:
+        ask_proxy(url)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmw.__main__ import main
 from meshmw._notices import shown, without_secrets
 from meshmw._tools import Finding, by_severity
 from meshmw._tools.inspect import escaped_with_offsets
@@ -131,3 +135,78 @@ def test_findings_come_worst_first_and_once():
     assert error.is_fault
     assert not note.is_fault
     assert error.to_json()["code"] == "c"
+
+
+REQUEST = f"""GET /api HTTP/1.1
+> Host: shop.example
+accept: */*
+authorization: Bearer geheim
+:authority: shop
+traceparent: {VALID}
+user-agent: a=1,b=2
+uber-trace-id: 1:2:0:1
+uberctx-tenant: geheim
+sw8: 1-x
+sw8-correlation: x
+x-datadog-trace-id: 1
+x-datadog-sampling-priority: 1
+X-Amzn-Trace-Id: Root=1-5759e988-bd862e3fe1be46a994272793
+X-Cloud-Trace-Context: 105445aa7843bc8bf206b12000100000/1;o=1
+< tracestate: a=1
+x-b3-traceid: {"a" * 32}
+cookie: traceparent=1
+""".replace("\n", "\r\n")
+
+
+def test_of_a_whole_request_only_trace_headers_are_shown(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(REQUEST.encode())))
+    assert main(["inspect", "-", "--json"]) == 0
+    found = {each["header"]: each for each in json.loads(capsys.readouterr().out)}
+    assert list(found) == [
+        "traceparent",
+        "uber-trace-id",
+        "uberctx-tenant",
+        "sw8",
+        "sw8-correlation",
+        "x-datadog-trace-id",
+        "x-datadog-sampling-priority",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "tracestate",
+        "x-b3-traceid",
+    ]
+    assert "SkyWalking" in found["sw8-correlation"]["system"]
+    assert "Datadog" in found["x-datadog-trace-id"]["system"]
+    assert "AWS X-Ray" in found["x-amzn-trace-id"]["system"]
+    assert "Google" in found["x-cloud-trace-context"]["system"]
+    assert found["traceparent"]["system"] == found["x-b3-traceid"]["system"] == ""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(REQUEST.encode())))
+    assert main(["inspect", "-"]) == 0
+    out = capsys.readouterr().out
+    assert "uber-trace-id: of another system" in out
+    assert "It belongs to Jaeger's own clients" in out
+    assert "Bearer" not in out
+
+
+def test_headers_that_are_none_of_ours_alone_are_said(capsys):
+    assert main(["inspect", "host: shop", "accept:*/*", "HTTP/1.1 200 OK"]) == 2
+    assert "none of 3 lines is a trace header" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("abc:def:0:1", "uber-trace-id"),
+        ("a=1:2", "tracestate"),
+        ("00-xyz", "traceparent"),
+        (f"> traceparent: {VALID}", "traceparent"),
+        ("sw80: x", "traceparent"),
+    ],
+)
+def test_a_value_alone_is_not_taken_for_a_header(text, header):
+    assert inspect(text).header == header
+
+
+def test_a_name_that_nobody_knows_is_said_to_be_so():
+    found = inspect("x", header="x-unknown")
+    assert (found.valid, found.system) == (True, "nobody that is known here")

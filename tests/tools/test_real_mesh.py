@@ -11,8 +11,9 @@ import pytest
 
 from meshmw.__main__ import main
 from meshmw._tools.verify import follow
-from meshmw._tools.verify.evidence import LocalBackend, LogTail, Watch
+from meshmw._tools.verify.evidence import LocalBackend, Watch
 from meshmw._tools.verify.journey import Journey
+from meshmw._tools.verify.logs import LogTail
 from meshmw._tools.verify.probe import SYNTHETIC, make_probe, random_ids, send
 from meshmw.testing import Envoy, EnvoyMesh, Listener, OtlpReceiver, Proxy, Service, Tracer, start_mesh
 from tests.programs import envoy_or_skip

@@ -6,6 +6,8 @@ import json
 import re
 import sys
 from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
@@ -227,10 +229,10 @@ def test_in_a_browser_it_fits_and_can_be_read(page, broken, width, dark):
 
 
 # Of every text: its colour against the nearest background that is not transparent (WCAG 2.1, 1.4.3: 4.5 to 1).
-CONTRASTS = """
+CONTRASTS = r"""
 (() => {
   const light = part => { part /= 255; return part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4; };
-  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const parts = colour => colour.match(/[\d.]+/g).map(Number);
   const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
   const behind = element => {
     for (let at = element; at; at = at.parentElement) {
@@ -273,3 +275,119 @@ def test_a_screen_reader_finds_its_way(page, broken):
     assert page.names("checkbox") == ["Hide the spans of proxies (1)"]
     assert page.names("rowheader")[0].startswith("edge GET")
     assert "Skip to the trace" in page.names("link")
+
+
+def test_a_link_is_not_followed(tmp_path):
+    mine, link = tmp_path / "mine", tmp_path / "report.html"
+    mine.write_text("precious")
+    link.symlink_to(mine)
+    with pytest.raises(OSError, match="a link, which is not followed"):
+        write_report(NOTHING, link)
+    assert mine.read_text() == "precious"
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="a link, which is not followed"):
+        write_report(NOTHING, link)
+    write_report(NOTHING, mine)
+    write_report(NOTHING, mine)
+    assert mine.read_text().startswith("<!doctype html>")
+
+
+class Outline(HTMLParser):
+    """Writes the lists of a page as brackets around the names in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.text += {"ol": "(", "h3": " "}.get(tag, "")
+
+    def handle_endtag(self, tag):
+        self.text += {"ol": " )", "h3": ";"}.get(tag, "")
+
+    def handle_data(self, data):
+        self.text += data.strip()
+
+
+def test_a_request_that_branches_is_drawn_as_a_tree():
+    names = ["probe", "edge", "shop", "stock", "warehouse", "price", "tax", "discount"]
+    parents = [None, 0, 1, 2, 3, 2, 5, 5]
+    hops = [Hop(name=name, kind="app", parent=parent) for name, parent in zip(names, parents, strict=True)]
+    outline = Outline()
+    outline.feed(
+        render_report(replace(BROKEN, hops=tuple(hops))).partition('<h2 id="journey">')[2].partition("</section")[0]
+    )
+    drawn = [word for word in re.findall(r"\(|\)|[a-z]+(?=;)", outline.text) if word in ("(", ")", *names)]
+    assert " ".join(drawn) == "( probe edge shop ( stock warehouse ) ( price ( tax ) ( discount ) ) )"
+
+
+def test_hops_of_which_nobody_says_who_called_them_follow_one_another():
+    odd = (replace(HOPS[1], parent=7), replace(HOPS[2], parent=2), replace(HOPS[2], parent=-1))
+    html = render_report(replace(BROKEN, hops=(HOPS[0], *odd)))
+    assert html.count("<details") == 4
+    assert 'class="parts"' not in html
+
+
+def test_each_hop_is_one_line_and_what_was_lost_is_open():
+    html = render_report(BROKEN)
+    assert html.count("<details>") == 2
+    assert html.count("<details open>") == 1
+    assert html.index("<details open>") < html.index("lost here")
+
+
+def test_where_nothing_is_broken_the_spans_come_first():
+    fine = render_report(replace(BROKEN, verdict="one"))
+    assert fine.index('id="trace"') < fine.index('id="journey"')
+    for journey in (BROKEN, NOTHING, replace(BROKEN, verdict="one", spans=())):
+        html = render_report(journey)
+        assert html.index('id="journey"') < html.index('id="trace"')
+
+
+def test_the_requests_own_trace_comes_first_and_roots_are_counted():
+    strays = with_orphans([span(OTHER, number, "", "stock", number, number + 1) for number in range(1, 4)])
+    text = unescape(text_of(render_report(replace(BROKEN, spans=strays, hops=()))))
+    assert f"trace A {TRACE} the request's own, 0 spans No span of it came. trace B {OTHER} 3 spans" in text
+    assert "Spans 3 Traces 2 Roots 3 Orphans 0 Hops 0" in text
+
+
+NAMES = """
+(() => {
+  const broken = [], range = document.createRange();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, element = node.parentElement;
+    if (!element.closest("h1, h3, .name, .what, .badge, .tag, p")) continue;
+    for (const word of node.data.matchAll(/[A-Za-z]+/g)) {
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (range.getClientRects().length > 1) broken.push(word[0]);
+    }
+  }
+  return broken;
+})()
+"""
+
+
+def test_no_name_is_broken_within_a_word_at_360_pixels(page, tmp_path):
+    deep = [
+        span(
+            TRACE,
+            number,
+            number - 1 if number > 1 else "",
+            "checkout-service",
+            number,
+            30,
+            name="GET /api/recommendations",
+        )
+        for number in range(1, 20)
+    ]
+    hops = tuple(
+        Hop(name=f"recommendations-service outbound {number}", kind="proxy", change="rewritten", parent=parent)
+        for number, parent in enumerate([None, 0, 0, 2, 2, 4, 4])
+    )
+    path = tmp_path / "names.html"
+    write_report(replace(BROKEN, spans=with_orphans(deep), hops=hops), path)
+    page.open(path, width=360)
+    assert page.ask(NAMES) == []
+    assert page.ask("document.documentElement.scrollWidth") <= 360

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-import httpx
 import pytest
 
+from meshmw.__main__ import main
 from meshmw._notices import header_shown
 from meshmw._tools.verify import follow, join_hops
-from meshmw._tools.verify.evidence import BackendError, LocalBackend, LogTail, Watch, probe_hops
+from meshmw._tools.verify.evidence import BackendError, HttpBackend, LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, journey_spans, maker_of, with_orphans
 from meshmw._tools.verify.judge import judge_hops
+from meshmw._tools.verify.logs import LogTail, probe_hops
 from meshmw._tools.verify.probe import (
     SYNTHETIC,
     VARIANTS,
@@ -24,6 +25,9 @@ from meshmw._tools.verify.probe import (
     send,
 )
 from meshmw.testing import ReceivedSpan
+from tests.tools.test_backends import otlp
+from tests.tools.test_http_client import body as answer
+from tests.tools.test_http_client import serving
 
 TRACE_ID, PARENT_ID = SYNTHETIC
 OTHER = "f" * 32
@@ -86,7 +90,7 @@ def test_the_probe_is_recognised_at_once():
             [hop("a", tp(None)), hop("b", tp(None), tp(parent(OTHER))), hop("c", tp(parent(OTHER)))],
             [("verify.lost", "probe -> a")],
         ),
-        ([hop("a", tp(parent(flags="00")), tp(parent(flags="00")))], [("verify.flipped", "before a")]),
+        ([hop("a", tp(parent(flags="00")), tp(parent(flags="00")))], [("verify.flipped", "probe -> a")]),
         ([hop("a", tp(parent()), tp(parent(flags="00")))], [("verify.flipped", "a")]),
         (
             [hop("a", tp(parent(), tracestate="meshmw=verify"), tp(parent(), tracestate=None))],
@@ -198,7 +202,7 @@ def journey(*spans: ReceivedSpan, variant: str = "w3c", echo: str | None = None,
 
 
 def test_spans_decide_as_well():
-    fine = journey(span("a" * 16), span("b" * 16, "a" * 16), echo=parent())
+    fine = journey(span("a" * 16), span("b" * 16, "a" * 16), echo=parent(span=1))
     assert (fine.verdict, fine.findings) == ("one", ())
     assert "2 spans" in fine.summary
     assert [found.code for found in journey(echo=parent()).findings] == ["verify.no-spans"]
@@ -238,7 +242,7 @@ def test_a_backend_that_fails_is_said_until_it_answers():
     assert [found.code for found in broken.findings] == ["verify.backend"]
     recovering = Broken()
     recovering.failures = 1
-    assert journey(backends=[recovering], echo=parent(), timeout=5.0).findings == ()
+    assert journey(backends=[recovering], echo=parent(span=1), timeout=5.0).findings == ()
 
 
 def test_logs_are_read_from_where_they_ended(tmp_path):
@@ -255,7 +259,7 @@ def test_logs_are_read_from_where_they_ended(tmp_path):
     assert (hop_found.name, hop_found.note) == ("edge", "answered 503 (UF)")
     watch = Watch(tails=[tail, missing], timeout=0.0)
     found = follow(make_probe(URL), ProbeAnswer(200), watch, 0)
-    assert [(each.code, each.where) for each in found.findings] == [("verify.not-logged", "gone")]
+    assert [(each.code, each.where) for each in found.findings] == [("verify.no-log", "gone")]
 
 
 def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
@@ -289,6 +293,7 @@ def test_lines_are_the_probes_by_any_id_that_leads_to_it(tmp_path):
 
 def test_a_log_whose_name_begins_like_anothers_is_not_taken_for_it(tmp_path):
     tails = [LogTail(name, tmp_path / name) for name in ("shop", "shop-2")]
+    (tmp_path / "shop").touch()
     (tmp_path / "shop-2").write_text(json.dumps({"traceparent": parent(), "listener": "inbound"}) + "\n")
     journey = follow(make_probe(URL), ProbeAnswer(200), Watch(tails=tails, timeout=0, settle=0), 0)
     assert [(finding.code, finding.where) for finding in journey.findings] == [("verify.not-logged", "shop")]
@@ -318,20 +323,6 @@ def test_a_log_without_traceparent_is_said(tmp_path):
     assert [each.code for each in found.findings] == ["access-log.not-logged"]
 
 
-def test_an_answer_without_end_is_read_no_further_than_the_deadline(monkeypatch):
-    now = iter(range(100))
-
-    def endless():
-        while True:
-            yield b"data: x\n\n"
-
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=endless()))
-    client = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
-    monkeypatch.setattr("meshmw._tools.verify.probe.time.monotonic", lambda: next(now))
-    assert send(make_probe(URL), timeout=5).status_code == 200
-
-
 def test_an_answer_that_does_not_come_is_said():
     with pytest.raises(ProbeError, match=r"http://127\.0\.0\.1:9/ did not answer: "):
         send(make_probe(URL), timeout=1.0)
@@ -348,12 +339,10 @@ def test_an_answer_that_does_not_come_is_said():
         ({"x-trace-id": "nonsense"}, ""),
     ],
 )
-def test_an_answers_headers_name_the_trace(headers, trace_id, monkeypatch):
-    body = b"x" * (3 << 20)
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers, content=body))
-    client = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport))
-    assert send(make_probe("http://mesh/")).trace_id == trace_id
+def test_an_answers_headers_name_the_trace(headers, trace_id):
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    with serving(answer(b"x" * (3 << 20), *lines)) as (url, _):
+        assert send(make_probe(url)).trace_id == trace_id
 
 
 def test_a_journey_survives_its_json():
@@ -371,3 +360,75 @@ def test_proxies_and_applications_are_distinguished():
     assert maker_of("", {"component": "proxy"}) == "proxy"
     assert maker_of("meshmw", {}) == "app"
     assert with_orphans([JourneySpan(trace_id="a", span_id="b", parent_id="")])[0].orphan is False
+
+
+def test_a_key_of_a_megabyte_names_no_hop(capsys):
+    document = {
+        "k" * 900_000: {"below": {"headers": {"traceparent": parent(), "host": "a"}}},
+        "b": {"traceparent": "x"},
+    }
+    with serving(answer(json.dumps(document).encode())) as (url, _):
+        main(["verify", url])
+        assert len(capsys.readouterr().out) < 10_000
+        assert max(len(echo.where) for echo in send(make_probe(url)).echoes) < 100
+
+
+def test_the_trace_that_a_header_of_ones_own_names_is_the_one_looked_for():
+    mine = f"00-{OTHER}-{7:016x}"
+    found = {flags: make_probe(URL, headers={"Traceparent": f"{mine}-{flags}"}) for flags in ("01", "00")}
+    assert [(each.variant, each.trace_id, each.parent_id) for each in found.values()] == [
+        ("w3c", OTHER, f"{7:016x}"),
+        ("unsampled", OTHER, f"{7:016x}"),
+    ]
+    assert make_probe(URL, headers={"traceparent": "00-xyz"}).variant == "malformed"
+
+
+def test_a_tracestate_of_ones_own_is_the_one_looked_for():
+    probe = make_probe(URL, headers={"tracestate": "a=1,b=2"})
+    first = hop("probe", sent=probe.trace_headers, kind="client")
+    lost = ["verify.tracestate-lost"]
+    for state, found in (("c=3,b=9,a=1", []), ("meshmw=verify", lost), ("", lost)):
+        judged = judge_hops([first, hop("a", tp(parent(), tracestate=state))], probe)
+        assert [code for code, _ in codes(judged)] == found
+
+
+@pytest.mark.parametrize("product", ["nginx", "", "envoy"])
+def test_who_clears_the_flag_is_said_in_the_words_of_its_product(product):
+    proxy = Hop(name="a", kind="proxy", received=tp(parent()), sent=tp(parent(flags="00")), product=product)
+    (finding,) = judge(proxy).findings
+    assert ("this nginx decides anew" in finding.why) == (product == "nginx")
+    assert ("otel_trace_context" in finding.fix) == (product == "nginx")
+    assert ("Istio" in finding.fix) == (product == "")
+
+
+def test_of_a_trace_that_came_in_part_nothing_is_said_to_be_missing():
+    orphan = otlp("1" * 32, "a" * 16, "b" * 16, 2, 0)
+    document = {"trace": {"resourceSpans": [orphan]}, "status": "PARTIAL", "message": "too large"}
+    with serving(answer(json.dumps(document).encode())) as (url, _):
+        probe = make_probe(URL, ids=("1" * 32, "c" * 16))
+        watch = Watch(backends=[HttpBackend("tempo", url)], timeout=0, settle=0)
+        found = follow(probe, ProbeAnswer(200), watch, 0)
+    assert [each.code for each in found.findings] == ["verify.partial"]
+    assert found.verdict == "one"
+    assert found.summary.endswith(f"as far as is known: nothing more of tempo at {url}")
+
+
+def test_spans_are_one_or_many():
+    assert "1 span hangs below" in journey(span("a" * 16), span("b" * 16, "c" * 16)).findings[0].what
+    several = journey(span("a" * 16), span("b" * 16, "c" * 16), span("d" * 16, "c" * 16))
+    assert "2 spans hang below" in several.findings[0].what
+
+
+def test_where_an_application_or_its_proxy_may_have_cleared_the_flag_both_are_said():
+    app = hop("shop application", tp(parent()), kind="app")
+    outbound = Hop(name="shop outbound", kind="proxy", sent=tp(parent(flags="00")), product="istio")
+    (finding,) = judge(app, outbound).findings
+    assert finding.where == "shop application -> shop outbound"
+    assert "randomSamplingPercentage" in finding.fix
+    assert "random_sampling" not in finding.fix
+    assert "OTEL_TRACES_SAMPLER" in finding.fix
+    received = Hop(name="shop outbound", kind="proxy", received=tp(parent(flags="00")), product="istio")
+    (finding,) = judge(app, received).findings
+    assert finding.where == "shop application -> shop outbound"
+    assert "Envoy" not in finding.why
+    assert "randomSamplingPercentage" not in finding.fix

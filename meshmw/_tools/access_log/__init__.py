@@ -30,7 +30,7 @@ from meshmw._tools.access_log.joins import JoinedLogs, Station
 from meshmw._tools.access_log.rows import COUNTED, PLACE, Block, Line, Row, Shape
 from meshmw._tools.access_log.source import ENVELOPES, MAX_LINE, Envelope, Source, open_source
 
-__all__ = ["MAX_LINE", "Analysis", "OnLine", "Source", "open_source", "side_of"]
+__all__ = ["MAX_LINE", "Analysis", "Envelope", "OnLine", "Source", "open_source", "recognize", "side_of"]
 
 # The rank of each listener's name on a request's way. No name and `inbound` have one rank: both are what comes in. The
 # operator chooses the names, and still their number is bounded.
@@ -222,7 +222,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
         if len(waiting) == tried or (text and len(waiting) < wanted):
             continue
         tried = len(waiting)
-        found = _recognize(waiting, reader)
+        found = recognize(waiting, reader)
         if found is None:
             wanted *= 4
             if len(waiting) <= _MOST_FIRST_LINES and sum(map(len, waiting)) <= _MOST_FIRST_BYTES:
@@ -234,7 +234,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
         yield reader, reader.read_block(envelope.unwrapped(b"\n".join(waiting)))
         waiting = []
     if waiting:
-        found = _recognize(waiting, reader) or (None if reader is None else (Envelope(), reader))
+        found = recognize(waiting, reader) or (None if reader is None else (Envelope(), reader))
         if found is None:
             raise ValueError(
                 f"{source.name}: its format is none that is known; give the proxy's own format string with --format"
@@ -246,7 +246,7 @@ def _blocks(source: Source, reader: Format | None, more: Callable[[], bool]) -> 
         yield reader, reader.read_block(b"\n".join(envelope.rest()))
 
 
-def _recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, Format] | None:
+def recognize(lines: list[bytes], reader: Format | None) -> tuple[Envelope, Format] | None:
     """Return what the lines are wrapped in, and their format; None where they are in no format that is known."""
     best: tuple[int, Envelope, Format] | None = None
     sample = [line for line in lines[-FIRST_LINES:] if len(line) < _TELLS_FORMAT]

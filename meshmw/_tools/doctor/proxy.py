@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
 from meshmw._notices import without_secrets
 from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import (
@@ -28,9 +26,12 @@ from meshmw._tools.doctor.configuration import (
 from meshmw._tools.doctor.headers import HeaderChange, follow
 from meshmw._tools.doctor.tracers import Tracing, read_tracing
 from meshmw._tools.doctor.versions import OLDEST, lacking
+from meshmw._tools.http_client import HttpError, exchange
 from meshmw.errors import MeshmwError
 
 _CONNECTION_MANAGER: Final = "HttpConnectionManager"
+# A dump of a large mesh has tens of megabytes.
+_MAX_DUMP: Final = 1 << 28
 # What reading JSON of another shape raises.
 _UNEXPECTED: Final = (ValueError, AttributeError, LookupError, TypeError, ArithmeticError, RecursionError)
 
@@ -52,22 +53,25 @@ def ask_proxy(url: str, *, timeout: float = 5.0) -> ProxyConfig:
     base = (url if "://" in url else f"http://{url}").rstrip("/")
     where = without_secrets(base)
     try:
-        with httpx.Client(timeout=timeout, trust_env=False) as client:
-            dump, info, clusters = (
-                client.get(f"{base}{path}").raise_for_status().json()
-                for path in ("/config_dump", "/server_info", "/clusters?format=json")
-            )
-            return read_proxy(where, dump, info, clusters)
-    except httpx.HTTPStatusError as error:
-        oldest, lacks = ".".join(map(str, OLDEST["Linkerd"])), ", ".join(lacking("Linkerd", OLDEST["Linkerd"]))
-        raise AdminError(
-            f"{where} answered {error.response.status_code} and is no Envoy administration interface; a proxy of "
-            f"Linkerd has none, and Linkerd {oldest} lacks {lacks}"
-        ) from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise AdminError(f"{where} cannot be asked: {str(error) or type(error).__name__}") from error
+        dump, info, clusters = (
+            _answer(f"{base}{path}", timeout) for path in ("/config_dump", "/server_info", "/clusters?format=json")
+        )
+        return read_proxy(where, dump, info, clusters)
+    except HttpError as error:
+        raise AdminError(f"{where} cannot be asked: {error}") from error
     except _UNEXPECTED as error:
         raise AdminError(f"{where} is no Envoy administration interface ({type(error).__name__})") from error
+
+
+def _answer(url: str, timeout: float) -> Any:
+    response = exchange("GET", url, timeout=timeout, limit=_MAX_DUMP)
+    if response.status_code != 200:
+        oldest, lacks = ".".join(map(str, OLDEST["Linkerd"])), ", ".join(lacking("Linkerd", OLDEST["Linkerd"]))
+        raise AdminError(
+            f"{without_secrets(url)} answered {response.status_code} and is no Envoy administration interface; a proxy "
+            f"of Linkerd has none, and Linkerd {oldest} lacks {lacks}"
+        )
+    return response.json()
 
 
 def read_dump(path: Path) -> list[ProxyConfig]:

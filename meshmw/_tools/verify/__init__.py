@@ -14,12 +14,16 @@ from typing import Final
 
 from meshmw._notices import without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.verify.evidence import BackendError, Evidence, HttpBackend, Watch, probe_hops
-from meshmw._tools.verify.journey import Hop, Journey, JourneySpan, Verdict, with_orphans
-from meshmw._tools.verify.judge import Judgement, check_answer, check_sources, check_spans, judge_hops
+from meshmw._tools.verify.evidence import BackendError, Evidence, HttpBackend, Watch
+from meshmw._tools.verify.journey import ECHO_NAME, Hop, Journey, JourneySpan, Verdict, with_orphans, with_parents
+from meshmw._tools.verify.judge import Judgement, judge_hops
+from meshmw._tools.verify.judge_spans import check_answer, check_sources, check_spans, partial_traces, silent_hops
+from meshmw._tools.verify.logs import probe_hops
 from meshmw._tools.verify.probe import Echo, Probe, ProbeAnswer, is_trace_id
 
 _POLL: Final = 0.1
+# Codes of findings that say that something is not known.
+_UNKNOWN: Final = ("verify.backend", "verify.partial", "verify.no-log", "verify.unknown-format")
 # Clocks differ from machine to machine; what is older than this is an earlier probe with the same ids.
 _SKEW_NS: Final = 60 * 10**9
 
@@ -72,7 +76,7 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
             if span.start_ns >= began_ns - _SKEW_NS:
                 # A Zipkin client and its server may share an id.
                 spans.setdefault((span.trace_id, span.span_id, span.kind), span)
-    return Evidence(tuple(hops), with_orphans(spans.values(), probe.parent_id))
+    return Evidence(tuple(hops), with_orphans(spans.values(), probe.parent_id, probe.trace_id))
 
 
 def join_hops(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> list[Hop]:
@@ -80,9 +84,19 @@ def join_hops(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> l
     waiting = list(echoes)
     hops = [Hop(name="probe", kind="client", sent=dict(probe.trace_headers))]
     for hop in proxies:
-        hops.append(_with_echo(hop, waiting.pop(0)) if hop.kind == "app" and waiting else hop)
-    hops += [_with_echo(Hop(name=f"application ({echo.where})", kind="app"), echo) for echo in waiting]
-    return hops
+        echo = _echo_of(hop, waiting) if hop.kind == "app" else None
+        if echo is not None:
+            waiting.remove(echo)
+        hops.append(hop if echo is None else _with_echo(hop, echo))
+    hops += [_with_echo(Hop(name=f"{ECHO_NAME}{echo.where})", kind="app"), echo) for echo in waiting]
+    return with_parents(hops)
+
+
+def _echo_of(hop: Hop, waiting: Sequence[Echo]) -> Echo | None:
+    """Return the echo that bears what the proxy in front of an application sent it; else the next one."""
+    came = hop.received.get("traceparent")
+    mine = [echo for echo in waiting if came and echo.headers.get("traceparent") == came]
+    return next(iter([*mine, *waiting]), None)
 
 
 def _with_echo(hop: Hop, echo: Echo) -> Hop:
@@ -92,6 +106,7 @@ def _with_echo(hop: Hop, echo: Echo) -> Hop:
 def _is_complete(evidence: Evidence, watch: Watch, probe: Probe) -> bool:
     logged = all(evidence.hops_in(tail) for tail in watch.tails)
     recorded = len(evidence.spans) >= max(1, watch.spans) and not any(span.orphan for span in evidence.spans)
+    recorded = recorded and not silent_hops(judge_hops(evidence.hops, probe), evidence.spans)
     # An unsampled probe is to leave no spans, so there are none to wait for. Late ones have the settling time.
     return logged and (recorded or not watch.backends or probe.variant == "unsampled")
 
@@ -107,11 +122,14 @@ def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidenc
         ]
     )
     verdict = _verdict(judgement, findings, evidence)
+    # A malformed probe is in no trace: what its spans say is all that is known.
+    expected = judgement.expected or next((span.trace_id for span in evidence.spans), "")
+    links = dict(link for each in watch.backends if isinstance(each, HttpBackend) for link in each.links.items())
     return Journey(
         title=f"{probe.method} {without_secrets(probe.url)}",
         verdict=verdict,
         summary=_summary(verdict, judgement, findings, evidence.spans),
-        trace_id=judgement.expected or probe.trace_id,
+        trace_id=expected,
         parent_id=probe.parent_id,
         sent=probe.trace_headers,
         status_code=answer.status_code,
@@ -119,27 +137,36 @@ def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidenc
         spans=evidence.spans,
         findings=findings,
         sources=tuple(_describe_sources(watch, answer, evidence, faults)),
-        links=tuple(link for each in watch.backends if isinstance(each, HttpBackend) for link in each.links),
+        links=tuple(links[trace_id] for trace_id in sorted(links, key=lambda trace_id: trace_id != expected)),
     )
 
 
 def _verdict(judgement: Judgement, findings: Sequence[Finding], evidence: Evidence) -> Verdict:
     if any(finding.severity == "error" for finding in findings):
         return "broken"
-    return "one" if judgement.sightings or evidence.spans else "unknown"
+    # Of a malformed traceparent nothing goes on: to see it arrive is not to see a trace.
+    return "one" if evidence.spans or (judgement.sightings and judgement.expected) else "unknown"
 
 
 def _summary(verdict: Verdict, judgement: Judgement, findings: Sequence[Finding], spans: Sequence[JourneySpan]) -> str:
     if verdict == "broken":
         # The worst findings come first.
         return f"BROKEN at {findings[0].where}: {findings[0].what}"
+    if verdict == "unknown" and judgement.sightings:
+        return "UNKNOWN: the traceparent that was sent is malformed, and nothing shows the trace that was begun instead"
     if verdict == "unknown":
         return (
             "UNKNOWN: nothing shows the trace; give access logs, a backend, or an application that echoes its headers"
         )
     counts = ((judgement.sightings, "sighting", " of its headers"), (len(spans), "span", ""))
     seen = (f"{count} {noun}{'' if count == 1 else 's'}{rest}" for count, noun, rest in counts if count)
-    return f"ONE trace: {' and '.join(seen)}, all of one trace"
+    return f"ONE trace: {' and '.join(seen)}, all of one trace{_doubts(findings)}"
+
+
+def _doubts(findings: Sequence[Finding]) -> str:
+    """Say what is not known, where the trace is one as far as it could be seen."""
+    unknown = [finding.where for finding in findings if finding.code in _UNKNOWN]
+    return f", as far as is known: nothing more of {', '.join(unknown)}" if unknown else ""
 
 
 def _with_spans(hop: Hop, spans: Sequence[JourneySpan]) -> Hop:
@@ -159,6 +186,8 @@ def _describe_sources(watch: Watch, answer: ProbeAnswer, evidence: Evidence, fau
     yield f"answer: {answer.status_code}, {count} application{'' if count == 1 else 's'} echoed the headers"
     for tail in watch.tails:
         count = evidence.hops_in(tail)
-        yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}"
+        missing = "" if tail.path.exists() else f", there is no file {tail.path}"
+        yield f"access log {tail.name}: {count} hop{'' if count == 1 else 's'}{missing}"
     for backend in watch.backends:
         yield f"{backend.name}: {faults.get(backend.name) or f'{len(evidence.spans)} spans'}"
+    yield from partial_traces(watch)

@@ -19,6 +19,7 @@ from meshmw._policy.words import one_of
 from meshmw._tools.access_log.formats import format_of
 from meshmw._tools.output import (
     FOUND,
+    MISUSE,
     OK,
     CannotRunError,
     JsonOption,
@@ -36,8 +37,10 @@ from meshmw._tools.output import (
     value_error_as_cannot_run,
 )
 from meshmw._tools.verify import follow
-from meshmw._tools.verify.evidence import Backend, HttpBackend, LocalBackend, LogTail, Watch
+from meshmw._tools.verify.evidence import Backend, HttpBackend, LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, Journey, JourneySpan
+from meshmw._tools.verify.judge_spans import BACKEND_FAULT
+from meshmw._tools.verify.logs import LogTail
 from meshmw._tools.verify.probe import SYNTHETIC, VARIANTS, Probe, Variant, make_probe, random_ids, send
 from meshmw._tools.verify.report import write_report
 
@@ -45,6 +48,8 @@ from meshmw._tools.verify.report import write_report
 _MAX_DEPTH: Final = 40
 # Wider than any terminal: rich cuts what has no room, a terminal wraps it.
 _MAX_WIDTH: Final = 4096
+# A field name, RFC 9110 5.1.
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PORTS: Final = re.compile(r"[0-9]{1,5}(,[0-9]{1,5})?")
 _STYLES: Final = {"one": "bold green", "broken": "bold red", "unknown": "bold yellow"}
 
@@ -67,6 +72,10 @@ OtlpOption = Annotated[
 ]
 HeaderOption = Annotated[
     list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="A header to send as well.")
+]
+BackendHeaderOption = Annotated[
+    list[str] | None,
+    typer.Option("--backend-header", metavar="'NAME: VALUE'", help="A header for --jaeger and --tempo; never printed."),
 ]
 MethodOption = Annotated[str, typer.Option("--method", "-X", help="The HTTP method.")]
 AloneOption = Annotated[
@@ -91,6 +100,7 @@ def verify(
     tempo: TempoOption = "",
     otlp: OtlpOption = "",
     header: HeaderOption = None,
+    backend_header: BackendHeaderOption = None,
     method: MethodOption = "GET",
     alone: AloneOption = False,
     spans: SpansOption = _DEFAULT.spans,
@@ -108,14 +118,22 @@ def verify(
     Log lines are the probe's where they share its trace id, its x-request-id or its user agent, directly or through
     another line; where a trace is lost and x-request-id with it, --alone takes each new line.
 
-    Ends with 0 for one trace without faults, with 1 for a broken one, a fault, or nothing to be seen.
+    Ends with 0 for one trace without faults, with 1 for a broken one, a fault, or nothing to be seen, and with 2 where
+    a backend could not be asked and nothing else shows a break.
     """
     probe = _build_probe(url, variant, random, header or [], method)
     tails = _open_tails(access_log or [], log_format)
-    with _open_backends(jaeger, tempo, otlp, alone) as backends:
+    asked_with = _parse_headers(backend_header or [], "--backend-header")
+    with _open_backends(jaeger, tempo, otlp, alone, asked_with) as backends:
         watch = Watch(tails=tails, backends=backends, timeout=timeout, settle=settle, spans=spans, alone=alone)
         journey = _send_and_follow(probe, watch, verify_tls=not insecure)
     _show(journey, report, json=json)
+    return _exit_code(journey)
+
+
+def _exit_code(journey: Journey) -> int:
+    if journey.verdict != "broken" and any(finding.code == BACKEND_FAULT for finding in journey.findings):
+        return MISUSE
     is_fine = journey.verdict == "one" and not any(finding.is_fault for finding in journey.findings)
     return OK if is_fine else FOUND
 
@@ -133,16 +151,21 @@ def _show(journey: Journey, report: Path | None, *, json: bool) -> None:
 def _build_probe(url: str, variant: str, random: bool, headers: list[str], method: str) -> Probe:
     with value_error_as_cannot_run():
         known: Variant = one_of(Variant, variant, "--variant")
-    added = {}
-    for text in headers:
-        name, colon, value = text.partition(":")
-        if not (colon and name.strip()):
-            raise CannotRunError(f"--header takes 'NAME: VALUE', not {quoted(text)}")
-        if not value.strip().isprintable():
-            raise CannotRunError(f"--header {quoted(name.strip())}: its value holds a control character")
-        added[name.strip()] = value.strip()
     ids = random_ids() if random else SYNTHETIC
-    return make_probe(url, known, ids=ids, headers=added, method=method)
+    return make_probe(url, known, ids=ids, headers=_parse_headers(headers, "--header"), method=method)
+
+
+def _parse_headers(given: list[str], option: str) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        if not (colon and _TOKEN.fullmatch(name.strip())):
+            # What stands there may be a secret.
+            raise CannotRunError(f"{option} takes 'NAME: VALUE'")
+        if not value.strip().isprintable():
+            raise CannotRunError(f"{option} {quoted(name.strip())}: its value holds a control character")
+        found[name.strip()] = value.strip()
+    return found
 
 
 def _open_tails(given: list[str], log_format: str) -> list[LogTail]:
@@ -157,8 +180,11 @@ def _open_tails(given: list[str], log_format: str) -> list[LogTail]:
 
 
 @contextlib.contextmanager
-def _open_backends(jaeger: str, tempo: str, otlp: str, alone: bool) -> Iterator[list[Backend]]:
-    backends: list[Backend] = [HttpBackend(name, url) for name, url in (("jaeger", jaeger), ("tempo", tempo)) if url]
+def _open_backends(
+    jaeger: str, tempo: str, otlp: str, alone: bool, headers: Mapping[str, str]
+) -> Iterator[list[Backend]]:
+    urls = {"jaeger": jaeger, "tempo": tempo}
+    backends: list[Backend] = [HttpBackend(name, url, headers) for name, url in urls.items() if url]
     with contextlib.ExitStack() as stack:
         if otlp:
             backends.append(_start_collector(otlp, alone, stack))
@@ -203,7 +229,7 @@ def print_journey(journey: Journey) -> None:
     print_line("")
     print_line(journey.summary, _STYLES[journey.verdict])
     for link in journey.links:
-        print_line(f"see it at {link}")
+        print_line(f"{'see it' if journey.trace_id in link else 'another trace'} at {link}")
 
 
 def _hop_row(before: Hop | None, hop: Hop) -> tuple[str, str, str, str]:
@@ -227,7 +253,8 @@ def _trees(journey: Journey) -> dict[str, Tree]:
     above: list[Tree] = []
     for span, depth in journey.in_order():
         if span.trace_id not in trees:
-            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}", style="bold"), guide_style="dim")
+            which = "" if journey.trace_id in ("", span.trace_id) else ", not the request's"
+            trees[span.trace_id] = Tree(Text(f"trace {shown(span.trace_id)}{which}", style="bold"), guide_style="dim")
         depth = min(depth, _MAX_DEPTH)
         branch = above[depth - 1] if depth else trees[span.trace_id]
         above[depth:] = [branch.add(_span_text(span))]

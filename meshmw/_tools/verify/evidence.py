@@ -1,38 +1,29 @@
-"""What there is to see of a probe: its spans in backends, and its lines in the proxies' access logs.
+"""What there is to see of a probe: its spans in backends, beside its lines in access logs (`logs`).
 
-A `Watch` names the backends and the logs, and `Evidence` holds what they have shown so far. Of a log, only what is
-appended after `LogTail` was made is taken for the probe's.
+A `Watch` names the backends and the logs, and `Evidence` holds what they have shown so far.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-import httpx
-
-from meshmw._notices import without_secrets
-from meshmw._tools.access_log import side_of
-from meshmw._tools.access_log.counts import classify
-from meshmw._tools.access_log.formats import Format, detect
-from meshmw._tools.access_log.rows import Line
-from meshmw._tools.verify.journey import HEADERS, Hop, JourneySpan, journey_spans, maker_of
-from meshmw._tools.verify.probe import AGENT, Probe
+from meshmw._notices import shown, without_secrets
+from meshmw._tools.http_client import HttpError, exchange
+from meshmw._tools.verify.journey import Hop, JourneySpan, journey_spans, maker_of
+from meshmw._tools.verify.logs import LogTail
 from meshmw.errors import MeshmwError
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _STATUS: Final = ("UNSET", "OK", "ERROR")
+# Seconds for one answer of a backend.
+_ASKED_FOR: Final = 5.0
+# Spans of one trace; nobody reads more, and to draw them takes long.
+_MAX_SPANS: Final = 10_000
 _LATEST_NS: Final = 2**63 - 1
-# Bytes of a log from before the probe, which show its format.
-_BEFORE: Final = 1 << 16
-# Bytes that are read at once.
-_AT_ONCE: Final = 1 << 24
-_COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +94,17 @@ class HttpBackend:
         # Tempo has no page of its own: Grafana shows its traces, wherever that is.
         self._has_page = name == "jaeger"
         self._found: dict[str, None] = {}
+        self._partial: dict[str, str] = {}
 
     @property
-    def links(self) -> tuple[str, ...]:
-        """Return where a browser shows the traces that were found."""
-        return tuple(jaeger_link(self._base, trace_id) for trace_id in self._found) if self._has_page else ()
+    def partial(self) -> tuple[str, ...]:
+        """Return what it says of traces that it gave in part, one text each."""
+        return tuple(self._partial.values())
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Return where a browser shows the traces that were found, by their ids."""
+        return {trace_id: jaeger_link(self._base, trace_id) for trace_id in self._found if self._has_page}
 
     def spans(self, trace_ids: Iterable[str]) -> list[JourneySpan]:
         """Return the spans of these traces that have arrived so far.
@@ -116,30 +113,50 @@ class HttpBackend:
             BackendError: It cannot be reached, or answers neither with spans nor with 404.
         """
         found: list[JourneySpan] = []
-        with httpx.Client(timeout=5.0, trust_env=False, headers=self._headers) as client:
-            for trace_id in trace_ids:
-                found += self._of_trace(client, trace_id)
+        for trace_id in trace_ids:
+            found += self._of_trace(trace_id)
         return found
 
-    def _of_trace(self, client: httpx.Client, trace_id: str) -> list[JourneySpan]:
+    def _of_trace(self, trace_id: str) -> list[JourneySpan]:
         refusals = []
         for path, read in self._paths:
             try:
-                response = client.get(f"{self._base}{path.format(trace_id)}")
+                url = f"{self._base}{path.format(trace_id)}"
+                response = exchange("GET", url, headers=self._headers, timeout=_ASKED_FOR)
                 if response.status_code == 200:
-                    found = [span for span in read(response.json()) if span.trace_id == trace_id]
+                    document = response.json()
+                    found = [span for span in read(document) if span.trace_id == trace_id]
+                    self._note_partial(trace_id, document, len(found))
                     if found:
                         self._found[trace_id] = None
-                        return found
+                        return found[:_MAX_SPANS]
                 elif response.status_code != 404:
                     refusals.append(f"{path.format('ID')} answered {response.status_code}")
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise BackendError(f"{self.name} cannot be reached: {str(error) or type(error).__name__}") from error
+            except HttpError as error:
+                raise BackendError(f"{self.name} cannot be reached: {error}") from error
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 refusals.append(f"{path.format('ID')} answered something else ({type(error).__name__})")
         if len(refusals) == len(self._paths):
             raise BackendError(f"{self.name}: {'; '.join(refusals)}")
         return []
+
+    def _note_partial(self, trace_id: str, document: Mapping[str, Any], count: int) -> None:
+        said = _what_is_missing(document)
+        if said or count > _MAX_SPANS:
+            more = f"more than {_MAX_SPANS:,} spans" if count > _MAX_SPANS else said
+            self._partial[trace_id] = f"{self.name} has trace {trace_id} in part: {more}"
+        else:
+            self._partial.pop(trace_id, None)
+
+
+def _what_is_missing(document: Mapping[str, Any]) -> str:
+    """Return what a backend says where it answers with a part of a trace: Tempo by a status, Jaeger by errors."""
+    errors = document.get("errors")
+    told = [str(each["msg"]) for each in errors if "msg" in each] if isinstance(errors, list) else []
+    # An enumeration of protobuf, by its name or its number.
+    if document.get("status") in ("PARTIAL", 1):
+        told.append(str(document.get("message") or "it says PARTIAL"))
+    return shown("; ".join(filter(None, told)))
 
 
 def jaeger_link(base_url: str, trace_id: str) -> str:
@@ -242,152 +259,6 @@ def _hex_id(text: str, size: int) -> str:
     except binascii.Error:
         return text.lower().rjust(2 * size, "0")
     return decoded.hex() if len(decoded) == size else text.lower().rjust(2 * size, "0")
-
-
-class LogTail:
-    """Reads what is appended to one access log from now on.
-
-    Args:
-        name: The hop.
-        path: The file; it need not exist yet.
-        reader: Its format, or None to find it out.
-
-    Raises:
-        OSError: It is there and cannot be read.
-    """
-
-    def __init__(self, name: str, path: Path, reader: Format | None = None) -> None:
-        self.name = name
-        self._path = path
-        self._reader = reader
-        self._position = path.stat().st_size if path.exists() else 0
-        self._lines: list[str] = []
-        self._before = self._read_before()
-
-    @property
-    def lines(self) -> list[Line]:
-        """Return the lines that have been appended and can be read."""
-        self._read_new()
-        reader = self._reader or detect([*self._lines, *self._before])
-        if reader is None:
-            return []
-        found = [reader.read(line) for line in self._lines]
-        return [fields for fields in found if not isinstance(fields, str)]
-
-    @property
-    def prints_traceparent(self) -> bool:
-        """Says whether the format has the header at all."""
-        reader = self._reader or detect([*self._lines, *self._before])
-        return reader is None or "traceparent" in reader.names
-
-    def _read_before(self) -> list[str]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(max(0, self._position - _BEFORE))
-            return _lines(file.read(_BEFORE))[1:]
-
-    def _read_new(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            new = file.read(_AT_ONCE)
-        # The last line may not be whole yet.
-        whole = new[: new.rfind(b"\n") + 1]
-        self._position += len(whole)
-        self._lines += _lines(whole)
-
-
-def _lines(text: bytes) -> list[str]:
-    return [line for line in text.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
-
-
-def probe_hops(tails: Sequence[LogTail], probe: Probe, *, alone: bool = False) -> list[Hop]:
-    """Return the hops of the probe that the logs show, in the order of the way, with the applications between them.
-
-    Args:
-        tails: The logs, in the order of the way.
-        probe: The request.
-        alone: Whether nothing else uses the mesh, so that every new line is the probe's.
-    """
-    lines = [(tail.name, side_of(line), line) for tail in tails for line in tail.lines]
-    mine = [each for each in lines if alone] or _matching(lines, probe)
-    order = {tail.name: index for index, tail in enumerate(tails)}
-    places = dict.fromkeys((name, side) for name, side, _ in mine)
-    # Where one listener is the inbound one, all others are for the application's own calls.
-    ranked = sorted(places, key=lambda place: (order[place[0]], place[1] != "inbound"))
-    proxies = {place: _hop_at(place, [line for *at, line in mine if tuple(at) == place]) for place in ranked}
-    return list(_with_applications(proxies))
-
-
-def _with_applications(proxies: Mapping[tuple[str, str], Hop]) -> Iterator[Hop]:
-    """Put an application behind each inbound listener: it got what that sent, and sent what the outbound one got."""
-    for (name, side), hop in proxies.items():
-        yield hop
-        if side == "inbound":
-            outbound = next((other for place, other in proxies.items() if place[0] == name and other is not hop), None)
-            sent = {} if outbound is None else outbound.received
-            yield Hop(name=f"{name} application", kind="app", received=hop.sent, sent=sent)
-
-
-def _matching(lines: Sequence[tuple[str, str, Line]], probe: Probe) -> list[tuple[str, str, Line]]:
-    """Return the lines that share an id with the probe, or with a line that does, in as many steps as it takes."""
-    ids = [_ids(line) for _, _, line in lines]
-    lines_with: dict[str, list[int]] = defaultdict(list)
-    for index, each in enumerate(ids):
-        for name in each:
-            lines_with[name].append(index)
-    waiting, chosen = [probe.agent, probe.request_id, probe.trace_id], set[int]()
-    while waiting:
-        # Each id is followed once: strangers decide how many lines lead to one another.
-        for index in lines_with.pop(waiting.pop(), ()):
-            if index not in chosen:
-                chosen.add(index)
-                waiting += ids[index]
-    return [lines[index] for index in sorted(chosen)]
-
-
-def _ids(line: Line) -> set[str]:
-    parent = classify(line).parent
-    found = {line.get("request_id", "-"), line.get("trace_id", "-")}
-    if parent is not None:
-        found.add(f"{parent.trace_id:032x}")
-    # Any other user agent may be that of many requests.
-    if (agent := line.get("user_agent", "")).startswith(AGENT):
-        found.add(agent)
-    return found - {"-", ""}
-
-
-def _hop_at(place: tuple[str, str], lines: Iterable[Line]) -> Hop:
-    name, side = place
-    received: dict[str, str | None] = {}
-    sent: dict[str, str | None] = {}
-    trace_id = note = ""
-    for line in lines:
-        if line.get("type") == "DownstreamStart":
-            received = received or _headers_in(line)
-        elif line.get("type") != "DownstreamPeriodic":
-            sent = sent or _headers_in(line)
-            trace_id = trace_id or line.get("trace_id", "-").strip("-")
-            note = note or _refusal_note(line)
-    full = f"{name} {side}" if side and side != name else name
-    return Hop(name=full, kind="proxy", received=received, sent=sent, trace_id=trace_id, note=note)
-
-
-def _headers_in(line: Line) -> dict[str, str | None]:
-    """Return the trace headers that a line shows; of one that the format does not print, nothing is known."""
-    found: dict[str, str | None] = {}
-    for name, column in _COLUMNS.items():
-        if column in line or name == "traceparent":
-            value = line.get(column, "-")
-            found[name] = None if value == "-" else value
-    return found
-
-
-def _refusal_note(line: Line) -> str:
-    code, details = line.get("code", ""), line.get("details", "-")
-    return f"answered {code} ({details})" if code[:1] in ("4", "5") or code == "0" else ""
 
 
 _PATHS: Final[dict[str, tuple[tuple[str, Callable[[Any], Iterator[JourneySpan]]], ...]]] = {

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -18,6 +18,8 @@ Verdict = Literal["one", "broken", "unknown"]
 
 # The headers that a hop may have been seen with. A name that is not in a mapping was not looked at there.
 HEADERS: Final = ("traceparent", "tracestate", "b3", "x-b3-traceid", "baggage")
+# How an application is called that is known from the answer alone; the place in the answer and a bracket follow.
+ECHO_NAME: Final = "application ("
 _PROXY_SCOPES: Final = frozenset({"envoy"})
 
 
@@ -110,6 +112,8 @@ class Hop(JsonValue):
         lost: Whether the trace was lost at this hop or on the way to it.
         note: What else there is to say of it, in one sentence.
         span_ids: The spans of the journey that this hop made.
+        parent: The place in the journey's hops of the one that it was called by; None for the first.
+        product: What wrote its log: `istio`, `envoy-gateway`, `consul`, `envoy` or `nginx`; empty if not known.
     """
 
     name: str
@@ -121,6 +125,8 @@ class Hop(JsonValue):
     lost: bool = False
     note: str = ""
     span_ids: tuple[str, ...] = ()
+    parent: int | None = None
+    product: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Hop:
@@ -183,17 +189,66 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
     )
 
 
-def with_orphans(spans: Iterable[JourneySpan], probe_id: str = "") -> tuple[JourneySpan, ...]:
+def with_parents(hops: Sequence[Hop]) -> list[Hop]:
+    """Return hops, each with the one before it that called it: a request that branches is a tree.
+
+    A header that one sent and another received joins them. Where there is none, names do: an application's calls leave
+    by its own proxy's other listeners, and those are mostly named for whom they call.
+    """
+    return [replace(hop, parent=_parent_of(hop, hops[:index])) for index, hop in enumerate(hops)]
+
+
+def _parent_of(hop: Hop, before: Sequence[Hop]) -> int | None:
+    if not before:
+        return None
+    log, _, side = hop.name.partition(" ")
+    own = f"{log} application"
+    if hop.kind == "proxy" and side != "inbound" and any(each.name == own for each in before):
+        return next(index for index, each in enumerate(before) if each.name == own)
+    if hop.kind == "app" and (place := _echo_place(hop.name)):
+        return _outer_echo(place, before)
+    if hop.kind == "app":
+        return len(before) - 1
+    came = hop.received.get("traceparent")
+    senders = [index for index, each in enumerate(before) if came and each.sent.get("traceparent") == came]
+    named = [index for index, each in enumerate(before) if each.kind == "proxy" and each.name.endswith(f" {log}")]
+    both = [index for index in senders if index in named]
+    return (both or senders or named or [len(before) - 1])[-1]
+
+
+def _echo_place(name: str) -> str:
+    """Return the place in the answer that names an application of which no log tells; else nothing."""
+    return name[len(ECHO_NAME) : -1] if name.startswith(ECHO_NAME) else ""
+
+
+def _outer_echo(place: str, before: Sequence[Hop]) -> int:
+    outer = [
+        (len(other), index)
+        for index, each in enumerate(before)
+        if (other := _echo_place(each.name)) and place.startswith((f"{other}.", f"{other}["))
+    ]
+    # What is known of no proxy comes last, so that what stands right before the first is what called it.
+    first = next((index for index, each in enumerate(before) if _echo_place(each.name)), len(before))
+    return max(outer)[1] if outer else first - 1
+
+
+def with_orphans(spans: Iterable[JourneySpan], probe_id: str = "", probe_trace: str = "") -> tuple[JourneySpan, ...]:
     """Return spans in the order in which they started, those whose parent is not among them marked.
 
     Args:
         spans: The spans of one request.
         probe_id: The id of the probe's own span, which nobody exports and which is no missing parent.
+        probe_trace: The probe's trace: in any other, no span has that parent; empty if the span may be in any trace.
     """
     ordered = sorted(spans, key=lambda span: (span.start_ns, span.span_id))
     present = {(span.trace_id, span.span_id) for span in ordered}
     return tuple(
-        replace(span, orphan=span.parent_id not in ("", probe_id) and (span.trace_id, span.parent_id) not in present)
+        replace(
+            span,
+            orphan=span.parent_id != ""
+            and (span.parent_id != probe_id or probe_trace not in ("", span.trace_id))
+            and (span.trace_id, span.parent_id) not in present,
+        )
         for span in ordered
     )
 

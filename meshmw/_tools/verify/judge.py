@@ -1,4 +1,4 @@
-"""Where a trace broke, as findings: what each hop did to the headers, and what answer, logs and spans show.
+"""Where a trace broke, as findings: what each hop did to the headers.
 
 `judge_hops` follows the trace through the sightings of its headers, in the order of the way, and names the first place
 where it is lost. What comes after a loss is its consequence, and no loss of its own.
@@ -8,28 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from meshmw._notices import quoted, without_secrets
 from meshmw._tools import Finding
-from meshmw._tools.verify.evidence import Evidence, LogTail, Watch
-from meshmw._tools.verify.journey import Change, Hop, JourneySpan
-from meshmw._tools.verify.probe import TRACESTATE, Probe, ProbeAnswer
+from meshmw._tools.verify.fixes import (
+    BETWEEN,
+    FOLLOW_PARENT,
+    FOLLOW_PARENT_IN_PROXY,
+    READ_W3C,
+    SEND_ON,
+    look_at,
+    sample_all,
+)
+from meshmw._tools.verify.journey import Change, Hop
+from meshmw._tools.verify.probe import Probe
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceParent
 
 Side = Literal["in", "own", "out"]
 State = Literal["valid", "absent", "malformed"]
-
-_FIXES: Final = {
-    "app": "let the application take its headers in (meshmw.asgi or meshmw.wsgi TraceContextMiddleware) and "
-    "send them on (meshmw.httpx.Client), and check it with `meshmw doctor MODULE:APP`",
-    "proxy": "look at what this proxy removes and which formats its tracer reads: `meshmw doctor --envoy-admin URL`",
-    "own": "let the tracer of this proxy read W3C trace context: the OpenTelemetry tracer, or Zipkin's with "
-    "trace_context_option: USE_B3_WITH_W3C_PROPAGATION",
-    "between": "look at what lies between the two: a TLS terminator, a gateway or a load balancer that passes only the "
-    "headers that it knows; `meshmw mesh-config nginx` and the others print what it needs",
-}
 
 
 @dataclass
@@ -40,7 +37,8 @@ class Judgement:
         hops: The hops, each with what it did.
         findings: The faults, in the order of the way.
         trace_ids: All traces that were seen, the expected one first.
-        expected: The trace that the last hops are in; empty where there is none.
+        expected: The trace that was sent, whatever became of it; of a malformed one the fresh trace that the first
+            strict reader began. Empty where there is none.
         sightings: How often headers were seen.
     """
 
@@ -56,27 +54,34 @@ def judge_hops(hops: Sequence[Hop], probe: Probe) -> Judgement:
     judgement = Judgement([_with_change(hop, probe) for hop in hops])
     judgement.expected = "" if probe.variant == "malformed" else probe.trace_id
     judgement.trace_ids = [judgement.expected] if judgement.expected else []
-    last = _Sighting(0, "out", _Named("valid", judgement.expected))
-    is_lost = False
-    for sighting in _sightings(judgement.hops, probe):
-        judgement.sightings += 1
-        named = sighting.named
-        if named.trace_id and named.trace_id not in judgement.trace_ids:
-            judgement.trace_ids.append(named.trace_id)
-        if named.state == "valid" and named.trace_id == judgement.expected:
-            _check_flag(judgement, sighting, probe)
-            last, is_lost = sighting, False
-        elif probe.variant == "malformed" and not judgement.expected:
-            last = _expect_fresh_trace(judgement, sighting) or last
-        elif not is_lost:
-            _record_break(judgement, last, sighting)
-            is_lost = named.state != "valid"
-            last = sighting
-            judgement.expected = named.trace_id if sighting.side != "own" and named.trace_id else judgement.expected
-        elif named.state == "valid":
-            judgement.expected, is_lost, last = named.trace_id, False, sighting
-    _check_tracestate(judgement, probe)
+    # What was seen last at each hop: those behind it go on from there.
+    ends = [_State(_Sighting(0, "out", _Named("valid", judgement.expected)), judgement.expected)]
+    for index, hop in enumerate(judgement.hops[1:], start=1):
+        state = ends[index - 1 if hop.parent is None else hop.parent]
+        for sighting in _sightings(index, hop, probe):
+            state = _follow(judgement, state, sighting, probe)
+        ends.append(state)
+    judgement.findings += _lost_tracestate(judgement, probe)
     return judgement
+
+
+def _follow(judgement: Judgement, state: _State, sighting: _Sighting, probe: Probe) -> _State:
+    """Return what is known after a sighting, and record in the judgement what it shows."""
+    named = sighting.named
+    judgement.sightings += 1
+    if named.trace_id and named.trace_id not in judgement.trace_ids:
+        judgement.trace_ids.append(named.trace_id)
+    if named.trace_id and named.trace_id in (state.followed, judgement.expected):
+        if named.trace_id == judgement.expected:
+            _check_flag(judgement, state.last, sighting, probe)
+        return _State(sighting, named.trace_id)
+    if probe.variant == "malformed" and not judgement.expected:
+        return _expect_fresh_trace(judgement, sighting) or state
+    if not state.is_lost:
+        _record_break(judgement, state.last, sighting)
+        goes_on = sighting.side != "own" and named.state == "valid"
+        return _State(sighting, named.trace_id if goes_on else state.followed, named.state != "valid")
+    return _State(sighting, named.trace_id) if named.state == "valid" else state
 
 
 class _Named(NamedTuple):
@@ -95,15 +100,22 @@ class _Sighting(NamedTuple):
     named: _Named
 
 
-def _sightings(hops: Sequence[Hop], probe: Probe) -> Iterator[_Sighting]:
-    """Yield what was seen, in the order of the way; the first hop is the probe itself."""
-    for index, hop in enumerate(hops[1:], start=1):
-        if (named := _read_headers(hop.received, probe)) is not None:
-            yield _Sighting(index, "in", named)
-        if hop.trace_id:
-            yield _Sighting(index, "own", _Named("valid", hop.trace_id.rjust(32, "0")))
-        if (named := _read_headers(hop.sent, probe)) is not None:
-            yield _Sighting(index, "out", named)
+class _State(NamedTuple):
+    """Says what was seen last, which trace is followed from there, and whether it is in none."""
+
+    last: _Sighting
+    followed: str
+    is_lost: bool = False
+
+
+def _sightings(index: int, hop: Hop, probe: Probe) -> Iterator[_Sighting]:
+    """Yield what was seen at one hop, in the order of the way."""
+    if (named := _read_headers(hop.received, probe)) is not None:
+        yield _Sighting(index, "in", named)
+    if hop.trace_id:
+        yield _Sighting(index, "own", _Named("valid", hop.trace_id.rjust(32, "0")))
+    if (named := _read_headers(hop.sent, probe)) is not None:
+        yield _Sighting(index, "out", named)
 
 
 def _read_headers(headers: Mapping[str, str | None], probe: Probe) -> _Named | None:
@@ -157,49 +169,70 @@ def _change(came: _Named | None, went: _Named | None, hop: Hop) -> Change:
     return "kept" if hop.received.get("traceparent") == hop.sent.get("traceparent") else "rewritten"
 
 
-def _expect_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _Sighting | None:
+def _expect_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _State | None:
     hop = judgement.hops[sighting.hop]
     if sighting.named.state == "valid":
         judgement.expected = sighting.named.trace_id
-        return sighting
+        return _State(sighting, sighting.named.trace_id)
     if sighting.named.state == "malformed" and hop.kind == "app" and sighting.side == "out":
         judgement.findings.append(
             Finding(
                 "error", "verify.malformed-forwarded", hop.name,
                 f"{hop.name} sends the malformed traceparent on",
                 "no proxy and no strict reader behind it takes part in any trace",
-                _FIXES["app"],
+                SEND_ON,
             )
         )  # fmt: skip
     return None
 
 
-def _check_flag(judgement: Judgement, sighting: _Sighting, probe: Probe) -> None:
+def _check_flag(judgement: Judgement, last: _Sighting, sighting: _Sighting, probe: Probe) -> None:
     wanted = probe.variant != "unsampled"
     if sighting.named.sampled is None or sighting.named.sampled == wanted:
         return
-    hop = judgement.hops[sighting.hop]
-    where = hop.name if sighting.side == "out" else f"before {hop.name}"
-    found = _flag_cleared(where) if wanted else _flag_set_again(where)
+    where, hop = _culprit(judgement, last, sighting)
+    product = judgement.hops[sighting.hop].product or judgement.hops[last.hop].product
+    found = _flag_cleared(where, hop, product) if wanted else _flag_set_again(where, hop)
     if found.code not in {finding.code for finding in judgement.findings}:
         judgement.findings.append(found)
 
 
-def _flag_cleared(where: str) -> Finding:
+def _culprit(judgement: Judgement, last: _Sighting, sighting: _Sighting) -> tuple[str, Hop | None]:
+    """Return where something changed between two sightings, and the hop that did it; None if it lies between two."""
+    hop, before = judgement.hops[sighting.hop], judgement.hops[last.hop]
+    if last.hop == sighting.hop:
+        return hop.name, hop
+    # Nothing stands between an application and its own proxy; what that received is what was sent.
+    is_sender = before.kind == "app" and hop.kind == "proxy" and sighting.side == "in"
+    return f"{before.name} -> {hop.name}", before if is_sender else None
+
+
+def _flag_cleared(where: str, hop: Hop | None, product: str) -> Finding:
+    who, fix = _who_cleared(hop, product)
     return Finding(
-        "warning", "verify.flipped", where, f"the sampled flag is cleared at or {where}",
-        "the spans from there on are not recorded, and the trace ends in the middle: Envoy since 1.39 clears "
-        "the flag at its own rate, and for an x-request-id that is no UUID",
-        "set randomSamplingPercentage: 100 or useRequestIdForTraceSampling: false in Istio's Telemetry; in "
-        "Envoy random_sampling, or use_request_id_for_trace_sampling of the request id extension",
+        "warning", "verify.flipped", where, f"the sampled flag is cleared at {where}",
+        f"the spans from there on are not recorded, and the trace ends in the middle: {who}", fix,
     )  # fmt: skip
 
 
-def _flag_set_again(where: str) -> Finding:
+def _who_cleared(hop: Hop | None, product: str) -> tuple[str, str]:
+    envoy = "Envoy since 1.39 clears the flag at its own rate, and for an x-request-id that is no UUID"
+    if hop is None:
+        return (
+            f"something between the two decides anew; {envoy}",
+            f"at a proxy {sample_all(product)}; or {FOLLOW_PARENT}",
+        )
+    if hop.kind == "app":
+        return "this application decides anew, or writes the flag by hand", FOLLOW_PARENT
+    return "this nginx decides anew" if product == "nginx" else envoy, sample_all(product)
+
+
+def _flag_set_again(where: str, hop: Hop | None) -> Finding:
+    fixes = {"app": FOLLOW_PARENT, "proxy": FOLLOW_PARENT_IN_PROXY}
     return Finding(
-        "warning", "verify.sampled-again", where, f"the sampled flag is set again at or {where}",
+        "warning", "verify.sampled-again", where, f"the sampled flag is set again at {where}",
         "the trace begins in the middle: the spans before it were not recorded",
-        "let the sampler there follow its parent: ParentBased in an application, parent_based in Envoy",
+        f"{FOLLOW_PARENT}; {FOLLOW_PARENT_IN_PROXY}" if hop is None else fixes[hop.kind],
     )  # fmt: skip
 
 
@@ -208,18 +241,16 @@ def _record_break(judgement: Judgement, last: _Sighting, sighting: _Sighting) ->
     judgement.hops[sighting.hop] = replace(hop, lost=True)
     became = _what_became(sighting.named)
     if sighting.side == "own":
-        code, fix = "verify.other-trace", _FIXES["own" if hop.kind == "proxy" else "app"]
+        code, fix, where = "verify.other-trace", READ_W3C if hop.kind == "proxy" else SEND_ON, hop.name
         what = f"{hop.name} records in a trace of its own, {sighting.named.trace_id}"
-        where = hop.name
     elif last.hop == sighting.hop:
-        code, fix, where = _break_code(sighting.named), _FIXES["app" if hop.kind == "app" else "proxy"], hop.name
+        code, fix, where = _break_code(sighting.named), SEND_ON if hop.kind == "app" else look_at(hop), hop.name
         what = f"{hop.name} received the trace and sent {became} on"
     else:
-        code, fix, where = _break_code(sighting.named), _FIXES["between"], f"{before.name} -> {hop.name}"
-        if before.kind == "app":
-            fix = _FIXES["app"]
-        elif sighting.side == "out":
-            fix = f"{_FIXES['between']}; or {_FIXES['app' if hop.kind == 'app' else 'proxy']}"
+        code, where = _break_code(sighting.named), f"{before.name} -> {hop.name}"
+        fix = SEND_ON if before.kind == "app" else BETWEEN
+        if before.kind != "app" and sighting.side == "out":
+            fix = f"{BETWEEN}; or {SEND_ON if hop.kind == 'app' else look_at(hop)}"
         verb = "sent on" if sighting.side == "out" else "received"
         what = f"{before.name} had the trace, and {hop.name} {verb} {became}"
     judgement.findings.append(Finding("error", code, where, what, "everything from there on is another trace", fix))
@@ -235,117 +266,40 @@ def _what_became(named: _Named) -> str:
     return "no traceparent" if named.state == "absent" else "a malformed traceparent"
 
 
-def _check_tracestate(judgement: Judgement, probe: Probe) -> None:
-    # Where the trace itself was lost, its tracestate went with it.
-    if "tracestate" not in probe.headers or probe.variant == "malformed" or judgement.findings:
-        return
-    seen = [
-        (hop, headers["tracestate"] or "")
-        for hop in judgement.hops[1:]
-        for headers in (hop.received, hop.sent)
-        if "tracestate" in headers
-    ]
-    lost = next((hop for hop, state in seen if TRACESTATE not in state), None)
-    if lost is not None:
-        judgement.findings.append(
-            Finding(
-                "warning", "verify.tracestate-lost", lost.name, f"the tracestate is gone at {lost.name}",
-                "what other tracing systems noted there, a sampling probability for one, is lost",
-                "pass tracestate on with traceparent; an OpenTelemetry application loses it where B3 is the last of "
-                "its formats",
-            )
-        )  # fmt: skip
+def _lost_tracestate(judgement: Judgement, probe: Probe) -> list[Finding]:
+    """Return the first place where the trace went on without the members of tracestate that were sent."""
+    sent = _keys(probe.headers.get("tracestate"))
+    if not sent or probe.variant == "malformed":
+        return []
+    ends = [_Sighting(0, "out", _Named("valid", judgement.expected))]
+    for index, hop in enumerate(judgement.hops[1:], start=1):
+        seen = ends[index - 1 if hop.parent is None else hop.parent]
+        sides: tuple[tuple[Side, Mapping[str, str | None]], ...] = (("in", hop.received), ("out", hop.sent))
+        for side, headers in sides:
+            named = _read_headers(headers, probe)
+            # Where the trace itself was lost, its tracestate went with it.
+            if "tracestate" not in headers or named is None or named.trace_id != judgement.expected:
+                continue
+            sighting = _Sighting(index, side, named)
+            if not sent <= _keys(headers["tracestate"]):
+                return [_tracestate_finding(*_culprit(judgement, seen, sighting))]
+            seen = sighting
+        ends.append(seen)
+    return []
 
 
-def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
-    """Yield what the answer itself shows."""
-    if answer.status_code >= 400:
-        yield Finding(
-            "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
-            "a request that is refused on the way does not reach every hop",
-            "give a URL that answers 2xx, or what it needs with --header",
-        )  # fmt: skip
+def _keys(tracestate: str | None) -> set[str]:
+    return {member.partition("=")[0].strip() for member in (tracestate or "").split(",") if "=" in member}
 
 
-def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what is wrong with the logs and with the backends, of which *faults* says why one could not be asked."""
-    for name, fault in faults.items():
-        yield Finding(
-            "error", "verify.backend", name, fault, "what it holds is not known", "mend its URL, or leave it out"
-        )
-    for tail in watch.tails:
-        yield from _check_log(tail, evidence)
-
-
-def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
-    if not tail.prints_traceparent:
-        yield Finding(
-            "error", "access-log.not-logged", tail.name, "the access log does not print traceparent",
-            "nobody can see in it what passed", "`meshmw mesh-config` prints a format that does",
-        )  # fmt: skip
-    elif not evidence.hops_in(tail):
-        yield Finding(
-            "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
-            "the request did not pass there, or came with neither its trace nor its x-request-id; Envoy "
-            "writes its log every ten seconds",
-            "wait longer with --timeout; give --alone where nothing else uses the mesh, and each new line counts",
-        )  # fmt: skip
-
-
-def check_spans(
-    probe: Probe, judgement: Judgement, watch: Watch, spans: Sequence[JourneySpan], faults: Mapping[str, str]
-) -> Iterator[Finding]:
-    """Yield what the spans show: none at all, other traces, parents that never came."""
-    if probe.variant == "unsampled":
-        if spans:
-            yield _recorded_unsampled(spans)
-    elif not spans:
-        if watch.backends and not faults:
-            yield _no_spans(watch)
-    else:
-        wanted = judgement.expected or spans[0].trace_id
-        if strays := [span for span in spans if span.trace_id != wanted]:
-            yield _split_trace(strays, len(spans))
-        if orphans := [span for span in spans if span.orphan and span.trace_id == wanted]:
-            yield _orphaned(orphans)
-
-
-def _split_trace(strays: Sequence[JourneySpan], count: int) -> Finding:
-    first, others = strays[0], len({span.trace_id for span in strays})
+def _tracestate_finding(where: str, hop: Hop | None) -> Finding:
+    app = (
+        "pass tracestate on with traceparent; an OpenTelemetry application loses it where B3 is the last of its "
+        "formats (OTEL_PROPAGATORS), and so does one that copies traceparent alone"
+    )
+    proxy = "look in the proxy for a rule that removes tracestate or sets it"
+    fix = f"{proxy}; or {app}" if hop is None else app if hop.kind == "app" else f"{proxy}; {look_at(hop)}"
     return Finding(
-        "error", "verify.split", f"{first.service} {first.kind}",
-        f"{len(strays)} of {count} spans are in {others} other trace{'s' if others > 1 else ''}; the "
-        f"first is {quoted(first.name)} of {first.service} in {first.trace_id}",
-        "one request shows up as several traces",
-        "look at the hop before that span: it did not pass the headers on, or in another format",
-    )  # fmt: skip
-
-
-def _orphaned(orphans: Sequence[JourneySpan]) -> Finding:
-    first = orphans[0]
-    return Finding(
-        "error", "verify.orphan", f"{first.service} {first.kind}",
-        f"{len(orphans)} spans hang below spans that never came; the first is {quoted(first.name)} of "
-        f"{first.service}, whose parent {first.parent_id} is missing",
-        "the tree falls apart at this place, although the trace id is right",
-        "find who made that parent: a service or a proxy that passes headers on and exports nothing, or not "
-        "yet; wait longer with --timeout",
-    )  # fmt: skip
-
-
-def _recorded_unsampled(spans: Sequence[JourneySpan]) -> Finding:
-    return Finding(
-        "warning", "verify.recorded-unsampled", spans[0].service,
-        f"{len(spans)} spans were recorded of a trace that was sent unsampled, the first by {spans[0].service}",
-        "it costs what the sender decided not to spend, and the trace begins in the middle",
-        "let samplers follow their parent: ParentBased in an application, parent_based in Envoy",
-    )  # fmt: skip
-
-
-def _no_spans(watch: Watch) -> Finding:
-    names = ", ".join(backend.name for backend in watch.backends)
-    return Finding(
-        "error", "verify.no-spans", names, f"no span of the trace came in {watch.timeout:g} seconds",
-        "nothing was recorded, or it is exported elsewhere, or later",
-        "check the exporter's endpoint and the sampler with `meshmw doctor`, or wait longer with --timeout",
+        "warning", "verify.tracestate-lost", where, f"the tracestate is gone at {where}",
+        "what other tracing systems noted there, a sampling probability for one, is lost", fix,
     )  # fmt: skip

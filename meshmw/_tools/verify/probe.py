@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +15,11 @@ from typing import Any, Final, Literal
 
 import httpx
 
-from meshmw._notices import without_secrets
+from meshmw._notices import shown, without_secrets
+from meshmw._tools.http_client import HttpError, exchange
 from meshmw._tools.verify.journey import HEADERS
-from meshmw.errors import MeshmwError
+from meshmw.errors import InvalidHeaderError, MeshmwError
+from meshmw.wire import TraceParent
 
 Variant = Literal["w3c", "unsampled", "malformed", "b3", "both"]
 VARIANTS: Final = {
@@ -38,6 +39,8 @@ _OTHER_TRACE: Final = f"{0xB3:032x}"
 _MAX_BODY: Final = 1 << 20
 _MAX_DEPTH: Final = 20
 _MAX_ECHOES: Final = 50
+# Characters of a key in the name of a place.
+_MAX_KEY: Final = 40
 _HEADERS_KEYS: Final = frozenset({"host", "user-agent", "accept", "x-request-id"})
 _TRACE_KEYS: Final = ("trace_id", "traceid", "trace-id")
 
@@ -89,7 +92,18 @@ def make_probe(
     request_id, agent = str(uuid.uuid4()), f"{AGENT}{secrets.token_hex(8)}"
     own = {"user-agent": agent, "x-request-id": request_id, **_trace_headers(variant, trace_id, parent_id)}
     added = {name.lower(): value for name, value in (headers or {}).items()}
+    if "traceparent" in added:
+        variant, trace_id, parent_id = _borne_by(added["traceparent"])
     return Probe(url, variant, trace_id, parent_id, {**own, **added}, request_id, agent, method)
+
+
+def _borne_by(traceparent: str) -> tuple[Variant, str, str]:
+    """Return which request one with this header is: its trace is followed, and no other."""
+    try:
+        found = TraceParent.parse(traceparent)
+    except InvalidHeaderError:
+        return "malformed", "", ""
+    return "w3c" if found.sampled else "unsampled", f"{found.trace_id:032x}", f"{found.parent_id:016x}"
 
 
 def random_ids() -> tuple[str, str]:
@@ -148,22 +162,19 @@ def send(probe: Probe, *, timeout: float = 10.0, verify_tls: bool = True) -> Pro
     Raises:
         ProbeError: No answer came.
     """
-    deadline = time.monotonic() + timeout
     try:
-        with (
-            httpx.Client(timeout=timeout, verify=verify_tls, trust_env=False) as client,
-            client.stream(probe.method, probe.url, headers=dict(probe.headers)) as response,
-        ):
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _MAX_BODY or time.monotonic() > deadline:
-                    break
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ProbeError(
-            f"{without_secrets(probe.url)} did not answer: {str(error) or type(error).__name__}"
-        ) from error
-    return ProbeAnswer(response.status_code, echoes_of(bytes(body)), _trace_of_answer(response.headers))
+        response = exchange(
+            probe.method,
+            probe.url,
+            headers=probe.headers,
+            timeout=timeout,
+            limit=_MAX_BODY,
+            verify_tls=verify_tls,
+            cut=True,
+        )
+    except HttpError as error:
+        raise ProbeError(f"{without_secrets(probe.url)} did not answer: {error}") from error
+    return ProbeAnswer(response.status_code, echoes_of(response.body), _trace_of_answer(response.headers))
 
 
 def echoes_of(body: bytes) -> tuple[Echo, ...]:
@@ -191,7 +202,7 @@ def _find_echoes(value: Any, where: str, depth: int) -> Iterator[Echo]:
         yield Echo(where, headers or {}, trace_id if is_trace_id(trace_id) else "")
     for key, each in value.items():
         if key not in below:
-            yield from _find_echoes(each, f"{where}.{key}", depth + 1)
+            yield from _find_echoes(each, f"{where}.{shown(key, _MAX_KEY)}", depth + 1)
 
 
 def _headers(value: Mapping[str, Any]) -> dict[str, str | None] | None:

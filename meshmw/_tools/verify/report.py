@@ -5,9 +5,11 @@ The file asks the network for nothing and runs no script; what it shows is escap
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +40,8 @@ def render_report(journey: Journey) -> str:
         verdict=_VERDICTS[journey.verdict],
         traces=traces,
         letters={trace.trace_id: trace for trace in traces},
-        hops=[(hop, tuple(_hop_lines(hop))) for hop in journey.hops],
+        way=_way(journey.hops),
+        roots=len(journey.roots),
         orphans=sum(span.orphan for span in journey.spans),
         proxies=sum(span.maker == "proxy" for span in journey.spans),
         data=_embedded_json(journey),
@@ -50,11 +53,22 @@ def write_report(journey: Journey, path: Path) -> None:
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or is a symbolic link.
     """
     text = render_report(journey)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with open(path, "w", encoding="utf-8", opener=_open_no_link) as file:
+        file.write(text)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # In a folder that others write to, a link would lead to a file of the user's that they choose.
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, which is not followed", path) from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +99,27 @@ class Trace:
         number: Which colour, 0 to 5.
         trace_id: 32 lower-case hex digits.
         rows: Its spans, parents before children.
+        wanted: Whether it is the request's, of several.
     """
 
     letter: str
     number: int
     trace_id: str
     rows: tuple[Row, ...]
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Holds hops that follow one another, and the ways that part after the last of them.
+
+    Attributes:
+        hops: The hops, each with the trace that it is in and its header lines.
+        branches: Two ways or more, or none.
+    """
+
+    hops: tuple[tuple[Hop, str, tuple[HeaderLine, ...]], ...]
+    branches: tuple[Way, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,20 +177,49 @@ def _embedded_json(journey: Journey) -> str:
 def _draw_traces(journey: Journey) -> list[Trace]:
     begin = min((span.start_ns for span in journey.spans), default=0)
     length = max((span.end_ns for span in journey.spans), default=0) - begin or 1
-    trees: dict[str, list[Row]] = {}
+    # The trace that was looked for comes first, also where no span of it came.
+    trees: dict[str, list[Row]] = {journey.trace_id: []} if journey.trace_id and journey.spans else {}
     for span, depth in journey.in_order():
         left = 100 * (span.start_ns - begin) / length
         took = span.end_ns - span.start_ns
         row = Row(span, depth, round(left, 3), round(max(0.0, 100 * took / length), 3), took / 1e6)
         trees.setdefault(span.trace_id, []).append(row)
     return [
-        Trace(_letter(number), number % 6, trace_id, tuple(rows))
+        Trace(_letter(number), number % 6, trace_id, tuple(rows), len(trees) > 1 and trace_id == journey.trace_id)
         for number, (trace_id, rows) in enumerate(trees.items())
     ]
 
 
 def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else f"#{number + 1}"
+
+
+def _way(hops: Sequence[Hop]) -> Way:
+    below: dict[int, list[int]] = {}
+    for index, hop in enumerate(hops[1:], start=1):
+        # What another program wrote may name a hop that is none, or comes later.
+        is_known = hop.parent is not None and 0 <= hop.parent < index
+        below.setdefault(hop.parent if is_known and hop.parent is not None else index - 1, []).append(index)
+    return _way_from(0, hops, below) if hops else Way((), ())
+
+
+def _way_from(index: int, hops: Sequence[Hop], below: Mapping[int, Sequence[int]]) -> Way:
+    found = [hops[index]]
+    # Recursion is as deep as a way parts, and not as it is long.
+    while len(next_ones := below.get(index, ())) == 1:
+        index = next_ones[0]
+        found.append(hops[index])
+    return Way(
+        tuple((hop, _trace_of(hop), tuple(_hop_lines(hop))) for hop in found),
+        tuple(_way_from(each, hops, below) for each in next_ones),
+    )
+
+
+def _trace_of(hop: Hop) -> str:
+    """Return the trace that a hop is in, else the one that it sent on, else the one that it received."""
+    headers = (hop.sent.get("traceparent"), hop.received.get("traceparent"))
+    named = (found[2] for value in headers if value and (found := _TRACEPARENT.fullmatch(value)))
+    return hop.trace_id or next(named, "")
 
 
 def _hop_lines(hop: Hop) -> Iterator[HeaderLine]:

@@ -1,0 +1,194 @@
+"""What is wrong with a probe's spans, its answer, and the sources that it was looked for in, as findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from meshmw._notices import quoted, without_secrets
+from meshmw._tools import Finding
+from meshmw._tools.verify.evidence import Evidence, HttpBackend, Watch
+from meshmw._tools.verify.journey import Hop, JourneySpan
+from meshmw._tools.verify.judge import Judgement
+from meshmw._tools.verify.logs import LogTail
+from meshmw._tools.verify.probe import Probe, ProbeAnswer
+from meshmw.errors import InvalidHeaderError
+from meshmw.wire import TraceParent
+
+# The code of what could not be asked: then nobody knows whether the trace is whole.
+BACKEND_FAULT: Final = "verify.backend"
+
+
+def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
+    """Yield what the answer itself shows."""
+    if answer.status_code >= 400:
+        yield Finding(
+            "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
+            "a request that is refused on the way does not reach every hop",
+            "give a URL that answers 2xx, or what it needs with --header",
+        )  # fmt: skip
+
+
+def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what is wrong with the logs and with the backends, of which *faults* says why one could not be asked."""
+    for name, fault in faults.items():
+        # What is not known breaks no trace.
+        yield Finding(
+            "warning", BACKEND_FAULT, name, fault, "what it holds is not known", "mend its URL, or leave it out"
+        )
+    for text in partial_traces(watch):
+        yield Finding(
+            "warning", "verify.partial", text.partition(" has trace ")[0], text,
+            "spans are missing that it knows of, so that parents and services can seem to be missing",
+            "raise its limit for one trace, or ask for a smaller one",
+        )  # fmt: skip
+    for tail in watch.tails:
+        yield from _check_log(tail, evidence)
+
+
+def partial_traces(watch: Watch) -> list[str]:
+    """Return what backends say of traces that they gave in part."""
+    return [text for backend in watch.backends if isinstance(backend, HttpBackend) for text in backend.partial]
+
+
+def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
+    if not tail.path.exists():
+        yield Finding(
+            "warning", "verify.no-log", tail.name, f"there is no file {tail.path}",
+            "nothing is known of what passed there", "give the path of the proxy's access log, as this machine sees it",
+        )  # fmt: skip
+    elif tail.is_unreadable:
+        yield Finding(
+            "warning", "verify.unknown-format", tail.name, "its new lines are in no format that is known",
+            "nothing is known of what passed there", "give the proxy's own format string with --format",
+        )  # fmt: skip
+    elif not tail.prints_traceparent:
+        yield Finding(
+            "error", "access-log.not-logged", tail.name, "the access log does not print traceparent",
+            "nobody can see in it what passed", "`meshmw mesh-config` prints a format that does",
+        )  # fmt: skip
+    elif not evidence.hops_in(tail):
+        yield Finding(
+            "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
+            "the request did not pass there, or came with neither its trace nor its x-request-id; Envoy "
+            "writes its log every ten seconds",
+            "wait longer with --timeout; give --alone where nothing else uses the mesh, and each new line counts",
+        )  # fmt: skip
+
+
+def check_spans(
+    probe: Probe, judgement: Judgement, watch: Watch, spans: Sequence[JourneySpan], faults: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Yield what the spans show: none at all, other traces, parents that never came, hops that export nothing."""
+    if probe.variant == "unsampled":
+        if spans:
+            yield _recorded_unsampled(spans)
+    elif not spans:
+        if watch.backends and not faults:
+            yield _no_spans(watch)
+    else:
+        wanted = judgement.expected or spans[0].trace_id
+        if strays := [span for span in spans if span.trace_id != wanted]:
+            yield _split_trace(strays, len(spans))
+        # Of a trace that came in part, and from backends that do not all answer, nobody knows what is missing.
+        if faults or partial_traces(watch):
+            return
+        silent = silent_hops(judgement, spans)
+        orphans = [span for span in spans if span.orphan and span.trace_id == wanted]
+        if orphans:
+            yield _orphaned(orphans, judgement)
+        parents = {span.parent_id for span in orphans}
+        for hop in silent:
+            if _named_by(hop.sent)[1] not in parents:
+                yield _exports_nothing(hop)
+
+
+def silent_hops(judgement: Judgement, spans: Sequence[JourneySpan]) -> list[Hop]:
+    """Return the hops that took part in the sampled trace, and of whom no span came.
+
+    A hop that made a span names it in what it sends. Of an application that called nobody, what it received is known:
+    its span would hang below that.
+    """
+    present = {(span.trace_id, span.span_id) for span in spans}
+    parents = {(span.trace_id, span.parent_id) for span in spans}
+    silent = []
+    for hop in judgement.hops[1:]:
+        came, went = _named_by(hop.received), _named_by(hop.sent)
+        if went[1] and went[0] == judgement.expected and came[1] and went != came:
+            is_silent = went not in present
+        else:
+            is_leaf = hop.kind == "app" and not hop.sent
+            is_silent = is_leaf and came[0] == judgement.expected != "" and came not in parents
+        if is_silent:
+            silent.append(hop)
+    return silent
+
+
+def _named_by(headers: Mapping[str, str | None]) -> tuple[str, str]:
+    """Return the trace and the span that a sampled traceparent names; empty texts where there is none."""
+    try:
+        found = TraceParent.parse(headers.get("traceparent") or "")
+    except InvalidHeaderError:
+        return "", ""
+    return (f"{found.trace_id:032x}", f"{found.parent_id:016x}") if found.sampled else ("", "")
+
+
+def _exports_nothing(hop: Hop) -> Finding:
+    fix = (
+        "check its exporter and its endpoint: `meshmw doctor MODULE:APP` in its environment"
+        if hop.kind == "app"
+        else "check the tracer's collector in this proxy: `meshmw doctor --envoy-admin URL`"
+    )
+    return Finding(
+        "warning", "verify.not-exported", hop.name, f"{hop.name} got the sampled trace, and no span of it came",
+        "it records nothing, or exports elsewhere or later: the trace ends one hop too early",
+        f"{fix}; or wait longer with --timeout; an application that is not traced at all is a leaf like this one",
+    )  # fmt: skip
+
+
+def _split_trace(strays: Sequence[JourneySpan], count: int) -> Finding:
+    first, others = strays[0], len({span.trace_id for span in strays})
+    return Finding(
+        "error", "verify.split", f"{first.service} {first.kind}",
+        f"{len(strays)} of {_spans(count, 'is', 'are')} in {others} other trace{'s' if others > 1 else ''}; the "
+        f"first is {quoted(first.name)} of {first.service} in {first.trace_id}",
+        "one request shows up as several traces",
+        "look at the hop before that span: it did not pass the headers on, or in another format",
+    )  # fmt: skip
+
+
+def _orphaned(orphans: Sequence[JourneySpan], judgement: Judgement) -> Finding:
+    first = orphans[0]
+    maker = next((hop for hop in judgement.hops[1:] if _named_by(hop.sent)[1] == first.parent_id), None)
+    who = "" if maker is None else f"; {maker.name} sent that parent on"
+    return Finding(
+        "error", "verify.orphan", f"{first.service} {first.kind}" if maker is None else maker.name,
+        f"{_spans(len(orphans), 'hangs', 'hang')} below spans that never came; the first is {quoted(first.name)} of "
+        f"{first.service}, whose parent {first.parent_id} is missing{who}",
+        "the tree falls apart at this place, although the trace id is right",
+        f"{'find who made that parent' if maker is None else f'look at {maker.name}'}: a service or a proxy that "
+        "passes headers on and exports nothing, or not yet; wait longer with --timeout",
+    )  # fmt: skip
+
+
+def _spans(count: int, one: str, many: str) -> str:
+    return f"1 span {one}" if count == 1 else f"{count} spans {many}"
+
+
+def _recorded_unsampled(spans: Sequence[JourneySpan]) -> Finding:
+    return Finding(
+        "warning", "verify.recorded-unsampled", spans[0].service,
+        f"{_spans(len(spans), 'was', 'were')} recorded of a trace that was sent unsampled, the first by "
+        f"{spans[0].service}",
+        "it costs what the sender decided not to spend, and the trace begins in the middle",
+        "let samplers follow their parent: ParentBased in an application, parent_based in Envoy",
+    )  # fmt: skip
+
+
+def _no_spans(watch: Watch) -> Finding:
+    names = ", ".join(backend.name for backend in watch.backends)
+    return Finding(
+        "error", "verify.no-spans", names, f"no span of the trace came in {watch.timeout:g} seconds",
+        "nothing was recorded, or it is exported elsewhere, or later",
+        "check the exporter's endpoint and the sampler with `meshmw doctor`, or wait longer with --timeout",
+    )  # fmt: skip
