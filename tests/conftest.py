@@ -30,6 +30,7 @@ pytest_plugins = [
     "tests.contracts.messaging.kafka_broker",
     "tests.contracts.messaging.rabbitmq_broker",
     "tests.real.apache_kafka",
+    "tests.real.peers",
 ]
 
 
