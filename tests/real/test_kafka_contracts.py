@@ -17,16 +17,21 @@ from tests.contracts.messaging import (
     test_unhappy,
 )
 from tests.contracts.messaging.kafka_clients import CLIENTS
+from tests.contracts.messaging.test_kafka_outage import (
+    test_a_batch_goes_on_while_its_partitions_go_to_another_consumer as test_a_batch_goes_on_in_a_rebalance,
+)
 
 SUITES = [conftest, test_one_trace, test_iteration, test_unhappy, test_beside_contrib, test_kafka_wrappers]
 
+__all__ = ["test_a_batch_goes_on_in_a_rebalance"]
 
-def tests_and_fixtures(suite: ModuleType) -> dict[str, Any]:
+
+def _public(suite: ModuleType) -> dict[str, Any]:
     return {name: value for name, value in vars(suite).items() if not name.startswith(("_", "@"))}
 
 
 for _suite in SUITES:
-    globals().update(tests_and_fixtures(_suite))
+    globals().update(_public(_suite))
 
 
 @pytest.fixture(scope="session")
