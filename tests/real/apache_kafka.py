@@ -69,10 +69,9 @@ class ApacheKafka:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Kill the node: asked to end, it would first move its partitions to others, which there are not."""
+        """Ask the node to end: one that is killed is refused for some seconds when it comes again."""
         if self._process is not None:
-            self._process.kill()
-            stop_processes([self._process])
+            stop_processes([self._process], timeout=30)
 
 
 @pytest.fixture(scope="session")

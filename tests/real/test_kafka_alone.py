@@ -1,11 +1,13 @@
-"""What only Apache Kafka shows: transactions, compaction that keeps tombstones, and batches that its broker stores."""
+"""What only Apache Kafka shows: transactions, tombstones, stored batches, its own group protocol, a restart."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import aiokafka
@@ -13,13 +15,17 @@ import confluent_kafka
 import confluent_kafka.admin
 import kafka
 import pytest
+from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from meshmw import kafka as ours
 from tests.contracts.messaging.client import Inline, MessagingClient
 from tests.contracts.messaging.conftest import no_detach_errors, no_forgotten_connections  # noqa: F401 - autouse
 from tests.contracts.messaging.kafka_clients import CLIENTS
+from tests.real.apache_kafka import ApacheKafka
+from tests.real.install import real_server
 
 SECONDS = 60
 
@@ -278,3 +284,93 @@ def test_each_message_of_a_stored_batch_keeps_its_own_trace(apache_kafka: str, t
         assert [link.context.span_id for link in whole.links] == [span.context.span_id for span in sent]
 
     run(apache_kafka, "confluent-kafka", use)
+
+
+def test_its_own_group_protocol_moves_partitions_in_mid_batch(apache_kafka: str) -> None:
+    """The broker assigns (KIP-848): nobody stops, and what is in hand is processed in its trace."""
+    shared = create(apache_kafka, 2)
+    options = {"bootstrap.servers": apache_kafka, "group.id": shared, "group.protocol": "consumer"}
+    options |= {"auto.offset.reset": "earliest", "enable.auto.commit": False}
+
+    async def use(client: MessagingClient) -> None:
+        for number in (1, 2):
+            produce(apache_kafka, shared, b"order", [("traceparent", f"00-{number:032x}-{number:016x}-01".encode())])
+        members: list[Any] = []
+
+        def shares() -> list[int]:
+            return [len(each.assignment()) for each in members]
+
+        try:
+            for _ in range(2):
+                members.append(ours.instrument(confluent_kafka.Consumer(options), **client.options))
+                members[-1].subscribe([shared])
+                if len(members) == 1:
+                    batch = await taken(members[0], 2)
+            with client.batch_span(batch):
+                await until(lambda: not any(each.poll(0.05) for each in members) and shares() == [1, 1])
+                for message in batch:
+                    with client.consumer_span(message):
+                        pass
+            assert not trace.get_current_span().get_span_context().is_valid
+        finally:
+            for each in members:
+                each.close()
+        processed = [span for span in client.spans if span.name == f"process {shared}" and span.parent is not None]
+        assert [span.context.trace_id for span in processed] == [1, 2]
+
+    async def taken(consumer: Any, count: int) -> list[Any]:
+        found: list[Any] = []
+        await until(lambda: found.extend(consumer.consume(count, 0.1)) or len(found) >= count)
+        return found
+
+    run(apache_kafka, "confluent-kafka", use)
+
+
+async def until(true: Callable[[], Any]) -> None:
+    """Ask until the answer is yes."""
+    deadline = time.monotonic() + SECONDS
+    while true() is not True:
+        assert time.monotonic() < deadline, "it has not come to that"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def fickle(pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[ApacheKafka]:
+    """A node of this test's own, that can go away."""
+    node = ApacheKafka(real_server(pytestconfig, "kafka"), tmp_path)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+def test_iterators_go_on_when_their_broker_is_back_with_all_that_it_had(fickle: ApacheKafka) -> None:
+    """A message that was sent before the outage is processed after it, in its own trace, by every client."""
+
+    async def use() -> None:
+        async with AsyncExitStack() as stack:
+            going = []
+            for name, kind in CLIENTS.items():
+                topic = create(fickle.address, 1)
+                client = kind(fickle.address)
+                await client.open()
+                stack.push_async_callback(client.close)
+                for number in (1, 2):
+                    await client.send_plain(topic, name.encode(), [("traceparent", f"00-{number:032x}-{1:016x}-01")])
+                deliveries = await stack.enter_async_context(client.deliveries(topic))
+                with await anext(deliveries):
+                    pass
+                going.append((client, topic, deliveries))
+            fickle.stop()
+            assert otel_context.get_current() == Context()
+            await asyncio.to_thread(fickle.start)
+            for client, topic, deliveries in going:
+                with await asyncio.wait_for(anext(deliveries), SECONDS):
+                    pass
+                await client.send_plain(topic, b"later", [("traceparent", f"00-{3:032x}-{1:016x}-01")])
+                with await asyncio.wait_for(anext(deliveries), SECONDS):
+                    pass
+                assert [span.context.trace_id for span in client.spans] == [1, 2, 3]
+
+    asyncio.run(use())
