@@ -44,6 +44,7 @@ _SLOW = (
     "docs/test_pages.py",
     "mesh/test_formats.py",
     "testing/test_mesh.py",
+    "real/",
     "contracts/messaging/",
     "mesh/",
     "soak/",

@@ -1,7 +1,7 @@
 // OpenTelemetry as a Node.js service sets it up: before the libraries that it instruments. What ends is kept in `spans`.
 "use strict";
 
-const { context, propagation, trace } = require("@opentelemetry/api");
+const { context, propagation, ROOT_CONTEXT, trace } = require("@opentelemetry/api");
 const { AsyncLocalStorageContextManager } = require("@opentelemetry/context-async-hooks");
 const { CompositePropagator, W3CBaggagePropagator, W3CTraceContextPropagator } = require("@opentelemetry/core");
 const { registerInstrumentations } = require("@opentelemetry/instrumentation");
@@ -19,26 +19,19 @@ function start(...instrumentations) {
   registerInstrumentations({ instrumentations, tracerProvider: provider });
 }
 
-// What is current: ids in hex, and baggage as an object.
-function current() {
-  const span = trace.getActiveSpan()?.spanContext();
-  const members = propagation.getActiveBaggage()?.getAllEntries() ?? [];
-  return {
-    trace_id: span?.traceId ?? "",
-    span_id: span?.spanId ?? "",
-    baggage: Object.fromEntries(members.map(([key, entry]) => [key, entry.value])),
-  };
+// What is current, as headers.
+function seen() {
+  const headers = {};
+  propagation.inject(context.active(), headers);
+  return headers;
 }
 
-// Runs `send` in a span of its own with baggage current, and returns that span's ids.
-async function inSpan(name, baggage, send) {
-  const members = Object.fromEntries(Object.entries(baggage ?? {}).map(([key, value]) => [key, { value }]));
-  const carrying = propagation.setBaggage(context.active(), propagation.createBaggage(members));
-  return context.with(carrying, () =>
-    trace.getTracer("interop").startActiveSpan(name, async (span) => {
+// Runs `act` in a span of its own below what the headers say, and tells what that span sees and `act` finds.
+async function inSpan(name, headers, act) {
+  return context.with(propagation.extract(ROOT_CONTEXT, headers ?? {}), () =>
+    trace.getTracer("peer").startActiveSpan(name, async (span) => {
       try {
-        await send();
-        return current();
+        return { sent: seen(), found: await act() };
       } finally {
         span.end();
       }
@@ -48,12 +41,10 @@ async function inSpan(name, baggage, send) {
 
 function spans() {
   return exporter.getFinishedSpans().map((span) => ({
-    name: span.name,
-    kind: span.kind,
     trace_id: span.spanContext().traceId,
     span_id: span.spanContext().spanId,
-    parent_id: span.parentSpanContext?.spanId ?? "",
-    links: span.links.map((link) => ({ trace_id: link.context.traceId, span_id: link.context.spanId })),
+    parent_id: span.parentSpanContext?.spanId ?? "0".repeat(16),
+    kind: span.kind,
   }));
 }
 
@@ -70,4 +61,4 @@ function serve(handle) {
   lines.on("close", () => process.exit(0));
 }
 
-module.exports = { current, inSpan, serve, spans, start };
+module.exports = { inSpan, seen, serve, spans, start };

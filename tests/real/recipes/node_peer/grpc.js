@@ -1,12 +1,7 @@
-// A gRPC server and client with OpenTelemetry JS: node grpc.js
 "use strict";
 
-const { GrpcInstrumentation } = require("@opentelemetry/instrumentation-grpc");
-const tracing = require("./tracing");
-
-tracing.start(new GrpcInstrumentation());
-
 const grpc = require("@grpc/grpc-js");
+const { seen } = require("./tracing");
 
 const bytes = { requestSerialize: Buffer.from, requestDeserialize: Buffer.from };
 const answers = { responseSerialize: Buffer.from, responseDeserialize: Buffer.from };
@@ -15,13 +10,12 @@ const service = {
   stream_stream: { path: "/lab.S/stream_stream", requestStream: true, responseStream: true, ...bytes, ...answers },
 };
 
-// What a handler of one call sees: what is current, and the metadata as text.
-const seen = (call) => JSON.stringify({ ...tracing.current(), metadata: call.metadata.getMap() });
+const reply = () => JSON.stringify(seen());
 
 const methods = {
-  unary_unary: (call, reply) => reply(null, seen(call)),
+  unary_unary: (call, done) => done(null, reply()),
   stream_stream(call) {
-    call.on("data", () => call.write(seen(call)));
+    call.on("data", () => call.write(reply()));
     call.on("end", () => call.end());
   },
 };
@@ -36,7 +30,7 @@ function listen() {
 }
 
 // Calls a method once, or talks twice over one stream; resolves to what came back.
-async function call(address, method) {
+async function call({ address, method }) {
   const Client = grpc.makeGenericClientConstructor(service, "lab.S");
   const client = new Client(address, grpc.credentials.createInsecure());
   const { promise, resolve, reject } = Promise.withResolvers();
@@ -56,12 +50,4 @@ async function call(address, method) {
   return found;
 }
 
-tracing.serve(async ({ command, address, method, baggage }) => {
-  if (command === "listen") return listen();
-  if (command === "spans") return { spans: tracing.spans() };
-  let found = null;
-  const sent = await tracing.inSpan("order", baggage, async () => {
-    found = await call(address, method);
-  });
-  return { sent, found };
-});
+module.exports = { call, listen };

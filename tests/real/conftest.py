@@ -1,0 +1,10 @@
+"""Kafka itself and the services in other languages: each is started once, for all files here."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.real.peers")
+
+from tests.real.apache_kafka import apache_kafka  # noqa: E402
+from tests.real.peers import go_peer, java_peer, journey, node_peer, peer  # noqa: E402
+
+__all__ = ["apache_kafka", "go_peer", "java_peer", "journey", "node_peer", "peer"]
