@@ -101,7 +101,21 @@ def main(arguments: list[str]) -> None:
         if options.list:
             print(f"{name}: {'installed' if folder_of(name).is_dir() else 'not installed'}")
         else:
+            _install_despite_the_network(name)
+
+
+def _install_despite_the_network(name: str) -> None:
+    """Try three times: each recipe fetches hundreds of files, and keeps those that it has."""
+    for attempt in (1, 2, 3):
+        try:
             install(name)
+        except SystemExit as failed:
+            if attempt == 3:
+                raise
+            print(f"{name}: once more, after {failed}", flush=True)
+            time.sleep(5 * attempt)
+        else:
+            return
 
 
 if __name__ == "__main__":
