@@ -12,6 +12,7 @@ import pytest
 
 from meshmw.errors import MeshError
 from meshmw.testing import FaultProxy, OtlpReceiver
+from tests.programs import run_parts
 
 SECONDS = 60
 # What a client waits for where nothing comes at all.
@@ -166,6 +167,79 @@ def test_a_client_that_says_nothing_or_goes_away_is_no_fault(over_http):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.sendall(b"POST")
     assert post(over_http).status_code == 200
+
+
+# What a user's own test would be, with the application in the test's process.
+APPLICATION = """
+import asyncio, os
+os.environ |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+import httpx
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider([reader]))
+import meshmw
+from meshmw.asgi import TraceContextMiddleware
+from meshmw.testing import FaultProxy, OtlpReceiver
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+def lost():
+    data = reader.get_metrics_data()
+    points = [
+        point
+        for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+        if metric.name == "otel.bsp.dropped_spans" for point in metric.data.data_points
+    ]
+    return {point.attributes["reason"]: point.value for point in points}["export_failed"]
+
+async def ask_until(client, done):
+    for _ in range(600):
+        if done():
+            return
+        answer = await client.get("/")
+        assert (answer.status_code, answer.text) == (200, "ok")
+        await asyncio.sleep(0.1)
+    raise SystemExit("it did not come")
+
+async def main(proxy, receiver, telemetry):
+    transport = httpx.ASGITransport(TraceContextMiddleware(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        await ask_until(client, lambda: receiver.spans)
+        # What is on its way when the outage begins would have another reason.
+        assert telemetry.force_flush()
+        assert lost() == 0
+        with proxy.outage(FAULT):
+            await ask_until(client, lost)
+            receiver.clear()
+        await ask_until(client, lambda: receiver.spans)
+
+with OtlpReceiver() as receiver, FaultProxy(getattr(receiver, ENDPOINT)) as proxy:
+    settings = meshmw.Settings(service_name="shop", exporter=EXPORTER, endpoint=proxy.endpoint, show_log=True)
+    with meshmw.configure(settings) as telemetry:
+        asyncio.run(main(proxy, receiver, telemetry))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "exporter", "reason"),
+    [
+        ("refuse", "otlp-http", "Connection refused"),
+        ("hang", "otlp", "DEADLINE_EXCEEDED"),
+        ("unavailable", "otlp", "data refused due to high memory usage"),
+        ("unavailable", "otlp-http", "Service Unavailable"),
+    ],
+)
+def test_an_application_answers_and_counts_what_is_lost_until_the_outage_is_over(fault, exporter, reason):
+    endpoint = "grpc_endpoint" if exporter == "otlp" else "http_endpoint"
+    done = run_parts(f"FAULT, EXPORTER, ENDPOINT = {fault!r}, {exporter!r}, {endpoint!r}", APPLICATION)
+    (said,) = (line for line in done.stderr.splitlines() if "spans do not reach" in line)
+    assert "are dropped until it answers; requests are unaffected" in said
+    assert reason in said
+    assert "Traceback" not in done.stderr
 
 
 def test_a_fault_that_nobody_knows_is_named(over_http):
