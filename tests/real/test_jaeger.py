@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
@@ -109,7 +110,8 @@ def test_both_versions_of_its_api_are_read_alike(mesh, jaeger):
 
 def answer(page: str, path: str, trace_id: str) -> object:
     response = httpx.get(f"{page}{path.format(trace_id)}", trust_env=False)
-    assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "application/json")
+    # The third version calls its JSON text/plain.
+    assert response.status_code == 200
     return response.json()
 
 
@@ -137,8 +139,11 @@ def test_the_demonstration_starts_it_and_its_links_lead_to_the_traces(programs):
             links = re.findall(r"^jaeger   (\S+)/trace/([0-9a-f]{32})$", seen, re.MULTILINE)
             assert len(links) == 3, seen
             backend = HttpBackend("jaeger", links[0][0])
-            found = {span.trace_id for span in backend.spans([trace_id for _, trace_id in links])}
-            assert found == {trace_id for _, trace_id in links}
+            wanted = {trace_id for _, trace_id in links}
+            deadline = time.monotonic() + SECONDS
+            while wanted != (found := {span.trace_id for span in backend.spans(wanted)}):
+                assert time.monotonic() < deadline, found
+                time.sleep(0.1)
         finally:
             demo.send_signal(signal.SIGTERM)
             demo.communicate(timeout=SECONDS)
