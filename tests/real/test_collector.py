@@ -93,6 +93,10 @@ def shown(collector: Collector, path: str) -> Callable[[], bool]:
     return lambda: f"-> url.path: Str(/{path})" in collector.log
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if "spans do not reach" in line]
+
+
 def test_the_log_shows_one_request_as_one_trace(collector, request):
     envoy_or_skip(request)
     with Toward(collector) as receiver, start_mesh(SHOP, STOCK, receiver=receiver) as mesh:
@@ -156,10 +160,13 @@ def test_a_collector_without_memory_refuses_and_one_with_memory_takes_spans_agai
     # Less than it needs to be there at all.
     with Collector(program, tmp_path, limit_mib=2) as collector:
         told = shop(exporter, collector.grpc_endpoint if exporter == "otlp" else collector.http_endpoint)
-        told.ask_until(lambda: told.lost, "refused")
-        (warning,) = (line for line in caplog.messages if "spans do not reach" in line)
+        told.ask_until(lambda: told.lost and warnings(caplog), "refused")
+        (warning,) = warnings(caplog)
         assert ("data refused due to high memory usage" if exporter == "otlp" else "Service Unavailable") in warning
-        assert not shown(collector, "refused")()
+        # What came before it first looked at its memory was taken.
+        lost = told.lost
+        told.ask_until(lambda: told.lost > lost, "kept-out")
+        assert not shown(collector, "kept-out")()
         collector.stop()
         collector.limit_mib = 512
         collector.start()
@@ -172,7 +179,7 @@ def test_a_collector_that_is_killed_and_started_again(exporter, collector, shop,
     told = shop(exporter, collector.grpc_endpoint if exporter == "otlp" else collector.http_endpoint)
     told.ask_until(shown(collector, "before"), "before")
     collector.kill()
-    told.ask_until(lambda: told.lost, "within")
+    told.ask_until(lambda: told.lost and warnings(caplog), "within")
     assert "TLS" not in caplog.text
     collector.start()
     told.ask_until(shown(collector, "after"), "after")
