@@ -1,17 +1,23 @@
 """The command `python -m sample_apps`."""
 
 import argparse
+import contextlib
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from meshmw.errors import EnvoyError, MeshmwError
 from meshmw.testing import find_envoy
 from sample_apps import NotReadyError
 from sample_apps.brokers import installed
+
+if TYPE_CHECKING:
+    from meshmw.testing import OtlpReceiver
 
 ABOUT = """\
 Starts checkout-service (FastAPI) and inventory-service (Flask) behind real Envoy sidecars and an edge Envoy, sends one
@@ -80,14 +86,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the request's journey as one JSON document instead")
     parser.add_argument(
         "--jaeger",
+        nargs="?",
+        const="own",
         metavar="URL[,OTLP]",
-        help="a running Jaeger, such as http://127.0.0.1:16686: it gets the spans too, and the links to the traces are "
-        "printed. OTLP is where it takes OTLP over HTTP, by default port 4318 of the same host",
+        help="give the spans to Jaeger too, and print the links to the traces. URL is a running one, such as "
+        "http://127.0.0.1:16686, and OTLP where it takes OTLP over HTTP, by default port 4318 of the same host. "
+        "Without a URL, or with `own`, run the one on the PATH, or that MESHMW_JAEGER names; it needs --serve",
     )
     parser.add_argument("--port", type=int, default=0, help="the edge's port (default: any free one)")
     arguments = parser.parse_args()
     if arguments.json and arguments.serve:
         parser.error("--json prints one request; --serve goes on")
+    if arguments.jaeger == "own" and not arguments.serve:
+        parser.error("--jaeger without a URL needs --serve: that Jaeger ends with the demonstration")
     return arguments
 
 
@@ -127,24 +138,34 @@ def run(arguments: argparse.Namespace) -> int:
     require_free(arguments.port)
     # Only now, because they need what may be missing.
     from sample_apps.demo import serve, show_one_request
-    from sample_apps.jaeger import JaegerReceiver
     from sample_apps.mesh import start_mesh
 
-    jaeger = JaegerReceiver(arguments.jaeger) if arguments.jaeger else None
-    if jaeger:
-        jaeger.require()
     began = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:5.1f} s  {what}", file=sys.stderr, flush=True)
 
-    with start_mesh(flavour=arguments.flavour, port=arguments.port, say=say, collector=jaeger) as mesh:
+    with contextlib.ExitStack() as stack:
+        jaeger = open_jaeger(arguments.jaeger, stack, say) if arguments.jaeger else None
+        mesh = stack.enter_context(
+            start_mesh(flavour=arguments.flavour, port=arguments.port, say=say, collector=jaeger)
+        )
         say(f"sending one request to {mesh.url}")
         code = show_one_request(mesh, arguments.flavour, report=arguments.report, as_json=arguments.json)
         say("done")
         if arguments.serve:
             serve(mesh)
     return code
+
+
+def open_jaeger(address: str, stack: contextlib.ExitStack, say: Callable[[str], None]) -> "OtlpReceiver":
+    """Return a collector that hands spans on to that Jaeger, which is started if it is our own."""
+    from sample_apps.jaeger import OWN, JaegerReceiver, find_jaeger, running_jaeger
+
+    own = address == OWN
+    jaeger = JaegerReceiver(stack.enter_context(running_jaeger(find_jaeger(), say)) if own else address)
+    jaeger.require()
+    return jaeger
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ NAMES = {
         stream
     """,
     "meshmw.testing": """
-        Answer Envoy EnvoyMesh Event Finding HEADER_MATRIX HeaderCase Hop Journey JourneySpan Link
+        Answer Envoy EnvoyMesh Event Fault FaultProxy Finding HEADER_MATRIX HeaderCase Hop Journey JourneySpan Link
         LinkerdLike Listener OtlpReceiver Proxy ReceivedSpan Route Service Tracer assert_chain
         assert_child_of assert_one_trace children dies_with_parent find_envoy find_span find_spans free_port
         from_sdk render_tree roots start_envoys start_mesh start_process stop_processes strict_context

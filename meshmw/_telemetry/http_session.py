@@ -113,6 +113,9 @@ class _TimedAdapter(HTTPAdapter):
         if length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= _LONGEST_ANSWER:
             _note(_read(response))
         response.close()
+        if response.status_code >= 500:
+            # Of the last attempt that it makes, the exporter logs no reason either.
+            note_failure(RequestException(f"{response.status_code} {response.reason}"))
         return response
 
     def init_poolmanager(self, *given: Any, **options: Any) -> None:

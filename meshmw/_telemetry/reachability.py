@@ -136,7 +136,7 @@ class Reachability:
         if self._is_said:
             from meshmw._telemetry.remedies import remedy_for  # most collectors never fail
 
-            remedy = remedy_for(self._endpoint, reason)
+            remedy = remedy_for(self._endpoint, reason, has_arrived=self._has_arrived)
             if not remedy and not self._has_arrived:
                 remedy = f"set MESHMW_ENDPOINT to the collector's address, or {self.without}"
             LOGGER.warning(

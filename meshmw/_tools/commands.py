@@ -149,7 +149,10 @@ def demo(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The edge's port, 0 for any free one.")] = 0,
     jaeger: Annotated[
         str,
-        typer.Option(metavar="URL[,OTLP]", help="A running Jaeger: it gets the spans too, and its links are printed."),
+        typer.Option(
+            metavar="URL[,OTLP]",
+            help="A running Jaeger, or `own` for the one on the PATH: it gets the spans too; its links are printed.",
+        ),
     ] = "",
     report: ReportOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the request's journey as one JSON document.")] = False,

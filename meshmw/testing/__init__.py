@@ -1,4 +1,4 @@
-"""Tests of traces on the real proxy: Envoy sidecars, an OTLP receiver, span assertions, a strict-context check.
+"""Tests of traces on the real proxy: Envoy sidecars, an OTLP receiver, outages, span assertions, strict contexts.
 
 `start_mesh` puts services between sidecars, and is what the pytest fixture `envoy_mesh` calls; the other names are its
 parts and the assertions. Each is loaded when you first use it, because every run of pytest loads this package for its
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from meshmw._tools.verify.report import write_report
     from meshmw.testing._context_check import strict_context
     from meshmw.testing._envoy import Envoy, find_envoy, start_envoys
+    from meshmw.testing._faults import Fault, FaultProxy
     from meshmw.testing._linkerd_like import LinkerdLike
     from meshmw.testing._mesh import EnvoyMesh, start_mesh
     from meshmw.testing._otlp import OtlpReceiver
@@ -51,6 +52,8 @@ __all__ = [
     "Envoy",
     "EnvoyMesh",
     "Event",
+    "Fault",
+    "FaultProxy",
     "Finding",
     "HeaderCase",
     "Hop",
@@ -91,6 +94,7 @@ _HOMES = {
     "meshmw._tools.verify.report": "write_report",
     "meshmw.testing._context_check": "strict_context",
     "meshmw.testing._envoy": "Envoy find_envoy start_envoys",
+    "meshmw.testing._faults": "Fault FaultProxy",
     "meshmw.testing._linkerd_like": "LinkerdLike",
     "meshmw.testing._mesh": "EnvoyMesh start_mesh",
     "meshmw.testing._otlp": "OtlpReceiver",

@@ -23,6 +23,7 @@ from meshmw._notices import quoted
 from meshmw._tools.verify.journey import Journey
 from meshmw.errors import MeshError
 from meshmw.testing._envoy import Envoy
+from meshmw.testing._faults import Fault, FaultProxy
 from meshmw.testing._linkerd_like import LinkerdLike
 from meshmw.testing._otlp import OtlpReceiver
 from meshmw.testing._processes import (
@@ -93,6 +94,8 @@ class EnvoyMesh:
         self.services = tuple(services)
         self.edge: RunningProxy | None = None
         self.sidecars: dict[str, RunningProxy] = {}
+        self._grpc = FaultProxy(receiver.grpc_endpoint)
+        self._http = FaultProxy(receiver.http_endpoint)
         self._logs = logs
         self._ports = {service.name: free_port() for service in services}
         self._journey: Callable[[float], Journey] | None = None
@@ -112,6 +115,31 @@ class EnvoyMesh:
     def log(self, service: str) -> str:
         """Return what a service has written so far."""
         return (self._logs / service).read_text(encoding="utf-8", errors="replace")
+
+    def wait_for_log(self, service: str, text: str, timeout: float = 30.0) -> str:
+        """Wait until a service has written a text, and return all that it has written so far.
+
+        Raises:
+            AssertionError: It does not come. The message shows what did.
+        """
+        deadline = time.monotonic() + timeout
+        while text not in (log := self.log(service)):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{service} did not write {text!r} in {timeout:g} seconds, but:\n{log[-2000:]}")
+            time.sleep(_POLL)
+        return log
+
+    @contextlib.contextmanager
+    def collector_outage(self, fault: Fault = "refuse") -> Iterator[None]:
+        """Cut services and sidecars off from the receiver during the block, as `FaultProxy.outage` does.
+
+        Sidecars of the style `linkerd-like` are not cut off: they hand their spans on without a network.
+
+        Raises:
+            MeshError: There is no such fault.
+        """
+        with self._grpc.outage(fault), self._http.outage(fault):
+            yield
 
     def get(self, path: str = "/", headers: HeaderLines = ()) -> Answer:
         """Send one GET, as `request` does."""
@@ -180,6 +208,8 @@ class EnvoyMesh:
         return found
 
     def _start(self, stack: contextlib.ExitStack, sidecar: Sidecar, edge: Sidecar | None) -> None:
+        stack.enter_context(self._grpc)
+        stack.enter_context(self._http)
         # Each sidecar needs the port of what lies behind it, so they start from the inside out.
         ordered = in_order(self.services)
         for service in ordered:
@@ -222,8 +252,8 @@ class EnvoyMesh:
     def _tracer(self, style: Sidecar) -> Tracer | None:
         if style in ("none", "strip", "linkerd-like"):
             return None
-        collector = self.receiver.http_endpoint if style.startswith("zipkin") else self.receiver.grpc_endpoint
-        return Tracer(kind=style, collector=collector)  # type: ignore[arg-type]  # the styles left are kinds of tracers
+        collector = self._http if style.startswith("zipkin") else self._grpc
+        return Tracer(kind=style, collector=collector.endpoint)  # type: ignore[arg-type]  # the styles left are kinds of tracers
 
     def _serve(self, service: Service) -> subprocess.Popen[bytes]:
         places = {name: self.sidecars[service.name].url(name) for name in service.calls}
@@ -232,7 +262,7 @@ class EnvoyMesh:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MESHMW_"))}  # noqa: TID251
         environment = {
             **kept,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": self.receiver.grpc_endpoint,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self._grpc.endpoint,
             "OTEL_SERVICE_NAME": service.name,
             "OTEL_BSP_SCHEDULE_DELAY": "50",
             "NO_PROXY": "127.0.0.1",

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, get_args
 
 from meshmw import MeshPropagator, Settings
 from meshmw._telemetry.batching import PromptBatchSpanProcessor
 from meshmw._telemetry.provider import build_provider
 from meshmw.asgi import TraceContextMiddleware
-from meshmw.testing import OtlpReceiver
-from tests.telemetry.fault_proxy import FAULTS, FaultProxy
+from meshmw.testing import Fault, FaultProxy, OtlpReceiver
 
+FAULTS = get_args(Fault)
 NONE, WELL = "no exporter", "well"
 HEADERS = [(b"host", b"items.local"), (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
 PAUSE_SECONDS = 0.001
@@ -54,11 +54,12 @@ async def _serve(app: Any, requests: int) -> list[float]:
 def run(exporter: str, state: str, requests: int) -> tuple[list[float], int, int]:
     """Return the seconds of each request, the spans that were dropped, and the longest queue."""
     with OtlpReceiver() as receiver:
-        port = urlsplit(receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint).port or 0
-        with FaultProxy(port) as proxy:
-            settings = Settings(exporter="none" if state == NONE else exporter, endpoint=f"127.0.0.1:{proxy.port}")  # type: ignore[arg-type]
+        upstream = receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint
+        with FaultProxy(upstream) as proxy, contextlib.ExitStack() as outage:
+            settings = Settings(exporter="none" if state == NONE else exporter, endpoint=proxy.endpoint)  # type: ignore[arg-type]
             provider, processor = build_provider(settings)
-            proxy.become("" if state in (NONE, WELL) else state)
+            if state in FAULTS:
+                outage.enter_context(proxy.outage(state))  # type: ignore[arg-type]
             app = TraceContextMiddleware(_app, tracer_provider=provider, propagator=MeshPropagator())
             asyncio.run(_serve(app, requests // 10))
             taken = asyncio.run(_serve(app, requests))

@@ -330,7 +330,73 @@ def test_a_jaeger_that_is_not_there_is_one_line_before_anything_starts(home):
     )
     done = run(home, "--jaeger=jaeger:16686")
     assert done.returncode == 2
-    assert done.stderr == "sample_apps: --jaeger takes a URL such as http://127.0.0.1:16686, not 'jaeger:16686'\n"
+    assert done.stderr == (
+        "sample_apps: --jaeger takes a URL such as http://127.0.0.1:16686, or own, not 'jaeger:16686'\n"
+    )
+
+
+# Serves what its configuration says, as Jaeger does, and knows the traces that it got.
+STAND_IN = """
+import json, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
+configuration = json.load(open(sys.argv[2]))
+if "broken" in sys.argv[0]:
+    sys.exit("max_traces must be greater than zero")
+otlp, query = configuration["receivers"]["otlp"]["protocols"], configuration["extensions"]["jaeger_query"]
+for each in otlp, query:
+    host, _, port = each["http"]["endpoint"].partition(":")
+    threading.Thread(target=ThreadingHTTPServer((host, int(port)), Handler).serve_forever).start()
+"""
+
+
+def stand_in(folder, name="jaeger"):
+    program = folder / name
+    program.write_text(f"#!{sys.executable}\n{STAND_IN}")
+    program.chmod(0o755)
+    return program
+
+
+def test_a_jaeger_on_the_path_is_started_and_stopped(home):
+    with serving(home, "--without-meshmw", "--jaeger", PATH=str(stand_in(home).parent)) as demo:
+        seen = read_until(demo, "Ctrl-C stops everything")
+        page, *_ = re.findall(r"^jaeger   (http://127\.0\.0\.1:\d+)/trace/[0-9a-f]{32}$", seen, re.MULTILINE)
+        assert urllib.request.urlopen(page, timeout=60).status == 200
+        end(demo, TERMINATED)
+        assert_it_stops_and_leaves_no_process(demo, home, seen)
+
+
+def test_a_jaeger_that_ends_is_one_line_with_its_last_words(home):
+    done = run(home, "--serve", "--jaeger=own", MESHMW_JAEGER=str(stand_in(home, "broken-jaeger")))
+    assert done.returncode == 2
+    assert one_line(done) == "sample_apps: --jaeger: it did not start: max_traces must be greater than zero"
+
+
+def test_without_a_jaeger_one_line_says_how_to_get_one(home):
+    done = run(home, "--serve", "--jaeger", **NOTHING_ON_THE_PATH)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "sample_apps: --jaeger: 'jaeger' is not a program that can be run here: download Jaeger 2 from "
+        "https://www.jaegertracing.io/download/ and name it in MESHMW_JAEGER, or run  "
+        "docker run --rm -p 16686:16686 -p 4318:4318 jaegertracing/jaeger  and give --jaeger=http://127.0.0.1:16686\n"
+    )
+    done = run(home, "--serve", "--jaeger", MESHMW_JAEGER="/no/jaeger")
+    assert "'/no/jaeger' is not a program that can be run here" in done.stderr
+
+
+def test_a_jaeger_that_would_end_at_once_needs_serve(home):
+    done = run(home, "--jaeger")
+    assert done.returncode == 2
+    assert "--jaeger without a URL needs --serve" in done.stderr
 
 
 def test_a_service_that_ends_is_one_line_with_its_last_words(home):

@@ -10,9 +10,8 @@ import sys
 import threading
 import time
 
-from meshmw.testing import OtlpReceiver
-from tests.telemetry.fault_proxy import FaultProxy
-from tests.telemetry.test_collector_trouble import Service, arrived, port_of
+from meshmw.testing import Fault, FaultProxy, OtlpReceiver
+from tests.telemetry.test_collector_trouble import Service, arrived, endpoint_of
 
 _PAUSE_SECONDS = 0.2
 
@@ -23,15 +22,14 @@ def _serve_until(service: Service, done, name: str) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
-def outage(fault: str, exporter: str, seconds: float) -> None:
+def outage(fault: Fault, exporter: str, seconds: float) -> None:
     """Take a collector away for some seconds, and print how long spans take to arrive after its return."""
-    with OtlpReceiver() as receiver, FaultProxy(port_of(receiver, exporter)) as proxy:
-        service = Service(exporter, proxy.port)
+    with OtlpReceiver() as receiver, FaultProxy(endpoint_of(receiver, exporter)) as proxy:
+        service = Service(exporter, proxy.endpoint)
         _serve_until(service, arrived(receiver, "before"), "before")
-        proxy.become(fault)
-        end = time.monotonic() + seconds
-        _serve_until(service, lambda: time.monotonic() > end, "away")
-        proxy.become("")
+        with proxy.outage(fault):
+            end = time.monotonic() + seconds
+            _serve_until(service, lambda: time.monotonic() > end, "away")
         began = time.monotonic()
         _serve_until(service, arrived(receiver, "after"), "after")
         print(f"{fault} {exporter}: {time.monotonic() - began:.1f} s after {seconds:g} s", flush=True)
@@ -43,7 +41,7 @@ def main(minutes: float) -> None:
     os.environ |= {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
     threads = [
         threading.Thread(target=outage, args=(fault, exporter, minutes * 60))
-        for fault in ("refuse", "black-hole")
+        for fault in ("refuse", "hang")
         for exporter in ("otlp", "otlp-http")
     ]
     for each in threads:

@@ -6,7 +6,7 @@ Between exporter and collector stands a TCP proxy that does what networks do; th
 from __future__ import annotations
 
 import time
-from urllib.parse import urlsplit
+from typing import get_args
 
 import pytest
 from opentelemetry.trace import SpanKind
@@ -14,8 +14,7 @@ from opentelemetry.trace import SpanKind
 from meshmw import Settings
 from meshmw._telemetry.handle import Telemetry
 from meshmw._telemetry.provider import build_provider
-from meshmw.testing import OtlpReceiver
-from tests.telemetry.fault_proxy import FAULTS, FaultProxy
+from meshmw.testing import Fault, FaultProxy, OtlpReceiver
 from tests.telemetry.rotel import Rotel, require_rotel
 
 QUEUE = 64
@@ -38,10 +37,8 @@ def rotel(receiver, tmp_path_factory, request):
 class Service:
     """Makes spans as a service under load does, through the pipeline that `configure()` builds."""
 
-    def __init__(self, exporter, port):
-        settings = Settings(
-            exporter=exporter, endpoint=f"127.0.0.1:{port}", batching=f"moderate/{QUEUE}", service_name="s"
-        )
+    def __init__(self, exporter, endpoint):
+        settings = Settings(exporter=exporter, endpoint=endpoint, batching=f"moderate/{QUEUE}", service_name="s")
         self.provider, self.processor = build_provider(settings)
         self.handle = Telemetry(settings, None, self.provider, owned=True, processor=self.processor)
         self._tracer = self.provider.get_tracer("t")
@@ -62,14 +59,14 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch):
-    """Return a function that starts a service whose exporter sends to a port; short times, so that faults show soon."""
+    """Return a function that starts a service that exports to an endpoint; short times, so that faults show soon."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "16")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     started = []
 
-    def start(exporter, port):
-        started.append(Service(exporter, port))
+    def start(exporter, endpoint):
+        started.append(Service(exporter, endpoint))
         return started[-1]
 
     yield start
@@ -77,8 +74,8 @@ def service(monkeypatch):
         each.handle.shutdown(0.1)
 
 
-def port_of(receiver, exporter):
-    return urlsplit(receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint).port
+def endpoint_of(receiver, exporter):
+    return receiver.grpc_endpoint if exporter == "otlp" else receiver.http_endpoint
 
 
 def arrived(receiver, name):
@@ -86,32 +83,30 @@ def arrived(receiver, name):
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", get_args(Fault))
 def test_requests_go_on_memory_is_bounded_and_export_resumes_by_itself(fault, exporter, receiver, service, caplog):
-    with FaultProxy(port_of(receiver, exporter)) as proxy:
-        told = service(exporter, proxy.port)
+    with FaultProxy(endpoint_of(receiver, exporter)) as proxy:
+        told = service(exporter, proxy.endpoint)
         told.serve_until(arrived(receiver, f"before {fault} {exporter}"), name=f"before {fault} {exporter}")
-        proxy.become(fault)
-        told.serve(4 * QUEUE)
         collector = told.processor.collector
-        if fault == "slow":
-            told.serve_until(arrived(receiver, "served"))
-        else:
-            told.serve_until(lambda: collector.exports_failed)
-            assert "requests are unaffected" in caplog.text
-        proxy.become("")
+        with proxy.outage(fault):
+            told.serve(4 * QUEUE)
+            if fault == "slow":
+                told.serve_until(arrived(receiver, "served"))
+            else:
+                told.serve_until(lambda: collector.exports_failed)
+                assert "requests are unaffected" in caplog.text
         told.serve_until(arrived(receiver, f"after {fault} {exporter}"), name=f"after {fault} {exporter}")
         told.serve_until(lambda: not collector.failing)
         receiver.clear()
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
-@pytest.mark.parametrize("fault", ["black-hole", "unavailable", "flood"])
+@pytest.mark.parametrize("fault", ["hang", "unavailable", "flood"])
 def test_the_end_comes_within_its_time(fault, exporter, receiver, service, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120")  # what an export may take is far more than what the end may
-    with FaultProxy(port_of(receiver, exporter)) as proxy:
-        proxy.become(fault)
-        told = service(exporter, proxy.port)
+    with FaultProxy(endpoint_of(receiver, exporter)) as proxy, proxy.outage(fault):
+        told = service(exporter, proxy.endpoint)
         told.serve(QUEUE)
         began = time.monotonic()
         told.handle.shutdown(1.0)
@@ -122,7 +117,7 @@ def test_the_end_comes_within_its_time(fault, exporter, receiver, service, monke
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-http"])
 def test_a_real_collector_that_is_stopped_continued_killed_and_started_again(exporter, rotel, receiver, service):
     receiver.clear()
-    told = service(exporter, rotel.grpc_port if exporter == "otlp" else rotel.http_port)
+    told = service(exporter, f"127.0.0.1:{rotel.grpc_port if exporter == 'otlp' else rotel.http_port}")
     collector = told.processor.collector
     told.serve_until(arrived(receiver, "first"), name="first")
     rotel.stop()
@@ -140,9 +135,8 @@ def test_a_real_collector_that_is_stopped_continued_killed_and_started_again(exp
 
 def test_a_collector_that_let_a_flush_pass_is_not_waited_for_again(receiver, service, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120")
-    with FaultProxy(port_of(receiver, "otlp")) as proxy:
-        proxy.become("black-hole")
-        told = service("otlp", proxy.port)
+    with FaultProxy(endpoint_of(receiver, "otlp")) as proxy, proxy.outage("hang"):
+        told = service("otlp", proxy.endpoint)
         told.serve(QUEUE)
         assert told.handle.force_flush(0.2) is False
         told.handle.shutdown(600)

@@ -339,6 +339,12 @@ class TestWhatHelps:
     def test_nothing_where_the_words_do_not_say_it(self, endpoint):
         assert remedy_for(endpoint, "failed to connect to all addresses: Connection refused") == ""
 
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_a_connection_that_closes_is_no_sign_of_tls_where_exports_have_arrived(self, scheme):
+        assert "TLS" in remedy_for(f"{scheme}://c:1", "Stream removed (Socket closed)")
+        assert remedy_for(f"{scheme}://c:1", "Stream removed (Socket closed)", has_arrived=True) == ""
+        assert "certificate" in remedy_for("https://c:1", "CERTIFICATE_VERIFY_FAILED", has_arrived=True)
+
 
 class TestDoctor:
     """`meshmw doctor` looks at the same collectors."""

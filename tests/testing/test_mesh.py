@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -174,6 +176,47 @@ def test_linkerd_at_the_edge_has_its_span_and_its_log(envoy_mesh):
     assert (edge.kind, edge.name, edge.parent_id) == ("SERVER", "linkerd-like inbound", SPAN)
     assert [line["listener"] for line in mesh.edge.access_log(at_least=2)] == ["edge", "edge"]
     assert mesh.journey().verdict == "one"
+
+
+# An export that fails is given up after a second.
+QUICK = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("refuse", "UNAVAILABLE"),
+        ("hang", "DEADLINE_EXCEEDED"),
+        ("reset", "UNAVAILABLE"),
+        ("unavailable", "data refused due to high memory usage"),
+    ],
+)
+def test_services_answer_while_the_collector_is_away_and_report_when_it_is_back(envoy_mesh, fault, reason):
+    mesh = envoy_mesh(replace(SHOP, environment=QUICK), replace(STOCK, environment=QUICK))
+    assert mesh.get("/").status == 200
+    assert_one_trace(mesh.spans())
+    with mesh.collector_outage(fault):
+        assert mesh.get("/").json()["item"] == "teapot"
+        for name in ("shop", "stock"):
+            log = mesh.wait_for_log(name, "are dropped until it answers; requests are unaffected", timeout=60)
+            assert reason in log
+            assert "Traceback" not in log
+    # The first exports after it may find a connection that waits before it is tried again.
+    deadline = time.monotonic() + 60
+    while not {"edge", "shop", "stock"} <= {span.service for span in mesh.receiver.spans}:
+        assert time.monotonic() < deadline, render_tree(mesh.receiver.spans)
+        assert mesh.get("/").json()["item"] == "teapot"
+        time.sleep(0.5)
+    for name in ("shop", "stock"):
+        assert " again" in mesh.wait_for_log(name, "spans reach ")
+
+
+def test_an_outage_that_does_not_exist_and_a_log_line_that_does_not_come_are_named(envoy_mesh):
+    mesh = envoy_mesh(STOCK, edge=None, sidecar="none")
+    with pytest.raises(MeshError, match="fault takes refuse, hang, "), mesh.collector_outage("explode"):
+        pass
+    with pytest.raises(AssertionError, match=r"stock did not write 'no such words' in 0\.1 seconds, but:"):
+        mesh.wait_for_log("stock", "no such words", timeout=0.1)
 
 
 def test_each_service_may_have_its_own_sidecar_and_there_may_be_no_edge(envoy_mesh):
