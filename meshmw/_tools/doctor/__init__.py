@@ -1,7 +1,7 @@
-"""`meshmw doctor`: says what would break traces in a process, in its proxies, and between them.
+"""`meshmw doctor`: says what would break traces in a process, in its proxies, between them, and in Istio's manifests.
 
-`process` and `proxy` look, `judge` judges what was seen, and this file puts both together and prints it. Only the
-command uses the folder, so its face is here.
+`process`, `proxy` and `manifests` look, `judge` and `manifest_rules` judge what was seen, and this file puts all
+together and prints it. Only the command uses the folder, so its face is here.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from meshmw._notices import quoted
 from meshmw._tools import Finding, JsonValue, by_severity
 from meshmw._tools.doctor.judge import judge_process
 from meshmw._tools.doctor.judge_proxy import UNJUDGED, judge_both, judge_proxy
+from meshmw._tools.doctor.manifest_rules import effective, judge_manifests, provider_of
+from meshmw._tools.doctor.manifests import SUFFIXES, Manifests, TracingRule, read_manifests
 from meshmw._tools.doctor.process import ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener, ask_proxy, read_dump
 from meshmw._tools.output import (
     FOUND,
     OK,
+    CannotRunError,
     JsonOption,
     as_command,
     print_findings,
@@ -33,13 +37,18 @@ from meshmw._tools.output import (
 )
 from meshmw.settings import as_text
 
+_NO_MANIFESTS: Final = Manifests()
+
 
 @as_command
 def doctor(
-    app: Annotated[
-        str,
-        typer.Argument(metavar="[MODULE:APP]", help="The application, as uvicorn takes it; MODULE:MAKE() calls it."),
-    ] = "",
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODULE:APP] [FILE.yaml...]",
+            help="The application, as uvicorn takes it; MODULE:MAKE() calls it. Istio's manifests, files or folders.",
+        ),
+    ] = None,
     envoy_admin: Annotated[
         list[str] | None,
         typer.Option("--envoy-admin", metavar="URL", help="A proxy's administration interface; may be given again."),
@@ -56,24 +65,36 @@ def doctor(
 
     Loads the application in this process, with this environment, and looks at what it set up. With --envoy-admin, reads
     the proxy's own configuration and judges both sides together. Nothing of a configuration dump is printed but what
-    concerns traces, and only GET is sent to a proxy.
+    concerns traces, and only GET is sent to a proxy. YAML files are read as Istio's manifests: give those with
+    meshConfig and those with Telemetry objects together.
 
-    Without an application, a proxy is judged beside the settings of this environment.
+    Without an application, a proxy and manifests are judged beside the settings of this environment.
 
     Each finding says what is the case, why that breaks traces, and what to do. Notes alone end with 0.
     """
+    app, files = _sorted(targets or ())
+    manifests = read_manifests(files)
     # What an application prints is no part of the answer.
     with _importable_from(app_dir), contextlib.redirect_stdout(sys.stderr):
         loaded = load_app(app) if app else None
     facts = look_at_process(app, loaded, connect=connect)
     proxies = [ask_proxy(url) for url in envoy_admin or ()]
     proxies += [proxy for path in config_dump or () for proxy in read_dump(path)]
-    diagnosis = examine(facts, proxies, process_too=bool(app) or not proxies)
+    diagnosis = examine(facts, proxies, manifests, process_too=bool(app) or not (proxies or files))
     if json:
         print_json(diagnosis.to_json())
     else:
         _print(diagnosis)
     return FOUND if any(finding.is_fault for finding in diagnosis.findings) else OK
+
+
+def _sorted(targets: Sequence[str]) -> tuple[str, list[Path]]:
+    """Part what the command line names into one application and files of manifests."""
+    files = [Path(target) for target in targets if target.endswith(SUFFIXES) or Path(target).is_dir()]
+    apps = [target for target in targets if Path(target) not in files]
+    if len(apps) > 1:
+        raise CannotRunError(f"one application at a time: {', '.join(map(quoted, apps))}")
+    return "".join(apps), files
 
 
 @contextlib.contextmanager
@@ -90,25 +111,34 @@ def _importable_from(directory: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis(JsonValue):
-    """Holds what a process and its proxies have, and what is wrong with it."""
+    """Holds what a process, its proxies and its mesh's manifests have, and what is wrong with it."""
 
     process: ProcessFacts
     proxies: tuple[ProxyConfig, ...]
+    manifests: Manifests
     findings: tuple[Finding, ...]
 
 
-def examine(process: ProcessFacts, proxies: Sequence[ProxyConfig] = (), *, process_too: bool = True) -> Diagnosis:
-    """Judge a process and its proxies, the worst findings first.
+def examine(
+    process: ProcessFacts,
+    proxies: Sequence[ProxyConfig] = (),
+    manifests: Manifests = _NO_MANIFESTS,
+    *,
+    process_too: bool = True,
+) -> Diagnosis:
+    """Judge a process, its proxies and the manifests of its mesh, the worst findings first.
 
     Args:
         process: What the process has. Of a process that is not the application's own, only its settings count.
         proxies: What the proxies say of themselves.
+        manifests: What the files of the mesh say.
         process_too: Whether the process is the application's own.
     """
     findings = [*judge_process(process)] if process_too else []
     for proxy in proxies:
         findings += [*judge_proxy(proxy), *judge_both(process, proxy)]
-    return Diagnosis(process, tuple(proxies), by_severity(_once_each(findings)))
+    findings += judge_manifests(manifests, process.settings)
+    return Diagnosis(process, tuple(proxies), manifests, by_severity(_once_each(findings)))
 
 
 def _once_each(findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -123,11 +153,12 @@ def _once_each(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    if diagnosis.process.target or not diagnosis.proxies:
+    if diagnosis.process.target or not (diagnosis.proxies or diagnosis.manifests != _NO_MANIFESTS):
         _print_process(diagnosis.process)
     for proxy in diagnosis.proxies:
         _print_proxy(proxy)
         print_line("")
+    _print_manifests(diagnosis.manifests)
     print_findings(diagnosis.findings)
     print_line("")
     print_line(*_summary(diagnosis.findings))
@@ -179,6 +210,23 @@ def _changes_shown(listener: ProxyListener) -> str:
     changed = dict.fromkeys(f"{change.header} {change.effect}" for change in listener.changes)
     unknown = ["?"] if listener.unjudged or listener.missing_routes else []
     return ", ".join([*changed, *unknown]) or "-"
+
+
+def _print_manifests(manifests: Manifests) -> None:
+    for mesh in manifests.meshes:
+        names = ", ".join(f"{provider.name} ({provider.kind or '?'})" for provider in mesh.providers)
+        print_line(f"{mesh.where}  {names or 'refused'}", "bold")
+    if manifests.tracing:
+        print_table(["Telemetry", "provider", "sampling"], [_rule_row(manifests, rule) for rule in manifests.tracing])
+        print_line("")
+
+
+def _rule_row(manifests: Manifests, rule: TracingRule) -> list[str]:
+    found = effective(manifests, rule)
+    provider = provider_of(manifests, found.provider)
+    shown = f"{found.provider or '-'} ({provider.kind if provider else '?'})"
+    by = "by the request id" if found.by_request_id else "by the parent's flag"
+    return [rule.where, shown, f"{found.sampling:g} % {by}"]
 
 
 def _listener_row(listener: ProxyListener) -> list[str]:

@@ -1,0 +1,266 @@
+"""What is wrong with Istio's objects in files, as findings; `manifests` reads them.
+
+To add a rule, write a function that yields findings and list it at the end of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from meshmw._notices import quoted
+from meshmw._tools import Finding
+from meshmw._tools.doctor.manifests import Manifests, MeshConfig, Provider, TracingRule
+from meshmw.settings import Settings
+
+_TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
+# What a tracer that speaks W3C writes again after the removal.
+_WRITTEN_AGAIN: Final = frozenset({"traceparent", "tracestate"})
+# Istio's own default, PILOT_TRACE_SAMPLING.
+_DEFAULT_PERCENT: Final = 1.0
+
+
+def judge_manifests(manifests: Manifests, settings: Settings | None = None) -> Iterator[Finding]:
+    """Yield what is wrong with a set of files.
+
+    Args:
+        manifests: What they say.
+        settings: Those of the application, for its formats; None where they are not known.
+    """
+    for check in _CHECKS:
+        yield from check(manifests)
+    yield from _check_formats(manifests, settings)
+
+
+def provider_of(manifests: Manifests, name: str) -> Provider | None:
+    """Return an extension provider by its name, as istiod looks it up: without regard to case."""
+    mesh = manifests.usable
+    known = mesh.providers if mesh is not None else ()
+    return next((provider for provider in known if provider.name.casefold() == name.casefold()), None)
+
+
+def effective(manifests: Manifests, rule: TracingRule) -> TracingRule:
+    """Return a tracing rule with what it leaves to the mesh's own rule and to the mesh configuration filled in."""
+    mesh = manifests.usable or MeshConfig(where="")
+    root = next(
+        (each for each in manifests.tracing if each.namespace == mesh.root_namespace and not each.selects), rule
+    )
+    sampling = next(
+        (each for each in (rule.sampling, root.sampling, mesh.sampling) if each is not None), _DEFAULT_PERCENT
+    )
+    by_request_id = next((each for each in (rule.by_request_id, root.by_request_id) if each is not None), True)
+    return TracingRule(
+        where=rule.where,
+        namespace=rule.namespace,
+        selects=rule.selects,
+        provider=rule.provider or root.provider or mesh.default_provider,
+        sampling=sampling,
+        by_request_id=by_request_id,
+        writes_nothing=rule.writes_nothing,
+        reports=rule.reports,
+    )
+
+
+def _check_files(manifests: Manifests) -> Iterator[Finding]:
+    for where, fault in manifests.unreadable:
+        yield Finding(
+            "error", "manifest.no-yaml", where, f"it is not YAML: {fault}",
+            "nothing in it is applied. istiod takes no mesh configuration that it cannot read: it goes on with its "
+            "defaults, without any of your providers, and says so in one line of its log alone",
+            "mend the file; render a template before you give it, as `helm template` does",
+        )  # fmt: skip
+    for mesh in manifests.meshes:
+        if mesh.fault:
+            yield Finding(
+                "error", "mesh-config.refused", mesh.where, mesh.fault,
+                "istiod takes nothing of a mesh configuration with such a value: it goes on with its defaults, without "
+                "any of your providers, and says so in one line of its log alone; istioctl analyze says nothing",
+                "write the value as Istio's reference of MeshConfig has it",
+            )  # fmt: skip
+
+
+def _check_providers(manifests: Manifests) -> Iterator[Finding]:
+    named = [(rule.where, rule.provider, True) for rule in manifests.tracing if rule.provider]
+    named += [(where, name, False) for where, name in manifests.logging]
+    if named and not manifests.meshes:
+        yield Finding(
+            "note", "mesh-config.none", named[0][0],
+            f"it names {quoted(named[0][1])}, and no mesh configuration is among the files",
+            "whether extensionProviders has that name cannot be seen here",
+            "give the file with meshConfig too: an IstioOperator, Helm's values, or the ConfigMap istio",
+        )  # fmt: skip
+    mesh = manifests.usable
+    if mesh is None:
+        return
+    for where, name, traces in named:
+        provider = provider_of(manifests, name)
+        if provider is None:
+            yield _missing_provider(mesh, where, name, traces)
+        elif traces and not _can_trace(provider):
+            yield Finding(
+                "error", "telemetry.provider-cannot-trace", where,
+                f"{quoted(name)} is no tracing provider: its kind is {provider.kind or 'unknown to Istio'}",
+                "istiod configures no tracing at all for these proxies, and says so in its log alone",
+                "name a provider of the kind opentelemetry, or zipkin; keys are written as in Istio's reference",
+            )  # fmt: skip
+
+
+def _missing_provider(mesh: MeshConfig, where: str, name: str, traces: bool) -> Finding:
+    there = ", ".join(quoted(provider.name) for provider in mesh.providers)
+    return Finding(
+        "error" if traces else "warning", "telemetry.provider-missing", where,
+        f"it names the provider {quoted(name)}, which {mesh.where} does not have: there are {there}",
+        "istiod switches tracing off for these proxies and reports nothing, and istioctl analyze reports nothing either"
+        if traces
+        else "no access log is written by it, and nothing reports that",
+        "use one name in extensionProviders and in the Telemetry object",
+    )  # fmt: skip
+
+
+def _can_trace(provider: Provider) -> bool:
+    return provider.kind in ("opentelemetry", "zipkin", "datadog", "skywalking")
+
+
+def _check_rules(manifests: Manifests) -> Iterator[Finding]:
+    for rule in manifests.tracing:
+        found = effective(manifests, rule)
+        if not found.provider and manifests.usable is not None:
+            yield Finding(
+                "error", "telemetry.no-provider", rule.where,
+                "it has a tracing rule, and no provider is named anywhere",
+                "istiod switches tracing off for these proxies, the tracer of their bootstrap included, and reports "
+                "nothing",
+                "name a provider in it, in the mesh's own Telemetry, or in meshConfig.defaultProviders.tracing",
+            )  # fmt: skip
+        if rule.writes_nothing:
+            yield Finding(
+                "warning", "proxy.injects-nothing", rule.where, "disableContextPropagation is set",
+                "proxies export spans and send no headers of their own: what lies behind one hangs beside its spans, "
+                "not below",
+                "take it away",
+            )  # fmt: skip
+        yield from _check_sampling(manifests, found)
+
+
+def _check_sampling(manifests: Manifests, rule: TracingRule) -> Iterator[Finding]:
+    provider = provider_of(manifests, rule.provider)
+    percent = rule.sampling
+    if provider is None or percent is None or not rule.by_request_id:
+        return
+    if provider.kind == "opentelemetry" and percent < 100 and not provider.samples:
+        yield Finding(
+            "warning", "sampling.proxy-clears-the-flag", rule.where,
+            f"proxies start {percent:g} % of traces sampled, and those with Envoy 1.39 or later clear the sampled flag "
+            f"of the other {100 - percent:g} % of requests, whatever their caller decided",
+            "a trace that the caller records ends here: everything behind it is unsampled",
+            "randomSamplingPercentage: 100, or useRequestIdForTraceSampling: false",
+        )  # fmt: skip
+
+
+def _check_formats(manifests: Manifests, settings: Settings | None) -> Iterator[Finding]:
+    if settings is not None and {"b3", "b3multi"} & set(settings.propagators):
+        return
+    named = {rule.where: provider_of(manifests, rule.provider) for rule in manifests.tracing if rule.provider}
+    for where, provider in named.items():
+        if provider is not None and provider.formats == ("b3",):
+            yield _b3_alone(where, f"its provider {quoted(provider.name)} reads and writes B3 alone")
+    mesh = manifests.usable
+    if mesh is not None and mesh.traces and mesh.bootstrap_tracer == "zipkin" and not any(named.values()):
+        yield _b3_alone(mesh.where, "no Telemetry names a provider, and the tracer of the bootstrap is Zipkin's")
+
+
+def _b3_alone(where: str, what: str) -> Finding:
+    return Finding(
+        "error", "formats.differ", where, what,
+        "an application that speaks traceparent and such a proxy do not read what the other writes: three traces of "
+        "one request",
+        "a provider of the kind opentelemetry, or traceContextOption: USE_B3_WITH_W3C_PROPAGATION for proxies from "
+        "1.28 on, or for the application MESHMW_PROPAGATORS=tracecontext,baggage,b3multi",
+    )  # fmt: skip
+
+
+def _check_zipkin(manifests: Manifests) -> Iterator[Finding]:
+    for mesh in manifests.meshes:
+        for provider in mesh.providers:
+            if provider.short_ids:
+                yield Finding(
+                    "warning", "zipkin.short-ids", mesh.where,
+                    f"the provider {quoted(provider.name)} makes trace ids of 64 bits",
+                    "in traceparent they are filled with zeros, which samplers by trace id take for another number",
+                    "take enable64bitTraceId away",
+                )  # fmt: skip
+
+
+def _check_removal(manifests: Manifests) -> Iterator[Finding]:
+    kinds = [provider_of(manifests, rule.provider) for rule in manifests.tracing if rule.provider]
+    rewritten = bool(kinds) and all(each is not None and "w3c" in each.formats for each in kinds)
+    silent = any(rule.writes_nothing for rule in manifests.tracing)
+    for where, names in manifests.removed:
+        removed = _TRACE_HEADERS & set(names)
+        if "x-request-id" in removed:
+            yield Finding(
+                "warning", "request-id.removed", where, "it removes x-request-id",
+                "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
+            )  # fmt: skip
+        trace = sorted(removed - {"x-request-id"})
+        if trace and rewritten and not silent and set(trace) <= _WRITTEN_AGAIN:
+            yield Finding(
+                "note", "headers.removed-in-vain", where, f"it removes {', '.join(trace)}",
+                "the tracer of the proxy writes them again afterwards: the trace goes on, the removal does nothing",
+                "take the names out of headers.request.remove",
+            )  # fmt: skip
+        elif trace:
+            yield Finding(
+                "error", "headers.removed", where, f"it removes {', '.join(trace)}",
+                "what lies behind it never sees the caller's headers", "take the names out of headers.request.remove",
+            )  # fmt: skip
+
+
+def _check_egress(manifests: Manifests) -> Iterator[Finding]:
+    for where, namespaces in manifests.egress:
+        for provider in {each.name: each for each in _tracing_providers(manifests)}.values():
+            namespace = _namespace_of(provider.collector)
+            if namespace and not {namespace, "*"} & set(namespaces):
+                yield Finding(
+                    "error", "egress.collector-missing", where,
+                    f"its egress hosts leave out {quoted(namespace)}, the namespace of the collector "
+                    f"{quoted(provider.collector)}",
+                    "the proxy is told to send spans to a cluster that it does not get, and refuses the whole listener",
+                    f'add "{namespace}/*" to egress.hosts',
+                )  # fmt: skip
+
+
+def _tracing_providers(manifests: Manifests) -> Iterator[Provider]:
+    for rule in manifests.tracing:
+        provider = provider_of(manifests, effective(manifests, rule).provider)
+        if provider is not None and _can_trace(provider):
+            yield provider
+
+
+def _namespace_of(service: str) -> str:
+    """Return the namespace of a service as providers name it: `namespace/host`, or a host `name.namespace.svc...`."""
+    namespace, slash, _ = service.partition("/")
+    labels = service.split(".")
+    if slash:
+        return namespace
+    return labels[1] if len(labels) > 2 and labels[2] == "svc" else ""
+
+
+def _check_log(manifests: Manifests) -> Iterator[Finding]:
+    for mesh in manifests.meshes:
+        if mesh.logs_traceparent is False and not manifests.logging:
+            yield Finding(
+                "note", "access-log.not-logged", mesh.where, "its access log does not print traceparent",
+                "where a trace ends cannot be seen afterwards", "`meshmw mesh-config istio` prints a format that does",
+            )  # fmt: skip
+
+
+_CHECKS: Final[tuple[Callable[[Manifests], Iterator[Finding]], ...]] = (
+    _check_files,
+    _check_providers,
+    _check_rules,
+    _check_zipkin,
+    _check_removal,
+    _check_egress,
+    _check_log,
+)

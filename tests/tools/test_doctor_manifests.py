@@ -1,0 +1,293 @@
+"""What `meshmw doctor` finds in Istio's manifests; `tests/real` holds the same rules against Istio's control plane."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meshmw import Settings
+from meshmw.__main__ import main
+from meshmw._tools.doctor.manifest_rules import judge_manifests
+from meshmw._tools.doctor.manifests import ManifestError, read_manifests
+from meshmw.errors import MissingExtraError
+
+ROOT = Path(__file__).parents[2]
+OTEL = "opentelemetry: {service: otel.observability.svc.cluster.local, port: 4317}"
+MESH = f"extensionProviders: [{{name: otel, {OTEL}}}]"
+TELEMETRY = """
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: mesh, namespace: istio-system}
+spec:
+"""
+FULL = f"{TELEMETRY}  tracing: [{{providers: [{{name: otel}}], randomSamplingPercentage: 100}}]"
+SERVICE = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: shop}
+spec:
+  hosts: [shop]
+"""
+
+
+def findings(tmp_path, *documents, settings=None):
+    file = tmp_path / "manifests.yaml"
+    file.write_text("\n---\n".join(documents))
+    return list(judge_manifests(read_manifests([file]), settings))
+
+
+def codes(tmp_path, *documents, settings=None):
+    return [finding.code for finding in findings(tmp_path, *documents, settings=settings)]
+
+
+def rule(fields, namespace="istio-system"):
+    return f"{TELEMETRY}  tracing: [{{{fields}}}]".replace("istio-system", namespace)
+
+
+def test_the_manifests_of_this_repository_have_nothing_to_mend(tmp_path):
+    assert list(judge_manifests(read_manifests([ROOT / "sample_apps/mesh/kubernetes"]))) == []
+    printed = subprocess.run(
+        [sys.executable, "-m", "meshmw", "mesh-config", "istio"], capture_output=True, text=True, check=True
+    )
+    assert codes(tmp_path, printed.stdout) == []
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        f"kind: IstioOperator\nspec:\n  meshConfig:\n    {MESH}",
+        f"kind: ConfigMap\nmetadata: {{name: istio}}\ndata:\n  mesh: |\n    {MESH}",
+        f"kind: ConfigMap\ndata:\n  mesh:\n    {MESH}",
+        f"meshConfig:\n  {MESH}",
+        MESH,
+    ],
+)
+def test_a_mesh_configuration_is_found_wherever_it_stands(tmp_path, mesh):
+    assert codes(tmp_path, mesh, FULL) == []
+    (found,) = findings(tmp_path, mesh, FULL.replace("otel}", "otle}"))
+    assert (found.severity, found.code) == ("error", "telemetry.provider-missing")
+    assert "'otle'" in found.what
+    assert "'otel', 'prometheus', 'stackdriver', 'envoy'" in found.what
+    assert found.where == f"{tmp_path / 'manifests.yaml'} Telemetry mesh"
+
+
+def test_a_name_without_regard_to_case_is_the_same_provider(tmp_path):
+    assert codes(tmp_path, MESH, FULL.replace("name: otel", "name: OTel")) == []
+
+
+def test_without_a_mesh_configuration_a_name_cannot_be_judged(tmp_path):
+    assert codes(tmp_path, FULL) == ["mesh-config.none"]
+    assert codes(tmp_path, "kind: IstioOperator\nspec: {}", "kind: ConfigMap\ndata: {}", "a: b", FULL) == [
+        "mesh-config.none"
+    ]
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        'enableTracing: "true"',
+        "extensionProviders: {otel: here}",
+        "extensionProviders: [otel]",
+        "extensionProviders: [{name: 5}]",
+        "accessLogFormat: {a: b}\naccessLogFile: /dev/stdout",
+        "kind: IstioOperator\nspec: {meshConfig: none}",
+        'kind: ConfigMap\ndata: {mesh: "a: [b"}',
+    ],
+)
+def test_a_mesh_configuration_that_istiod_refuses(tmp_path, mesh):
+    (refused,) = findings(tmp_path, mesh, FULL)
+    assert (refused.severity, refused.code) == ("error", "mesh-config.refused")
+    assert "defaults" in refused.why
+
+
+def test_a_file_that_is_no_yaml(tmp_path):
+    found = findings(tmp_path, "meshConfig: {{ .Values.mesh }}\n  x: [")
+    assert [each.code for each in found] == ["manifest.no-yaml"]
+    assert "line 2" in found[0].what
+    assert "\n" not in found[0].what
+
+
+@pytest.mark.parametrize(
+    ("provider", "kind"),
+    [
+        ("envoyFileAccessLog: {path: /dev/stdout}", "envoyFileAccessLog"),
+        ("openTelemetry: {service: a.b.svc.cluster.local, port: 4317}", "unknown to Istio"),
+    ],
+)
+def test_a_provider_that_cannot_trace(tmp_path, provider, kind):
+    (found,) = findings(tmp_path, f"extensionProviders: [{{name: otel, {provider}}}]", FULL)
+    assert found.code == "telemetry.provider-cannot-trace"
+    assert kind in found.what
+
+
+def test_a_rule_without_a_provider_switches_tracing_off(tmp_path):
+    alone = rule("randomSamplingPercentage: 100")
+    assert codes(tmp_path, MESH, alone) == ["telemetry.no-provider"]
+    assert codes(tmp_path, MESH + "\ndefaultProviders: {tracing: [otel]}", alone) == []
+    in_shop = rule("disableSpanReporting: true", "shop")
+    assert codes(tmp_path, MESH, FULL, in_shop) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "mesh", "clears"),
+    [
+        ("", "", True),
+        ("randomSamplingPercentage: 10", "", True),
+        ("randomSamplingPercentage: '100'", "", False),
+        ("randomSamplingPercentage: true", "", True),
+        ("", "defaultConfig: {tracing: {sampling: 100}}", False),
+        ("", "defaultConfig: {tracing: {sampling: 0}}", True),
+        ("useRequestIdForTraceSampling: false", "", False),
+    ],
+)
+def test_a_rate_below_100_clears_flags(tmp_path, fields, mesh, clears):
+    found = codes(tmp_path, f"{MESH}\n{mesh}", rule(f"providers: [{{name: otel}}], {fields}"))
+    assert found == ["sampling.proxy-clears-the-flag"] * clears
+
+
+def test_what_a_rule_leaves_out_it_has_from_the_mesh(tmp_path):
+    in_shop = rule("providers: [{name: otel}]", "shop")
+    assert codes(tmp_path, MESH, FULL, in_shop) == []
+    selecting = FULL.replace("spec:", "spec:\n  selector: {matchLabels: {app: a}}")
+    assert codes(tmp_path, MESH, selecting, in_shop) == ["sampling.proxy-clears-the-flag"]
+
+
+def test_a_sampler_of_the_provider_decides_alone(tmp_path):
+    mesh = "extensionProviders: [{name: otel, opentelemetry: {service: a.b, port: 1, dynatraceSampler: {tenant: t}}}]"
+    assert codes(tmp_path, mesh, rule("providers: [{name: otel}]")) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "formats", "differ"),
+    [
+        ("", "tracecontext", True),
+        ("traceContextOption: USE_B3", "tracecontext", True),
+        ("traceContextOption: USE_B3_WITH_W3C_PROPAGATION", "tracecontext", False),
+        ("", "tracecontext,b3multi", False),
+    ],
+)
+def test_zipkin_that_reads_b3_alone(tmp_path, option, formats, differ):
+    mesh = f"extensionProviders: [{{name: otel, zipkin: {{service: z.b.svc.cluster.local, port: 9411, {option}}}}}]"
+    found = codes(tmp_path, mesh, FULL, settings=Settings(service_name="shop", propagators=formats))
+    assert found == ["formats.differ"] * differ
+
+
+def test_the_tracer_of_the_bootstrap(tmp_path):
+    mesh = "defaultConfig: {tracing: {zipkin: {address: zipkin:9411}}}"
+    assert codes(tmp_path, mesh) == ["formats.differ"]
+    assert codes(tmp_path, f"{mesh}\nenableTracing: false") == []
+    assert codes(tmp_path, f"{mesh}\n{MESH}", FULL) == []
+    assert codes(tmp_path, "defaultConfig: {tracing: {datadog: {address: dd:8126}}}") == []
+
+
+def test_short_ids(tmp_path):
+    option = "traceContextOption: USE_B3_WITH_W3C_PROPAGATION, enable64bitTraceId: true"
+    mesh = f"extensionProviders: [{{name: otel, zipkin: {{service: z.b, port: 9411, {option}}}}}]"
+    assert codes(tmp_path, mesh, FULL) == ["zipkin.short-ids"]
+
+
+def test_proxies_that_inject_nothing(tmp_path):
+    fields = "providers: [{name: otel}], randomSamplingPercentage: 100, disableContextPropagation: true"
+    assert codes(tmp_path, MESH, rule(fields)) == ["proxy.injects-nothing"]
+
+
+@pytest.mark.parametrize(
+    ("names", "silent", "expected"),
+    [
+        ("x-user", False, []),
+        ("Traceparent", False, ["headers.removed-in-vain"]),
+        ("traceparent, baggage", False, ["headers.removed"]),
+        ("traceparent", True, ["proxy.injects-nothing", "headers.removed"]),
+        ("x-request-id", False, ["request-id.removed"]),
+        ("x-request-id, b3", False, ["request-id.removed", "headers.removed"]),
+    ],
+)
+def test_a_virtual_service_that_removes_headers(tmp_path, names, silent, expected):
+    tracing = FULL.replace("Percentage: 100", "Percentage: 100, disableContextPropagation: true") if silent else FULL
+    headers = f"headers: {{request: {{remove: [{names}]}}}}"
+    for_all = f"{SERVICE}  http: [{{route: [{{destination: {{host: a}}}}], {headers}}}]"
+    weighted = f"{SERVICE}  http: [{{route: [{{destination: {{host: a}}, weight: 1, {headers}}}]}}]"
+    assert codes(tmp_path, MESH, tracing, for_all) == expected
+    assert codes(tmp_path, MESH, tracing, weighted) == expected
+
+
+def test_a_removal_where_no_tracer_is_known(tmp_path):
+    removal = f"{SERVICE}  http: [{{headers: {{request: {{remove: [traceparent]}}}}}}]"
+    assert codes(tmp_path, removal) == ["headers.removed"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "service", "missing"),
+    [
+        ("./*, istio-system/*", "otel.observability.svc.cluster.local", True),
+        ("shop.example.com", "otel.observability.svc.cluster.local", True),
+        ("observability/*", "otel.observability.svc.cluster.local", False),
+        ("'*/*'", "otel.observability.svc.cluster.local", False),
+        ("./*", "observability/otel.example.com", True),
+        ("./*", "otel.shop.svc.cluster.local", False),
+        ("istio-system/*", "otel.example.com", False),
+    ],
+)
+def test_a_sidecar_that_leaves_the_collector_out(tmp_path, hosts, service, missing):
+    sidecar = f"kind: Sidecar\nmetadata: {{name: default, namespace: shop}}\nspec: {{egress: [{{hosts: [{hosts}]}}]}}"
+    mesh = MESH.replace("otel.observability.svc.cluster.local", service)
+    assert codes(tmp_path, mesh, FULL, sidecar) == ["egress.collector-missing"] * missing
+    assert codes(tmp_path, mesh, FULL.replace("otel}", "envoy}"), sidecar) == ["telemetry.provider-cannot-trace"]
+
+
+def test_a_sidecar_without_egress_limits_nothing(tmp_path):
+    assert codes(tmp_path, MESH, FULL, "kind: Sidecar\nspec: {egress: [{port: {number: 80}}]}") == []
+
+
+def test_access_logs(tmp_path):
+    file = "accessLogFile: /dev/stdout\n"
+    assert codes(tmp_path, file) == ["access-log.not-logged"]
+    assert codes(tmp_path, f'{file}accessLogFormat: "%REQ(TRACEPARENT)%"') == []
+    logging = f"{TELEMETRY}  accessLogging: [{{providers: [{{name: envoy}}]}}]"
+    assert codes(tmp_path, file, logging) == []
+    (missing,) = findings(tmp_path, file, logging.replace("envoy", "mesh-log"))
+    assert (missing.severity, missing.code) == ("warning", "telemetry.provider-missing")
+
+
+def test_other_shapes_are_read_past(tmp_path):
+    odd = ["[]", "kind: Telemetry\nspec: {tracing: [x, {providers: x}], accessLogging: x}", "kind: VirtualService"]
+    assert codes(tmp_path, *odd) == []
+
+
+def test_the_command_prints_what_it_read(tmp_path, capsys):
+    file = tmp_path / "mesh.yml"
+    file.write_text(f"{MESH}\n---\n{FULL}\n---\n{rule('providers: [{name: nobody}]', 'shop')}")
+    assert main(["doctor", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "otel (opentelemetry)" in printed
+    assert "nobody (?)" in printed
+    assert "propagator" not in printed
+    assert main(["doctor", str(file), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["manifests"]["tracing"][0]["provider"] == "otel"
+    assert [finding["code"] for finding in document["findings"]] == ["telemetry.provider-missing"]
+
+
+def test_the_command_prints_a_refused_mesh_configuration(tmp_path, capsys):
+    (tmp_path / "mesh.yaml").write_text("enableTracing: 'yes'")
+    assert main(["doctor", str(tmp_path / "mesh.yaml")]) == 1
+    assert "refused" in capsys.readouterr().out
+
+
+def test_a_missing_reader_of_yaml_is_named_with_its_extra(tmp_path, monkeypatch):
+    (tmp_path / "mesh.yaml").write_text(MESH)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingExtraError, match=r"PyYAML .* 'meshmw\[cli\]'"):
+        read_manifests([tmp_path])
+
+
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path, capsys):
+    for arguments in ([str(tmp_path)], [str(tmp_path / "gone.yaml")], ["a:b", "c:d"]):
+        assert main(["doctor", *arguments]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ManifestError, match="holds no"):
+        read_manifests([tmp_path])
