@@ -178,16 +178,21 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _documents(path: Path) -> Iterator[Any]:
-    try:
-        import yaml
-    except ImportError as missing:
-        raise MissingExtraError("PyYAML", "cli") from missing
+    yaml = _yaml()
     try:
         yield from yaml.safe_load_all(path.read_bytes())
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _yaml() -> Any:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError as missing:
+        raise MissingExtraError("PyYAML", "cli") from missing
+    return yaml
 
 
 def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> None:
@@ -225,8 +230,7 @@ def _mesh_configs(kind: str, document: Json) -> Iterator[Any]:
 
 
 def _parsed(text: Any) -> Any:
-    import yaml
-
+    yaml = _yaml()
     try:
         return yaml.safe_load(text) if isinstance(text, str) else text
     except (yaml.YAMLError, RecursionError) as error:
