@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from meshmw import logs as logs
     from meshmw import propagator as propagator
     from meshmw import rabbitmq as rabbitmq
+    from meshmw import server as server
     from meshmw import settings as settings
     from meshmw import streams as streams
     from meshmw import testing as testing
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from meshmw._telemetry.handle import Telemetry
     from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
     from meshmw.propagator import MeshPropagator
+    from meshmw.server import server_span, set_route
     from meshmw.settings import Settings
 else:
     # A type checker refuses a name that is not imported above; it would take this function as leave for any.
@@ -70,6 +72,8 @@ __all__ = [
     "configure",
     "extract",
     "inject",
+    "server_span",
+    "set_route",
 ]
 
 _HOMES = {
@@ -83,6 +87,8 @@ _HOMES = {
     "Telemetry": "_telemetry.handle",
     "Trust": "_policy.words",
     "configure": "_telemetry.configure",
+    "server_span": "server",
+    "set_route": "server",
 }
 _MODULES = (
     "asgi",
@@ -99,6 +105,7 @@ _MODULES = (
     "logs",
     "propagator",
     "rabbitmq",
+    "server",
     "settings",
     "streams",
     "testing",

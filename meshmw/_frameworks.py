@@ -104,7 +104,7 @@ def _operation_of(carrier: Scope) -> HttpOperation | None:
         return operation
     # Behind another protocol the mark is missing, and what is asked is the same.
     request, is_wsgi = operation.request, "REQUEST_METHOD" in carrier
-    if is_wsgi is (request.protocol == "wsgi"):
+    if request.protocol == ("wsgi" if is_wsgi else "asgi"):
         return None
     method = carrier["REQUEST_METHOD"] if is_wsgi else carrier.get("method", "GET")
     path = wsgi_path(carrier) or "/" if is_wsgi else carrier["path"]

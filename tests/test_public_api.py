@@ -22,7 +22,7 @@ import meshmw
 NAMES = {
     "meshmw": """
         InvalidHeaderError MeshPropagator MeshmwError MissingExtraError RequestView Settings SettingsError
-        Telemetry Trust __version__ configure extract inject
+        Telemetry Trust __version__ configure extract inject server_span set_route
     """,
     "meshmw.asgi": """
         BaggageSizeFilter ServerOptions TraceContextMiddleware
@@ -69,6 +69,9 @@ NAMES = {
     "meshmw.rabbitmq": """
         Delivery Options RabbitMQGetter aconsume batch_span consume consumer_span extract inject instrument
         producer_span
+    """,
+    "meshmw.server": """
+        ServerOptions ServerSpan TraceContextBoundary server_span set_route
     """,
     "meshmw.settings": """
         SettingDoc Settings
@@ -258,7 +261,7 @@ def test_dir_of_a_module_shows_what_it_offers_and_each_says_what_it_does(name):
 # The operators by which a user gets at an object, beside its methods.
 OPERATORS = {"__init__", "__call__", "__enter__", "__aenter__", "__iter__", "__aiter__", "__next__", "__anext__"}
 # Nobody but our own iterators makes these, so what their constructors take need have no public name.
-MADE_HERE = {"meshmw.kafka.Delivery", "meshmw.rabbitmq.Delivery"}
+MADE_HERE = {"meshmw.kafka.Delivery", "meshmw.rabbitmq.Delivery", "meshmw.server.ServerSpan"}
 
 
 # The steps by which these send have yet to become private.
