@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     # With the alias a type checker takes a module for a public name.
+    from meshmw import aiohttp as aiohttp
     from meshmw import asgi as asgi
     from meshmw import auto as auto
     from meshmw import baggage as baggage
@@ -91,6 +92,7 @@ _HOMES = {
     "set_route": "server",
 }
 _MODULES = (
+    "aiohttp",
     "asgi",
     "baggage",
     "concurrency",

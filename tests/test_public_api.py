@@ -24,6 +24,9 @@ NAMES = {
         InvalidHeaderError MeshPropagator MeshmwError MissingExtraError RequestView Settings SettingsError
         Telemetry Trust __version__ configure extract inject server_span set_route
     """,
+    "meshmw.aiohttp": """
+        ServerOptions TraceContextMiddleware
+    """,
     "meshmw.asgi": """
         BaggageSizeFilter ServerOptions TraceContextMiddleware
     """,
@@ -112,6 +115,7 @@ NAMES = {
     """,
 }
 OPTIONAL = [
+    "aiohttp",
     "fastapi",
     "starlette",
     "django",

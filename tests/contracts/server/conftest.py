@@ -15,6 +15,7 @@ from opentelemetry import propagate
 
 from tests.contracts.server.asgi_host import ASGIHost
 from tests.contracts.server.hosts import (
+    aiohttp,
     bare_asgi,
     bare_wsgi,
     contrib,
@@ -28,7 +29,7 @@ from tests.contracts.server.hosts import (
 )
 from tests.contracts.server.wsgi_host import WSGIHost
 
-FRAMEWORKS = [bare_asgi, starlette, fastapi, litestar, quart, bare_wsgi, flask, django, contrib, home_made]
+FRAMEWORKS = [bare_asgi, starlette, fastapi, litestar, quart, bare_wsgi, flask, django, contrib, home_made, aiohttp]
 HOSTS = {host.__name__: host for framework in FRAMEWORKS for host in framework.HOSTS}
 ASGI_HOSTS = [name for name, host in HOSTS.items() if issubclass(host, ASGIHost)]
 WSGI_HOSTS = [name for name, host in HOSTS.items() if issubclass(host, WSGIHost)]
