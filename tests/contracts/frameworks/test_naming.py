@@ -1,4 +1,4 @@
-"""How frameworks that keep their route to themselves name the SERVER span: by themselves, or by a line of the user's."""
+"""How frameworks that keep their route to themselves name the SERVER span: alone, or by a line of the user's."""
 
 from __future__ import annotations
 
