@@ -20,10 +20,12 @@ BARE = [
     "meshmw.logs",
     "meshmw.propagator",
     "meshmw.rabbitmq",
+    "meshmw.server",
     "meshmw.__main__",
     "meshmw.testing",
 ]
 EXTRAS = {"meshmw.flask": ("flask", "meshmw[flask]"), "meshmw.httpx2": ("httpx2", "meshmw[httpx2]")}
+EXTRAS["meshmw.aiohttp"] = ("aiohttp", "meshmw[aiohttp]")
 EXTRAS["meshmw.grpc"] = ("grpc", "meshmw[grpc]")
 
 

@@ -215,7 +215,12 @@ def test_a_bare_import_needs_no_extra(name):
 
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
-    [("meshmw.flask", "flask", "flask"), ("meshmw.grpc", "grpc", "grpc"), ("meshmw.httpx2", "httpx2", "httpx2")],
+    [
+        ("meshmw.aiohttp", "aiohttp", "aiohttp"),
+        ("meshmw.flask", "flask", "flask"),
+        ("meshmw.grpc", "grpc", "grpc"),
+        ("meshmw.httpx2", "httpx2", "httpx2"),
+    ],
 )
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(name, package, extra):
     done = subprocess.run(

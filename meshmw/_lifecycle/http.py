@@ -151,17 +151,12 @@ class HttpOperation(Operation):
     def choose_route(self, route: str) -> None:
         """Name the span after the route template that the application itself says; a host's span too."""
         self._is_chosen = True
-        self._name(route)
-        if not (self._owned or self.is_over):
-            self._name_span(route)
+        self._name(route, is_chosen=True)
 
-    def _name(self, route: str) -> None:
-        if self.is_open:
-            self._name_span(route)
-
-    def _name_span(self, route: str) -> None:
-        self.span.update_name(span_name(self._method, route))
-        self.span.set_attribute("http.route", route)
+    def _name(self, route: str, is_chosen: bool = False) -> None:
+        if self.is_open or (is_chosen and not self.is_over):
+            self.span.update_name(span_name(self._method, route))
+            self.span.set_attribute("http.route", route)
 
     def status(self, code: int, error_from: int) -> None:
         """Record the response's status code; from *error_from* on it makes the span an error."""
@@ -219,11 +214,11 @@ class MeasuredHttpOperation(HttpOperation):
         """Say whether something can still be added, to the span or to what is measured."""
         return not self.is_over
 
-    def _name(self, route: str) -> None:
-        """Name the span after the route template, which is a label too."""
+    def _name(self, route: str, is_chosen: bool = False) -> None:
+        # It is a label too.
         if not self.is_over:
             self._measurement.labels["http.route"] = route
-        super()._name(route)
+        super()._name(route, is_chosen)
 
     def status(self, code: int, error_from: int) -> None:
         """Record the response's status code."""
