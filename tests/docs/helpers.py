@@ -92,7 +92,7 @@ def get_served(serve: Callable[[int], Awaitable[Any]], path: str = "/", **header
         async with httpx.AsyncClient() as client:
             answer = await client.get(f"http://127.0.0.1:{port}{path}", headers={"traceparent": TRACEPARENT} | headers)
         until = time.monotonic() + 10
-        while not spans() and time.monotonic() < until:
+        while not spans() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return answer
 
