@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from meshmw import propagator as propagator
     from meshmw import rabbitmq as rabbitmq
     from meshmw import requests as requests
+    from meshmw import server as server
     from meshmw import settings as settings
     from meshmw import streams as streams
     from meshmw import testing as testing
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from meshmw._telemetry.handle import Telemetry
     from meshmw.errors import InvalidHeaderError, MeshmwError, MissingExtraError, SettingsError
     from meshmw.propagator import MeshPropagator
+    from meshmw.server import server_span, set_route
     from meshmw.settings import Settings
 else:
     # A type checker refuses a name that is not imported above; it would take this function as leave for any.
@@ -72,6 +74,8 @@ __all__ = [
     "configure",
     "extract",
     "inject",
+    "server_span",
+    "set_route",
 ]
 
 _HOMES = {
@@ -85,6 +89,8 @@ _HOMES = {
     "Telemetry": "_telemetry.handle",
     "Trust": "_policy.words",
     "configure": "_telemetry.configure",
+    "server_span": "server",
+    "set_route": "server",
 }
 _MODULES = (
     "aiohttp",
@@ -103,6 +109,7 @@ _MODULES = (
     "propagator",
     "rabbitmq",
     "requests",
+    "server",
     "settings",
     "streams",
     "testing",

@@ -34,6 +34,8 @@ _INNER: Final = ("app", "_app", "application", "func", "__wrapped__")
 _MOST_LAYERS: Final = 64
 # Where a scope holds the template that a framework further in has matched.
 _TOLD: Final = "meshmw.told"
+# Where an environ holds the route that Bottle has matched.
+BOTTLES: Final = "bottle.route"
 # One of these is in each scope that a framework has seen.
 _LEFT: Final = frozenset({"app", "route", "path_template", "app_root_path", _TOLD})
 
@@ -104,7 +106,7 @@ def _operation_of(carrier: Scope) -> HttpOperation | None:
         return operation
     # Behind another protocol the mark is missing, and what is asked is the same.
     request, is_wsgi = operation.request, "REQUEST_METHOD" in carrier
-    if is_wsgi is (request.protocol == "wsgi"):
+    if request.protocol == ("wsgi" if is_wsgi else "asgi"):
         return None
     method = carrier["REQUEST_METHOD"] if is_wsgi else carrier.get("method", "GET")
     path = wsgi_path(carrier) or "/" if is_wsgi else carrier["path"]
@@ -122,6 +124,8 @@ def route_of(scope: Scope, routed: object = None, is_missing: bool = False) -> s
     if routed is None and _LEFT.isdisjoint(scope):
         return None
     told: Told | None = scope.pop(_TOLD, None)
+    if type(app := scope.get("app")).__module__.startswith("connexion."):
+        return _connexions_route(scope, app)
     template = _template(scope)
     if template is not None and "app_root_path" not in scope:
         return _below_root(scope, template)
@@ -136,6 +140,50 @@ def route_of(scope: Scope, routed: object = None, is_missing: bool = False) -> s
         # Nothing within the mount was matched: what is mounted has no such path.
         return None
     return _below_root(came, f"{found.prefix}{template or ''}")
+
+
+def _connexions_route(scope: Scope, app: Any) -> str | None:
+    """Return the path of the specification that Connexion has matched; what it hands further in is a scope of its own.
+
+    Its middleware has several routers, and the one that is named in the scope knows none of the specification's paths.
+    """
+    came = _as_it_came(scope, None)
+    for layer in app.middleware_stack or ():
+        if type(layer).__module__ == "connexion.middleware.routing":
+            found = _match_again(came, _routes_of(layer.router)) or Matched()
+            return _below_root(came, f"{found.prefix}{found.template}") if found.template else None
+    return None
+
+
+def tell_bottles_route(operation: HttpOperation, environ: Scope, app: object) -> None:
+    """Name a request's span after the rule that Bottle has matched, which it leaves in the environ.
+
+    Args:
+        operation: The request's.
+        environ: As Bottle has left it.
+        app: The application within the middleware.
+    """
+    try:
+        route = _bottles_route(environ, app) if operation.is_open else None
+    except Exception:
+        LOGGER.debug("the route could not be read from the environ", exc_info=True)
+        return
+    if route:
+        operation.route(route)
+
+
+def _bottles_route(environ: Scope, app: object) -> str | None:
+    route, found, outermost, prefix = environ[BOTTLES], environ["bottle.app"], routed_within(app), ""
+    if found is not outermost:
+        # Mounted as any WSGI application is; the rules of a Bottle that is merged into another are whole.
+        configs = [each.config for each in _routes_of(outermost)]
+        within = [each["mountpoint.prefix"] for each in configs if each.get("mountpoint.target") is found]
+        if not within or route.app is not found:
+            # Nobody knows where it stands, or it has no such path.
+            return None
+        prefix = "/" + within[0].strip("/")
+    root = known_root(str(environ.get("SCRIPT_NAME", "")).rstrip("/"))
+    return None if root is None else f"{root}{prefix}{route.rule}"
 
 
 def _below_root(scope: Scope, template: str) -> str | None:

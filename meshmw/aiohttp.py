@@ -1,7 +1,9 @@
-"""An aiohttp client session that carries the current trace on every request, redirects included.
+"""aiohttp: a client session that carries the current trace on every request, and the middleware of its server.
 
 `meshmw.aiohttp.ClientSession` takes what `aiohttp.ClientSession` takes and returns one. The middleware in it,
-`TraceContextClientMiddleware`, goes into a session that you make yourself.
+`TraceContextClientMiddleware`, goes into a session that you make yourself. `TraceContextMiddleware` is the server's:
+
+    web.Application(middlewares=[meshmw.aiohttp.TraceContextMiddleware()])
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, ParamSpec, TypeVar, Unpack
 
+from meshmw._aiohttp_server import TraceContextMiddleware
 from meshmw._foreign import aiohttp_call_of, has_timed_out
 from meshmw._lifecycle.http import HttpOperation
 from meshmw._lifecycle.http_conventions import Target
 from meshmw._lifecycle.operation import end_aside, end_dropped, watch_collections
+from meshmw._lifecycle.serving import ServerOptions
 from meshmw._otel import past_contrib
 from meshmw._transports import ClientOptions, OutboundCalls
 from meshmw.errors import MissingExtraError
@@ -25,7 +29,7 @@ try:
 except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
     raise MissingExtraError("aiohttp", "aiohttp") from missing
 
-__all__ = ["ClientOptions", "ClientSession", "TraceContextClientMiddleware"]
+__all__ = ["ClientOptions", "ClientSession", "ServerOptions", "TraceContextClientMiddleware", "TraceContextMiddleware"]
 
 P = ParamSpec("P")
 S = TypeVar("S")

@@ -16,7 +16,7 @@ from meshmw._context.carriers import wsgi_key
 from meshmw._context.current import Run, StepContext, detach
 from meshmw._context.read_baggage import BaggageLimit
 from meshmw._file_wrapper import ends_when_closed, is_plain_file
-from meshmw._frameworks import exception_answered, listen
+from meshmw._frameworks import BOTTLES, exception_answered, listen, tell_bottles_route
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, protocol_version, server_attributes
 from meshmw._lifecycle.operation import AttributeValue, end_dropped, watch_collections
@@ -93,6 +93,8 @@ class TraceContextMiddleware:
             raise
         finally:
             detach(token, operation.context, ended_by)
+            if BOTTLES in environ:
+                tell_bottles_route(operation, environ, self.app)
             if ended_by is not None:
                 response.end()
         response.is_returned = True

@@ -20,6 +20,7 @@ BARE = [
     "meshmw.logs",
     "meshmw.propagator",
     "meshmw.rabbitmq",
+    "meshmw.server",
     "meshmw.__main__",
     "meshmw.testing",
 ]

@@ -22,10 +22,10 @@ import meshmw
 NAMES = {
     "meshmw": """
         InvalidHeaderError MeshPropagator MeshmwError MissingExtraError RequestView Settings SettingsError
-        Telemetry Trust __version__ configure extract inject
+        Telemetry Trust __version__ configure extract inject server_span set_route
     """,
     "meshmw.aiohttp": """
-        ClientOptions ClientSession TraceContextClientMiddleware
+        ClientOptions ClientSession ServerOptions TraceContextClientMiddleware TraceContextMiddleware
     """,
     "meshmw.asgi": """
         BaggageSizeFilter ServerOptions TraceContextMiddleware
@@ -76,6 +76,9 @@ NAMES = {
     "meshmw.requests": """
         ClientOptions Session TraceContextAdapter
     """,
+    "meshmw.server": """
+        ServerOptions ServerSpan TraceContextBoundary server_span set_route
+    """,
     "meshmw.settings": """
         SettingDoc Settings
     """,
@@ -115,6 +118,7 @@ NAMES = {
     """,
 }
 OPTIONAL = [
+    "aiohttp",
     "fastapi",
     "starlette",
     "django",
@@ -216,7 +220,12 @@ def test_a_bare_import_needs_no_extra(name):
 
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
-    [("meshmw.flask", "flask", "flask"), ("meshmw.grpc", "grpc", "grpc"), ("meshmw.httpx2", "httpx2", "httpx2")],
+    [
+        ("meshmw.aiohttp", "aiohttp", "aiohttp"),
+        ("meshmw.flask", "flask", "flask"),
+        ("meshmw.grpc", "grpc", "grpc"),
+        ("meshmw.httpx2", "httpx2", "httpx2"),
+    ],
 )
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(name, package, extra):
     done = subprocess.run(
@@ -266,7 +275,7 @@ def test_dir_of_a_module_shows_what_it_offers_and_each_says_what_it_does(name):
 # The operators by which a user gets at an object, beside its methods.
 OPERATORS = {"__init__", "__call__", "__enter__", "__aenter__", "__iter__", "__aiter__", "__next__", "__anext__"}
 # Nobody but our own iterators makes these, so what their constructors take need have no public name.
-MADE_HERE = {"meshmw.kafka.Delivery", "meshmw.rabbitmq.Delivery"}
+MADE_HERE = {"meshmw.kafka.Delivery", "meshmw.rabbitmq.Delivery", "meshmw.server.ServerSpan"}
 
 
 # The steps by which these send have yet to become private.

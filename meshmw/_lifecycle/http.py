@@ -61,7 +61,7 @@ class Request(ABC):
 
     __slots__ = ("carrier", "is_over", "lines", "method", "path")
 
-    protocol: ClassVar[Literal["asgi", "wsgi"]]
+    protocol: ClassVar[Literal["asgi", "wsgi", "http"]]
 
     def __init__(self, method: str, path: str, lines: Lines, carrier: MutableMapping[str, Any]) -> None:
         self.method = method
@@ -120,7 +120,8 @@ class HttpOperation(Operation):
         delegated: What the headers say, where an instrumentation further in is to make the span; else None.
     """
 
-    __slots__ = ("_method", "delegated", "request")
+    # The first is there once the application has chosen a route: to say so of each request would cost each request.
+    __slots__ = ("_is_chosen", "_method", "delegated", "request")
 
     def __init__(
         self,
@@ -143,8 +144,17 @@ class HttpOperation(Operation):
             self.request.is_over = True
 
     def route(self, route: str) -> None:
-        """Name the span after the route template that the framework matched."""
-        if self.is_open:
+        """Name the span after the route template that the framework matched, unless the application has chosen one."""
+        if not hasattr(self, "_is_chosen"):
+            self._name(route)
+
+    def choose_route(self, route: str) -> None:
+        """Name the span after the route template that the application itself says; a host's span too."""
+        self._is_chosen = True
+        self._name(route, is_chosen=True)
+
+    def _name(self, route: str, is_chosen: bool = False) -> None:
+        if self.is_open or (is_chosen and not self.is_over):
             self.span.update_name(span_name(self._method, route))
             self.span.set_attribute("http.route", route)
 
@@ -204,11 +214,11 @@ class MeasuredHttpOperation(HttpOperation):
         """Say whether something can still be added, to the span or to what is measured."""
         return not self.is_over
 
-    def route(self, route: str) -> None:
-        """Name the span after the route template, which is a label too."""
+    def _name(self, route: str, is_chosen: bool = False) -> None:
+        # It is a label too.
         if not self.is_over:
             self._measurement.labels["http.route"] = route
-        super().route(route)
+        super()._name(route, is_chosen)
 
     def status(self, code: int, error_from: int) -> None:
         """Record the response's status code."""
@@ -250,6 +260,10 @@ class NestedHttpOperation(HttpOperation):
     def route(self, route: str) -> None:
         """Name the span further out."""
         self._outer.route(route)
+
+    def choose_route(self, route: str) -> None:
+        """Name the span further out."""
+        self._outer.choose_route(route)
 
 
 class SuppressedHttpOperation(HttpOperation):

@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
-from meshmw._notices import LOGGER, Throttle, redacted, without_credentials
+from meshmw._notices import LOGGER, Throttle, quoted, redacted, without_credentials
 from meshmw._otel import liveness_of
 from meshmw._policy.patterns import request_path
 
@@ -31,6 +31,10 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _MOST_ROOTS: Final = 64
 _LONGEST_ROOT: Final = 255
 _roots: Final[set[str]] = set()
+# How many routes an application may say by itself: no application has as many, and one that says paths has more.
+_MOST_ROUTES: Final = 1_000
+_LONGEST_ROUTE: Final = 500
+_routes: Final[set[str]] = set()
 # Few kinds of clients call a service; what a stranger makes up must not fill the memory.
 _CACHED_CLIENTS: Final = 256
 _CACHED_CHARACTERS: Final = 512
@@ -79,6 +83,7 @@ SERVER_IS_MEASURED: Final = liveness_of(SERVER)
 CLIENT_IS_MEASURED: Final = liveness_of(CLIENT)
 _hosts: Final[set[str]] = set()
 _failures: Final = Throttle()
+_no_templates: Final = Throttle()
 
 
 def know_methods(listed: str) -> None:
@@ -120,6 +125,29 @@ def known_root(root: str) -> str | None:
             return None
         _roots.add(root)
     return root
+
+
+def is_known_route(template: str) -> bool:
+    """Say whether a route that an application says itself may be a label: not beyond 1,000, nor beyond 500 characters.
+
+    An application that takes the path for the route would fill the memory of whatever counts its requests.
+    """
+    if template in _routes:
+        return True
+    if not template:
+        return False
+    if len(_routes) < _MOST_ROUTES and len(template) <= _LONGEST_ROUTE:
+        _routes.add(template)
+        return True
+    if _no_templates.opens() is not None:
+        LOGGER.warning(
+            "a route is ignored, %s: it is longer than %d characters, or there are %d others by now; "
+            "a route is a template such as /stock/{item}, and not the path that was asked for",
+            quoted(template),
+            _LONGEST_ROUTE,
+            _MOST_ROUTES,
+        )
+    return False
 
 
 def is_short(method: str, status: int, lengths: Sequence[str], sent: int) -> bool | None:

@@ -82,7 +82,7 @@ class Serving:
         TypeError: An option is not known, or holds no propagator or tracer provider.
     """
 
-    def __init__(self, protocol: Literal["asgi", "wsgi", "grpc"], **options: Unpack[ServerOptions]) -> None:
+    def __init__(self, protocol: Literal["asgi", "wsgi", "http", "grpc"], **options: Unpack[ServerOptions]) -> None:
         check_options(options, ServerOptions)
         exclude, trust = options.get("exclude"), options.get("trust")
         server_spans, tracer_provider = options.get("server_spans"), options.get("tracer_provider")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import time
 import wsgiref.simple_server
+from collections.abc import Awaitable, Callable
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -14,6 +16,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from meshmw.testing import free_port
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -76,3 +80,20 @@ def serve_wsgi(app: Any) -> str:
     server = wsgiref.simple_server.make_server("127.0.0.1", 0, app)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_port}"
+
+
+def get_served(serve: Callable[[int], Awaitable[Any]], path: str = "/", **headers: str) -> httpx.Response:
+    """Send a request to the server that a coroutine starts on a port, and answer what came back once a span ended."""
+    watch()
+
+    async def send() -> httpx.Response:
+        port = free_port()
+        await serve(port)
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"http://127.0.0.1:{port}{path}", headers={"traceparent": TRACEPARENT} | headers)
+        until = time.monotonic() + 10
+        while not spans() and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return answer
+
+    return asyncio.run(send())

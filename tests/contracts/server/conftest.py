@@ -15,19 +15,21 @@ from opentelemetry import propagate
 
 from tests.contracts.server.asgi_host import ASGIHost
 from tests.contracts.server.hosts import (
+    aiohttp,
     bare_asgi,
     bare_wsgi,
     contrib,
     django,
     fastapi,
     flask,
+    home_made,
     litestar,
     quart,
     starlette,
 )
 from tests.contracts.server.wsgi_host import WSGIHost
 
-FRAMEWORKS = [bare_asgi, starlette, fastapi, litestar, quart, bare_wsgi, flask, django, contrib]
+FRAMEWORKS = [bare_asgi, starlette, fastapi, litestar, quart, bare_wsgi, flask, django, contrib, home_made, aiohttp]
 HOSTS = {host.__name__: host for framework in FRAMEWORKS for host in framework.HOSTS}
 ASGI_HOSTS = [name for name, host in HOSTS.items() if issubclass(host, ASGIHost)]
 WSGI_HOSTS = [name for name, host in HOSTS.items() if issubclass(host, WSGIHost)]

@@ -1,0 +1,96 @@
+"""aiohttp's own server: the middleware that `meshmw.aiohttp` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Unpack
+
+from meshmw._lifecycle.http import OPERATION
+from meshmw._lifecycle.serving import ServerOptions
+from meshmw.errors import MissingExtraError
+from meshmw.server import ServerSpan, TraceContextBoundary
+
+try:
+    from aiohttp import web
+except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
+    raise MissingExtraError("aiohttp", "aiohttp") from missing
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# aiohttp 3.14 warns of a text here, and older ones have nothing else.
+_SERVED: Final[Any] = getattr(web, "RequestKey", lambda name, _: name)(OPERATION, object)
+# What aiohttp answers for it.
+_STATUS_OF_A_TIMEOUT: Final = 504
+
+
+class TraceContextMiddleware:
+    """Continues the caller's trace in an aiohttp application: extracts, validates, attaches, and opens the SERVER span.
+
+        web.Application(middlewares=[meshmw.aiohttp.TraceContextMiddleware()])
+
+    Put it first, so that the others run in the request's context. A malformed trace header is removed from the request
+    that the handler gets. The span is named after the matched resource. It ends when the handler has returned: of a
+    stream the last byte is out then, and any other response goes out afterwards.
+
+    Args:
+        options: Those of `meshmw.wsgi.TraceContextMiddleware`. Each that you leave out is what `configure()` decided.
+
+    Raises:
+        ValueError: An option holds a word or a pattern that is none.
+        TypeError: An option is not known, or holds no propagator or tracer provider.
+    """
+
+    # By this aiohttp tells middleware from the factories that it had before.
+    __middleware_version__ = 1
+
+    def __init__(self, **options: Unpack[ServerOptions]) -> None:
+        self._boundary = TraceContextBoundary(**options)
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve one request."""
+        if _SERVED in request:
+            return await handler(request)
+        span = self._begun(request)
+        request[_SERVED] = span
+        if span.headers is not request.headers:
+            request = request.clone(headers=span.headers)
+        span.set_route(_route_of(request))
+        failed_with: BaseException | None = None
+        try:
+            with span.current():
+                response = await handler(request)
+            span.set_status(response.status)
+            return response
+        except web.HTTPException as answer:
+            span.set_status(answer.status)
+            raise
+        except BaseException as error:
+            failed_with = error
+            if isinstance(error, TimeoutError):
+                span.set_status(_STATUS_OF_A_TIMEOUT)
+            raise
+        finally:
+            span.end(failed_with)
+
+    def _begun(self, request: web.Request) -> ServerSpan:
+        major, minor = request.version
+        return self._boundary.span(
+            request.headers,
+            method=request.method,
+            target=request.raw_path,
+            scheme=request.scheme,
+            peer=_peer(request),
+            http_version=f"HTTP/{major}.{minor}",
+        ).begin()
+
+
+def _peer(request: web.Request) -> Any:
+    """Return the client's address; with its port, unless another middleware has put the address in its place."""
+    transport = request.transport
+    peer = None if transport is None else transport.get_extra_info("peername")
+    return peer if isinstance(peer, tuple) and peer[0] == request.remote else request.remote
+
+
+def _route_of(request: web.Request) -> str | None:
+    resource = request.match_info.route.resource
+    return None if resource is None else resource.canonical
