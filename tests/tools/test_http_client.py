@@ -150,8 +150,8 @@ def test_a_bomb_is_read_up_to_the_limit_where_that_is_enough():
     [
         (b'{"a": 1}', ""),
         (b'{"a": 1}', "identity"),
-        (gzip.compress(b'{"a": 1}'), "GZIP"),
-        (gzip.compress(b'{"a": 1}') + b"more", "x-gzip"),
+        (gzip.compress(b'{"a": 1}', mtime=0), "GZIP"),
+        (gzip.compress(b'{"a": 1}', mtime=0) + b"more", "x-gzip"),
         (zlib.compress(b'{"a": 1}'), "deflate"),
     ],
 )
