@@ -92,6 +92,15 @@ def test_the_span_of_a_websocket_ends_with_the_handshake(client):
     assert len(client.spans) == 1
 
 
+def test_two_equal_lines_of_one_header_become_one(client):
+    lines = [("traceparent", VALID), ("traceparent", VALID), ("x-own", "1"), ("x-own", "1")]
+    context = client.propagator.extract({"traceparent": VALID})
+    client.provider = trace.NoOpTracerProvider()
+    client.call(within=context, headers=lines)
+    assert client.sent["traceparent"] == [VALID]
+    assert client.sent["x-own"] == ["1", "1"]
+
+
 def test_an_error_of_a_middleware_further_in_is_the_calls(client):
     async def broken(request, handler):
         raise LookupError("no such key")
