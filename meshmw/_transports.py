@@ -63,7 +63,6 @@ class OutboundCalls:
     def __init__(self, **options: Unpack[ClientOptions]) -> None:
         check_options(options, ClientOptions)
         tracer_provider = options.get("tracer_provider")
-        self._open: weakref.WeakSet[Body] = weakref.WeakSet()
         self._propagator = _runtime.checked_propagator(options.get("propagator"))
         # The process's own is looked up for each request: its provider may come later.
         self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
@@ -100,11 +99,6 @@ class OutboundCalls:
         """Say whether what sends is known to call a function of this process."""
         return False
 
-    def end_open(self) -> None:
-        """End the operations of responses that are held unread: nothing more comes once the client has closed."""
-        for body in list(self._open):
-            body.end()
-
 
 class Transport(OutboundCalls):
     """Sends requests of the shape of httpx's; sync and async transports share it.
@@ -123,6 +117,12 @@ class Transport(OutboundCalls):
     def __init__(self, transport: Any, **options: Unpack[ClientOptions]) -> None:
         super().__init__(**options)
         self._transport = transport
+        self._open: weakref.WeakSet[Body] = weakref.WeakSet()
+
+    def end_open(self) -> None:
+        """End the operations of responses that are held unread: nothing more comes once the client has closed."""
+        for body in list(self._open):
+            body.end()
 
     def _begin(self, request: Any) -> tuple[HttpOperation, Any]:
         """Return the operation, and a copy of *request* that carries its headers."""

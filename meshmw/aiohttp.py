@@ -125,9 +125,9 @@ def ClientSession(*args: Any, **kwargs: Any) -> aiohttp.ClientSession:  # noqa: 
     A request that is given `middlewares` of its own uses these and none of the session's, as aiohttp has it: name a
     `TraceContextClientMiddleware()` among them, the last.
     """
-    given = kwargs.get("middlewares", ())
-    if not any(isinstance(each, TraceContextClientMiddleware) for each in given):
-        kwargs["middlewares"] = (*given, TraceContextClientMiddleware())
+    given = tuple(kwargs.get("middlewares") or ())
+    is_named = any(isinstance(each, TraceContextClientMiddleware) for each in given)
+    kwargs["middlewares"] = given if is_named else (*given, TraceContextClientMiddleware())
     session: aiohttp.ClientSession = object.__new__(aiohttp.ClientSession)
     # Contrib's instrumentation would have a span around all hops.
     past_contrib(aiohttp.ClientSession.__init__)(session, *args, **kwargs)

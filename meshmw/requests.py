@@ -6,15 +6,16 @@ an existing session.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Self, Unpack
 
 from meshmw._lifecycle.http import HttpOperation
 from meshmw._lifecycle.http_conventions import Target
+from meshmw._notices import quoted
 from meshmw._otel import past_contrib
-from meshmw._transports import Body, ClientOptions, OutboundCalls, end_open_of, wrapper_for
+from meshmw._transports import Body, ClientOptions, OutboundCalls, wrapper_for
 from meshmw.errors import MissingExtraError
 
 try:
@@ -25,8 +26,6 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's 
 
 __all__ = ["ClientOptions", "Session", "TraceContextAdapter"]
 
-# Among a request's hooks, which each copy of it shares: redirects and authentication send copies.
-_SENT: Final = "meshmw.sent"
 # What `http.client` calls the versions.
 _VERSIONS: Final = {10: "1.0", 11: "1.1", 20: "2"}
 _CHUNKS: Final = frozenset({"stream", "read_chunked"})
@@ -49,12 +48,21 @@ class TraceContextAdapter(OutboundCalls, BaseAdapter):
             - `tracer_provider`: makes the spans; the global one by default.
 
     Raises:
-        TypeError: An option is not known, or holds no propagator or tracer provider.
+        TypeError: What is given is no adapter, or an option is not known or holds no propagator or tracer provider.
     """
 
     def __init__(self, adapter: BaseAdapter | None = None, **options: Unpack[ClientOptions]) -> None:
         super().__init__(**options)
-        self._adapter: BaseAdapter = HTTPAdapter() if adapter is None else adapter
+        given: Any = HTTPAdapter() if adapter is None else adapter
+        if isinstance(given, type) or not hasattr(given, "send"):
+            raise TypeError(f"TraceContextAdapter() takes an adapter such as HTTPAdapter(), not {quoted(given)}")
+        self._adapter: BaseAdapter = given
+
+    def __getattr__(self, name: str) -> Any:
+        # What unpickles asks before there is an adapter.
+        if name == "_adapter":
+            raise AttributeError(name)
+        return getattr(self._adapter, name)
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         """Send one request; the span ends when the response's body was read or closed."""
@@ -75,26 +83,23 @@ class TraceContextAdapter(OutboundCalls, BaseAdapter):
         return response
 
     def _record(self, operation: HttpOperation, response: Any, sent: int) -> None:
-        operation.status(response.status_code, error_from=400)
+        # A test double's may be anything.
+        if isinstance(response.status_code, int):
+            operation.status(response.status_code, error_from=400)
         raw = response.raw
         if operation.is_open and (version := _VERSIONS.get(getattr(raw, "version", 0))):
             operation.span.set_attribute("network.protocol.version", version)
         retries = getattr(getattr(raw, "retries", None), "history", ())
-        # A test double's may be anything.
         if operation.is_open and isinstance(retries, tuple) and retries:
             operation.span.set_attribute("http.request.resend_count", sent + len(retries))
         if raw is None:
             operation.end()
         else:
             response.raw = _Raw(raw, operation)
-            self._open.add(response.raw)
 
     def close(self) -> None:
-        """Close the adapter that does the sending."""
-        try:
-            self._adapter.close()
-        finally:
-            self.end_open()
+        """Close the adapter that does the sending. Responses that are open can still be read."""
+        self._adapter.close()
 
 
 class _Raw(Body):
@@ -104,9 +109,12 @@ class _Raw(Body):
     __class__ = property(lambda self: type(self._stream))
 
     def __getattr__(self, name: str) -> Any:
+        # What copies asks before there is anything to stand for.
+        if name in _OF_BODY:
+            raise AttributeError(name)
+        if name == "data" and hasattr(type(self._stream), name):
+            return self._watched(partial(getattr, self._stream, name), True)()
         found = getattr(self._stream, name)
-        if name == "data":
-            self.end()
         if name in _CHUNKS:
             return lambda *args, **kwargs: self._chunks(found(*args, **kwargs))
         return self._watched(found, name in _CLOSING) if name in _READING | _CLOSING else found
@@ -119,6 +127,16 @@ class _Raw(Body):
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks(iter(self._stream))
+
+    def __next__(self) -> bytes:
+        if line := self._watched(partial(next, self._stream, b""), False)():
+            return bytes(line)
+        raise StopIteration
+
+    def json(self) -> Any:
+        """Read all of the body, and parse it."""
+        _ = self.data
+        return self._stream.json()
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +151,9 @@ class _Raw(Body):
             except BaseException as error:
                 self._fail(error)
                 raise
-            if is_last or not found or getattr(self._stream, "closed", False):
+            asked = args[0] if args else kwargs.get("amt")
+            is_empty = not found and (asked is None or bool(asked))
+            if is_last or is_empty or getattr(self._stream, "closed", False):
                 self.end()
             return found
 
@@ -158,8 +178,10 @@ class Session(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a prepared request, each of its hops in a span of ours."""
-        send: Callable[..., requests.Response] = past_contrib(requests.Session.send)
-        return send(self, request, **kwargs)
+        next_send = super().send
+        send: Callable[..., requests.Response] = past_contrib(next_send)
+        # Contrib has wrapped a function, which takes the session too.
+        return send(request, **kwargs) if send is next_send else send(self, request, **kwargs)
 
     def get_adapter(self, url: str) -> BaseAdapter:
         """Return the adapter for a URL, in one of ours where it is for HTTP."""
@@ -168,20 +190,24 @@ class Session(requests.Session):
         found: BaseAdapter = wrapper_for(self, adapter, TraceContextAdapter) if is_http else adapter
         return found
 
-    def close(self) -> None:
-        """Close all adapters, and end the spans of responses that are held unread."""
-        try:
-            super().close()
-        finally:
-            end_open_of(self)
+
+class _Hooks(dict[str, Any]):
+    """Holds a request's hooks, which each copy of it shares: redirects and authentication send copies."""
+
+    sent = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 def _sent_before(request: requests.PreparedRequest) -> int:
     """Return how often a request was sent before, for whatever reason: a redirect, an authentication."""
-    with contextlib.suppress(TypeError, AttributeError):
-        counted: list[Any] = request.hooks.setdefault(_SENT, [-1])  # type: ignore[list-item]  # for this module alone
-        counted[0] += 1
-        return int(counted[0])
+    hooks = request.hooks
+    if isinstance(hooks, _Hooks):
+        hooks.sent += 1
+        return hooks.sent
+    if isinstance(hooks, dict):
+        request.hooks = _Hooks(hooks)
     return 0
 
 

@@ -7,6 +7,7 @@ there, and leaves to `OutboundScope` what a host gets of it.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, MutableMapping
 from typing import Any, Final
 
@@ -183,7 +184,9 @@ class OutgoingHeaders:
         """Do so in the mapping in which a client keeps a request's headers; the others stay the objects they are."""
         lines = lines_in(headers)
         sent = self.replace_lines(list(lines), context, host, method, target)
-        changed = {name.lower() for name, _ in set(lines).symmetric_difference(sent)}
+        # Counted: of two equal lines, one may be left.
+        before, after = Counter(lines), Counter(sent)
+        changed = {name.lower() for name, _ in (before - after) + (after - before)}
         for name in [name for name in headers if _bytes(name).lower() in changed]:
             # A mapping with several lines of one name has removed them with the first.
             headers.pop(name, None)

@@ -6,9 +6,12 @@ import inspect
 import aiohttp
 import pytest
 from aiohttp import web
+from opentelemetry import trace
 
 import meshmw.aiohttp
 from tests.contracts.client.every_client import AiohttpClient, Server
+
+VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture
@@ -50,6 +53,12 @@ def test_the_session_takes_what_aiohttps_takes_and_adds_one_middleware_of_ours_a
             assert (first, type(last)) == (other, meshmw.aiohttp.TraceContextClientMiddleware)
         async with meshmw.aiohttp.ClientSession(middlewares=(ours, other)) as session:
             assert session._middlewares == (ours, other)
+        for nothing in (None, [], iter(())):
+            async with meshmw.aiohttp.ClientSession(middlewares=nothing) as session:
+                (only,) = session._middlewares
+                assert type(only) is meshmw.aiohttp.TraceContextClientMiddleware
+        async with meshmw.aiohttp.ClientSession(middlewares=iter([ours])) as session:
+            assert session._middlewares == (ours,)
 
     asyncio.run(use())
 
@@ -81,6 +90,15 @@ def test_the_span_of_a_websocket_ends_with_the_handshake(client):
 
     asyncio.run(use())
     assert len(client.spans) == 1
+
+
+def test_two_equal_lines_of_one_header_become_one(client):
+    lines = [("traceparent", VALID), ("traceparent", VALID), ("x-own", "1"), ("x-own", "1")]
+    context = client.propagator.extract({"traceparent": VALID})
+    client.provider = trace.NoOpTracerProvider()
+    client.call(within=context, headers=lines)
+    assert client.sent["traceparent"] == [VALID]
+    assert client.sent["x-own"] == ["1", "1"]
 
 
 def test_an_error_of_a_middleware_further_in_is_the_calls(client):

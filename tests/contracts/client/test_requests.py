@@ -1,6 +1,8 @@
 """What requests alone can be asked: adapters, files that bodies are read from, retries, what it shows of a request."""
 
+import copy
 import io
+import json
 import pickle
 import shutil
 from unittest.mock import Mock
@@ -172,6 +174,107 @@ def test_an_answer_that_has_nothing_to_read_from_ends_the_span(client):
     assert len(client.spans) == 1
 
 
+@pytest.mark.parametrize("ask", [lambda raw: raw.read(0), lambda raw: raw.read(amt=0), lambda raw: raw.readinto(b"")])
+def test_who_asks_for_nothing_has_not_come_to_the_end(client, session, ask):
+    with session.get(f"{client.address}/items/7", stream=True) as response:
+        assert not ask(response.raw)
+        assert not client.spans
+        assert response.content == b"in stock"
+    assert len(client.spans) == 1
+
+
+def test_a_body_that_is_parsed_or_read_line_by_line_ends_the_span(client, session):
+    response = session.get(f"{client.address}/items/7", stream=True)
+    with pytest.raises(json.JSONDecodeError):
+        response.raw.json()
+    assert client.span.status.status_code is StatusCode.UNSET
+    client.exporter.clear()
+    response = session.get(f"{client.address}/items/7", stream=True)
+    assert next(response.raw) == b"in stock"
+    with pytest.raises(StopIteration):
+        next(response.raw)
+    assert client.span.status.status_code is StatusCode.UNSET
+
+
+def test_data_that_breaks_off_marks_the_span(client, session):
+    response = session.get(f"{client.address}/broken", stream=True)
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        _ = response.raw.data
+    assert client.span.attributes["error.type"] == "urllib3.exceptions.ProtocolError"
+
+
+def test_what_stands_for_the_body_can_be_copied(client, session):
+    response = session.get(f"{client.address}/items/7", stream=True)
+    assert copy.copy(response.raw).read() == b"in stock"
+    assert len(client.spans) == 1
+
+
+def test_the_span_goes_on_where_the_body_is_read_after_the_session_has_closed(client):
+    """As `requests.get(stream=True)` reads each: a session closes the connections that nobody uses."""
+    with client.ours() as session:
+        response = session.get(f"{client.address}/slow", stream=True)
+    assert not client.spans
+    Server.goes_on.set()
+    assert response.content == b"ab"
+    assert len(client.spans) == 1
+
+
+@pytest.mark.parametrize("status", [None, "200"])
+def test_a_status_that_is_no_number_is_the_librarys_concern(client, status):
+    class Odd(Answers):
+        def send(self, request, **options):
+            response = super().send(request, **options)
+            response.status_code = status
+            return response
+
+    request = requests.Request("GET", "http://shop.internal/").prepare()
+    response = adapter(client, Odd(io.BytesIO())).send(request)
+    assert response.status_code == status
+    response.close()
+    assert "http.response.status_code" not in client.span.attributes
+
+
+def test_the_hooks_of_a_request_that_was_sent_are_good_for_another(client, session):
+    sent = session.get(f"{client.address}/items/7").request
+    assert sent.hooks == {"response": []}
+    assert requests.Request("GET", client.address, hooks=sent.hooks).prepare().hooks == {"response": []}
+    assert type(pickle.loads(pickle.dumps(sent.hooks))) is dict
+
+
+def test_a_class_between_ours_and_the_librarys_sends_too(client):
+    class Noting(requests.Session):
+        def send(self, request, **options):
+            self.noted = request.url
+            return super().send(request, **options)
+
+    class Both(meshmw.requests.Session, Noting):
+        pass
+
+    with client.mounted(Both()) as session:
+        session.get(f"{client.address}/items/7")
+        assert session.noted == f"{client.address}/items/7"
+    assert len(client.spans) == 1
+
+
+def test_an_adapter_has_what_the_one_in_it_has_and_can_be_pickled():
+    with meshmw.requests.Session() as session:
+        found = session.get_adapter("http://shop.internal")
+        assert found.max_retries is session.adapters["http://"].max_retries
+        with pytest.raises(AttributeError, match="no_such_name"):
+            _ = found.no_such_name
+    again = pickle.loads(pickle.dumps(meshmw.requests.TraceContextAdapter(HTTPAdapter(max_retries=3))))
+    assert again.max_retries.total == 3
+    with requests.Session() as session:
+        session.mount("http://", meshmw.requests.TraceContextAdapter())
+        assert type(copy.deepcopy(session).adapters["http://"]) is meshmw.requests.TraceContextAdapter
+
+
+@pytest.mark.parametrize("given", [HTTPAdapter, MeshPropagator(), "http://"])
+def test_what_is_no_adapter_is_refused_at_once(given):
+    with pytest.raises(TypeError, match=r"TraceContextAdapter\(\) takes an adapter"):
+        meshmw.requests.TraceContextAdapter(given)
+
+
 @pytest.mark.parametrize("url", ["http://shop.internal:99999/", "http://[shop/"])
 def test_what_is_no_url_is_refused_by_requests_and_not_by_us(client, url):
     request = requests.Request("GET", "http://shop.internal/").prepare()
@@ -180,19 +283,6 @@ def test_what_is_no_url_is_refused_by_requests_and_not_by_us(client, url):
         adapter(client, HTTPAdapter()).send(request)
     assert refused.traceback[-1].path.parts[-2] in {"requests", "urllib"}
     assert client.span.attributes["error.type"].endswith(type(refused.value).__name__)
-
-
-@pytest.mark.parametrize("which", ["session", "adapter"])
-def test_the_span_of_a_response_that_is_held_when_the_session_closes_ends(client, which):
-    made = client.ours() if which == "adapter" else meshmw.requests.Session()
-    runtime.install(runtime.Runtime())
-    made.trust_env = False
-    held = made.get(f"{client.address}/slow", stream=True)
-    assert held.raw._operation.is_over is False
-    made.close()
-    assert held.raw._operation.is_over
-    Server.goes_on.set()
-    held.close()
 
 
 @pytest.fixture(autouse=True)
