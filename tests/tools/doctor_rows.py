@@ -66,6 +66,14 @@ def adding(action: str = "", header: str = "traceparent", value: str = PLANTED, 
     return {"request_headers_to_add": [option]}
 
 
+def setting(value: str, header: str = "traceparent") -> Json:
+    return adding("OVERWRITE_IF_EXISTS_OR_ADD", header, value)
+
+
+def both(one: Json, other: Json) -> Json:
+    return {"request_headers_to_add": [*one["request_headers_to_add"], *other["request_headers_to_add"]]}
+
+
 def mutating(*mutations: Json) -> Json:
     """The filter that changes headers."""
     config = {"@type": f"{HTTP}header_mutation.v3.HeaderMutation", "mutations": {"request_mutations": [*mutations]}}
@@ -184,6 +192,21 @@ ROWS: dict[str, Row] = {
     ),
     "route appends baggage": Row(route=adding(header="baggage", value="a=b")),
     "route sets baggage": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS", header="baggage", value="a=b")),
+    "route appends and sets": Row(DOUBLED, route=both(adding(), adding("OVERWRITE_IF_EXISTS_OR_ADD"))),
+    "route removes and appends its own": Row(REMOVED, route={**ONE, **adding(value="%REQ(traceparent)%")}),
+    "host removes, route appends its own": Row(REMOVED, host=ONE, route=adding(value="%REQ(traceparent)%")),
+    "host appends, route appends its own": Row(DOUBLED, host=adding(), route=adding(value="%REQ(traceparent)%")),
+    "route sets its own, in a newer word": Row(route=setting("%REQUEST_HEADER(TraceParent)%")),
+    "route sets its own, or another": Row(route=setting("%REQ(traceparent?x-was)%")),
+    "route sets its own, cut too late": Row(route=setting("%REQ(traceparent):200%")),
+    "route sets its own, cut": Row(route=setting("%REQ(traceparent):30%"), unjudged=True),
+    "route sets another": Row(route=setting("%REQ(x-was)%"), unjudged=True),
+    "route removes, and sets what a filter has kept": Row(
+        filters=[mutating({"append": setting("%REQ(traceparent)%", "x-was")["request_headers_to_add"][0]})],
+        route={**ONE, **setting("%REQ(x-was)%")},
+        unjudged=True,
+    ),
+    "route sets a percent sign": Row(OVERWRITTEN, route=setting(f"{PLANTED}%%")),
     "route keeps a copy": Row(route=adding(header="x-was", value="%REQ(traceparent)%")),
     # The same where a tracer writes.
     "otel, table removes": Row(tracer="otel", table=REMOVE),

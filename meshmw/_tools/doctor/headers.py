@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import Configuration, Json, own_name, plain, type_of, typed
-from meshmw._tools.doctor.filters import Step, addition, filter_steps, mutations, removal
+from meshmw._tools.doctor.filters import Step, filter_steps, mutations, options, removal
 from meshmw._tools.doctor.tracers import Tracing, route_sampling
 
 # Several lines of these are one list.
@@ -144,6 +144,11 @@ def _next(state: _State, action: str) -> _State:
         return "gone"
     if action == "set":
         return "planted"
+    if action == "copy":
+        # What it is then cannot be judged, and is said by another step.
+        return "caller's"
+    if action == "repeat":
+        return "gone" if state == "gone" else "two"
     if state == "gone":
         return "gone" if action == "replace" else "planted"
     if action == "replace":
@@ -176,10 +181,7 @@ class _Leaf:
         # The most specific one comes first, so that the general one has the last word.
         specific_wins = plain(self.levels[0][1].get("most_specific_header_mutations_wins"), False)
         for place, level in self.levels if specific_wins else reversed(self.levels):
-            for name in level.get("request_headers_to_remove", ()):
-                yield from removal(name, f"request_headers_to_remove of {place}")
-            for option in level.get("request_headers_to_add", ()):
-                yield from addition(option, f"request_headers_to_add of {place}")
+            yield from options(level, place)
 
     def filter_configs(self, name: str) -> list[tuple[str, Json]]:
         """Return what this way says of a filter, and where, the most specific first."""
