@@ -120,6 +120,30 @@ LUA_OFF: Json = {
 }
 
 
+def router_with(*upstream: Json) -> Json:
+    """Fields of a connection manager whose router has filters of its own."""
+    return {
+        "http_filters": [
+            {**ROUTER, "typed_config": {**ROUTER["typed_config"], "upstream_http_filters": [*upstream, CODEC]}}
+        ]
+    }
+
+
+def to_metadata(header: str, **rule: object) -> Json:
+    """The filter that keeps a header as metadata, and can take it away."""
+    rules = [{"header": header, "on_header_present": {"metadata_namespace": "a", "key": "b"}, **rule}]
+    config = {"@type": f"{HTTP}header_to_metadata.v3.Config", "request_rules": rules}
+    return {"name": "envoy.filters.http.header_to_metadata", "typed_config": config}
+
+
+def overriding(each: Json) -> Json:
+    return {"typed_per_filter_config": {each["name"]: each["typed_config"]}}
+
+
+def specific_wins(each: Json) -> Json:
+    return {**each, "typed_config": {**each["typed_config"], "most_specific_header_mutations_wins": True}}
+
+
 def matching(action: Json) -> Json:
     """A matcher that does something with every request for a path."""
     header = {"@type": f"{TYPE}envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ":path"}
@@ -261,17 +285,9 @@ ROWS: dict[str, Row] = {
     "upstream removes": Row(REMOVED, upstream=[mutating(*GONE)]),
     "otel, upstream removes": Row(REMOVED, tracer="otel", upstream=[mutating(*GONE)]),
     "otel, upstream sets": Row(OVERWRITTEN, tracer="otel", upstream=[mutating(SET)]),
-    "otel, router removes": Row(
-        REMOVED,
-        tracer="otel",
-        manager={
-            "http_filters": [
-                {
-                    **ROUTER,
-                    "typed_config": {**ROUTER["typed_config"], "upstream_http_filters": [mutating(*GONE), CODEC]},
-                }
-            ]
-        },
+    "otel, router removes": Row(REMOVED, tracer="otel", manager=router_with(mutating(*GONE))),
+    "otel, router removes, the cluster has its own": Row(
+        tracer="otel", manager=router_with(mutating(*GONE)), upstream=[mutating()]
     ),
     # Injection and sampling.
     "otel, no propagation": Row(("proxy.injects-nothing",), tracer="otel", tracing={"no_context_propagation": True}),
@@ -347,23 +363,24 @@ ROWS: dict[str, Row] = {
     "filter of two names": Row(
         filters=[{**mutating(*GONE), "name": "mine"}], route=off("envoy.filters.http.header_mutation"), says=REMOVED
     ),
-    "header to metadata": Row(
-        ("headers.removed",),
-        filters=[
-            {
-                "name": "metadata",
-                "typed_config": {
-                    "@type": f"{HTTP}header_to_metadata.v3.Config",
-                    "request_rules": [
-                        {
-                            "header": "traceparent",
-                            "on_header_present": {"metadata_namespace": "a", "key": "b"},
-                            "remove": True,
-                        }
-                    ],
-                },
-            }
-        ],
+    "header to metadata": Row(REMOVED, filters=[to_metadata("traceparent", remove=True)]),
+    "header to metadata, but for a route": Row(
+        filters=[to_metadata("traceparent", remove=True)], route=overriding(to_metadata("x-else", remove=True))
+    ),
+    "header to metadata, for a route": Row(
+        REMOVED,
+        filters=[to_metadata("x-else")],
+        host=overriding(to_metadata("x-else")),
+        route=overriding(to_metadata("traceparent", remove=True)),
+    ),
+    "filter, the general wins": Row(
+        OVERWRITTEN, filters=[mutating()], host=per_route(SET), route=per_route({"remove": "traceparent"})
+    ),
+    "filter, the specific wins": Row(
+        REMOVED,
+        filters=[specific_wins(mutating())],
+        host=per_route(SET),
+        route=per_route({"remove": "traceparent"}),
     ),
     "otel, internal redirect": Row(
         CLEARED,

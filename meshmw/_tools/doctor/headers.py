@@ -263,14 +263,24 @@ def _filter_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configura
         if off:
             continue
         config = _config_of(each, configuration)
+        of_route = [(place, _without_wrapper(override)) for place, override in overrides]
+        replaced = any(type_of(inner) == "Config" for _, inner in of_route)
         if config is None:
             yield Step("", "unjudged", f"filter {name}, whose configuration comes by ECDS")
-        else:
+        elif not replaced:
             yield from filter_steps(name, config)
-        for place, override in overrides:
-            inner = typed(override.get("config")) if type_of(override) == "FilterConfig" else override
+        if replaced:
+            # That of header_to_metadata: the most specific takes the place of all others.
+            of_route = of_route[:1]
+        elif config is not None and plain(config.get("most_specific_header_mutations_wins"), False):
+            of_route.reverse()
+        for place, inner in of_route:
             if not type_of(inner).startswith(_ASKS_FOR_ROUTES):
                 yield from filter_steps(f"{name} of {place}", inner)
+
+
+def _without_wrapper(override: Json) -> Json:
+    return typed(override.get("config")) if type_of(override) == "FilterConfig" else override
 
 
 def _config_of(each: Json, configuration: Configuration) -> Json | None:
@@ -284,11 +294,9 @@ def _config_of(each: Json, configuration: Configuration) -> Json | None:
 
 
 def _upstream_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configuration) -> Iterator[Step]:
-    """Yield what happens after the tracer has written: filters of the router, else those of the cluster."""
-    cluster = configuration.clusters.get(leaf.cluster, {})
-    for options in cluster.get("typed_extension_protocol_options", {}).values():
-        yield from _filter_steps(typed(options).get("http_filters", ()), leaf, configuration)
-    for each in filters:
-        config = typed(each.get("typed_config"))
-        if type_of(config) == "Router":
-            yield from _filter_steps(config.get("upstream_http_filters", ()), leaf, configuration)
+    """Yield what happens after the tracer has written: filters of the cluster, else those of the router."""
+    protocols = configuration.clusters.get(leaf.cluster, {}).get("typed_extension_protocol_options", {})
+    of_cluster = [each for protocol in protocols.values() for each in typed(protocol).get("http_filters", ())]
+    routers = [config for each in filters if type_of(config := typed(each.get("typed_config"))) == "Router"]
+    of_router = [each for config in routers for each in config.get("upstream_http_filters", ())]
+    yield from _filter_steps(of_cluster or of_router, leaf, configuration)
