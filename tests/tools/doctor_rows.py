@@ -129,6 +129,11 @@ def router_with(*upstream: Json) -> Json:
     }
 
 
+def copying(*headers: str) -> Json:
+    policy = {"max_internal_redirects": 1, "response_headers_to_copy": [*headers]}
+    return {"route": {"internal_redirect_policy": policy}}
+
+
 def to_metadata(header: str, **rule: object) -> Json:
     """The filter that keeps a header as metadata, and can take it away."""
     rules = [{"header": header, "on_header_present": {"metadata_namespace": "a", "key": "b"}, **rule}]
@@ -381,6 +386,11 @@ ROWS: dict[str, Row] = {
         filters=[specific_wins(mutating())],
         host=per_route(SET),
         route=per_route({"remove": "traceparent"}),
+    ),
+    "internal redirect copies": Row(REMOVED, path="/redirect", route=copying("traceparent")),
+    "internal redirect copies others": Row(path="/redirect", route=copying("x-else")),
+    "b3+w3c, internal redirect copies": Row(
+        RESTARTED, tracer="b3+w3c", path="/redirect", route=copying("traceparent", "x-b3-traceid")
     ),
     "otel, internal redirect": Row(
         CLEARED,

@@ -90,9 +90,10 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
             for leaf in _leaves(table):
                 late = [*_filter_steps(filters, leaf, configuration), *leaf.steps()]
                 upstream = list(_upstream_steps(filters, leaf, configuration))
-                steps = [*early, *late, *upstream]
+                first = [*early, *leaf.steps_of_redirects()]
+                steps = [*first, *late, *upstream]
                 unjudged.update((step.place, None) for step in steps if step.action == "unjudged")
-                changes.update(dict.fromkeys(_changes_on_one_way(early, late, upstream, tracing)))
+                changes.update(dict.fromkeys(_changes_on_one_way(first, late, upstream, tracing)))
                 rates[("", tracing.random_sampling) if leaf.rate is None else (leaf.name, leaf.rate)] = None
                 redirects.update({leaf.name: None} if leaf.redirects else {})
     return Way(tuple(changes), tuple(unjudged), tuple(rates), tuple(redirects))
@@ -172,10 +173,16 @@ class _Leaf:
     cluster: str
     rate: float | None
     redirects: bool
+    copied: Sequence[str] = ()
 
     @property
     def name(self) -> str:
         return self.levels[-1][0]
+
+    def steps_of_redirects(self) -> Iterator[Step]:
+        """Yield what is taken from the answer that redirects: what it lacks, the request loses."""
+        for name in self.copied:
+            yield from removal(name, f"response_headers_to_copy of {self.name}")
 
     def steps(self) -> Iterator[Step]:
         # The most specific one comes first, so that the general one has the last word.
@@ -225,12 +232,13 @@ def _leaves_of_route(above: Sequence[tuple[str, Json]], route: Json) -> Iterator
     rate = route_sampling(route["tracing"]) if "tracing" in route else None
     action = route["route"]
     redirects = "internal_redirect_policy" in action or action.get("internal_redirect_action") == _FOLLOWS
+    copied = action.get("internal_redirect_policy", {}).get("response_headers_to_copy", ())
     weighted = action.get("weighted_clusters", {}).get("clusters", ())
     for cluster in weighted:
         name = str(cluster.get("name", ""))
-        yield _Leaf([*levels, (f"weighted cluster {name} of {levels[-1][0]}", cluster)], name, rate, redirects)
+        yield _Leaf([*levels, (f"weighted cluster {name} of {levels[-1][0]}", cluster)], name, rate, redirects, copied)
     if not weighted:
-        yield _Leaf(levels, str(action.get("cluster", "")), rate, redirects)
+        yield _Leaf(levels, str(action.get("cluster", "")), rate, redirects, copied)
 
 
 def _chains(manager: Json) -> Iterator[Sequence[Json]]:
