@@ -13,6 +13,7 @@ OTHER = "11111111111111111111111111111111"
 TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
 PLANTED = f"00-{OTHER}-2222222222222222-01"
 W3C = {"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "user=alice"}
+ALONE = {"traceparent": TRACEPARENT}
 B3 = {"x-b3-traceid": TRACE_ID, "x-b3-spanid": SPAN_ID, "x-b3-sampled": "1", "baggage": "user=alice"}
 B3_SINGLE = {"b3": f"{TRACE_ID}-{SPAN_ID}-1"}
 TYPE = "type.googleapis.com/"
@@ -191,6 +192,10 @@ ROWS: dict[str, Row] = {
     "datadog": Row(tracer="datadog"),
     "skywalking": Row(tracer="skywalking"),
     "xray": Row(tracer="xray"),
+    "fluentd": Row(tracer="fluentd"),
+    "fluentd, route removes": Row(tracer="fluentd", route=REMOVE),
+    "fluentd, early removes": Row(RESTARTED, tracer="fluentd", manager=early({"remove": "traceparent"}), sends=ALONE),
+    "fluentd, random 0": Row(tracer="fluentd", tracing={"random_sampling": {"value": 0}}),
     # Routes, at each level, without a tracer.
     "table removes": Row(REMOVED, table=REMOVE),
     "host removes": Row(REMOVED, host=REMOVE),
@@ -426,6 +431,13 @@ TRACERS: dict[str, Json] = {
     "b3+w3c": zipkin(trace_context_option="USE_B3_WITH_W3C_PROPAGATION"),
     "datadog": provider("envoy.tracers.datadog", "DatadogConfig", service_name="a", collector_cluster="nowhere"),
     "skywalking": provider("envoy.tracers.skywalking", "SkyWalkingConfig", grpc_service=GRPC),
+    "fluentd": {
+        "name": "envoy.tracers.fluentd",
+        "typed_config": {
+            "@type": f"{TYPE}envoy.extensions.tracers.fluentd.v3.FluentdConfig", "cluster": "nowhere", "tag": "a",
+            "stat_prefix": "a",
+        },
+    },
     "xray": provider(
         "envoy.tracers.xray", "XRayConfig", segment_name="a",
         daemon_endpoint={"protocol": "UDP", "address": "127.0.0.1", "port_value": 9},

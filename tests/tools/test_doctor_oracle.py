@@ -212,7 +212,13 @@ def seen_behind(port: int, path: str, sends: Mapping[str, str]) -> dict[str, lis
 
 
 # The header in which each tracer carries a trace on.
-CARRIES = {"otel": "traceparent", "datadog": "traceparent", "b3+w3c": "traceparent", "b3": "x-b3-traceid"}
+CARRIES = {
+    "otel": "traceparent",
+    "fluentd": "traceparent",
+    "datadog": "traceparent",
+    "b3+w3c": "traceparent",
+    "b3": "x-b3-traceid",
+}
 
 
 def what_happened(row: Row, seen: Mapping[str, list[str]]) -> set[str]:

@@ -10,11 +10,22 @@ from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import Json, plain, type_of, typed
 from meshmw.wire.headers import B3_HEADERS, TRACE_HEADERS
 
-_TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking", "xray", "lightstep", "opencensus", "dynamic_ot")
+_TRACERS: Final = (
+    "opentelemetry",
+    "zipkin",
+    "datadog",
+    "skywalking",
+    "xray",
+    "lightstep",
+    "opencensus",
+    "dynamic_ot",
+    "fluentd",
+)
 # The formats of each tracer that has no choice.
 _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "opentelemetry": ("w3c",),
     "datadog": ("w3c", "datadog"),
+    "fluentd": ("w3c",),
     "skywalking": ("sw8",),
     "xray": ("xray",),
 }
