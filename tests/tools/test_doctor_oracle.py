@@ -41,6 +41,7 @@ from tests.tools.doctor_rows import (
     TRACE_ID,
     TRACERS,
     TYPE,
+    W3C,
     Json,
     Row,
     zipkin,
@@ -304,6 +305,39 @@ def test_a_tracer_of_the_bootstrap_and_its_runtime(request, tmp_path):
         "legacy, own tracer": "opentelemetry",
         "legacy, no tracing": "",
     }
+
+
+SAMPLED: dict[str, Row] = {
+    "otel": Row(tracer="otel"),
+    "otel, random 0": Row(tracer="otel", tracing={"random_sampling": {"value": 0}}),
+    "otel, route 100": Row(tracer="otel", route={"tracing": {"operation": "x"}}),
+    "otel, route 0": Row(tracer="otel", route={"tracing": {"random_sampling": {"numerator": 0}}}),
+}
+EACH, NONE, AS_TOLD = set(SAMPLED), set(), {"otel, random 0", "otel, route 0"}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "cleared"),
+    [
+        ({"tracing.random_sampling": 0}, EACH),
+        ({"tracing.random_sampling": "0"}, EACH),
+        ({"tracing": {"random_sampling": {"numerator": 0, "denominator": "HUNDRED"}}}, EACH),
+        ({"tracing.global_enabled": 0}, EACH),
+        ({"tracing.random_sampling": 10_000}, NONE),
+        ({"tracing.random_sampling": "100"}, NONE),
+        ({"tracing.random_sampling": False}, AS_TOLD),
+        ({"tracing.random_sampling": -1}, AS_TOLD),
+        ({"tracing.client_enabled": 0}, AS_TOLD),
+    ],
+)
+def test_what_the_runtime_says_of_sampling(request, tmp_path, runtime, cleared):
+    envoy_or_skip(request)
+    layers = {"layers": [{"name": "told", "static_layer": runtime}]}
+    with running(tmp_path, SAMPLED, layered_runtime=layers) as proxy:
+        said, ports = proxy.said(), proxy.ports()
+        happened = {name for name in SAMPLED if what_happened(SAMPLED[name], seen_behind(ports[name], "/", W3C))}
+    assert happened == cleared
+    assert {name for name in SAMPLED if said[name] & ABOUT_HEADERS} == cleared
 
 
 def camel(value: Any) -> Any:

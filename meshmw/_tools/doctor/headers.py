@@ -87,7 +87,7 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     for table in tables or ({"vhds": {}},):
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
-            for leaf in _leaves(table):
+            for leaf in _leaves(table, configuration.bootstrap):
                 late = [*_filter_steps(filters, leaf, configuration), *leaf.steps()]
                 upstream = list(_upstream_steps(filters, leaf, configuration))
                 first = [*early, *leaf.steps_of_redirects()]
@@ -200,14 +200,14 @@ class _Leaf:
         ]
 
 
-def _leaves(table: Json) -> Iterator[_Leaf]:
+def _leaves(table: Json, bootstrap: Json | None) -> Iterator[_Leaf]:
     top = (f"route configuration {table.get('name', '')}".strip(), table)
     for host in table.get("virtual_hosts", ()):
         second = (f"virtual host {host.get('name', '')}".strip(), host)
         for route in chain(host.get("routes", ()), _routes_within(host.get("matcher"))):
             # A redirect or an answer of the proxy's own reaches nobody.
             if "route" in route:
-                yield from _leaves_of_route([top, second], route)
+                yield from _leaves_of_route([top, second], route, bootstrap)
     if "vhds" in table:
         yield _Leaf([top], "", None, False)
 
@@ -225,11 +225,11 @@ def _routes_within(value: Any) -> Iterator[Json]:
             yield from _routes_within(each)
 
 
-def _leaves_of_route(above: Sequence[tuple[str, Json]], route: Json) -> Iterator[_Leaf]:
+def _leaves_of_route(above: Sequence[tuple[str, Json]], route: Json, bootstrap: Json | None) -> Iterator[_Leaf]:
     match = route.get("match", {})
     path = match.get("prefix") or match.get("path") or match.get("path_separated_prefix") or ""
     levels = [*above, (f"route {route.get('name') or path} of {above[-1][0]}", route)]
-    rate = route_sampling(route["tracing"]) if "tracing" in route else None
+    rate = route_sampling(route["tracing"], bootstrap) if "tracing" in route else None
     action = route["route"]
     redirects = "internal_redirect_policy" in action or action.get("internal_redirect_action") == _FOLLOWS
     copied = action.get("internal_redirect_policy", {}).get("response_headers_to_copy", ())
