@@ -6,6 +6,7 @@ configuration does not say which.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -28,7 +29,11 @@ FOREIGN_HEADERS: Final = frozenset(
 )
 FOLLOWED: Final = (*sorted(PROPAGATION_HEADERS), "x-request-id", *sorted(FOREIGN_HEADERS))
 
-Action = Literal["remove", "set", "replace", "append", "add", "unjudged"]
+Action = Literal["remove", "set", "replace", "append", "add", "repeat", "copy", "unjudged"]
+# A header's value, or else another's; Envoy can cut it.
+_OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)(?::(\d+))?%", re.IGNORECASE)
+_FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
+_LONGEST_IDS: Final = 64
 # Packages of Envoy's filters that change no request header but their own.
 _READERS: Final = frozenset(
     {
@@ -82,10 +87,35 @@ def addition(option: Json, place: str) -> Iterator[Step]:
     action = _ACTIONS.get(option.get("append_action"), "append")
     if action == "append" and plain(option.get("append"), True) is False:
         action = "set"
-    # An empty value adds nothing, and its own value changes nothing.
-    adds_nothing = not value and not option.get("keep_empty_value")
-    if not adds_nothing and (action == "append" or value.lower() != f"%req({name})%"):
+    if not value and not option.get("keep_empty_value"):
+        return
+    if _is_of_itself(value, name):
+        # To set a header to its own value changes nothing.
+        if action == "append":
+            yield from _known(name, "repeat", place)
+    elif _FORMATTED.search(value) and name in FOLLOWED:
+        yield Step("", "unjudged", f"{place}, which writes {name} from {value}")
+        yield Step(name, "copy", place)
+    else:
         yield from _known(name, action, place)
+
+
+def _is_of_itself(value: str, name: str) -> bool:
+    """Says whether a value is the header's own, whole."""
+    found = _OF_REQUEST.fullmatch(value)
+    return bool(found and found[1].lower() == name and int(found[3] or _LONGEST_IDS) >= _LONGEST_IDS)
+
+
+def options(level: Json, place: str) -> Iterator[Step]:
+    """Yield what one level of a route configuration does.
+
+    Envoy removes first, then overwrites, then adds, in whatever order the options are listed.
+    """
+    for name in level.get("request_headers_to_remove", ()):
+        yield from removal(name, f"request_headers_to_remove of {place}")
+    where = f"request_headers_to_add of {place}"
+    steps = [step for option in level.get("request_headers_to_add", ()) for step in addition(option, where)]
+    yield from sorted(steps, key=lambda step: step.action in ("append", "add", "repeat"))
 
 
 def _known(name: str, action: Action, place: str) -> Iterator[Step]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import Configuration, Json, own_name, plain, type_of, typed
-from meshmw._tools.doctor.filters import Step, addition, filter_steps, mutations, removal
+from meshmw._tools.doctor.filters import Step, filter_steps, mutations, options, removal
 from meshmw._tools.doctor.tracers import Tracing, route_sampling
 
 # Several lines of these are one list.
@@ -87,12 +87,13 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     for table in tables or ({"vhds": {}},):
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
-            for leaf in _leaves(table):
+            for leaf in _leaves(table, configuration.bootstrap):
                 late = [*_filter_steps(filters, leaf, configuration), *leaf.steps()]
                 upstream = list(_upstream_steps(filters, leaf, configuration))
-                steps = [*early, *late, *upstream]
+                first = [*early, *leaf.steps_of_redirects()]
+                steps = [*first, *late, *upstream]
                 unjudged.update((step.place, None) for step in steps if step.action == "unjudged")
-                changes.update(dict.fromkeys(_changes_on_one_way(early, late, upstream, tracing)))
+                changes.update(dict.fromkeys(_changes_on_one_way(first, late, upstream, tracing)))
                 rates[("", tracing.random_sampling) if leaf.rate is None else (leaf.name, leaf.rate)] = None
                 redirects.update({leaf.name: None} if leaf.redirects else {})
     return Way(tuple(changes), tuple(unjudged), tuple(rates), tuple(redirects))
@@ -144,6 +145,11 @@ def _next(state: _State, action: str) -> _State:
         return "gone"
     if action == "set":
         return "planted"
+    if action == "copy":
+        # What it is then cannot be judged, and is said by another step.
+        return "caller's"
+    if action == "repeat":
+        return "gone" if state == "gone" else "two"
     if state == "gone":
         return "gone" if action == "replace" else "planted"
     if action == "replace":
@@ -167,19 +173,22 @@ class _Leaf:
     cluster: str
     rate: float | None
     redirects: bool
+    copied: Sequence[str] = ()
 
     @property
     def name(self) -> str:
         return self.levels[-1][0]
 
+    def steps_of_redirects(self) -> Iterator[Step]:
+        """Yield what is taken from the answer that redirects: what it lacks, the request loses."""
+        for name in self.copied:
+            yield from removal(name, f"response_headers_to_copy of {self.name}")
+
     def steps(self) -> Iterator[Step]:
         # The most specific one comes first, so that the general one has the last word.
         specific_wins = plain(self.levels[0][1].get("most_specific_header_mutations_wins"), False)
         for place, level in self.levels if specific_wins else reversed(self.levels):
-            for name in level.get("request_headers_to_remove", ()):
-                yield from removal(name, f"request_headers_to_remove of {place}")
-            for option in level.get("request_headers_to_add", ()):
-                yield from addition(option, f"request_headers_to_add of {place}")
+            yield from options(level, place)
 
     def filter_configs(self, name: str) -> list[tuple[str, Json]]:
         """Return what this way says of a filter, and where, the most specific first."""
@@ -191,14 +200,14 @@ class _Leaf:
         ]
 
 
-def _leaves(table: Json) -> Iterator[_Leaf]:
+def _leaves(table: Json, bootstrap: Json | None) -> Iterator[_Leaf]:
     top = (f"route configuration {table.get('name', '')}".strip(), table)
     for host in table.get("virtual_hosts", ()):
         second = (f"virtual host {host.get('name', '')}".strip(), host)
         for route in chain(host.get("routes", ()), _routes_within(host.get("matcher"))):
             # A redirect or an answer of the proxy's own reaches nobody.
             if "route" in route:
-                yield from _leaves_of_route([top, second], route)
+                yield from _leaves_of_route([top, second], route, bootstrap)
     if "vhds" in table:
         yield _Leaf([top], "", None, False)
 
@@ -216,19 +225,20 @@ def _routes_within(value: Any) -> Iterator[Json]:
             yield from _routes_within(each)
 
 
-def _leaves_of_route(above: Sequence[tuple[str, Json]], route: Json) -> Iterator[_Leaf]:
+def _leaves_of_route(above: Sequence[tuple[str, Json]], route: Json, bootstrap: Json | None) -> Iterator[_Leaf]:
     match = route.get("match", {})
     path = match.get("prefix") or match.get("path") or match.get("path_separated_prefix") or ""
     levels = [*above, (f"route {route.get('name') or path} of {above[-1][0]}", route)]
-    rate = route_sampling(route["tracing"]) if "tracing" in route else None
+    rate = route_sampling(route["tracing"], bootstrap) if "tracing" in route else None
     action = route["route"]
     redirects = "internal_redirect_policy" in action or action.get("internal_redirect_action") == _FOLLOWS
+    copied = action.get("internal_redirect_policy", {}).get("response_headers_to_copy", ())
     weighted = action.get("weighted_clusters", {}).get("clusters", ())
     for cluster in weighted:
         name = str(cluster.get("name", ""))
-        yield _Leaf([*levels, (f"weighted cluster {name} of {levels[-1][0]}", cluster)], name, rate, redirects)
+        yield _Leaf([*levels, (f"weighted cluster {name} of {levels[-1][0]}", cluster)], name, rate, redirects, copied)
     if not weighted:
-        yield _Leaf(levels, str(action.get("cluster", "")), rate, redirects)
+        yield _Leaf(levels, str(action.get("cluster", "")), rate, redirects, copied)
 
 
 def _chains(manager: Json) -> Iterator[Sequence[Json]]:
@@ -261,14 +271,24 @@ def _filter_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configura
         if off:
             continue
         config = _config_of(each, configuration)
+        of_route = [(place, _without_wrapper(override)) for place, override in overrides]
+        replaced = any(type_of(inner) == "Config" for _, inner in of_route)
         if config is None:
             yield Step("", "unjudged", f"filter {name}, whose configuration comes by ECDS")
-        else:
+        elif not replaced:
             yield from filter_steps(name, config)
-        for place, override in overrides:
-            inner = typed(override.get("config")) if type_of(override) == "FilterConfig" else override
+        if replaced:
+            # That of header_to_metadata: the most specific takes the place of all others.
+            of_route = of_route[:1]
+        elif config is not None and plain(config.get("most_specific_header_mutations_wins"), False):
+            of_route.reverse()
+        for place, inner in of_route:
             if not type_of(inner).startswith(_ASKS_FOR_ROUTES):
                 yield from filter_steps(f"{name} of {place}", inner)
+
+
+def _without_wrapper(override: Json) -> Json:
+    return typed(override.get("config")) if type_of(override) == "FilterConfig" else override
 
 
 def _config_of(each: Json, configuration: Configuration) -> Json | None:
@@ -282,11 +302,9 @@ def _config_of(each: Json, configuration: Configuration) -> Json | None:
 
 
 def _upstream_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configuration) -> Iterator[Step]:
-    """Yield what happens after the tracer has written: filters of the router, else those of the cluster."""
-    cluster = configuration.clusters.get(leaf.cluster, {})
-    for options in cluster.get("typed_extension_protocol_options", {}).values():
-        yield from _filter_steps(typed(options).get("http_filters", ()), leaf, configuration)
-    for each in filters:
-        config = typed(each.get("typed_config"))
-        if type_of(config) == "Router":
-            yield from _filter_steps(config.get("upstream_http_filters", ()), leaf, configuration)
+    """Yield what happens after the tracer has written: filters of the cluster, else those of the router."""
+    protocols = configuration.clusters.get(leaf.cluster, {}).get("typed_extension_protocol_options", {})
+    of_cluster = [each for protocol in protocols.values() for each in typed(protocol).get("http_filters", ())]
+    routers = [config for each in filters if type_of(config := typed(each.get("typed_config"))) == "Router"]
+    of_router = [each for config in routers for each in config.get("upstream_http_filters", ())]
+    yield from _filter_steps(of_cluster or of_router, leaf, configuration)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,11 +11,22 @@ from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import Json, plain, type_of, typed
 from meshmw.wire.headers import B3_HEADERS, TRACE_HEADERS
 
-_TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking", "xray", "lightstep", "opencensus", "dynamic_ot")
+_TRACERS: Final = (
+    "opentelemetry",
+    "zipkin",
+    "datadog",
+    "skywalking",
+    "xray",
+    "lightstep",
+    "opencensus",
+    "dynamic_ot",
+    "fluentd",
+)
 # The formats of each tracer that has no choice.
 _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "opentelemetry": ("w3c",),
     "datadog": ("w3c", "datadog"),
+    "fluentd": ("w3c",),
     "skywalking": ("sw8",),
     "xray": ("xray",),
 }
@@ -29,6 +41,10 @@ _HEADERS: Final[Mapping[str, frozenset[str]]] = {
     "cloud": frozenset({"x-cloud-trace-context"}),
     "grpc-trace-bin": frozenset({"grpc-trace-bin"}),
 }
+
+# Fields of `tracing`, and the keys of the runtime below `tracing` that take their place.
+_RUNTIME_KEYS: Final = {"random_sampling": "random_sampling", "overall_sampling": "global_enabled"}
+_NUMBER: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +105,7 @@ def read_tracing(tracing: Json | None, bootstrap: Json | None) -> Tracing:
     return Tracing(
         tracer=tracer,
         formats=_formats_of(tracer, config),
-        random_sampling=_started_sampled(tracing, bootstrap),
+        random_sampling=_started_sampled(tracing, bootstrap, _percent),
         sampler=str(config.get("sampler", {}).get("name", "")).rpartition(".")[2],
         writes_nothing=bool(plain(tracing.get("no_context_propagation"), False)),
         shared_spans=zipkin and plain(config.get("shared_span_context"), True),
@@ -113,22 +129,29 @@ def _collector_of(config: Json) -> str:
     return str(config.get("grpc_service", {}).get("envoy_grpc", {}).get("cluster_name", ""))
 
 
-def _started_sampled(tracing: Json, bootstrap: Json | None) -> float:
+def _started_sampled(tracing: Json, bootstrap: Json | None, read: Callable[[Any], float]) -> float:
     # Envoy samples no more than the smaller of the two. What the runtime says takes their place.
-    told = dict(_runtime(bootstrap or {}))
-    random = _percent(tracing.get("random_sampling")) if "random_sampling" not in told else told["random_sampling"]
-    overall = _percent(tracing.get("overall_sampling")) if "global_enabled" not in told else told["global_enabled"]
-    return min(random, overall)
+    told = _runtime(bootstrap or {})
+    return min(told[key] if key in told else read(tracing.get(name)) for name, key in _RUNTIME_KEYS.items())
 
 
-def _runtime(bootstrap: Json) -> Iterator[tuple[str, float]]:
-    """Yield what layers of the runtime say of sampling; a later one wins."""
+def _runtime(bootstrap: Json) -> dict[str, float]:
+    """Return what layers of the runtime say of sampling; a later one wins."""
+    told: dict[str, float] = {}
     for layer in bootstrap.get("layered_runtime", {}).get("layers", ()):
         values = layer.get("static_layer", {})
-        for name in ("random_sampling", "global_enabled"):
-            value = values.get(f"tracing.{name}", (values.get("tracing") or {}).get(name))
-            if isinstance(value, (int, float)):
-                yield name, float(value)
+        for name in _RUNTIME_KEYS.values():
+            percent = _percent_of_runtime(values.get(f"tracing.{name}", (values.get("tracing") or {}).get(name)))
+            told |= {} if percent is None else {name: percent}
+    return told
+
+
+def _percent_of_runtime(value: Any) -> float | None:
+    """Return what Envoy makes of a value: a number, also as a text, or a fraction; None for all others."""
+    if isinstance(value, Mapping):
+        return _fraction(value)
+    # `False` is no number here, and what is negative counts for nothing.
+    return min(float(str(value)), 100.0) if _NUMBER.fullmatch(str(value)) else None
 
 
 def _percent(value: Any) -> float:
@@ -139,9 +162,9 @@ def _percent(value: Any) -> float:
 _DENOMINATORS: Final = {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": 1_000_000}
 
 
-def route_sampling(tracing: Json) -> float:
+def route_sampling(tracing: Json, bootstrap: Json | None) -> float:
     """Return the percentage of `tracing` of a route, whose own defaults take the place of the connection manager's."""
-    return min(_fraction(tracing.get("random_sampling")), _fraction(tracing.get("overall_sampling")))
+    return _started_sampled(tracing, bootstrap, _fraction)
 
 
 def _fraction(value: Json | None) -> float:

@@ -1,0 +1,445 @@
+"""Set-ups of an Envoy, and what doctor has to say of each. `test_doctor_oracle` plants them in a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+SPAN_ID = "b7ad6b7169203331"
+OTHER = "11111111111111111111111111111111"
+TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
+PLANTED = f"00-{OTHER}-2222222222222222-01"
+W3C = {"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "user=alice"}
+ALONE = {"traceparent": TRACEPARENT}
+B3 = {"x-b3-traceid": TRACE_ID, "x-b3-spanid": SPAN_ID, "x-b3-sampled": "1", "baggage": "user=alice"}
+B3_SINGLE = {"b3": f"{TRACE_ID}-{SPAN_ID}-1"}
+TYPE = "type.googleapis.com/"
+HTTP = f"{TYPE}envoy.extensions.filters.http."
+MANAGER = f"{TYPE}envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+ROUTER = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{HTTP}router.v3.Router"}}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set-up, and what doctor has to say of it.
+
+    Attributes:
+        manager: Fields of the connection manager.
+        tracer: The tracer's name in `TRACERS`; None for no `tracing` at all.
+        tracing: More fields of `tracing`.
+        routing: Fields of the route configuration, virtual host, route, and weighted cluster.
+        filters: HTTP filters before the router.
+        upstream: HTTP filters of the cluster.
+        sends: The headers of the request.
+        path: Its path.
+        says: The codes about headers that doctor must give, beside what the upstream saw.
+        unseen: A code that this request cannot show.
+        unjudged: Whether doctor says that it cannot judge this.
+    """
+
+    says: tuple[str, ...] = ()
+    tracer: str | None = None
+    tracing: Json = field(default_factory=dict)
+    manager: Json = field(default_factory=dict)
+    table: Json = field(default_factory=dict)
+    host: Json = field(default_factory=dict)
+    route: Json = field(default_factory=dict)
+    weight: Json = field(default_factory=dict)
+    filters: Sequence[Json] = ()
+    upstream: Sequence[Json] = ()
+    sends: Mapping[str, str] = field(default_factory=lambda: W3C)
+    path: str = "/"
+    unseen: str = ""
+    unjudged: bool = False
+
+
+REMOVE: Json = {"request_headers_to_remove": ["traceparent", "tracestate"]}
+REMOVED, RESTARTED = ("headers.removed",), ("headers.removed-early",)
+CLEARED = ("sampling.proxy-clears-the-flag",)
+OVERWRITTEN, DOUBLED = ("headers.overwritten",), ("headers.doubled",)
+
+
+def adding(action: str = "", header: str = "traceparent", value: str = PLANTED, **more: object) -> Json:
+    option = {"header": {"key": header, "value": value}, **({"append_action": action} if action else {}), **more}
+    return {"request_headers_to_add": [option]}
+
+
+def setting(value: str, header: str = "traceparent") -> Json:
+    return adding("OVERWRITE_IF_EXISTS_OR_ADD", header, value)
+
+
+def both(one: Json, other: Json) -> Json:
+    return {"request_headers_to_add": [*one["request_headers_to_add"], *other["request_headers_to_add"]]}
+
+
+def mutating(*mutations: Json) -> Json:
+    """The filter that changes headers."""
+    config = {"@type": f"{HTTP}header_mutation.v3.HeaderMutation", "mutations": {"request_mutations": [*mutations]}}
+    return {"name": "envoy.filters.http.header_mutation", "typed_config": config}
+
+
+def per_route(*mutations: Json) -> Json:
+    config = {"@type": f"{HTTP}header_mutation.v3.HeaderMutationPerRoute"}
+    return {
+        "typed_per_filter_config": {
+            "envoy.filters.http.header_mutation": {**config, "mutations": {"request_mutations": [*mutations]}}
+        }
+    }
+
+
+def early(*mutations: Json) -> Json:
+    kind = f"{TYPE}envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
+    extension = {"name": "early", "typed_config": {"@type": kind, "mutations": [*mutations]}}
+    return {"early_header_mutation_extensions": [extension]}
+
+
+def lua(removed: str) -> Json:
+    code = f"function envoy_on_request(handle)\n  handle:headers():remove({removed})\nend\n"
+    config = {"@type": f"{HTTP}lua.v3.Lua", "default_source_code": {"inline_string": code}}
+    return {"name": "envoy.filters.http.lua", "typed_config": config}
+
+
+def off(name: str) -> Json:
+    config = {"@type": f"{TYPE}envoy.config.route.v3.FilterConfig", "disabled": True, "config": {}}
+    return {"typed_per_filter_config": {name: config}}
+
+
+def ids(**fields: object) -> Json:
+    kind = f"{TYPE}envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig"
+    return {"request_id_extension": {"typed_config": {"@type": kind, **fields}}}
+
+
+CODEC: Json = {
+    "name": "envoy.filters.http.upstream_codec",
+    "typed_config": {"@type": f"{HTTP}upstream_codec.v3.UpstreamCodec"},
+}
+LUA_OFF: Json = {
+    "typed_per_filter_config": {"envoy.filters.http.lua": {"@type": f"{HTTP}lua.v3.LuaPerRoute", "disabled": True}}
+}
+
+
+def router_with(*upstream: Json) -> Json:
+    """Fields of a connection manager whose router has filters of its own."""
+    return {
+        "http_filters": [
+            {**ROUTER, "typed_config": {**ROUTER["typed_config"], "upstream_http_filters": [*upstream, CODEC]}}
+        ]
+    }
+
+
+def copying(*headers: str) -> Json:
+    policy = {"max_internal_redirects": 1, "response_headers_to_copy": [*headers]}
+    return {"route": {"internal_redirect_policy": policy}}
+
+
+def to_metadata(header: str, **rule: object) -> Json:
+    """The filter that keeps a header as metadata, and can take it away."""
+    rules = [{"header": header, "on_header_present": {"metadata_namespace": "a", "key": "b"}, **rule}]
+    config = {"@type": f"{HTTP}header_to_metadata.v3.Config", "request_rules": rules}
+    return {"name": "envoy.filters.http.header_to_metadata", "typed_config": config}
+
+
+def overriding(each: Json) -> Json:
+    return {"typed_per_filter_config": {each["name"]: each["typed_config"]}}
+
+
+def specific_wins(each: Json) -> Json:
+    return {**each, "typed_config": {**each["typed_config"], "most_specific_header_mutations_wins": True}}
+
+
+def matching(action: Json) -> Json:
+    """A matcher that does something with every request for a path."""
+    header = {"@type": f"{TYPE}envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ":path"}
+    exact = {"/": {"action": {"name": "do", "typed_config": action}}}
+    return {"matcher_tree": {"input": {"name": "path", "typed_config": header}, "exact_match_map": {"map": exact}}}
+
+
+def behind_a_matcher(inner: Json) -> Json:
+    skip = {"@type": f"{TYPE}envoy.extensions.filters.common.matcher.action.v3.SkipFilter"}
+    other = matching(skip)
+    other["matcher_tree"]["exact_match_map"]["map"]["/other"] = other["matcher_tree"]["exact_match_map"]["map"].pop("/")
+    config = {"@type": f"{TYPE}envoy.extensions.common.matching.v3.ExtensionWithMatcher", "xds_matcher": other}
+    return {"name": "delegate", "typed_config": {**config, "extension_config": inner}}
+
+
+def one_of(inner: Json) -> Json:
+    execute = {"@type": f"{HTTP}composite.v3.ExecuteFilterAction", "typed_config": inner}
+    config = {
+        "@type": f"{TYPE}envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        "extension_config": {"name": "composite", "typed_config": {"@type": f"{HTTP}composite.v3.Composite"}},
+        "xds_matcher": matching(execute),
+    }
+    return {"name": "composite", "typed_config": config}
+
+
+GONE: Sequence[Json] = ({"remove": "traceparent"}, {"remove": "tracestate"})
+ADD: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}, "append_action": "ADD_IF_ABSENT"}}
+ONE: Json = {"request_headers_to_remove": ["traceparent"]}
+APPEND: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}}}
+SET: Json = {"append": {**APPEND["append"], "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+REMOVE_B3: Json = {"request_headers_to_remove": ["b3", "x-b3-traceid", "x-b3-spanid"]}
+
+ROWS: dict[str, Row] = {
+    "nothing": Row(),
+    "otel": Row(tracer="otel"),
+    "b3, w3c": Row(tracer="b3"),
+    "b3": Row(tracer="b3", sends=B3),
+    "b3+w3c, w3c": Row(tracer="b3+w3c"),
+    "b3+w3c, b3": Row(tracer="b3+w3c", sends=B3),
+    "datadog": Row(tracer="datadog"),
+    "skywalking": Row(tracer="skywalking"),
+    "xray": Row(tracer="xray"),
+    "fluentd": Row(tracer="fluentd"),
+    "fluentd, route removes": Row(tracer="fluentd", route=REMOVE),
+    "fluentd, early removes": Row(RESTARTED, tracer="fluentd", manager=early({"remove": "traceparent"}), sends=ALONE),
+    "fluentd, random 0": Row(tracer="fluentd", tracing={"random_sampling": {"value": 0}}),
+    # Routes, at each level, without a tracer.
+    "table removes": Row(REMOVED, table=REMOVE),
+    "host removes": Row(REMOVED, host=REMOVE),
+    "route removes": Row(REMOVED, route=REMOVE),
+    "weight removes": Row(REMOVED, weight=REMOVE),
+    "route removes in capitals": Row(REMOVED, route={"request_headers_to_remove": ["TraceParent"]}),
+    "route removes baggage": Row(REMOVED, route={"request_headers_to_remove": ["baggage"]}),
+    "route removes b3": Row(REMOVED, route=REMOVE_B3, sends=B3),
+    "route removes single b3": Row(REMOVED, route=REMOVE_B3, sends=B3_SINGLE),
+    "route appends": Row(DOUBLED, route=adding()),
+    "route sets": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS_OR_ADD")),
+    "route replaces": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS")),
+    "route adds": Row(("headers.added",), route=adding("ADD_IF_ABSENT"), sends={}),
+    "otel, route adds": Row(tracer="otel", route=adding("ADD_IF_ABSENT"), sends={}),
+    "otel, early adds": Row(("headers.added",), tracer="otel", manager=early(ADD), sends={}),
+    "route sets, old": Row(OVERWRITTEN, route=adding(append=False)),
+    "route sets its own": Row(route=adding("OVERWRITE_IF_EXISTS_OR_ADD", value="%REQ(traceparent)%")),
+    "route appends its own": Row(DOUBLED, route=adding(value="%REQ(traceparent)%")),
+    "route sets nothing": Row(route=adding("OVERWRITE_IF_EXISTS_OR_ADD", value="")),
+    "route sets emptiness": Row(
+        OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS_OR_ADD", value="", keep_empty_value=True)
+    ),
+    "route removes and appends": Row(OVERWRITTEN, route={**ONE, **adding()}),
+    "route removes, host appends": Row(OVERWRITTEN, route=ONE, host=adding()),
+    "host removes, route appends": Row(REMOVED, host=REMOVE, route=adding()),
+    "host removes, route appends, specific wins": Row(
+        OVERWRITTEN, host=ONE, route=adding(), table={"most_specific_header_mutations_wins": True}
+    ),
+    "route appends baggage": Row(route=adding(header="baggage", value="a=b")),
+    "route sets baggage": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS", header="baggage", value="a=b")),
+    "route appends and sets": Row(DOUBLED, route=both(adding(), adding("OVERWRITE_IF_EXISTS_OR_ADD"))),
+    "route removes and appends its own": Row(REMOVED, route={**ONE, **adding(value="%REQ(traceparent)%")}),
+    "host removes, route appends its own": Row(REMOVED, host=ONE, route=adding(value="%REQ(traceparent)%")),
+    "host appends, route appends its own": Row(DOUBLED, host=adding(), route=adding(value="%REQ(traceparent)%")),
+    "route sets its own, in a newer word": Row(route=setting("%REQUEST_HEADER(TraceParent)%")),
+    "route sets its own, or another": Row(route=setting("%REQ(traceparent?x-was)%")),
+    "route sets its own, cut too late": Row(route=setting("%REQ(traceparent):200%")),
+    "route sets its own, cut": Row(route=setting("%REQ(traceparent):30%"), unjudged=True),
+    "route sets another": Row(route=setting("%REQ(x-was)%"), unjudged=True),
+    "route removes, and sets what a filter has kept": Row(
+        filters=[mutating({"append": setting("%REQ(traceparent)%", "x-was")["request_headers_to_add"][0]})],
+        route={**ONE, **setting("%REQ(x-was)%")},
+        unjudged=True,
+    ),
+    "route sets a percent sign": Row(OVERWRITTEN, route=setting(f"{PLANTED}%%")),
+    "route keeps a copy": Row(route=adding(header="x-was", value="%REQ(traceparent)%")),
+    # The same where a tracer writes.
+    "otel, table removes": Row(tracer="otel", table=REMOVE),
+    "otel, weight removes": Row(tracer="otel", weight=REMOVE),
+    "otel, route sets": Row(tracer="otel", route=adding("OVERWRITE_IF_EXISTS_OR_ADD")),
+    "otel, route appends": Row(tracer="otel", route=adding()),
+    "otel, route removes baggage": Row(REMOVED, tracer="otel", route={"request_headers_to_remove": ["baggage"]}),
+    "b3, route removes w3c": Row(REMOVED, tracer="b3", route=REMOVE),
+    "b3, route removes b3": Row(tracer="b3", route=REMOVE_B3, sends=B3),
+    "b3, route removes single b3": Row(tracer="b3", route=REMOVE_B3, sends=B3_SINGLE),
+    "b3+w3c, route removes traceparent": Row(tracer="b3+w3c", route={"request_headers_to_remove": ["traceparent"]}),
+    "b3+w3c, route removes tracestate": Row(
+        REMOVED, tracer="b3+w3c", route={"request_headers_to_remove": ["tracestate"]}
+    ),
+    "b3, route sets": Row(OVERWRITTEN, tracer="b3", route=adding("OVERWRITE_IF_EXISTS_OR_ADD")),
+    "datadog, route removes": Row(tracer="datadog", route=REMOVE),
+    "skywalking, route removes": Row(REMOVED, tracer="skywalking", route=REMOVE),
+    # The header_mutation filter.
+    "filter removes": Row(REMOVED, filters=[mutating(*GONE)]),
+    "filter appends": Row(DOUBLED, filters=[mutating(APPEND)]),
+    "filter sets": Row(OVERWRITTEN, filters=[mutating(SET)]),
+    "filter removes by prefix": Row(
+        REMOVED, filters=[mutating({"remove_on_match": {"key_matcher": {"prefix": "trace"}}})]
+    ),
+    "filter removes by contains": Row(
+        REMOVED, filters=[mutating({"remove_on_match": {"key_matcher": {"contains": "RACEPAR", "ignore_case": True}}})]
+    ),
+    "filter removes others": Row(filters=[mutating({"remove_on_match": {"key_matcher": {"suffix": "-else"}}})]),
+    "filter removes by pattern": Row(
+        filters=[mutating({"remove_on_match": {"key_matcher": {"safe_regex": {"regex": "trace.*"}}}})], unjudged=True
+    ),
+    "otel, filter removes": Row(tracer="otel", filters=[mutating(*GONE)]),
+    "b3, filter removes": Row(REMOVED, tracer="b3", filters=[mutating(*GONE)]),
+    "filter off by itself": Row(filters=[{**mutating(*GONE), "disabled": True}]),
+    "filter off for a route": Row(filters=[mutating(*GONE)], route=off("envoy.filters.http.header_mutation")),
+    "filter off, on for a route": Row(REMOVED, filters=[{**mutating(), "disabled": True}], route=per_route(*GONE)),
+    "filter removes for a route": Row(REMOVED, filters=[mutating()], route=per_route(*GONE)),
+    "filter removes for a host": Row(REMOVED, filters=[mutating()], host=per_route(*GONE)),
+    "filter removes for a table": Row(REMOVED, filters=[mutating()], table=per_route(*GONE)),
+    "filter removes for a weight": Row(REMOVED, filters=[mutating()], weight=per_route(*GONE)),
+    # Before the tracer.
+    "early removes": Row(REMOVED, manager=early(*GONE)),
+    "otel, early removes": Row(RESTARTED, tracer="otel", manager=early(*GONE)),
+    "otel, early removes tracestate": Row(REMOVED, tracer="otel", manager=early({"remove": "tracestate"})),
+    "otel, early sets": Row(OVERWRITTEN, tracer="otel", manager=early(SET)),
+    "otel, early appends": Row(tracer="otel", manager=early(APPEND)),
+    "b3, early removes": Row(REMOVED, tracer="b3", manager=early(*GONE)),
+    "b3, early removes b3": Row(RESTARTED, tracer="b3", manager=early({"remove": "x-b3-traceid"}), sends=B3),
+    "b3+w3c, early removes": Row(RESTARTED, tracer="b3+w3c", manager=early({"remove": "traceparent"})),
+    "datadog, early removes": Row(RESTARTED, tracer="datadog", manager=early(*GONE)),
+    # After the tracer.
+    "upstream removes": Row(REMOVED, upstream=[mutating(*GONE)]),
+    "otel, upstream removes": Row(REMOVED, tracer="otel", upstream=[mutating(*GONE)]),
+    "otel, upstream sets": Row(OVERWRITTEN, tracer="otel", upstream=[mutating(SET)]),
+    "otel, router removes": Row(REMOVED, tracer="otel", manager=router_with(mutating(*GONE))),
+    "otel, router removes, the cluster has its own": Row(
+        tracer="otel", manager=router_with(mutating(*GONE)), upstream=[mutating()]
+    ),
+    # Injection and sampling.
+    "otel, no propagation": Row(("proxy.injects-nothing",), tracer="otel", tracing={"no_context_propagation": True}),
+    "otel, no propagation, route removes": Row(
+        ("proxy.injects-nothing", "headers.removed"),
+        unseen="proxy.injects-nothing",
+        tracer="otel",
+        tracing={"no_context_propagation": True},
+        route=REMOVE,
+    ),
+    "b3, no propagation": Row(
+        ("proxy.injects-nothing",), tracer="b3", tracing={"no_context_propagation": True}, sends=B3
+    ),
+    "otel, random 0": Row(CLEARED, tracer="otel", tracing={"random_sampling": {"value": 0}}),
+    "otel, overall 0": Row(CLEARED, tracer="otel", tracing={"overall_sampling": {"value": 0}}),
+    "otel, client 0": Row(tracer="otel", tracing={"client_sampling": {"value": 0}}),
+    "otel, route 0": Row(CLEARED, tracer="otel", route={"tracing": {"random_sampling": {"numerator": 0}}}),
+    "otel, route overall 0": Row(CLEARED, tracer="otel", route={"tracing": {"overall_sampling": {"numerator": 0}}}),
+    "otel, random 0, route 100": Row(
+        tracer="otel", tracing={"random_sampling": {"value": 0}}, route={"tracing": {"operation": "x"}}
+    ),
+    "otel, random 0, no request id": Row(
+        tracer="otel", tracing={"random_sampling": {"value": 0}}, manager=ids(use_request_id_for_trace_sampling=False)
+    ),
+    "otel, route 0, no request id": Row(
+        tracer="otel",
+        route={"tracing": {"random_sampling": {"numerator": 0}}},
+        manager=ids(use_request_id_for_trace_sampling=False),
+    ),
+    "b3, random 0": Row(tracer="b3", tracing={"random_sampling": {"value": 0}}, sends=B3),
+    "b3+w3c, random 0": Row(tracer="b3+w3c", tracing={"random_sampling": {"value": 0}}),
+    "datadog, random 0": Row(tracer="datadog", tracing={"random_sampling": {"value": 0}}),
+    "b3+w3c, overall 0": Row(tracer="b3+w3c", tracing={"overall_sampling": {"value": 0}}),
+    "datadog, overall 0": Row(tracer="datadog", tracing={"overall_sampling": {"value": 0}}),
+    # Others.
+    "internal only, not the edge": Row(REMOVED, table={"internal_only_headers": ["traceparent"]}),
+    "internal only, the edge": Row(
+        REMOVED, table={"internal_only_headers": ["traceparent"]}, manager={"use_remote_address": True}
+    ),
+    "otel, internal only": Row(
+        RESTARTED, tracer="otel", table={"internal_only_headers": ["traceparent"]}, manager={"use_remote_address": True}
+    ),
+    "lua": Row(filters=[lua("'trace' .. 'parent'")], unjudged=True),
+    "lua that names it": Row(filters=[lua("'traceparent'")], unjudged=True),
+    "lua off": Row(filters=[lua("'traceparent'")], route=LUA_OFF),
+    "lua off by filter config": Row(filters=[lua("'traceparent'")], host=off("envoy.filters.http.lua")),
+    "b3+w3c, internal redirect": Row(
+        tracer="b3+w3c",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+    ),
+    "datadog, internal redirect": Row(
+        tracer="datadog",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+    ),
+    "otel, internal redirect, no request id": Row(
+        CLEARED,
+        tracer="otel",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+        manager=ids(use_request_id_for_trace_sampling=False),
+    ),
+    "otel, internal redirect, no reason": Row(
+        CLEARED,
+        tracer="otel",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+        manager=ids(pack_trace_reason=False),
+    ),
+    "filter behind a matcher": Row(REMOVED, filters=[behind_a_matcher(mutating(*GONE))]),
+    "filter among others": Row(REMOVED, filters=[one_of(mutating(*GONE))]),
+    "filter of two names": Row(
+        filters=[{**mutating(*GONE), "name": "mine"}], route=off("envoy.filters.http.header_mutation"), says=REMOVED
+    ),
+    "header to metadata": Row(REMOVED, filters=[to_metadata("traceparent", remove=True)]),
+    "header to metadata, but for a route": Row(
+        filters=[to_metadata("traceparent", remove=True)], route=overriding(to_metadata("x-else", remove=True))
+    ),
+    "header to metadata, for a route": Row(
+        REMOVED,
+        filters=[to_metadata("x-else")],
+        host=overriding(to_metadata("x-else")),
+        route=overriding(to_metadata("traceparent", remove=True)),
+    ),
+    "filter, the general wins": Row(
+        OVERWRITTEN, filters=[mutating()], host=per_route(SET), route=per_route({"remove": "traceparent"})
+    ),
+    "filter, the specific wins": Row(
+        REMOVED,
+        filters=[specific_wins(mutating())],
+        host=per_route(SET),
+        route=per_route({"remove": "traceparent"}),
+    ),
+    "internal redirect copies": Row(REMOVED, path="/redirect", route=copying("traceparent")),
+    "internal redirect copies others": Row(path="/redirect", route=copying("x-else")),
+    "b3+w3c, internal redirect copies": Row(
+        RESTARTED, tracer="b3+w3c", path="/redirect", route=copying("traceparent", "x-b3-traceid")
+    ),
+    "otel, internal redirect": Row(
+        CLEARED,
+        tracer="otel",
+        path="/redirect",
+        route={"route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+    ),
+    "otel, internal redirect, route removes": Row(
+        CLEARED,
+        tracer="otel",
+        path="/redirect",
+        route={**REMOVE, "route": {"internal_redirect_policy": {"max_internal_redirects": 1}}},
+    ),
+    "otel, removes b3": Row(REMOVED, tracer="otel", route=REMOVE_B3, sends={**W3C, **B3_SINGLE}),
+}
+
+
+def provider(name: str, config: str, **fields: object) -> Json:
+    return {"name": name, "typed_config": {"@type": f"{TYPE}envoy.config.trace.v3.{config}", **fields}}
+
+
+def zipkin(**fields: object) -> Json:
+    return provider(
+        "envoy.tracers.zipkin", "ZipkinConfig", collector_cluster="nowhere", collector_endpoint="/api/v2/spans",
+        collector_endpoint_version="HTTP_JSON", trace_id_128bit=True, shared_span_context=False, **fields,
+    )  # fmt: skip
+
+
+GRPC: Json = {"envoy_grpc": {"cluster_name": "nowhere"}, "timeout": "0.25s"}
+TRACERS: dict[str, Json] = {
+    "otel": provider("envoy.tracers.opentelemetry", "OpenTelemetryConfig", service_name="a", grpc_service=GRPC),
+    "b3": zipkin(),
+    "b3+w3c": zipkin(trace_context_option="USE_B3_WITH_W3C_PROPAGATION"),
+    "datadog": provider("envoy.tracers.datadog", "DatadogConfig", service_name="a", collector_cluster="nowhere"),
+    "skywalking": provider("envoy.tracers.skywalking", "SkyWalkingConfig", grpc_service=GRPC),
+    "fluentd": {
+        "name": "envoy.tracers.fluentd",
+        "typed_config": {
+            "@type": f"{TYPE}envoy.extensions.tracers.fluentd.v3.FluentdConfig", "cluster": "nowhere", "tag": "a",
+            "stat_prefix": "a",
+        },
+    },
+    "xray": provider(
+        "envoy.tracers.xray", "XRayConfig", segment_name="a",
+        daemon_endpoint={"protocol": "UDP", "address": "127.0.0.1", "port_value": 9},
+    ),
+}  # fmt: skip
