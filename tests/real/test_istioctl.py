@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meshmw._tools.commands import render_config
+from meshmw._tools.mesh_config import render_config
 from meshmw._tools.doctor.manifest_rules import judge_manifests
 from meshmw._tools.doctor.manifests import read_manifests
 from tests.programs import clean_environment
