@@ -265,10 +265,11 @@ def pod_proxies(pods: Sequence[Pod], plane: ControlPlane, directory: Path) -> It
     try:
         for pod in pods:
             proxies.append(PodProxy(pod, plane, directory))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 60
         while waiting := [proxy for proxy in proxies if not proxy.is_ready()]:
-            words = "\n".join(proxy.words() for proxy in waiting)
-            assert time.monotonic() < deadline, f"{[each.pod.name for each in waiting]} wait\n{words}"
+            if time.monotonic() > deadline:
+                words = "\n".join(proxy.words() for proxy in waiting)
+                raise AssertionError(f"{[each.pod.name for each in waiting]} wait\n{words}")
             time.sleep(0.02)
         yield {proxy.pod.name: proxy for proxy in proxies}
     finally:

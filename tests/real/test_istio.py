@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from meshmw.__main__ import main
-from meshmw._tools.commands import LOG_FIELDS
-from meshmw._tools.doctor.judge import judge_both, judge_proxy
+from meshmw._tools.mesh_config import LOG_FIELDS
+from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
 from meshmw._tools.doctor.manifest_rules import judge_manifests
 from meshmw._tools.doctor.manifests import read_manifests
 from meshmw._tools.doctor.process import ProcessFacts, look_at_process
