@@ -118,6 +118,8 @@ class Pod:
     namespace: str
     address: str
     kind: str = "sidecar"
+    # Without Istio's agent nobody answers for the certificates of a waypoint's clusters, and it would wait for ever.
+    asks_for_clusters: bool = True
     version: str = VERSION
     bootstrap: Object = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -170,6 +172,10 @@ class PodProxy:
         """What it has logged of itself."""
         return (self._run / "envoy.log").read_text(errors="replace")
 
+    def stop(self) -> None:
+        """End it."""
+        stop_processes([self.process])
+
     def is_ready(self) -> bool:
         """Whether it has taken the control plane's configuration."""
         if self.process.poll() is not None:
@@ -217,7 +223,7 @@ def _bootstrap(pod: Pod, xds: str) -> Object:
                 "set_node_on_first_message_only": True,
                 "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}],
             },
-            "cds_config": source,
+            **({"cds_config": source} if pod.asks_for_clusters else {}),
             "lds_config": source,
         },
         "static_resources": {"clusters": [_cluster("xds-grpc", xds, http2=True), *pod.bootstrap.get("clusters", ())]},

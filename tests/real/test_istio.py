@@ -18,12 +18,12 @@ import httpx
 import pytest
 
 from meshmw.__main__ import main
-from meshmw._tools.mesh_config import LOG_FIELDS
 from meshmw._tools.doctor.judge_proxy import judge_both, judge_proxy
 from meshmw._tools.doctor.manifest_rules import judge_manifests
 from meshmw._tools.doctor.manifests import read_manifests
 from meshmw._tools.doctor.process import ProcessFacts, look_at_process
-from meshmw._tools.doctor.proxy import ask_proxy, read_dump
+from meshmw._tools.doctor.proxy import ProxyConfig, ask_proxy, read_dump
+from meshmw._tools.mesh_config import LOG_FIELDS
 from meshmw.testing import OtlpReceiver, ReceivedSpan, free_port, start_process, stop_processes
 from tests.programs import clean_environment, envoy_or_skip
 from tests.real.install import real_server
@@ -268,28 +268,18 @@ def test_zipkin_alone_speaks_b3_alone(
     assert judged(shops["zipkin"], receiver, tmp_path) == {"formats.differ"}
 
 
-def legacy_pods(shop: Shop, receiver: OtlpReceiver) -> list[Pod]:
-    return shop.pods(bootstrap=zipkin_bootstrap(receiver.http_endpoint.removeprefix("http://")))
-
-
-def test_the_tracer_of_the_bootstrap(start: Start, shops: dict[str, Shop], receiver: OtlpReceiver) -> None:
+def test_the_tracer_of_the_bootstrap(
+    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts
+) -> None:
     """The legacy way: no provider anywhere, `enableTracing`, and a tracer that the agent wrote."""
     shop = shops["bootstrap"]
-    proxies = start(*legacy_pods(shop, receiver))
+    address = receiver.http_endpoint.removeprefix("http://")
+    proxies = start(*shop.pods(bootstrap=zipkin_bootstrap(address)))
     seen = shop.get(CLIENT)
     assert "provider" not in proxies["checkout"].managers()["INBOUND"]["tracing"]
     assert seen["checkout"]["x-b3-traceid"] != TRACE_ID
     assert seen["checkout"]["traceparent"] == TRACEPARENT
-
-
-@pytest.mark.xfail(strict=True, reason="the doctor does not read the bootstrap's tracer yet")
-def test_the_doctor_sees_the_tracer_of_the_bootstrap(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts
-) -> None:
-    proxies = start(*legacy_pods(shops["bootstrap"], receiver))
-    found = diagnosed(proxies["checkout"], facts)
-    assert "formats.differ" in found
-    assert "proxy.no-tracing" not in found
+    assert diagnosed(proxies["checkout"], facts) == {"formats.differ"}
 
 
 def test_the_default_of_one_percent_clears_the_flag_which_meshmw_follows(
@@ -375,26 +365,18 @@ def test_tracing_that_istiod_switches_off_in_silence(
 
 @pytest.mark.parametrize("name", ["removes", "removes-b3"])
 def test_a_virtual_service_that_removes_and_adds_headers(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, tmp_path: Path, name: str
+    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path, name: str
 ) -> None:
     """By weight, so that Envoy is told to in each of several destinations."""
     shop = shops[name]
-    start(*shop.pods())
+    proxies = start(*shop.pods())
     seen = shop.get(CLIENT)["inventory"]
     assert seen["x-added"] == "istio"
     assert "baggage" not in seen
     # The OpenTelemetry tracer writes it again.
     assert ("traceparent" in seen) == (name == "removes")
-    assert "headers.removed" in judged(shop, receiver, tmp_path)
-
-
-@pytest.mark.xfail(strict=True, reason="the doctor does not read what weighted clusters remove yet")
-@pytest.mark.parametrize("name", ["removes", "removes-b3"])
-def test_the_doctor_sees_what_a_weighted_destination_removes(
-    start: Start, shops: dict[str, Shop], facts: ProcessFacts, name: str
-) -> None:
-    proxies = start(Pod("checkout", name, shops[name].checkout))
     assert "headers.removed" in diagnosed(proxies["checkout"], facts)
+    assert "headers.removed" in judged(shop, receiver, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +406,8 @@ def test_each_version_of_a_proxy_gets_what_it_knows(
     tracer = proxies["checkout"].managers()["INBOUND"]["tracing"]["provider"]["typed_config"]
     assert ("collector_service" in tracer) == service
     assert (tracer.get("trace_context_option") == "USE_B3_WITH_W3C_PROPAGATION") == both
-    assert diagnosed(proxies["checkout"], facts) == (set() if both else {"formats.differ"})
+    lacks = set() if service and both and silent else {"proxy.lacks"}
+    assert diagnosed(proxies["checkout"], facts) == lacks | (set() if both else {"formats.differ"})
     tracing = proxies["inventory"].managers()["INBOUND"]["tracing"]
     assert tracing.get("no_context_propagation", False) == silent
     assert ("proxy.injects-nothing" in diagnosed(proxies["inventory"], facts)) == silent
@@ -543,11 +526,24 @@ def test_the_configuration_of_a_waypoint_is_judged_as_a_dump(
                 PILOT_ENABLE_AMBIENT="true",
             )
         )
-        pod = Pod("waypoint", "ambient", "10.0.0.19", "waypoint", labels=WAYPOINT_LABELS)
-        stack.enter_context(pod_proxies([pod], plane, tmp_path))
-        answer = httpx.get(f"http://{plane.debug}/debug/config_dump?proxyID=waypoint.ambient", trust_env=False)
-    dump = tmp_path / "waypoint.json"
-    dump.write_bytes(answer.content)
-    config = read_dump(dump)
-    assert config.listeners
-    assert {finding.code for finding in judge_proxy(config)} >= {"sampling.proxy-clears-the-flag"}
+        pod = Pod("waypoint", "ambient", "10.0.0.19", "waypoint", asks_for_clusters=False, labels=WAYPOINT_LABELS)
+        stack.callback(PodProxy(pod, plane, tmp_path).stop)
+        (config,) = dumped(plane, pod, tmp_path / "waypoint.json")
+    tracers = {(each.name, each.tracer, each.formats, each.random_sampling) for each in config.listeners}
+    assert ("main_internal", "opentelemetry", ("w3c",), 1) in tracers
+    assert {finding.code for finding in judge_proxy(config)} == {
+        "sampling.proxy-clears-the-flag",
+        "proxy.no-tracing",
+        "unjudged.clusters",
+    }
+
+
+def dumped(plane: ControlPlane, pod: Pod, file: Path) -> list[ProxyConfig]:
+    """What the control plane says that a proxy has from it, as soon as it has asked."""
+    deadline = time.monotonic() + 60
+    url = f"http://{plane.debug}/debug/config_dump?proxyID={pod.name}.{pod.namespace}"
+    while b"dynamicListeners" not in (answer := httpx.get(url, trust_env=False)).content:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.02)
+    file.write_bytes(answer.content)
+    return read_dump(file)

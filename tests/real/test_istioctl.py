@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from meshmw._tools.mesh_config import render_config
 from meshmw._tools.doctor.manifest_rules import judge_manifests
 from meshmw._tools.doctor.manifests import read_manifests
+from meshmw._tools.mesh_config import render_config
 from tests.programs import clean_environment
 from tests.real.install import real_server
 
