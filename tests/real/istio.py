@@ -302,6 +302,7 @@ class Shop:
     checkout: str
     inventory: str
     ports: Ports
+    egress: Sequence[str] = ("./*", "istio-system/*")
 
     def pods(self, **options: Any) -> list[Pod]:
         """Its three workloads."""
@@ -371,7 +372,7 @@ class Shop:
             "bind": address,
             "defaultEndpoint": f"127.0.0.1:{getattr(self.ports, name)}",
         }
-        outbound = {"bind": address, "hosts": ["./*", "istio-system/*"]}
+        outbound = {"bind": address, "hosts": [*self.egress]}
         selector = {"labels": {"app": name}}
         return _networking(
             "Sidecar", self.namespace, name, workloadSelector=selector, ingress=[inbound], egress=[outbound]

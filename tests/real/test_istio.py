@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ TELEMETRY: dict[str, list[Object] | None] = {
     "misspelt": [{"providers": [{"name": "otle"}]} | ALL],
     "no-tracer": [{"providers": [{"name": "envoy"}]} | ALL],
     "rate-alone": [ALL],
+    "narrow-otel": [OTEL | ALL],
+    "narrow-otel-http": [{"providers": [{"name": "otel-http"}]} | ALL],
+    "narrow-zipkin-w3c": [BOTH | ALL],
     "removes": [OTEL | ALL],
     "removes-b3": [ZIPKIN | ALL],
 }
@@ -161,7 +165,10 @@ def istio(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def shops(applications: Ports) -> dict[str, Shop]:
     addresses = Addresses()
-    return {name: Shop(name, *(addresses.new() for _ in range(3)), applications) for name in TELEMETRY}
+    found = {name: Shop(name, *(addresses.new() for _ in range(3)), applications) for name in TELEMETRY}
+    # The narrow ones' sidecars do not get the collector's cluster.
+    narrow = {name: replace(shop, egress=["./*"]) for name, shop in found.items() if name.startswith("narrow")}
+    return found | narrow
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +370,35 @@ def test_tracing_that_istiod_switches_off_in_silence(
     assert judged(shop, receiver, tmp_path) == {code}
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "refuses"),
+    [
+        ("otel", "1.32.0", False),
+        ("otel-http", "1.32.0", False),
+        ("zipkin-w3c", "1.32.0", True),
+        ("zipkin-w3c", "1.28.0", True),
+    ],
+)
+def test_a_collector_that_the_egress_leaves_out(
+    start: Start,
+    shops: dict[str, Shop],
+    receiver: OtlpReceiver,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
+    version: str,
+    refuses: bool,
+) -> None:
+    shop = shops[f"narrow-{name}"]
+    (proxy,) = start(Pod("checkout", shop.namespace, shop.checkout, version=version)).values()
+    config = ask_proxy(proxy.admin_url)
+    assert bool(config.refused) == refuses
+    assert judged(shop, receiver, tmp_path) == {"egress.collector-missing"}
+    assert diagnosed(proxy, facts) - {"proxy.lacks"} == (
+        {"proxy.refused-listener"} if refuses else {"exporter.proxy-no-cluster"}
+    )
+
+
 @pytest.mark.parametrize("name", ["removes", "removes-b3"])
 def test_a_virtual_service_that_removes_and_adds_headers(
     start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path, name: str
@@ -533,7 +569,6 @@ def test_the_configuration_of_a_waypoint_is_judged_as_a_dump(
     assert ("main_internal", "opentelemetry", ("w3c",), 1) in tracers
     assert {finding.code for finding in judge_proxy(config)} == {
         "sampling.proxy-clears-the-flag",
-        "proxy.no-tracing",
         "unjudged.clusters",
     }
 
