@@ -129,6 +129,58 @@ def test_listeners_that_come_from_elsewhere():
     assert codes(read_proxy("x", {"bootstrap": {"node": {}}})) == ["unjudged.listeners"]
 
 
+def test_a_listener_that_the_proxy_refused():
+    """As Envoy dumps what Istio's control plane gave it, where the Sidecar's egress leaves out the collector."""
+    details = "envoy.tracers.zipkin: unknown cluster 'outbound|9411||zipkin.istio-system.svc.cluster.local'"
+    error = {
+        "failed_configuration": listener({}),
+        "last_update_attempt": "2026-11-30T04:56:32.759Z",
+        "details": details,
+    }
+    refused = {"name": "in", "error_state": error}
+    # Envoy lists it once more, without its name.
+    again = {"error_state": error}
+    taken = {"name": "out", "active_state": {"listener": listener({"tracing": {}}, "out")}}
+    dynamic = {"bootstrap": {"dynamic_resources": {"lds_config": {"ads": {}}}}}
+
+    def dump(*listeners):
+        return read_proxy("x", {"configs": [dynamic, {"dynamic_listeners": [*listeners]}]})
+
+    alone, both = dump(refused, again), dump(refused, taken)
+    assert (alone.refused, alone.missing) == ((("in", details),), ())
+    assert codes(alone) == ["proxy.refused-listener"]
+    assert codes(both)[0] == "proxy.refused-listener"
+    assert [each.name for each in both.listeners] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("clusters", "found"),
+    [
+        ({"static_clusters": [], "dynamic_active_clusters": [{"cluster": {"name": "c", "lb_policy": 0}}]}, True),
+        ({"static_clusters": [{"cluster": {"name": "otel", "lb_policy": 0}}], "dynamic_active_clusters": []}, False),
+        # What was asked for in part says nothing of the rest.
+        ({"dynamic_active_clusters": [{"cluster": {"name": "c", "lb_policy": 0}}]}, False),
+    ],
+)
+def test_a_collector_whose_cluster_the_proxy_does_not_have(clusters, found):
+    """As Istio's control plane gives it to a sidecar whose egress leaves out the collector: Envoy takes that."""
+    tracer = {"@type": "x.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}}}
+    provider = {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}
+    held = listener({"tracing": {"provider": provider}})
+    proxy = read_proxy("x", {"configs": [{"dynamic_listeners": [{"active_state": {"listener": held}}]}, clusters]})
+    assert ("exporter.proxy-no-cluster" in codes(proxy)) == found
+    assert proxy.unknown == (("otel",) if found else ())
+
+
+def test_the_tunnel_of_a_waypoint_is_no_hop():
+    """As Istio's control plane configures `connect_terminate`; requests are traced in `main_internal`."""
+    connect = {"upgrade_type": "CONNECT", "connect_config": {}}
+    route = {"match": {"connect_matcher": {}}, "route": {"cluster": "main_internal", "upgrade_configs": [connect]}}
+    tunnel = listener({"route_config": {"virtual_hosts": [{"domains": ["*"], "routes": [route]}]}}, "connect_terminate")
+    proxy = read_proxy("x", {"resources": [tunnel, listener({}, "main_internal")]})
+    assert ([each.name for each in proxy.listeners], proxy.other_listeners) == (["main_internal"], 1)
+
+
 def test_the_second_api_and_api_listeners():
     old = {"name": "envoy.http_connection_manager", "config": {"route_config": TABLE, "http_filters": []}}
     api = {"name": "api", "api_listener": {"api_listener": {"@type": HCM, "route_config": TABLE}}}

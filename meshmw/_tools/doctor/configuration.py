@@ -36,6 +36,8 @@ class Configuration:
         filters: Configurations of HTTP filters that came by ECDS, by name.
         scopes: Names of the route configurations of scoped routes, by the name of the scoped routes.
         lacks_listeners: Whether it gets listeners from elsewhere that are not there.
+        refused: Listeners that it was given and would not take, each with its reason.
+        has_all_clusters: Whether it is sure that no cluster is left out.
     """
 
     bootstrap: Json | None = None
@@ -45,6 +47,8 @@ class Configuration:
     filters: Mapping[str, Json] = field(default_factory=dict)
     scopes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lacks_listeners: bool = False
+    refused: Sequence[tuple[str, str]] = ()
+    has_all_clusters: bool = False
 
 
 def parse(data: bytes) -> Any:
@@ -169,7 +173,21 @@ def _of_dump(configs: Sequence[Json]) -> Configuration:
         if sort not in sorts:
             found += static.get(plural, ())
     sources = {"lds_config", "ads_config"} & (bootstrap or {}).get("dynamic_resources", {}).keys()
-    return replace(_collected(bootstrap, found), lacks_listeners="listener" not in sorts and bool(sources))
+    # An entry may be there twice, once by its name and once as a part of the whole update.
+    refused = tuple(dict.fromkeys(_refused(configs)))
+    return replace(
+        _collected(bootstrap, found),
+        lacks_listeners="listener" not in sorts and bool(sources) and not refused,
+        refused=refused,
+        has_all_clusters=any({"static_clusters", "dynamic_active_clusters"} <= each.keys() for each in configs),
+    )
+
+
+def _refused(configs: Sequence[Json]) -> Iterator[tuple[str, str]]:
+    for each in (entry for config in configs for entry in config.get("dynamic_listeners") or ()):
+        if error := each.get("error_state"):
+            name = each.get("name") or error.get("failed_configuration", {}).get("name", "")
+            yield str(name), str(error.get("details", ""))
 
 
 def _resources(config: Json) -> Iterator[Json]:

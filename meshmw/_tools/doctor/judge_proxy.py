@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
+from meshmw._notices import escaped
 from meshmw._tools import SEVERITIES, Finding, Severity
 from meshmw._tools.doctor.filters import FOREIGN_HEADERS
 from meshmw._tools.doctor.headers import Effect, HeaderChange
@@ -47,13 +48,21 @@ def judge_proxy(proxy: ProxyConfig) -> Iterator[Finding]:
 
 
 def _check_parts(proxy: ProxyConfig) -> Iterator[Finding]:
+    for name, details in proxy.refused:
+        yield Finding(
+            "error", "proxy.refused-listener", f"{proxy.node or proxy.where} {name}",
+            f"it refused this listener: {escaped(details, 300)}",
+            "what it does is what it had before, or nothing at all; the control plane says so in its log alone",
+            "mend what it names; an unknown cluster is often the collector's, whose namespace a Sidecar's egress.hosts "
+            "leaves out",
+        )  # fmt: skip
     if "listeners" in proxy.missing:
         yield Finding(
             "warning", "unjudged.listeners", proxy.where,
             "listeners that it gets from elsewhere are not in this configuration",
             "whether they trace, and what they do with trace headers, cannot be judged", _WHOLE_DUMP,
         )  # fmt: skip
-    elif not proxy.listeners:
+    elif not proxy.listeners and not proxy.refused:
         yield Finding(
             "warning", "proxy.no-http", proxy.where, "it has no HTTP listener",
             "it forwards bytes: it neither reads nor writes trace headers, and makes no spans",
@@ -288,6 +297,13 @@ def _check_proxy_collector(proxy: ProxyConfig, listener: ProxyListener) -> Itera
             f"its collector, {listener.collector}, refuses connections",
             "the proxy's spans are lost; nothing else says so, not even its own log",
             "mend the cluster's address, its port, and whether it needs HTTP/2 (gRPC does)",
+        )  # fmt: skip
+    if listener.collector in proxy.unknown:
+        yield Finding(
+            "error", "exporter.proxy-no-cluster", proxy.where_of(listener),
+            f"its tracer sends to the cluster {listener.collector}, which this proxy does not have",
+            "the proxy's spans are lost; nothing else says so, not even its own log",
+            "in Istio, a Sidecar object's egress.hosts must have the collector's namespace; elsewhere, add the cluster",
         )  # fmt: skip
 
 

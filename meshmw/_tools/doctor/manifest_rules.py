@@ -225,7 +225,8 @@ def _check_egress(manifests: Manifests) -> Iterator[Finding]:
                     "error", "egress.collector-missing", where,
                     f"its egress hosts leave out {quoted(namespace)}, the namespace of the collector "
                     f"{quoted(provider.collector)}",
-                    "the proxy is told to send spans to a cluster that it does not get, and refuses the whole listener",
+                    "the proxy is told to send spans to a cluster that it does not get, and "
+                    + ("refuses the whole listener" if provider.kind == "zipkin" else "loses them in silence"),
                     f'add "{namespace}/*" to egress.hosts',
                 )  # fmt: skip
 

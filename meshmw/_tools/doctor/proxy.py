@@ -145,7 +145,9 @@ class ProxyConfig(JsonValue):
         listeners: Its HTTP listeners.
         other_listeners: How many listeners it has beside those.
         failing: Clusters to which connections have failed and none has been made.
+        unknown: Clusters of collectors that it does not have.
         missing: What of its configuration is not there: `listeners`, `clusters`.
+        refused: Listeners that it was given and would not take, each with its reason.
     """
 
     where: str
@@ -155,7 +157,9 @@ class ProxyConfig(JsonValue):
     listeners: tuple[ProxyListener, ...] = ()
     other_listeners: int = 0
     failing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     def where_of(self, listener: ProxyListener) -> str:
         """Return what findings call one of its listeners."""
@@ -191,10 +195,13 @@ def _read(
         _read_listener(listener, manager, configuration)
         for listener in configuration.listeners
         for manager in _connection_managers(listener)
+        if not _is_tunnel(manager)
     )
-    missing = [] if configuration.listeners and not configuration.lacks_listeners else ["listeners"]
+    known = configuration.listeners or configuration.refused
+    missing = [] if known and not configuration.lacks_listeners else ["listeners"]
     if listeners and not configuration.clusters:
         missing.append("clusters")
+    collectors = {listener.collector for listener in listeners if listener.collector}
     http = {listener.name for listener in listeners}
     return ProxyConfig(
         where=where,
@@ -204,7 +211,9 @@ def _read(
         listeners=listeners,
         other_listeners=sum(each.get("name", "") not in http for each in configuration.listeners),
         failing=tuple(_failing_clusters(clusters or {})),
+        unknown=tuple(sorted(collectors - configuration.clusters.keys())) if configuration.has_all_clusters else (),
         missing=tuple(missing),
+        refused=tuple(configuration.refused),
     )
 
 
@@ -221,6 +230,13 @@ def _connection_managers(listener: Json) -> Iterator[Json]:
     api = typed(listener.get("api_listener", {}).get("api_listener"))
     if type_of(api) == _CONNECTION_MANAGER:
         yield api
+
+
+def _is_tunnel(manager: Json) -> bool:
+    """Says whether it ends tunnels alone, as a waypoint's first listener does: what they carry goes to another one."""
+    hosts = manager.get("route_config", {}).get("virtual_hosts", ())
+    routes = [route for host in hosts for route in host.get("routes", ())]
+    return bool(routes) and all("connect_matcher" in route.get("match", {}) for route in routes)
 
 
 def _read_listener(listener: Json, manager: Json, configuration: Configuration) -> ProxyListener:
