@@ -18,12 +18,10 @@ from meshmw._lifecycle.http_conventions import Target
 from meshmw._lifecycle.operation import end_aside, end_dropped, watch_collections
 from meshmw._otel import past_contrib
 from meshmw._transports import ClientOptions, OutboundCalls
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 
-try:
+with extra_named("aiohttp", "aiohttp", "aiohttp"):
     import aiohttp
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("aiohttp", "aiohttp") from missing
 
 __all__ = ["ClientOptions", "ClientSession", "TraceContextClientMiddleware"]
 
