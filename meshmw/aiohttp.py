@@ -22,12 +22,10 @@ from meshmw._lifecycle.operation import end_aside, end_dropped, watch_collection
 from meshmw._lifecycle.serving import ServerOptions
 from meshmw._otel import past_contrib
 from meshmw._transports import ClientOptions, OutboundCalls
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 
-try:
+with extra_named("aiohttp", "aiohttp", "aiohttp"):
     import aiohttp
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("aiohttp", "aiohttp") from missing
 
 __all__ = ["ClientOptions", "ClientSession", "ServerOptions", "TraceContextClientMiddleware", "TraceContextMiddleware"]
 

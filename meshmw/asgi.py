@@ -27,7 +27,7 @@ from meshmw._lifecycle.operation import AttributeValue, record_refusals
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import DEFAULT_WARN_WINDOW, LOGGER
 from meshmw._policy.trust import RequestView
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS
 
 __all__ = ["BaggageSizeFilter", "ServerOptions", "TraceContextMiddleware"]
@@ -405,8 +405,6 @@ def require_contrib() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with extra_named("opentelemetry.instrumentation.asgi", "opentelemetry-instrumentation-asgi", "contrib"):
         from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError("opentelemetry-instrumentation-asgi", "contrib") from missing
     return OpenTelemetryMiddleware

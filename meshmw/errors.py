@@ -15,7 +15,8 @@ header raises into an application.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 __all__ = [
     "EnvoyError",
@@ -81,6 +82,20 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
         other = f"  or set {instead}" if instead else ""
         super().__init__(f"{what} is not installed: run  pip install 'meshmw[{extra}]'{other}")
         self.extra = extra
+
+
+@contextmanager
+def extra_named(package: str, what: str, extra: str) -> Iterator[None]:
+    """Import in the block what an extra brings, and name the extra where *package* is not installed.
+
+    What is missing further in, or raises, is a fault of the installation that the extra's name would hide: it passes.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if f"{package}.".startswith(f"{missing.name}."):
+            raise MissingExtraError(what, extra) from missing
+        raise
 
 
 class IncompatibleExporterError(MeshmwError, ImportError):

@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Unpack
 
 from meshmw._frameworks import record_answered
 from meshmw._lifecycle.serving import ServerOptions
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 from meshmw.wsgi import TraceContextMiddleware
 
 if TYPE_CHECKING:
     from flask import Flask, Response
 
-try:
+with extra_named("flask", "Flask", "flask"):
     from flask import request
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("Flask", "flask") from missing
 
 __all__ = ["ServerOptions", "init_app"]
 

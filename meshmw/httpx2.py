@@ -7,12 +7,10 @@ existing client.
 from __future__ import annotations
 
 from meshmw._transports import AsyncBody, AsyncTransport, ClientOptions, SyncBody, SyncTransport, wraps_transports
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 
-try:
+with extra_named("httpx2", "httpx2", "httpx2"):
     import httpx2
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("httpx2", "httpx2") from missing
 
 __all__ = ["AsyncClient", "AsyncTraceContextTransport", "Client", "ClientOptions", "TraceContextTransport"]
 

@@ -16,13 +16,11 @@ from meshmw._lifecycle.http_conventions import Target
 from meshmw._notices import quoted
 from meshmw._otel import past_contrib
 from meshmw._transports import Body, ClientOptions, OutboundCalls, wrapper_for
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 
-try:
+with extra_named("requests", "requests", "requests"):
     import requests
     from requests.adapters import BaseAdapter, HTTPAdapter
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("requests", "requests") from missing
 
 __all__ = ["ClientOptions", "Session", "TraceContextAdapter"]
 

@@ -22,7 +22,14 @@ from meshmw._notices import LOGGER, escaped, plain, quoted
 from meshmw._runtime import Runtime, install
 from meshmw._telemetry.export import shown_endpoint
 from meshmw._telemetry.handle import Telemetry, flush_at_process_end
-from meshmw._telemetry.provider import baggage_attributes, build_meter_provider, build_provider, is_asked_for
+from meshmw._telemetry.provider import (
+    INTERNAL,
+    baggage_attributes,
+    build_meter_provider,
+    build_provider,
+    internal_error,
+    is_asked_for,
+)
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
@@ -189,6 +196,7 @@ def _apply_config_file() -> bool:
 
     Raises:
         SettingsError: The file cannot be used, or the package that reads it is not installed.
+        IncompatibleError: That package is installed, and raises what no file is to blame for.
     """
     path = first_of(_CONFIG_FILE)
     if not path or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
@@ -196,10 +204,14 @@ def _apply_config_file() -> bool:
     try:
         from opentelemetry.configuration import configure_sdk, load_config_file
     except ImportError as error:
+        if error.name != "opentelemetry.configuration" or not isinstance(error, ModuleNotFoundError):
+            raise internal_error(error) from error
         fault = f"{_CONFIG_FILE} is set and nothing reads it: run  pip install opentelemetry-configuration"
         raise SettingsError([fault]) from error
     try:
         configure_sdk(load_config_file(path))
+    except INTERNAL as error:
+        raise internal_error(error) from error
     except Exception as error:
         fault = f"{_CONFIG_FILE} holds {quoted(path)}, of which OpenTelemetry says {escaped(str(error), 200)}"
         raise SettingsError([fault]) from error

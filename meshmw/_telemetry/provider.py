@@ -35,6 +35,8 @@ from meshmw.settings import (
 )
 
 _METRICS_VARIABLE: Final = "OTEL_METRICS_EXPORTER"
+# These are faults of a program's own, and what they quote is a name in it.
+INTERNAL: Final = AttributeError, ImportError, NameError, TypeError
 
 
 def build_provider(settings: Settings) -> tuple[TracerProvider, SpanProcessor | None]:
@@ -103,6 +105,11 @@ def build_meter_provider(settings: Settings) -> MeterProvider | None:
 def baggage_attributes(settings: Settings) -> SpanProcessor | None:
     """Return what copies baggage to spans, where keys are given."""
     return BaggageAttributes(settings.baggage_attributes) if settings.baggage_attributes else None
+
+
+def internal_error(error: Exception) -> IncompatibleError:
+    """Return what to raise where OpenTelemetry raises and no setting is at fault."""
+    return IncompatibleError(escaped(f"{type(error).__name__}: {error}", 200))
 
 
 def is_asked_for(settings: Settings, name: str) -> bool:
@@ -191,9 +198,7 @@ def _meter_provider(reader: MetricReader, resource: Resource, settings: Settings
 
 def _unusable(error: Exception) -> MeshmwError:
     """Return what to raise where OpenTelemetry raises: it names the variable at fault, or blames none."""
-    # These are faults of a program's own, and what they quote is a name in it.
-    is_internal = isinstance(error, AttributeError | ImportError | NameError | TypeError)
-    variable = None if is_internal else named_in(str(error))
+    variable = None if isinstance(error, INTERNAL) else named_in(str(error))
     if variable is None:
-        return IncompatibleError(escaped(f"{type(error).__name__}: {error}", 200))
+        return internal_error(error)
     return SettingsError([f"{variable} holds what OpenTelemetry refuses: {escaped(str(error), 200)}"])

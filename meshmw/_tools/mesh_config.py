@@ -16,7 +16,7 @@ import typer
 from meshmw._notices import quoted
 from meshmw._policy.words import one_of
 from meshmw._tools.output import OK, as_command, print_json
-from meshmw.errors import MeshmwError, MissingExtraError
+from meshmw.errors import MeshmwError, extra_named
 
 TARGETS: Final = {
     "istio": "mesh config, Telemetry API v1 and an access log for Istio",
@@ -191,10 +191,8 @@ def render_config(target: str, names: MeshNames | None = None) -> str:
         one_of(TARGETS, target, "target")
     except ValueError as error:
         raise MeshConfigError(str(error)) from None
-    try:
+    with extra_named("jinja2", "Jinja2", "cli"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as missing:
-        raise MissingExtraError("Jinja2", "cli") from missing
     # Nothing is escaped: the values are checked above, and what comes out is no HTML.
     environment = Environment(  # noqa: S701
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True

@@ -12,12 +12,10 @@ A call that is served goes through `_server` (how grpcio finds a method's handle
 from __future__ import annotations
 
 from meshmw._lifecycle.serving import ServerOptions
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 
-try:
+with extra_named("grpc", "grpcio", "grpc"):
     import grpc  # type: ignore[import-untyped]  # noqa: F401
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("grpcio", "grpc") from missing
 
 from meshmw.grpc._client import ClientOptions, TraceContextClientInterceptor, client_interceptors
 from meshmw.grpc._server import AsyncTraceContextServerInterceptor, TraceContextServerInterceptor

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final
 
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 from meshmw.testing._spans import Event, Link, ReceivedSpan, render_tree
 
 _STATUS: Final = ("UNSET", "OK", "ERROR")
@@ -107,15 +107,14 @@ class OtlpReceiver:
         self.add(spans_from_otlp(request))
 
     def _start_grpc(self, servers: contextlib.ExitStack) -> None:
-        try:
+        with extra_named("grpc", "grpcio", "testing"):
             import grpc  # type: ignore[import-untyped]
+        with extra_named("opentelemetry.proto", "opentelemetry-proto", "testing"):
             from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
             from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
                 TraceServiceServicer,
                 add_TraceServiceServicer_to_server,
             )
-        except ImportError as missing:
-            raise MissingExtraError(missing.name or "grpcio", "testing") from missing
         take = self.take
 
         class Servicer(TraceServiceServicer):

@@ -148,6 +148,33 @@ telemetry.shutdown()
             "ProxyTracerProvider\n"
         )
 
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            "sys.modules['opentelemetry.configuration'] = types.ModuleType('another release')",
+            "sys.modules['opentelemetry.sdk.trace.sampling'] = None; sys.modules.pop('opentelemetry.configuration', 0)",
+            "import opentelemetry.configuration as c; c.load_config_file = lambda path: path.no_such_name",
+        ],
+    )
+    def test_a_package_that_does_not_fit_is_neither_called_absent_nor_the_file_bad(
+        self, run_program, config_file, broken
+    ):
+        program = run_program(
+            f"""
+            import sys, types
+            {broken}
+            try:
+                configure()
+            except Exception as error:
+                print(type(error).__name__, error)
+            """,
+            OTEL_CONFIG_FILE=config_file(FILE),
+        )
+        assert program.stdout.startswith(
+            "IncompatibleError OpenTelemetry's SDK cannot be set up, and no setting is at fault: "
+        ), program
+        assert "OTEL_CONFIG_FILE" not in program.stdout
+
 
 EXISTING = """
 from opentelemetry import baggage

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshmw._notices import shown
 from meshmw._tools.verify.journey import HEADERS, Hop, Journey, JourneySpan
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -156,10 +156,8 @@ class Part:
 
 @cache
 def _template() -> Template:
-    try:
+    with extra_named("jinja2", "jinja2", "cli"):
         import jinja2
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError("jinja2", "cli") from missing
     loader = jinja2.PackageLoader("meshmw._tools", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
