@@ -7,13 +7,11 @@ from typing import Any, Final, Unpack
 
 from meshmw._lifecycle.http import OPERATION
 from meshmw._lifecycle.serving import ServerOptions
-from meshmw.errors import MissingExtraError
+from meshmw.errors import extra_named
 from meshmw.server import ServerSpan, TraceContextBoundary
 
-try:
+with extra_named("aiohttp", "aiohttp", "aiohttp"):
     from aiohttp import web
-except ModuleNotFoundError as missing:  # pragma: no cover - the bare install's own check meets it
-    raise MissingExtraError("aiohttp", "aiohttp") from missing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from meshmw._notices import quoted
 from meshmw._tools import JsonValue
-from meshmw.errors import MeshmwError, MissingExtraError
+from meshmw.errors import MeshmwError, extra_named
 
 SUFFIXES: Final = (".yaml", ".yml")
 _TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking")
@@ -153,7 +153,7 @@ def read_manifests(paths: Sequence[Path]) -> Manifests:
 
     Raises:
         ManifestError: A path is not there, or a folder holds no such file.
-        MissingExtraError: PyYAML is not installed.
+        extra_named: PyYAML is not installed.
     """
     found: dict[str, list[Any]] = {name: [] for name in Manifests.__dataclass_fields__}
     for path in (file for each in paths for file in _files(each)):
@@ -188,10 +188,8 @@ def _documents(path: Path) -> Iterator[Any]:
 
 
 def _yaml() -> Any:
-    try:
+    with extra_named("yaml", "PyYAML", "cli"):
         import yaml  # type: ignore[import-untyped]
-    except ImportError as missing:
-        raise MissingExtraError("PyYAML", "cli") from missing
     return yaml
 
 
