@@ -1,17 +1,20 @@
 """One HTTP exchange with bounds on its time, its size and its encoding: what all tools ask servers with.
 
 A server that a tool asks may be broken or hostile: it drips its headers, sends `100 Continue` without end, or packs
-gigabytes into a few bytes. One deadline holds from the connection to the last byte, redirects are not followed, and no
-proxy of the environment is used. It works on httpcore, which httpx brings along, because httpx bounds each read alone.
+gigabytes into a few bytes. One deadline holds from the look-up of its name to the last byte. Redirects are not followed,
+and no proxy of the environment is used. It works on httpcore, which httpx brings along: httpx bounds each read alone.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import queue
+import socket
+import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +26,8 @@ from meshmw.errors import MeshmwError
 # The default of an answer's size, after it was decompressed.
 MAX_BODY: Final = 1 << 25
 _PIECE: Final = 1 << 16
+# Seconds; sockets take no number that is much greater.
+_LONGEST: Final = 86_400.0
 # What zlib calls gzip, and deflate with the header that RFC 9110 8.4.1.2 asks for.
 _WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _OWN_HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "meshmw"}
@@ -85,7 +90,9 @@ def exchange(
     deadline = _Deadline(timeout)
     try:
         target = _target(url)
-        lines = {**_OWN_HEADERS, **_credentials(target), **{k.lower(): v for k, v in (headers or {}).items()}}
+        given = {name.lower(): value for name, value in (headers or {}).items()}
+        # httpcore would write an IPv6 address without its brackets.
+        lines = {"host": target.netloc.decode("ascii"), **_OWN_HEADERS, **_credentials(target), **given}
         context = httpx.create_ssl_context(verify=verify_tls, trust_env=False) if target.scheme == "https" else None
         with (
             httpcore.ConnectionPool(ssl_context=context, network_backend=deadline) as pool,
@@ -101,12 +108,19 @@ def exchange(
             return Response(answer.status, found, body)
     except httpcore.TimeoutException as error:
         raise HttpError(f"there was no whole answer within {timeout:g} seconds") from error
-    except (*_FAILURES, httpx.InvalidURL, ValueError, OSError) as error:
+    except httpcore.LocalProtocolError:
+        # Its text holds the header's value, which may be a secret.
+        raise HttpError("the request cannot be sent with these headers") from None
+    except (*_FAILURES, ValueError, OSError) as error:
         raise HttpError(str(error) or type(error).__name__) from error
 
 
 def _target(url: str) -> httpx.URL:
-    target = httpx.URL(url)
+    try:
+        target = httpx.URL(url)
+    except httpx.InvalidURL:
+        # Its text may hold a password: the port of `http://user:pa#ss@host` is `pa`.
+        raise HttpError("the URL cannot be read") from None
     if target.scheme not in ("http", "https") or not target.host:
         raise HttpError("a URL begins with http:// or https:// and a host")
     return target
@@ -165,8 +179,9 @@ _FAILURES: Final = (
 class _Deadline(httpcore.NetworkBackend):
     """Opens connections that are used until one moment and no longer, however often something arrives."""
 
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+    def __init__(self, seconds: float, look_up: Callable[..., Any] = socket.getaddrinfo) -> None:
+        self._end = time.monotonic() + min(seconds, _LONGEST)
+        self._look_up = look_up
         self._below = httpcore.SyncBackend()
 
     def left(self) -> float:
@@ -183,8 +198,35 @@ class _Deadline(httpcore.NetworkBackend):
     def connect_tcp(
         self, host: str, port: int, *_: Any, socket_options: Any = None, **__: Any
     ) -> httpcore.NetworkStream:
-        opened = self._below.connect_tcp(host, port, self.left(), socket_options=socket_options)
-        return _Stream(opened, self)
+        addresses = self._addresses_of(host, port)
+        failure: Exception = httpcore.ConnectError("it has no address")
+        for index, address in enumerate(addresses):
+            # An address where nobody answers leaves the others their share of the time.
+            share = self.left() / (len(addresses) - index)
+            try:
+                return _Stream(self._below.connect_tcp(address, port, share, socket_options=socket_options), self)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    def _addresses_of(self, host: str, port: int) -> list[str]:
+        """Return a host's addresses; nothing bounds how long the system looks for them, so a thread waits for that."""
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(self._look_up(host, port, type=socket.SOCK_STREAM))
+            except (OSError, ValueError) as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            found = answers.get(timeout=self.left())
+        except queue.Empty:
+            raise httpcore.ConnectTimeout from None
+        if isinstance(found, Exception):
+            raise found
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class _Stream(httpcore.NetworkStream):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from meshmw._tools.verify.evidence import BackendError, HttpBackend, jaeger_link
+from tests.tools.test_http_client import serving
 
 TRACE_ID, SPAN_ID, PARENT_ID = f"{1:032x}", "a" * 16, "b" * 16
 
@@ -233,3 +234,26 @@ def test_of_very_many_spans_a_part_is_taken_and_that_is_said(server):
     jaeger = HttpBackend("jaeger", url)
     assert len(jaeger.spans([TRACE_ID])) == 10_000
     assert "more than 10,000 spans" in jaeger.partial[0]
+
+
+def test_one_look_at_a_backend_ends_however_many_traces_there_are(server):
+    url, _ = server
+    with pytest.raises(BackendError, match="cannot be reached: there was no whole answer"):
+        HttpBackend("jaeger", url, look=0.0).spans([TRACE_ID])
+
+
+@pytest.mark.parametrize("page", [b"<html>404 Not Found</html>", b"404 page not found\n"])
+def test_a_url_under_which_there_is_no_backend_is_said(page):
+    answer = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(page)
+    with serving(answer + page) as (url, _):
+        for backend in ("jaeger", "tempo"):
+            with pytest.raises(BackendError, match=r"answered 404; .* answered 404"):
+                HttpBackend(backend, url).spans([TRACE_ID])
+
+
+def test_the_headers_that_a_backend_is_asked_with_are_not_said(server):
+    url, answers = server
+    answers[f"/api/v2/traces/{TRACE_ID}"] = (200, {"status": "PARTIAL", "message": "too much for tenant geheim"})
+    tempo = HttpBackend("tempo", url, {"X-Scope-OrgID": "geheim", "empty": ""})
+    assert tempo.spans([TRACE_ID]) == []
+    assert tempo.partial == (f"tempo at {url} has trace {TRACE_ID} in part: too much for tenant ...",)

@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+import httpcore
 import pytest
 
 from meshmw._tools.doctor.proxy import AdminError, ask_proxy
-from meshmw._tools.http_client import HttpError, exchange
+from meshmw._tools.http_client import HttpError, _Deadline, exchange
 from meshmw._tools.verify.evidence import BackendError, HttpBackend
 from meshmw._tools.verify.probe import ProbeError, make_probe, send
 
@@ -26,7 +27,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 
 @contextmanager
 def serving(
-    *answers: bytes, forever: bytes = b"", tls: ssl.SSLContext | None = None
+    *answers: bytes, forever: bytes = b"", tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
 ) -> Iterator[tuple[str, list[bytes]]]:
     """Answer each connection with some bytes, and then with others again and again until the peer goes away."""
     asked: list[bytes] = []
@@ -48,10 +49,12 @@ def serving(
                 threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = stack.enter_context(socket.create_server((host, 0), family=family))
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
-        yield f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}", asked
+        place = f"[{host}]" if ":" in host else host
+        yield f"http{'s' if tls else ''}://{place}:{listener.getsockname()[1]}", asked
         ended.set()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
@@ -204,6 +207,86 @@ def test_a_header_that_cannot_be_sent_is_an_error(headers):
     with serving(body(b"")) as (url, asked), pytest.raises(HttpError):
         exchange("GET", url, headers=headers)
     assert asked in ([], [b""])
+
+
+def test_a_password_that_makes_the_url_unreadable_is_not_said():
+    for url in ("http://user:pa#ss@host/", "http://user:pa/ss@host/", "http://user:pa?ss@host/"):
+        with pytest.raises(HttpError) as error:
+            exchange("GET", url)
+        assert "pa" not in str(error.value)
+
+
+def test_the_value_of_a_header_that_cannot_be_sent_is_not_said():
+    with serving(body(b"")) as (url, _), pytest.raises(HttpError) as error:
+        exchange("GET", url, headers={"authorization": "Bearer geheim\r\nx: y"})
+    assert "geheim" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_an_ipv6_address_has_its_brackets_in_the_host_header():
+    with serving(body(b"fine"), host="::1") as (url, asked):
+        assert exchange("GET", url).body == b"fine"
+    place = url.removeprefix("http://").encode()
+    assert place.startswith(b"[::1]:")
+    assert b"\r\nhost: " + place + b"\r\n" in asked[0].lower()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_time_without_end_is_a_day(timeout):
+    with serving(body(b"fine")) as (url, _):
+        assert exchange("GET", url, timeout=timeout).body == b"fine"
+
+
+def test_a_name_that_is_looked_up_for_ever_is_waited_for_until_the_deadline():
+    ended = threading.Event()
+    with pytest.raises(httpcore.ConnectTimeout):
+        _Deadline(0.2, look_up=lambda *_, **__: ended.wait()).connect_tcp("mesh", 80)
+    ended.set()
+
+
+def test_every_address_of_a_name_has_its_turn():
+    def look_up(*addresses: str):
+        return lambda *_, **__: [(0, 0, 0, "", (address, 0)) for address in addresses]
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _Deadline(5, look_up=look_up("127.0.0.2", "127.0.0.1")).connect_tcp("mesh", port).close()
+        with pytest.raises(httpcore.ConnectError, match="refused"):
+            _Deadline(5, look_up=look_up("127.0.0.2", "127.0.0.3")).connect_tcp("mesh", port)
+        with pytest.raises(httpcore.ConnectError, match="no address"):
+            _Deadline(5, look_up=look_up()).connect_tcp("mesh", port)
+
+
+def test_a_name_that_nobody_has_is_an_error():
+    with pytest.raises(HttpError):
+        exchange("GET", f"http://{'a' * 70}.invalid/")
+
+
+STRANGE = {
+    "another protocol": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\nabc",
+    "a negative length": HEAD + b"Content-Length: -1\r\n\r\n",
+    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+    "a coding of transfers": HEAD + b"Transfer-Encoding: gzip\r\n\r\nx",
+    "no status": b"HTTP/1.1 2000 OK\r\n\r\n",
+    "HTTP/0.9": b"<html>hello",
+    "HTTP/2": b"HTTP/2 200\r\n\r\n",
+    "a byte that is none of a header's": HEAD + b"x: a\0b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_answer_is_an_error(kind):
+    with serving(STRANGE[kind]) as (url, _), pytest.raises(HttpError):
+        exchange("GET", url, timeout=2)
+
+
+def test_trailers_without_end_and_a_handshake_without_end_are_errors():
+    last = HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+    with serving(last, forever=b"x: y\r\n") as (url, _), pytest.raises(HttpError):
+        exchange("GET", url, timeout=0.5)
+    # A handshake record that goes on and on.
+    with serving(b"\x16\x03\x03\x40\x00", forever=b"\x02") as (url, _), pytest.raises(HttpError):
+        exchange("GET", url.replace("http:", "https:"), timeout=0.5)
 
 
 def test_a_deadline_that_has_passed_opens_nothing():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
@@ -21,6 +22,8 @@ _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CON
 _STATUS: Final = ("UNSET", "OK", "ERROR")
 # Seconds for one answer of a backend.
 _ASKED_FOR: Final = 5.0
+# Seconds for all answers that one look at a backend takes: strangers' headers decide how many traces there are.
+_LOOK: Final = 15.0
 # Spans of one trace; nobody reads more, and to draw them takes long.
 _MAX_SPANS: Final = 10_000
 _LATEST_NS: Final = 2**63 - 1
@@ -84,13 +87,16 @@ class HttpBackend:
         name: `jaeger` or `tempo`.
         base_url: Such as `http://localhost:16686`, also with a path in front.
         headers: Header lines that it asks for, such as `X-Scope-OrgID`.
+        look: Seconds for all that `spans` asks at once.
     """
 
-    def __init__(self, name: str, base_url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, base_url: str, headers: Mapping[str, str] | None = None, look: float = _LOOK) -> None:
         self.name = f"{name} at {without_secrets(base_url)}"
         self._paths = _PATHS[name]
         self._base = base_url.rstrip("/")
         self._headers = {"accept": "application/json", **(headers or {})}
+        self._secrets = [value for value in (headers or {}).values() if value]
+        self._look = look
         # Tempo has no page of its own: Grafana shows its traces, wherever that is.
         self._has_page = name == "jaeger"
         self._found: dict[str, None] = {}
@@ -113,16 +119,18 @@ class HttpBackend:
             BackendError: It cannot be reached, or answers neither with spans nor with 404.
         """
         found: list[JourneySpan] = []
+        end = time.monotonic() + self._look
         for trace_id in trace_ids:
-            found += self._of_trace(trace_id)
+            found += self._of_trace(trace_id, end)
         return found
 
-    def _of_trace(self, trace_id: str) -> list[JourneySpan]:
+    def _of_trace(self, trace_id: str, end: float) -> list[JourneySpan]:
         refusals = []
         for path, read in self._paths:
             try:
                 url = f"{self._base}{path.format(trace_id)}"
-                response = exchange("GET", url, headers=self._headers, timeout=_ASKED_FOR)
+                left = max(0.0, min(_ASKED_FOR, end - time.monotonic()))
+                response = exchange("GET", url, headers=self._headers, timeout=left)
                 if response.status_code == 200:
                     document = response.json()
                     found = [span for span in read(document) if span.trace_id == trace_id]
@@ -130,7 +138,7 @@ class HttpBackend:
                     if found:
                         self._found[trace_id] = None
                         return found[:_MAX_SPANS]
-                elif response.status_code != 404:
+                elif response.status_code != 404 or _has_no_such_path(response.body):
                     refusals.append(f"{path.format('ID')} answered {response.status_code}")
             except HttpError as error:
                 raise BackendError(f"{self.name} cannot be reached: {error}") from error
@@ -141,7 +149,7 @@ class HttpBackend:
         return []
 
     def _note_partial(self, trace_id: str, document: Mapping[str, Any], count: int) -> None:
-        said = _what_is_missing(document)
+        said = _what_is_missing(document, self._secrets)
         if said or count > _MAX_SPANS:
             more = f"more than {_MAX_SPANS:,} spans" if count > _MAX_SPANS else said
             self._partial[trace_id] = f"{self.name} has trace {trace_id} in part: {more}"
@@ -149,14 +157,23 @@ class HttpBackend:
             self._partial.pop(trace_id, None)
 
 
-def _what_is_missing(document: Mapping[str, Any]) -> str:
+def _has_no_such_path(body: bytes) -> bool:
+    """Say whether a 404 comes from a server that has no such path, and not from one that has no such trace."""
+    return body.lstrip()[:1] == b"<" or body.strip() == b"404 page not found"
+
+
+def _what_is_missing(document: Mapping[str, Any], secrets: Iterable[str]) -> str:
     """Return what a backend says where it answers with a part of a trace: Tempo by a status, Jaeger by errors."""
     errors = document.get("errors")
     told = [str(each["msg"]) for each in errors if "msg" in each] if isinstance(errors, list) else []
     # An enumeration of protobuf, by its name or its number.
     if document.get("status") in ("PARTIAL", 1):
         told.append(str(document.get("message") or "it says PARTIAL"))
-    return shown("; ".join(filter(None, told)))
+    text = "; ".join(filter(None, told))
+    for secret in secrets:
+        # It may say with what it was asked.
+        text = text.replace(secret, "...")
+    return shown(text)
 
 
 def jaeger_link(base_url: str, trace_id: str) -> str:
