@@ -54,14 +54,12 @@ def _say_unknown(version: str) -> None:
     LOGGER.debug("meshmw does not know opentelemetry-sdk %s, so spans are the SDK's own, which take more time", version)
 
 
-def tracer_of(provider: trace.TracerProvider | None) -> trace.Tracer:
-    """Return meshmw's tracer of a provider, or with None the process's own.
+def tracer_of(provider: trace.TracerProvider) -> trace.Tracer:
+    """Return meshmw's tracer of a provider.
 
     Raises:
         TypeError: It is no tracer provider.
     """
-    if provider is None:
-        return TRACER
     if not hasattr(provider, "get_tracer"):
         raise TypeError(f"tracer_provider takes a TracerProvider, not {quoted(provider)}")
     return _quickest(provider.get_tracer("meshmw", __version__))

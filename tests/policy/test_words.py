@@ -11,7 +11,20 @@ import flask
 import pytest
 
 import meshmw
-from meshmw import MeshPropagator, Settings, SettingsError, asgi, grpc, kafka, rabbitmq, testing, wire, wsgi
+from meshmw import (
+    MeshPropagator,
+    Settings,
+    SettingsError,
+    aiohttp,
+    asgi,
+    grpc,
+    kafka,
+    rabbitmq,
+    server,
+    testing,
+    wire,
+    wsgi,
+)
 from meshmw import flask as meshmw_flask
 from meshmw._policy import words
 from meshmw._policy.trust import TrustPolicy
@@ -41,6 +54,12 @@ TAKES = {
     ("meshmw.wsgi.TraceContextMiddleware", "trust"): lambda word: wsgi.TraceContextMiddleware(None, trust=word),
     ("meshmw.wsgi.TraceContextMiddleware", "server_spans"): lambda word: wsgi.TraceContextMiddleware(
         None, server_spans=word
+    ),
+    ("meshmw.server.TraceContextBoundary", "trust"): lambda word: server.TraceContextBoundary(trust=word),
+    ("meshmw.server.TraceContextBoundary", "server_spans"): lambda word: server.TraceContextBoundary(server_spans=word),
+    ("meshmw.aiohttp.TraceContextMiddleware", "trust"): lambda word: aiohttp.TraceContextMiddleware(trust=word),
+    ("meshmw.aiohttp.TraceContextMiddleware", "server_spans"): lambda word: aiohttp.TraceContextMiddleware(
+        server_spans=word
     ),
     ("meshmw.flask.init_app", "trust"): lambda word: meshmw_flask.init_app(flask.Flask("shop"), trust=word),
     ("meshmw.flask.init_app", "server_spans"): lambda word: meshmw_flask.init_app(

@@ -325,6 +325,13 @@ def test_a_given_format_is_found_behind_what_the_proxy_says_first(tmp_path, caps
     assert codes(tmp_path, capsys, start * 6, *options)[:2] == (1, {"no-requests", "ambiguous"})
 
 
+def test_a_given_format_is_kept_where_no_line_is_in_it(tmp_path, capsys):
+    # More than are looked at before the question is closed.
+    lines = ["a line of nothing"] * 20_400
+    status, fault, _ = codes(tmp_path, capsys, lines, "--format", "%REQ(:METHOD)% %PATH(NQ:ORIG)% %REQ(TRACEPARENT)%")
+    assert (status, fault) == (1, {"ambiguous", "no-requests"})
+
+
 def test_a_named_key_is_found_in_its_wrapper(tmp_path, capsys):
     lines = [docker(compact(**ISTIO_JSON, labels={"tp": PARENT}))] * 2
     status, found, hop = codes(tmp_path, capsys, lines, "--field", "traceparent=labels.tp")

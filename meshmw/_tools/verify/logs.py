@@ -26,7 +26,7 @@ _AT_ONCE: Final = 1 << 24
 _CLUSTERS: Final = {
     "istio": re.compile(r"(in|out)bound(-vip)?\||(Inbound)?PassthroughCluster|BlackHoleCluster"),
     "envoy-gateway": re.compile(r"(http|grpc|tls|tcp)route/"),
-    "consul": re.compile(r"local_app$|.*\.consul$"),
+    "consul": re.compile(r"local_app$|.{1,253}\.consul$"),
 }
 _COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 

@@ -325,3 +325,18 @@ def test_a_span_ends_where_the_server_drops_the_body_unclosed(make, stops):
     assert host.spans == ()
     del body
     assert host.server_span.attributes.get("meshmw.response.incomplete", False) is (stops == "half-way")
+
+
+def test_a_route_that_is_set_within_names_the_span_further_out(make):
+    inner = Flask("shop")
+
+    @inner.get("/raw/<path:rest>")
+    def raw(rest):
+        meshmw.set_route("/raw/{rest}")
+        return "ok"
+
+    host = make("BareASGI")
+    inner.wsgi_app = wsgi.TraceContextMiddleware(inner.wsgi_app, **host.options)
+    host.app = asgi.TraceContextMiddleware(WsgiToAsgi(inner), **host.options)
+    assert host.get("/raw/7").status == 200
+    assert (host.server_span.name, host.server_span.attributes["http.route"]) == ("GET /raw/{rest}", "/raw/{rest}")
