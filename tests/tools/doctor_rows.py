@@ -296,6 +296,7 @@ ROWS: dict[str, Row] = {
     "otel, upstream removes": Row(REMOVED, tracer="otel", upstream=[mutating(*GONE)]),
     "otel, upstream sets": Row(OVERWRITTEN, tracer="otel", upstream=[mutating(SET)]),
     "otel, router removes": Row(REMOVED, tracer="otel", manager=router_with(mutating(*GONE))),
+    "router removes, the cluster has its own": Row(manager=router_with(mutating(*GONE)), upstream=[mutating()]),
     "otel, router removes, the cluster has its own": Row(
         tracer="otel", manager=router_with(mutating(*GONE)), upstream=[mutating()]
     ),
