@@ -296,6 +296,7 @@ ROWS: dict[str, Row] = {
     "otel, upstream removes": Row(REMOVED, tracer="otel", upstream=[mutating(*GONE)]),
     "otel, upstream sets": Row(OVERWRITTEN, tracer="otel", upstream=[mutating(SET)]),
     "otel, router removes": Row(REMOVED, tracer="otel", manager=router_with(mutating(*GONE))),
+    "router removes, the cluster has its own": Row(manager=router_with(mutating(*GONE)), upstream=[mutating()]),
     "otel, router removes, the cluster has its own": Row(
         tracer="otel", manager=router_with(mutating(*GONE)), upstream=[mutating()]
     ),
@@ -327,6 +328,22 @@ ROWS: dict[str, Row] = {
         route={"tracing": {"random_sampling": {"numerator": 0}}},
         manager=ids(use_request_id_for_trace_sampling=False),
     ),
+    # Samplers. Where a request is not to be traced, none of them is asked.
+    "otel, always on": Row(tracer="otel always_on"),
+    "otel, always on, random 0": Row(CLEARED, tracer="otel always_on", tracing={"random_sampling": {"value": 0}}),
+    "otel, always on, random 0, no request id": Row(
+        tracer="otel always_on",
+        tracing={"random_sampling": {"value": 0}},
+        manager=ids(use_request_id_for_trace_sampling=False),
+    ),
+    "otel, by ids": Row(CLEARED, tracer="otel trace_id_ratio_based"),
+    "otel, by ids, no request id": Row(
+        CLEARED, tracer="otel trace_id_ratio_based", manager=ids(use_request_id_for_trace_sampling=False)
+    ),
+    "otel, by ids, none told": Row(CLEARED, tracer="otel none told"),
+    "otel, by parent": Row(tracer="otel parent_based"),
+    "otel, by parent, random 0": Row(CLEARED, tracer="otel parent_based", tracing={"random_sampling": {"value": 0}}),
+    "otel, dynatrace": Row(tracer="otel dynatrace", unjudged=True),
     "b3, random 0": Row(tracer="b3", tracing={"random_sampling": {"value": 0}}, sends=B3),
     "b3+w3c, random 0": Row(tracer="b3+w3c", tracing={"random_sampling": {"value": 0}}),
     "datadog, random 0": Row(tracer="datadog", tracing={"random_sampling": {"value": 0}}),
@@ -443,3 +460,30 @@ TRACERS: dict[str, Json] = {
         daemon_endpoint={"protocol": "UDP", "address": "127.0.0.1", "port_value": 9},
     ),
 }  # fmt: skip
+
+SAMPLER = f"{TYPE}envoy.extensions.tracers.opentelemetry.samplers.v3."
+
+
+def sampled_by(name: str, config: str, **fields: object) -> Json:
+    sampler = {"name": f"envoy.tracers.opentelemetry.samplers.{name}", "typed_config": {"@type": SAMPLER + config}}
+    sampler["typed_config"] |= fields
+    return provider(
+        "envoy.tracers.opentelemetry", "OpenTelemetryConfig", service_name="a", grpc_service=GRPC, sampler=sampler
+    )
+
+
+def sampler_of(tracer: str) -> Json:
+    sampler: Json = TRACERS[tracer]["typed_config"]["sampler"]
+    return sampler
+
+
+RATIO = "TraceIdRatioBasedSamplerConfig"
+TRACERS |= {
+    "otel always_on": sampled_by("always_on", "AlwaysOnSamplerConfig"),
+    "otel trace_id_ratio_based": sampled_by("trace_id_ratio_based", RATIO, sampling_percentage={"numerator": 0}),
+    "otel none told": sampled_by("trace_id_ratio_based", RATIO),
+    "otel dynatrace": sampled_by("dynatrace", "DynatraceSamplerConfig", tenant="a", cluster_id=1),
+}
+TRACERS["otel parent_based"] = sampled_by(
+    "parent_based", "ParentBasedSamplerConfig", wrapped_sampler=sampler_of("otel trace_id_ratio_based")
+)

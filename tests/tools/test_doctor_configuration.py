@@ -100,6 +100,14 @@ def test_files_that_are_something_else(tmp_path):
             read_dump(path)
 
 
+def test_aliases_that_stand_for_too_much(tmp_path):
+    path = tmp_path / "file.yaml"
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 8))]
+    path.write_text("\n".join([*lines, "static_resources: {listeners: []}"]))
+    with pytest.raises(AdminError, match="aliases stand for too much"):
+        read_dump(path)
+
+
 def test_several_dumps_in_one_file(tmp_path):
     path = tmp_path / "file"
     path.write_text(

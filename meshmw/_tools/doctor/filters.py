@@ -171,8 +171,8 @@ def filter_steps(name: str, config: Json) -> Iterator[Step]:
     elif package not in _READERS and not _is_harmless(package, config):
         named = _named_in(config)
         yield Step("", "unjudged", f"{place}, which names {', '.join(named)}" if named else place)
-    # Filters may lie within filters: behind a matcher, or as one action of several.
-    for inner in _filters_within(config):
+    # Filters may lie within filters: behind a matcher, or as one action of several. Those of the router come later.
+    for inner in _filters_within(config) if package != "router" else ():
         yield from filter_steps(f"{name}: {type_of(inner)}", inner)
 
 

@@ -21,6 +21,8 @@ from meshmw.wire.headers import B3_HEADERS
 
 # Since this version a proxy clears the flag of a sampled parent at its own rate.
 _CLEARS_FLAGS: Final = (1, 39)
+# Samplers of Envoy's OpenTelemetry tracer that are known here.
+_SAMPLERS: Final = ("", "always_on", "parent_based", "trace_id_ratio_based")
 _KEEP_FLAG: Final = (
     "Istio's Telemetry: randomSamplingPercentage: 100, or useRequestIdForTraceSampling: false; Envoy: random_sampling "
     "100, or use_request_id_for_trace_sampling: false in the request id extension"
@@ -238,12 +240,30 @@ def _clears_flags(proxy: ProxyConfig, listener: ProxyListener) -> bool:
     return listener.tracer == "opentelemetry" and (not proxy.version or proxy.version >= _CLEARS_FLAGS)
 
 
+def _check_sampler(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
+    if listener.sampler_rate < 100:
+        yield Finding(
+            "warning", "sampling.proxy-clears-the-flag", proxy.where_of(listener),
+            f"its sampler, {listener.sampler}, keeps {listener.sampler_rate:g} % of traces by their ids, and clears "
+            "the sampled flag of the others, whatever their caller decided",
+            "a trace that the caller records ends here: everything behind it is unsampled",
+            "put it into Envoy's parent_based sampler, as its wrapped_sampler",
+        )  # fmt: skip
+    elif listener.sampler not in _SAMPLERS:
+        yield Finding(
+            "note", "unjudged.sampler", proxy.where_of(listener),
+            f"its sampler is {listener.sampler}, and decides by itself",
+            "whether it keeps the caller's sampled flag cannot be judged",
+            "put it into Envoy's parent_based sampler, as its wrapped_sampler",
+        )  # fmt: skip
+
+
 def _check_sampling(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
     if not listener.tracer or not listener.uses_request_id:
         return
     clears = _clears_flags(proxy, listener)
     low = [(place, rate) for place, rate in listener.rates or (("", listener.random_sampling),) if rate < 100]
-    if low and clears and listener.sampler in ("", "parent_based"):
+    if low and clears:
         rate = min(rate for _, rate in low)
         places = [place for place, _ in low if place]
         yield Finding(
@@ -382,6 +402,7 @@ _PROXY_CHECKS: Final[tuple[Callable[[ProxyConfig, ProxyListener], Iterator[Findi
     _check_tracer,
     _check_unjudged,
     _check_changes,
+    _check_sampler,
     _check_sampling,
     _check_redirects,
     _check_zipkin,

@@ -56,6 +56,7 @@ class Tracing(JsonValue):
         formats: The formats that it reads and writes, such as `w3c`, `b3`.
         random_sampling: Percent of requests that start sampled.
         sampler: The last part of the OpenTelemetry sampler's name; empty for none.
+        sampler_rate: Percent of traces that this sampler keeps by their ids, whatever the caller decided.
         writes_nothing: Whether it injects no headers.
         shared_spans: Whether a Zipkin server span has the span id of its client.
         short_ids: Whether Zipkin makes trace ids of 64 bits.
@@ -67,6 +68,7 @@ class Tracing(JsonValue):
     formats: tuple[str, ...] = ()
     random_sampling: float = 100.0
     sampler: str = ""
+    sampler_rate: float = 100.0
     writes_nothing: bool = False
     shared_spans: bool = False
     short_ids: bool = False
@@ -102,11 +104,14 @@ def read_tracing(tracing: Json | None, bootstrap: Json | None) -> Tracing:
     kind = str(provider.get("name", "")).lower() + type_of(config).lower()
     tracer = next((name for name in _TRACERS if name in kind), "unknown")
     zipkin = tracer == "zipkin"
+    sampler = config.get("sampler", {})
+    by_ids = type_of(sampler.get("typed_config", {})).startswith("TraceIdRatioBased")
     return Tracing(
         tracer=tracer,
         formats=_formats_of(tracer, config),
         random_sampling=_started_sampled(tracing, bootstrap, _percent),
-        sampler=str(config.get("sampler", {}).get("name", "")).rpartition(".")[2],
+        sampler=str(sampler.get("name", "")).rpartition(".")[2],
+        sampler_rate=_fraction(sampler["typed_config"].get("sampling_percentage", {})) if by_ids else 100.0,
         writes_nothing=bool(plain(tracing.get("no_context_propagation"), False)),
         shared_spans=zipkin and plain(config.get("shared_span_context"), True),
         short_ids=zipkin and not config.get("trace_id_128bit", False),
