@@ -2,8 +2,8 @@
 
 A server that a tool asks may be broken or hostile: it drips its headers, sends `100 Continue` without end, or packs
 gigabytes into a few bytes. One deadline holds from the look-up of its name to the last byte. Redirects are not
-followed, and no proxy of the environment is used. It works on httpcore, which httpx brings along: httpx bounds each read
-alone.
+followed, and no proxy of the environment is used. It works on httpcore, which httpx brings along, because httpx bounds
+each read alone.
 """
 
 from __future__ import annotations
