@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from meshmw._tools.commands import run
     except ModuleNotFoundError as missing:
-        if missing.name not in ("typer", "rich"):
+        if (missing.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         print(f"meshmw: {MissingExtraError('the command line', 'cli')}", file=sys.stderr)
         return 2
