@@ -261,10 +261,6 @@ class NestedHttpOperation(HttpOperation):
         """Name the span further out."""
         self._outer.route(route)
 
-    def choose_route(self, route: str) -> None:
-        """Name the span further out."""
-        self._outer.choose_route(route)
-
 
 class SuppressedHttpOperation(HttpOperation):
     """Holds an outbound request that gets no span, because instrumentation is suppressed where it is sent.
