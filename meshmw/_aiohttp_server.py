@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Unpack
 
+from meshmw._foreign import aiohttp_request_with
 from meshmw._lifecycle.http import OPERATION
 from meshmw._lifecycle.serving import ServerOptions
 from meshmw.errors import extra_named
@@ -51,13 +52,14 @@ class TraceContextMiddleware:
         span = self._begun(request)
         request[_SERVED] = span
         if span.headers is not request.headers:
-            request = request.clone(headers=span.headers)
+            request = aiohttp_request_with(request, span.headers)
         span.set_route(_route_of(request))
         failed_with: BaseException | None = None
         try:
             with span.current():
                 response = await handler(request)
-            span.set_status(response.status)
+            # For what is no response aiohttp answers so.
+            span.set_status(getattr(response, "status", 500))
             return response
         except web.HTTPException as answer:
             span.set_status(answer.status)

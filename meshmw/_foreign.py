@@ -8,11 +8,15 @@ OpenTelemetry calls private are in `_otel`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
+
+# What an application can put into a request to aiohttp, which else has it from the connection.
+_SAID_OF_AIOHTTP: Final = frozenset({"scheme", "host", "remote", "url"})
 
 
 def kafka_servers(client: Any) -> list[str]:
@@ -207,3 +211,25 @@ def has_timed_out(call: object) -> bool:
     It says so in `_cancelled`. Where it does not, a timeout counts as any cancellation.
     """
     return bool(getattr(call, "_cancelled", False))
+
+
+def aiohttp_request_with(request: Any, headers: Any) -> Any:
+    """Return a copy of a request to aiohttp's server with other headers, and with all else that it has.
+
+    Its `clone` raises once the body has been read, and for a header that is no UTF-8; it forgets the client's address
+    that a middleware has put there. So the copy's `_message`, `_headers` and `_cache` are replaced. Where one of them
+    is gone, the request is cloned.
+
+    Args:
+        request: The request, which stays as it is.
+        headers: A multidict. aiohttp keeps bytes that are no UTF-8 as halves of a character.
+    """
+    if not {"_message", "_headers", "_cache"} <= getattr(request, "__dict__", {}).keys():
+        return request.clone(headers=headers)
+    raw = [tuple(text.encode("utf-8", "surrogateescape") for text in pair) for pair in headers.items()]
+    copied = copy.copy(request)
+    copied._message = request._message._replace(headers=headers, raw_headers=tuple(raw))
+    copied._headers = headers
+    # What was computed from the headers is computed anew.
+    copied._cache = {name: request._cache[name] for name in _SAID_OF_AIOHTTP & request._cache.keys()}
+    return copied

@@ -24,8 +24,10 @@ import httpx2
 import kafka
 import pika
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from confluent_kafka.serializing_producer import SerializingProducer
 from grpc._cython import cygrpc
+from multidict import CIMultiDict
 from yarl import URL
 
 import meshmw.httpx
@@ -133,6 +135,24 @@ class TestCallsOfAiohttp:
         request = object()
         assert _foreign.aiohttp_call_of(request) is request
         assert not _foreign.has_timed_out(request)
+
+
+class TestRequestsToAiohttp:
+    def test_a_copy_keeps_all_but_the_headers(self):
+        request = make_mocked_request("GET", "/", CIMultiDict({"a": "1"})).clone(remote="10.0.0.9")
+        assert request.headers["a"] == "1"
+        request._match_info = "kept"
+        copied = _foreign.aiohttp_request_with(request, CIMultiDict({"b": "\udcff"}))
+        assert type(copied) is type(request)
+        assert (dict(copied.headers), copied.raw_headers) == ({"b": "\udcff"}, ((b"b", b"\xff"),))
+        assert (copied.remote, copied._match_info, dict(request.headers)) == ("10.0.0.9", "kept", {"a": "1"})
+
+    def test_one_that_keeps_its_headers_elsewhere_is_cloned(self):
+        class Other:
+            def clone(self, headers):
+                return headers
+
+        assert _foreign.aiohttp_request_with(Other(), {"b": "2"}) == {"b": "2"}
 
 
 class TestHeaders:

@@ -623,6 +623,53 @@ def test_aiohttps_application_within_another_has_one_span(host: HomeMade, tracep
     assert ("context", "leaked_span") not in host.refusals
 
 
+@pytest.mark.parametrize("traceparent", [VALID, "junk"])
+def test_aiohttps_request_is_the_same_but_for_what_was_refused(host: HomeMade, traceparent: str) -> None:
+    seen = []
+
+    @web.middleware
+    async def outermost(request: web.Request, handler: Any) -> web.StreamResponse:
+        # As aiohttp-remotes puts the client's address there, and as one that verifies a signature reads the body.
+        request = request.clone(remote="10.0.0.9", scheme="https", host="shop")
+        await request.read()
+        return await handler(request)
+
+    async def echo(request: web.Request) -> web.Response:
+        seen.append((await request.text(), request.remote, request.scheme, request.host, request.match_info["item"]))
+        seen.append((request.headers.get("traceparent"), request.headers["user-agent"], dict(request.raw_headers)))
+        return web.Response(text="ok")
+
+    async def ask() -> bytes:
+        app = web.Application(middlewares=[outermost, meshmw.aiohttp.TraceContextMiddleware(**host.options)])
+        app.router.add_post("/items/{item}", echo)
+        async with TestServer(app) as server:
+            reader, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(b"POST /items/7 HTTP/1.0\r\nHost: x\r\nContent-Length: 2\r\nUser-Agent: \xff\r\n")
+            writer.write(f"traceparent: {traceparent}\r\n\r\nab".encode())
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.0 200")
+    request, (kept, user_agent, raw) = seen
+    assert request == ("ab", "10.0.0.9", "https", "shop", "7")
+    assert (kept, user_agent) == (VALID if traceparent == VALID else None, "\udcff")
+    assert raw[b"User-Agent"] == b"\xff"
+    assert (b"traceparent" in raw) == (traceparent == VALID)
+    assert host.server_span.name == "POST /items/{item}"
+
+
+def test_aiohttps_handler_without_a_response_is_aiohttps_matter(
+    host: HomeMade, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def nothing(request: web.Request) -> Any:
+        return None
+
+    assert ask_aiohttp(aiohttp_app(host, nothing=nothing), "/nothing/7") == [500]
+    assert "Missing return statement" in caplog.text
+    assert host.server_span.attributes["http.response.status_code"] == 500
+
+
 @pytest.mark.parametrize("remote", ["127.0.0.1", "10.0.0.9", None])
 def test_aiohttps_peer_is_what_the_application_says(host: HomeMade, remote: str | None) -> None:
     transport = SimpleNamespace(get_extra_info=lambda name, default=None: ("127.0.0.1", 41000))
