@@ -339,7 +339,8 @@ def _address(value: object, name: str) -> tuple[str | None, int | None]:
     if not isinstance(value, Sequence):
         raise TypeError(f"{name} takes a host, or a host and a port, not {quoted(value)}")
     host, port = (*value, None, None)[:2]
-    return (str(host) if host else None), (port if isinstance(port, int) else None)
+    text = plain_text(host if isinstance(host, bytes) else str(host)) if host else None
+    return text, (port if isinstance(port, int) else None)
 
 
 def _status_code(code: object) -> int:

@@ -274,6 +274,8 @@ def test_a_span_says_what_was_asked(host: HomeMade) -> None:
         ("10.0.0.9", {"client.address": "10.0.0.9"}),
         (("10.0.0.9", "x"), {"client.address": "10.0.0.9"}),
         (b"\0abstract", {"client.address": "\0abstract"}),
+        ((b"10.0.0.9", "x"), {"client.address": "10.0.0.9"}),
+        (("/run/\udcff", "x"), {"client.address": "/run/\ufffd\ufffd\ufffd"}),
     ],
 )
 def test_a_peer_is_what_sockets_say(host: HomeMade, peer: Any, found: Any) -> None:
@@ -567,6 +569,19 @@ def test_paths_that_are_given_for_routes_are_no_labels_without_end(
     assert len(points()) == 6
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "a route is a template" in warning
+
+
+def test_a_route_with_half_a_character_is_no_template(
+    host: HomeMade, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_conventions, "_no_templates", http_conventions.Throttle())
+    with block(host):
+        meshmw.set_route("/items/\udcff")
+    with block(host):
+        meshmw.set_route("/b\u00fccher/{item}")
+    # No exporter can encode the half, and with it the whole batch would be lost.
+    assert [span.name for span in host.server_spans] == ["GET", "GET /b\u00fccher/{item}"]
+    assert "a route is a template" in caplog.text
 
 
 def test_a_route_within_a_contrib_span_of_ones_own_hurts_nobody() -> None:
