@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,24 @@ from tests.real.install import real_server
 SECONDS = 60
 
 
-class Transactions:
+class Transactions(ABC):
     """An instrumented producer with a transactional id, and a consumer that reads what is committed."""
 
     def __init__(self, client: MessagingClient, topic: str) -> None:
         self.client, self.topic = client, topic
         self.id = f"of-{topic}"
 
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Any]:
-        raise NotImplementedError
-        yield
+    @abstractmethod
+    def opened(self) -> AbstractAsyncContextManager[Any]:
+        """Return a block with a producer in a transaction."""
 
+    @abstractmethod
     async def send(self, producer: Any, body: bytes) -> None:
-        raise NotImplementedError
+        """Send a message, and wait until it is there."""
 
-    @asynccontextmanager
-    async def committed(self) -> AsyncIterator[AsyncIterator[Any]]:
-        raise NotImplementedError
-        yield
+    @abstractmethod
+    def committed(self) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Return a block with what comes of committed transactions."""
 
 
 class ConfluentTransactions(Transactions):

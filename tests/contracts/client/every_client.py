@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -86,7 +87,7 @@ class Listening(http.server.ThreadingHTTPServer):
         """Some clients of these tests leave early."""
 
 
-class Client:
+class Client(ABC):
     """Calls the server with one client of ours; a subclass for each library says how.
 
     Attributes:
@@ -115,27 +116,28 @@ class Client:
 
     # What each library does in its own way.
 
+    @abstractmethod
     def ours(self) -> Any:
         """Return a client of the drop-in class, with the options."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self) -> Any:
         """Return the library's own client, with ours as its transport, adapter or middleware."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def send(self, client: Any, path: str, method: str, headers: Any, wait: float, redirects: bool) -> Any:
         """Return a response whose body is still to be read."""
-        raise NotImplementedError
 
     def status(self, response: Any) -> int:
         return response.status_code
 
+    @abstractmethod
     async def read(self, response: Any) -> bytes:
-        raise NotImplementedError
+        """Return the body of a response."""
 
-    async def chunks(self, response: Any) -> AsyncIterator[bytes]:
-        raise NotImplementedError
-        yield b""
+    @abstractmethod
+    def chunks(self, response: Any) -> AsyncIterator[bytes]:
+        """Yield the body of a response as it comes."""
 
     async def close(self, response: Any) -> None:
         response.close()
