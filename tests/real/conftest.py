@@ -1,6 +1,12 @@
 """Kafka itself and the services in other languages: each is started once, for all files here."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+# Tests here start the sample applications, which no wheel carries. Last, so that the installed meshmw stays in front.
+sys.path.append(str(Path(__file__).parents[2]))
 
 pytest.register_assert_rewrite("tests.real.peers")
 
