@@ -125,28 +125,28 @@ def _is_first_of_tree(what: str) -> bool:
     number = _NUMBER.search(multiprocessing.current_process().name)
     if number is not None and _server_handlers():
         return number[1] == "1"
-    return _takes_name(f"{_family()} {mark}") if sys.platform == "linux" else True
+    return _takes_name_in_family(mark)
 
 
-def _family() -> str:
+def _takes_name_in_family(mark: str) -> bool:
+    # Linux frees such a name when the process that took it ends, and leaves no file behind. Elsewhere nobody can tell,
+    # and each of them says it.
+    if sys.platform != "linux":
+        return True
+    import socket
+
     # The containers of a pod share the names of sockets, and in each of them the first process is number 1.
     namespace = 0
     with contextlib.suppress(OSError):
         namespace = os.stat(_PID_NAMESPACE).st_ino
-    return f"{namespace} {os.getppid()} {os.getpgid(0)}"
-
-
-def _takes_name(name: str) -> bool:
-    import socket
-
-    # Linux frees such a name when the process that took it ends, and leaves no file behind.
+    name = f"{namespace} {os.getppid()} {os.getpgid(0)} {mark}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
             taken.bind(f"\0meshmw-{os.getuid()}-{zlib.crc32(name.encode()):08x}")
             # Kept to the end of the process.
             taken.detach()
     except OSError as error:
-        # Where a sandbox refuses, nobody can tell, and each of them says it.
+        # Where a sandbox refuses, nobody can tell either.
         return error.errno != errno.EADDRINUSE
     return True
 

@@ -182,9 +182,11 @@ def flush_at_process_end(flush: Callable[[], object]) -> None:
     """Call *flush* where this process, or one forked from it, would end without a word to exit handlers.
 
     SIGTERM is handled only where it would have killed the process, and kills it all the same once *flush* is done: a
-    handler that a server or an application sets, before or after, is left alone.
+    handler that a server or an application sets, before or after, is left alone. So is the signal outside Linux,
+    where nobody tells whether a host such as uWSGI handles it; Windows ends a process without a signal.
     """
-    _flush_on_sigterm(flush)
+    if sys.platform == "linux":
+        _flush_on_sigterm(flush)
     Finalize(None, flush, exitpriority=_LAST)
     # A forked process forgets its parent's finalizers. The function stands for an object that lives as long as this.
     register_after_fork(flush_at_process_end, lambda _: Finalize(None, flush, exitpriority=_LAST))

@@ -261,7 +261,7 @@ def _hold(port: int) -> None:
         token.bind(("127.0.0.1", port))
         _held.append(token.detach())
     if len(_held) > _HELD:
-        os.close(_held.popleft())
+        socket.close(_held.popleft())
 
 
 class _WSGIServer(socketserver.ThreadingMixIn, WSGIServer):

@@ -155,6 +155,17 @@ def test_off_the_main_thread_the_signal_stays_as_it_is():
     assert run(code) == ("", -signal.SIGTERM)
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_where_nobody_tells_who_else_catches_it_the_signal_stays_as_it_is(platform):
+    code = f"""
+    sys.platform = "{platform}"
+    flush_at_process_end(lambda: say("f"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    wait()
+    """
+    assert run(code) == ("", -signal.SIGTERM)
+
+
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(1)", "raise SystemExit", "os.kill(os.getpid(), signal.SIGTERM)"])
 @pytest.mark.parametrize("method", sorted(multiprocessing.get_all_start_methods()))
 def test_a_process_of_multiprocessing_flushes_at_its_end(tmp_path, method, ending):
@@ -224,6 +235,12 @@ def test_the_first_process_of_a_container_goes_on_and_flushes_again(default):
         assert default == [(signal.SIGTERM, signal.SIG_DFL)] * times
         assert signal.getsignal(signal.SIGTERM) is ours
     assert threading.main_thread() not in flushed
+
+
+def test_outside_linux_no_handler_is_set(default, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    flush_at_process_end(lambda: None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_where_no_thread_starts_any_more_it_just_ends(default, monkeypatch):

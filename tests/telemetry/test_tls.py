@@ -382,6 +382,8 @@ class TestDoctor:
         assert (found.collector, found.collector_fault) == (str(path), "")
         path.unlink()
         assert look_at_process().collector_fault == "No such file or directory"
+        monkeypatch.delattr(socket, "AF_UNIX")
+        assert look_at_process().collector_fault == "this Python has no Unix sockets"
 
     def test_it_prints_both(self, monkeypatch, capsys):
         monkeypatch.setenv(f"{ALL}ENDPOINT", "https://127.0.0.1:9")

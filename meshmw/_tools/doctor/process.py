@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import socket
@@ -286,7 +287,10 @@ def _way_to(endpoint: str) -> tuple[str, Callable[[], socket.socket]]:
 
 
 def _connect_to_file(path: str) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
+    family = getattr(socket, "AF_UNIX", None)
+    if family is None:
+        raise OSError(errno.EAFNOSUPPORT, "this Python has no Unix sockets")
+    connection = socket.socket(family)
     connection.settimeout(_SECONDS)
     try:
         connection.connect(path)

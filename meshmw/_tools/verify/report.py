@@ -64,7 +64,8 @@ def write_report(journey: Journey, path: Path) -> None:
 def _open_no_link(path: str, flags: int) -> int:
     # In a folder that others write to, a link would lead to a file of the user's that they choose.
     try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+        # Windows cannot refuse a link so; there only who is trusted may make one.
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link, which is not followed", path) from error
