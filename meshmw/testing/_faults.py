@@ -19,6 +19,8 @@ Fault: TypeAlias = Literal["refuse", "hang", "slow", "reset", "unavailable", "ga
 
 _AT_ONCE: Final = 65_536
 _SLOW_SECONDS: Final = 0.05
+# Of asyncio's loop, between taking a connection and the first step of the task that serves it, with one to spare.
+_ROUNDS_BEFORE_SERVED: Final = 5
 # What the Collector's memory limiter says (internal/memorylimiter), without a word on when to come again.
 _REFUSAL: Final = b"data refused due to high memory usage"
 _HTTP_1_ANSWER: Final = (
@@ -104,12 +106,25 @@ class FaultProxy:
         was, self._fault = self._fault, fault
         if fault == "refuse":
             # Before the connections break, or a client would come again at once.
-            self._server.close()
+            await self._stop_listening()
         elif was == "refuse":
             await self._listen()
         for each in self._open:
             each.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+        # What they have aborted is closed in the next round.
+        await asyncio.sleep(0)
+
+    async def _stop_listening(self) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._server.sockets:
+            # Windows' loop has no readers.
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_reader(listener)
+        # A server that is closed now would lose, unclosed, what it has just taken.
+        for _ in range(_ROUNDS_BEFORE_SERVED):
+            await asyncio.sleep(0)
+        self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -139,6 +154,10 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, dela
             target.write(data)
             await target.drain()
         target.write_eof()
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Do nothing: the connection was taken before the listener was closed, and is aborted next."""
 
 
 async def _hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -207,6 +226,7 @@ _TRAILERS: Final = b"\x88" + b"".join(
 _FAULTS: Final[
     Mapping[Fault | None, Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]]
 ] = {
+    "refuse": _refuse,
     "hang": _hang,
     "reset": _reset,
     "unavailable": _unavailable,
