@@ -65,8 +65,9 @@ async def call():
 
 with OtlpReceiver() as receiver:
     settings = meshmw.Settings(service_name="shop", exporter="otlp-http", endpoint=receiver.http_endpoint)
+    before = signal.getsignal(signal.SIGTERM)
     with meshmw.configure(settings):
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is before
         asyncio.run(call())
         with meshmw.httpx.Client(transport=httpx.WSGITransport(meshmw.wsgi.TraceContextMiddleware(wsgi_app))) as client:
             assert client.get("http://shop/").text == "ok"
