@@ -192,6 +192,14 @@ def test_json_in_bulk_is_read_as_each_alone(objects, data):
     assert alone == bulk
 
 
+@pytest.mark.parametrize("first", [None, 5, True])
+def test_a_request_that_only_later_lines_have_is_read_in_bulk(first):
+    lines = [json.dumps({"request": request, "tracestate": "a=1"}) for request in (first, first, "GET /a HTTP/1.1")]
+    alone, bulk, counts = alone_and_in_bulk(JsonFormat(), lines)
+    assert counts
+    assert alone == bulk
+
+
 @pytest.mark.parametrize("part", [" ", '"', "a", "-", "0", "[", '" "', "/", "?", "00-", "{", '{"a":', "\\"])
 def test_no_text_costs_more_than_its_length(part):
     """64 KiB of what separates fields, or of what they are made of; a pattern that went back over it took minutes."""

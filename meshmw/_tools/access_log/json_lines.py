@@ -100,8 +100,9 @@ _ONE: Final = r'[^"\\\x00-\x1f]'
 _NUMBER: Final = r"-?(?:0|[1-9][0-9]{0,300}+)(?:\.[0-9]{1,300}+)?+(?:[eE][+-]?[0-9]{1,3}+)?+"
 _SCALAR: Final = rf'(?:"{_ONE}*+"|{_NUMBER}|null|true|false)'
 _CODE: Final = rf"(?:(?P<code>0)(?![0-9.eE])|{_NUMBER}|null)"
+# Whether a line with null is a request's, its other keys say.
 _METHOD_AND_PATH: Final = (
-    rf'(?:"(?P<method>[A-Z]{{1,20}}+)\ (?P<path>{_ONE[:-1]}?\ ]{{0,300}}+){_ONE[:-1]}\ ]*+\ HTTP/[0-9.]{{1,9}}+"|null)'
+    rf'(?:"(?P<method>[A-Z]{{1,20}}+)\ (?P<path>{_ONE[:-1]}?\ ]{{0,300}}+){_ONE[:-1]}\ ]*+\ HTTP/[0-9.]{{1,9}}+")'
 )
 
 Path = tuple[str, ...]
@@ -228,9 +229,16 @@ class JsonFormat:
             return None
         if any(isinstance(_held(found, path), (list, dict)) for path in chosen.values()):
             return None
+        # Lines with a text there are read by it, and this pattern would pass over it.
+        if chosen.keys().isdisjoint(("method", "path")) and self._has_request_without_text(found):
+            return None
         columns = {path: "request" if name == "request" else column_of(name) for name, path in chosen.items()}
         names = frozenset(chosen) - {"request"} | ({"method", "path"} if "request" in chosen else set())
         return _Template(Shape("".join(_pieces(line, columns)).encode("utf-8", "surrogateescape")), names)
+
+    def _has_request_without_text(self, found: Mapping[str, Any]) -> bool:
+        ranks = (self._rank(path) for path, value in _leaves(found) if not isinstance(value, str))
+        return any(rank is not None and rank[0] == "request" for rank in ranks)
 
 
 def _pieces(line: bytes, columns: Mapping[Path, str | None]) -> Iterator[str]:
