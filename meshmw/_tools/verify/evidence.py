@@ -51,10 +51,17 @@ class Watch:
 
 
 class Evidence(NamedTuple):
-    """Holds what has been seen of a probe so far."""
+    """Holds what has been seen of a probe so far.
+
+    Attributes:
+        hops: The hops, the probe first.
+        spans: Its spans.
+        too_old: How many spans are left out, because they began long before the request.
+    """
 
     hops: tuple[Hop, ...]
     spans: tuple[JourneySpan, ...]
+    too_old: int = 0
 
     def hops_in(self, log: LogTail) -> int:
         """Return how many hops a log shows."""
