@@ -180,6 +180,19 @@ def test_a_collector_whose_cluster_the_proxy_does_not_have(clusters, found):
     assert proxy.unknown == (("otel",) if found else ())
 
 
+def test_a_proxy_that_refused_all_its_clusters_has_none():
+    """As a real one was seen to say it: the section of the clusters is there, and empty."""
+    tracer = {"@type": "x.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}}}
+    provider = {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}
+    listeners = {"@type": "x.ListenersConfigDump", "dynamic_listeners": []}
+    listeners["dynamic_listeners"] = [{"active_state": {"listener": listener({"tracing": {"provider": provider}})}}]
+    bootstrap = {"@type": "x.BootstrapConfigDump", "bootstrap": {"dynamic_resources": {"cds_config": {}}}}
+    whole = read_proxy("x", {"configs": [bootstrap, {"@type": "x.ClustersConfigDump"}, listeners]})
+    assert (whole.unknown, whole.missing) == (("otel",), ())
+    part = read_proxy("x", {"configs": [bootstrap, listeners]})
+    assert (part.unknown, part.missing) == ((), ("clusters",))
+
+
 def test_the_tunnel_of_a_waypoint_is_no_hop():
     """As Istio's control plane configures `connect_terminate`; requests are traced in `main_internal`."""
     connect = {"upgrade_type": "CONNECT", "connect_config": {}}

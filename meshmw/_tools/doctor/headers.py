@@ -16,6 +16,7 @@ from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import Configuration, Json, own_name, plain, type_of, typed
 from meshmw._tools.doctor.filters import Step, filter_steps, mutations, options, removal
 from meshmw._tools.doctor.tracers import Tracing, route_sampling
+from meshmw.wire.headers import B3_HEADERS
 
 # Several lines of these are one list.
 _LISTS: Final = {"baggage", "tracestate"}
@@ -27,7 +28,7 @@ _ASKS_FOR_ROUTES: Final = ("ExtAuthz", "ExtProc")
 _FOLLOWS: Final = "HANDLE_INTERNAL_REDIRECT"
 
 Effect = Literal["removed", "restarted", "overwritten", "doubled", "added", "in vain"]
-_State = Literal["caller's", "gone", "planted", "two", "or planted"]
+_State = Literal["caller's", "gone", "planted", "two", "or planted", "owed", "two owed"]
 _EFFECTS: Final[Mapping[_State, Effect]] = {
     "gone": "removed",
     "planted": "overwritten",
@@ -126,12 +127,16 @@ def _change_of(
     if state not in ("caller's", "two"):
         return _as_change(header, state, place)
     _, place = _after(header, [*early, *late])
+    if tracing.tracer == "zipkin" and header in B3_HEADERS:
+        # It writes B3 as the caller did, in one header or in several, and leaves what it finds in the other form.
+        state, planted = _after(header, [*early, *late], "gone")
+        if state != "gone":
+            return HeaderChange(header, "added", planted)
     return HeaderChange(header, "in vain", place) if place else None
 
 
-def _after(header: str, steps: Sequence[Step]) -> tuple[_State, str]:
+def _after(header: str, steps: Sequence[Step], state: _State = "caller's") -> tuple[_State, str]:
     """Return what is left of the caller's header after these steps, and where the last that counts stands."""
-    state: _State = "caller's"
     place = ""
     for step in steps:
         if step.header == header:
@@ -141,6 +146,8 @@ def _after(header: str, steps: Sequence[Step]) -> tuple[_State, str]:
 
 
 def _next(state: _State, action: str) -> _State:
+    if action in ("owe", "settle") or state in ("owed", "two owed"):
+        return _next_of_owed(state, action)
     if action == "remove":
         return "gone"
     if action == "set":
@@ -157,6 +164,15 @@ def _next(state: _State, action: str) -> _State:
     if action == "append":
         return "two"
     return "or planted" if state == "caller's" else state
+
+
+def _next_of_owed(state: _State, action: str) -> _State:
+    """Return what is left where a level has a line to add, if the header was absent as the level began."""
+    if action == "settle":
+        return {"owed": "planted", "two owed": "two"}.get(state, state)  # type: ignore[return-value]
+    if state in ("owed", "two owed"):
+        return "two owed" if action in ("owe", "set", "append") else state
+    return {"gone": "owed", "caller's": "or planted"}.get(state, state)  # type: ignore[return-value]
 
 
 def _as_change(header: str, state: _State, place: str) -> HeaderChange | None:
