@@ -37,8 +37,11 @@ _REQUEST_LINE: Final = re.compile(r"(?:[<>*] )?(?:[A-Z]{3,10} [^ ]+ HTTP/[0-9.]+
 _MARK: Final = re.compile(r"(?:[<>*]|[0-9a-f]{4}:)[ \t]")
 # What stands around the headers: what curl says of itself and of its progress, and the beginning of a page.
 _NOISE: Final = re.compile(
-    r"<|[>*](?:[ \t]|$)|[{}] \[|[0-9a-f]{4}:(?:[ \t]|$)|=[=>] |% Total|Dload|(?:[-0-9.:kMGTP]+[ \t]+){5}"
+    r"<|[>*](?:[ \t]|$)|[{}](?:[ \t,]|$)|[0-9a-f]{4}:(?:[ \t]|$)|=[=>] |% Total|Dload|(?:[-0-9.:kMGTP]+[ \t]+){5}"
 )
+# One line of headers in JSON or in Python, and one field of a log.
+_QUOTED: Final = re.compile(r"""\{?[ \t]*["']([A-Za-z0-9-]+)["'][ \t]*:[ \t]*["']([^"']*)["'][ \t]*\}?,?[ \t]*""")
+_LOGGED: Final = re.compile(r'(traceparent|tracestate)="?([^"]*)"?', re.IGNORECASE)
 _LIKE_JAEGER: Final = re.compile(r"[0-9a-fA-F]{1,32}:[0-9a-fA-F]{1,16}:[0-9a-fA-F]{1,16}:[0-9a-fA-F]{1,2}")
 # Headers of other systems, by the beginnings of their names.
 _OTHERS: Final = {
@@ -258,7 +261,10 @@ def _split_name(text: str) -> tuple[str | None, str]:
 
 
 def _unmarked(text: str) -> str:
+    """Return a header line without what others put around it: curl's mark, the quotes of JSON, the `=` of a log."""
     unspaced = text.lstrip(OWS)
+    if match := _QUOTED.fullmatch(unspaced) or _LOGGED.fullmatch(unspaced):
+        return f"{match[1]}: {match[2]}"
     mark = _MARK.match(unspaced)
     return unspaced[mark.end() :] if mark else unspaced
 

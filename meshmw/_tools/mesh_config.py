@@ -62,7 +62,8 @@ _SIDECAR_PORTS: Final = {
 # Ports that Istio's and Linkerd's proxies take in every pod.
 _MESH_PORTS: Final = (15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090, 4140, 4143, 4190, 4191)
 # Templates put names and images without quotes into YAML, NGINX's and HAProxy's files, so nothing else may be in them.
-_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL: Final = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._/:@]{0,253}[-A-Za-z0-9._])?")
 # What YAML reads as a text without quotes: no number, no date, and none of the words that mean something else.
@@ -110,7 +111,9 @@ class MeshNames:
         for name in ("service", "namespace"):
             value = getattr(self, name)
             if not _NAME.fullmatch(value) or "." in value:
-                raise MeshConfigError(f"{name} is {quoted(value)}: it takes small letters, digits and hyphens")
+                raise MeshConfigError(
+                    f"{name} is {quoted(value)}: it takes 63 small letters, digits and hyphens at most"
+                )
         _split_address("collector", self.collector)
         if self.upstream:
             _split_address("upstream", self.upstream)
@@ -209,6 +212,8 @@ def render_config(target: str, names: MeshNames | None = None) -> str:
         names = replace(names, upstream=_UPSTREAMS.get(target, _UPSTREAM))
     if target == "compose":
         _check_services(names)
+    if target in ("istio", "linkerd") and _is_address(names.collector):
+        raise MeshConfigError(f"collector is {quoted(names.collector)}: {target} finds it by the name of its Service")
     for ports in _ports_of_machines(target, names):
         _check_apart(ports)
     (template,) = _TEMPLATES.glob(f"{target}.*.j2")
@@ -252,12 +257,22 @@ def _is_here(host: str, own: str) -> bool:
     host = host.removesuffix(".")
     if host == own or _LOOPBACK.fullmatch(host):
         return True
+    address = _address_of(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _is_address(address: str) -> bool:
+    """Say whether an address names a machine, and no service of a cluster."""
+    host = _split_address("collector", address)[0].removesuffix(".")
+    return _address_of(host) is not None or _LOOPBACK.fullmatch(host) is not None
+
+
+def _address_of(host: str) -> ipaddress.IPv4Address | None:
+    """Return an address as resolvers read it: `127.1`, `0x7f000001` and `2130706433` are one; None for a name."""
     try:
-        # As resolvers read it: `127.1`, `0x7f000001` and `2130706433` are one address.
-        address = ipaddress.ip_address(socket.inet_aton(host))
+        return ipaddress.IPv4Address(socket.inet_aton(host))
     except OSError:
-        return False
-    return address.is_loopback or address.is_unspecified
+        return None
 
 
 def _check_apart(ports: Mapping[str, int]) -> None:

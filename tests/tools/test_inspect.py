@@ -231,6 +231,18 @@ b3: 0
 """
 
 
+JSON = f"""{{
+  "Host": "shop",
+  "Traceparent": "{VALID}",
+  "b3": "0"
+}},
+"""
+LOGGED = f"""{{'traceparent': '{VALID}'}}
+traceparent={VALID}
+tracestate="a=1"
+"""
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize(
     ("text", "headers"),
@@ -240,8 +252,10 @@ b3: 0
         (ANSWER, ["traceparent", "b3"]),
         (f"* traceparent: {VALID}\n<html>\n<\n> \n", ["traceparent"]),
         (f"{VALID}\n\na=1,b=2\n", ["traceparent", "tracestate"]),
+        (JSON, ["traceparent", "b3"]),
+        (LOGGED, ["traceparent", "traceparent", "tracestate"]),
     ],
-    ids=["curl -v", "curl --trace-ascii", "curl -i", "marks alone", "values"],
+    ids=["curl -v", "curl --trace-ascii", "curl -i", "marks alone", "values", "JSON", "Python and a log"],
 )
 def test_what_stands_around_the_headers_is_left_out(monkeypatch, capsys, text, headers, end):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.replace("\n", end).encode())))

@@ -215,6 +215,11 @@ HERE = (
         ("nginx", {"listen_port": 15001}, "listen_port and the sidecar's outbound listener would both have port 15001"),
         ("haproxy", {"listen_port": 8000}, "listen_port and app_port would both have port 8000"),
         ("nginx", {"listen_port": 15000, "upstream": "localhost:15006"}, "administration would both have port 15000"),
+        *(
+            (target, {"collector": f"{host}:4317"}, f"collector is '{host}:4317': {target} finds it by the name")
+            for target in ("istio", "linkerd")
+            for host in ("10.0.0.5", "localhost", "167772165")
+        ),
         ("compose", {"service": "collector"}, "service is 'collector': the composition has a collector of its own"),
         ("compose", {"service": "inventory"}, "upstream is 'inventory:8000': the composition has that service"),
         ("compose", {"upstream": "checkout-sidecar:15006"}, "upstream is 'checkout-sidecar:15006'"),
@@ -246,14 +251,15 @@ def texts(value: object) -> list[str]:
 @pytest.mark.parametrize("name", ["null", "no", "y", "true", "123", "1e3", "0x1f", "2020-01-01", "010", "shop", "n0"])
 @pytest.mark.parametrize("target", [target for target in TARGETS if target not in ("nginx", "haproxy")])
 def test_a_name_that_yaml_would_read_as_something_else_stays_a_name(target, name):
+    usual = MeshNames(service="abc", namespace="abc", image="abc", host="abc", collector="abc:30", upstream="abc.x:30")
     names = MeshNames(
         service=name, namespace=name, image=name, host=name, collector=f"{name}:30", upstream=f"{name}.x:30"
     )
     if target == "envoy":
         names = MeshNames(service=name, collector=f"{name}:30", upstream=f"{name}.x:30")
+    if target in ("istio", "linkerd"):
+        names, usual = (MeshNames(namespace=each, collector=f"{each}.x:30") for each in (name, "abc"))
     documents = list(yaml.safe_load_all(mesh_config(target, names)))
-    # As many as in what is printed for names that are none of these.
-    usual = MeshNames(service="abc", namespace="abc", image="abc", host="abc", collector="abc:30", upstream="abc.x:30")
     wanted = list(yaml.safe_load_all(mesh_config(target, usual)))
     assert sorted(each.replace("abc", name) for each in texts(wanted)) == sorted(texts(documents))
 
@@ -339,6 +345,10 @@ def test_what_envoy_logs_is_what_the_reader_knows():
     [
         ({"service": "a b"}, "service is 'a b'"),
         ({"service": "a.b"}, "service is"),
+        ({"service": "a" * 64}, "service is"),
+        ({"upstream": "a..b:1"}, "upstream is"),
+        ({"upstream": f"{'a' * 64}.b:1"}, "upstream is"),
+        ({"host": ".".join(["abcdefghi"] * 26)}, "host is"),
         ({"namespace": "x\ny"}, "namespace is"),
         ({"collector": "nowhere"}, "collector is 'nowhere': it takes host:port"),
         ({"collector": "a:99999"}, "collector is"),

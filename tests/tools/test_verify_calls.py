@@ -147,6 +147,44 @@ def test_health_checks_connections_and_attempts_are_no_calls(run):
     assert (journey.verdict, found(journey)) == ("one", [])
 
 
+@pytest.mark.parametrize(
+    ("code", "details", "arrived"),
+    [
+        (403, "rbac_access_denied_matched_policy[none]", False),
+        (503, "upstream_reset_before_response_started{remote_connection_failure,delayed_connect_error:_111}", False),
+        (503, "no_healthy_upstream", False),
+        (503, "via_upstream", True),
+        (504, "upstream_response_timeout", True),
+        (503, "upstream_reset_before_response_started{connection_termination}", True),
+    ],
+)
+def test_an_application_that_got_nothing_is_not_missed(run, code, details, arrived):
+    answer = {"response_code": code, "response_code_details": details}
+    journey = run({"edge": EDGE, "shop": call("inbound", parent(2), parent(3), **answer)})
+    assert ("shop application" in {hop.name for hop in journey.hops}) == arrived
+
+
+@pytest.mark.parametrize(
+    ("own", "codes"),
+    [
+        ("9" * 32, ["verify.other-trace"]),
+        ("9" * 16, ["verify.other-trace"]),
+        ("AB" * 8, []),
+        ("CD" * 8 + "AB" * 8, []),
+        ("1-5759e988-bd862e3fe1be46a994272793", []),
+        ("../../x", []),
+    ],
+)
+def test_a_proxys_own_trace_id_is_compared_as_far_as_it_goes(tmp_path, own, codes):
+    trace = "cd" * 8 + "ab" * 8
+    tail = LogTail("edge", tmp_path / "edge.log")
+    line = end("edge", parent(2, trace), trace_id=own)
+    (tmp_path / "edge.log").write_text(json.dumps(line) + "\n")
+    probe = make_probe(URL, ids=(trace, "1" * 16))
+    found = follow(probe, ProbeAnswer(200), Watch(tails=[tail], timeout=0, settle=0, alone=True), 0)
+    assert [finding.code for finding in found.findings] == codes
+
+
 def test_lines_of_attempts_alone_are_looked_at(run):
     lines = [{"type": "UpstreamEnd", "listener": "edge", "method": "GET", "traceparent": None}]
     assert found(run({"edge": lines})) == [("verify.lost", "probe -> edge")]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from meshmw.__main__ import main
 from meshmw._tools.verify import follow
 from meshmw._tools.verify.evidence import LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, Journey
 from meshmw._tools.verify.judge import judge_hops
-from meshmw._tools.verify.probe import SYNTHETIC, Echo, Probe, ProbeAnswer, make_probe
+from meshmw._tools.verify.probe import SYNTHETIC, Echo, Probe, ProbeAnswer, echoes_of, make_probe
 from meshmw.testing import ReceivedSpan
 from tests.tools.planted import Fault, PlantedMesh
 
@@ -72,6 +75,26 @@ def test_what_hangs_together_with_the_request_is_the_requests_whatever_its_clock
     echo = Echo("answer", {"traceparent": parent(7)})
     named = journey(span(8, 7, start=MINUTES_AGO), span(7, start=MINUTES_AGO), echoes=(echo,))
     assert (named.verdict, found(named), len(named.spans)) == ("one", [], 2)
+
+
+def test_several_lines_of_a_traceparent_in_an_echo_are_malformed():
+    (echo,) = echoes_of(json.dumps({"traceparent": [parent(), parent(3)], "baggage": ["a=1", "b=2"]}).encode())
+    assert (echo.headers["traceparent"], echo.headers["baggage"]) == (f"{parent()},{parent(3)}", "a=1,b=2")
+    assert echoes_of(json.dumps({"traceparent": [parent(), 7]}).encode())[0].headers["traceparent"] is None
+
+
+def test_an_answer_that_redirects_is_said():
+    redirected = follow(make_probe(URL), ProbeAnswer(302), Watch(timeout=0), NOW)
+    (finding,) = redirected.findings
+    assert (finding.code, finding.what) == ("verify.status", "the answer was 302, which leads to another URL")
+
+
+def test_two_logs_of_one_name_are_refused(tmp_path, capsys):
+    for folder in ("edge", "shop"):
+        (tmp_path / folder).mkdir()
+    logs = [f"-a{tmp_path / folder / 'access.log'}" for folder in ("edge", "shop")]
+    assert main(["verify", URL, *logs]) == 2
+    assert "two access logs are called 'access'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_each_branch_says_where_its_flag_is_cleared():

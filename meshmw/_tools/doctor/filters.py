@@ -46,7 +46,7 @@ _READERS: Final = frozenset(
         "file_system_buffer", "filter_chain", "grpc_field_extraction", "grpc_http1_bridge",
         "grpc_http1_reverse_bridge", "grpc_json_reverse_transcoder", "grpc_json_transcoder", "grpc_stats", "grpc_web",
         "gzip", "health_check", "json_to_metadata", "kill_request", "match_delegate", "oauth2", "on_demand",
-        "original_src", "proto_api_scrubber", "proto_message_extraction", "proto_message_logging", "ratelimit",
+        "original_src", "proto_api_scrubber", "proto_message_extraction", "proto_message_logging",
         "rbac", "router", "set_filter_state", "set_metadata", "sse_to_metadata", "stateful_session", "tap",
         "thrift_to_metadata", "upstream_codec",
     }

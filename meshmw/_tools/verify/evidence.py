@@ -218,7 +218,12 @@ def _from_jaeger(document: Any) -> Iterator[JourneySpan]:
 
 def _jaeger_span(span: Mapping[str, Any], service: str) -> JourneySpan:
     tags = {tag["key"]: tag.get("value") for tag in span.get("tags") or ()}
-    parents = [each for each in span.get("references") or () if each.get("refType") == "CHILD_OF"]
+    # A link to another trace is a reference too.
+    parents = [
+        each
+        for each in span.get("references") or ()
+        if each.get("refType") == "CHILD_OF" and each.get("traceID", span["traceID"]) == span["traceID"]
+    ]
     start = _nanoseconds(span["startTime"], 1000)
     return JourneySpan(
         trace_id=str(span["traceID"]).rjust(32, "0"),

@@ -6,6 +6,7 @@ where it is lost. What comes after a loss is its consequence, and no loss of its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple
@@ -27,6 +28,7 @@ from meshmw.wire import TraceParent, examine_b3
 
 Side = Literal["in", "own", "out"]
 State = Literal["valid", "absent", "malformed"]
+_OWN_ID: Final = re.compile("[0-9a-f]{16}|[0-9a-f]{32}")
 _ANY_SPAN: Final = f"{1:016x}"
 
 
@@ -61,7 +63,7 @@ def judge_hops(hops: Sequence[Hop], probe: Probe) -> Judgement:
     ends = [_State(_Sighting(0, "out", _Named("valid", judgement.expected)), judgement.expected, probe.sampled)]
     for index, hop in enumerate(judgement.hops[1:], start=1):
         state = ends[index - 1 if hop.parent is None else hop.parent]
-        for sighting in _sightings(index, hop, probe):
+        for sighting in _sightings(index, hop, probe, judgement.expected):
             state = _follow(judgement, state, sighting, probe)
         ends.append(state)
     judgement.findings += _lost_tracestate(judgement, probe)
@@ -114,14 +116,23 @@ class _State(NamedTuple):
     is_lost: bool = False
 
 
-def _sightings(index: int, hop: Hop, probe: Probe) -> Iterator[_Sighting]:
+def _sightings(index: int, hop: Hop, probe: Probe, expected: str) -> Iterator[_Sighting]:
     """Yield what was seen at one hop, in the order of the way."""
     if (named := _read_headers(hop.received, probe)) is not None:
         yield _Sighting(index, "in", named)
-    if hop.trace_id:
-        yield _Sighting(index, "own", _Named("valid", hop.trace_id.rjust(32, "0")))
+    if own := _own_trace(hop, expected):
+        yield _Sighting(index, "own", _Named("valid", own))
     if (named := _read_headers(hop.sent, probe)) is not None:
         yield _Sighting(index, "out", named)
+
+
+def _own_trace(hop: Hop, expected: str) -> str:
+    """Return the trace that a hop says it is in; nothing where its id is in no form that is known here."""
+    own = hop.trace_id.lower()
+    if not _OWN_ID.fullmatch(own):
+        return ""
+    # Some tracers log the last 64 bits alone.
+    return expected if len(own) == 16 and expected.endswith(own) else own.rjust(32, "0")
 
 
 def _read_headers(headers: Mapping[str, str | None], probe: Probe) -> _Named | None:

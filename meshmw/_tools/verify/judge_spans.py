@@ -29,7 +29,13 @@ _SHARED: Final = (["CLIENT", "SERVER"], ["CONSUMER", "PRODUCER"])
 
 def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
     """Yield what the answer itself shows."""
-    if answer.status_code >= 400:
+    if 300 <= answer.status_code < 400:
+        yield Finding(
+            "warning", "verify.status", without_secrets(probe.url),
+            f"the answer was {answer.status_code}, which leads to another URL",
+            "redirects are not followed: the request ended where it was redirected", "give the URL that it leads to",
+        )  # fmt: skip
+    elif answer.status_code >= 400:
         yield Finding(
             "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
             "a request that is refused on the way does not reach every hop",

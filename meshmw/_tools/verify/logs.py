@@ -35,6 +35,12 @@ _COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 _MAX_CALLS: Final = 16
 # A span id in traceparent or B3, which tells calls apart that are alike otherwise.
 _SPAN_ID: Final = re.compile("-[0-9a-f]{16}(?=-|$)")
+# Details of answers that a proxy gave by itself: the application behind it got nothing.
+_NEVER_ARRIVED: Final = re.compile(
+    r"\((?:UF|UH|NR|NC|RL|UAEX|rbac_|ext_authz_|jwt_authn_|Jwt|oauth|fault_filter_abort|local_rate_limited|"
+    r"request_rate_limited|rate_limiter_error|no_healthy_upstream|route_not_found|cluster_not_found|direct_response|"
+    r"upstream_reset_before_response_started\{(?:remote_|local_)?connection_failure|admission_control|overload)"
+)
 # Those who ask a proxy whether it is there take part in no trace, even where nothing else uses the mesh.
 _HEALTH_CHECKS: Final = re.compile(r"Envoy/HC|kube-probe/|ELB-HealthChecker/|GoogleHC/|Consul Health Check")
 
@@ -216,7 +222,7 @@ def _with_applications(proxies: Sequence[tuple[tuple[str, str], Hop]]) -> Iterat
     numbers: Counter[str] = Counter()
     for (name, side), hop in proxies:
         yield hop
-        if side == "inbound":
+        if side == "inbound" and not _NEVER_ARRIVED.search(hop.note):
             numbers[name] += 1
             own = name_of_call(f"{name} application", numbers[name])
             is_only = not any(place == (name, side) and other is not hop for place, other in proxies)

@@ -234,8 +234,9 @@ def _headers(value: Mapping[str, Any]) -> dict[str, str | None] | None:
 
 
 def _text(value: Any) -> str | None:
-    if isinstance(value, list) and value:
-        value = value[0]
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        # Several lines of a header are one list, of which traceparent may have none.
+        value = ",".join(value)
     return value if isinstance(value, str) else None
 
 
