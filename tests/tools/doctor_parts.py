@@ -74,6 +74,13 @@ def asking(mode: str, **fields: object) -> Json:
     return {"name": "envoy.filters.http.ext_proc", "typed_config": config}
 
 
+def limiting() -> Json:
+    """The filter that asks a service for rate limits, whose answer may hold headers."""
+    service = {"grpc_service": GRPC, "transport_api_version": "V3"}
+    config = {"@type": f"{HTTP}ratelimit.v3.RateLimit", "domain": "a", "rate_limit_service": service}
+    return {"name": "envoy.filters.http.ratelimit", "typed_config": config}
+
+
 def lua(removed: str) -> Json:
     code = f"function envoy_on_request(handle)\n  handle:headers():remove({removed})\nend\n"
     config = {"@type": f"{HTTP}lua.v3.Lua", "default_source_code": {"inline_string": code}}

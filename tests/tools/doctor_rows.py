@@ -28,6 +28,7 @@ from tests.tools.doctor_parts import (
     copying,
     early,
     ids,
+    limiting,
     lua,
     mutating,
     off,
@@ -300,6 +301,7 @@ ROWS: dict[str, Row] = {
     "asks another service, which may tell otherwise": Row(
         filters=[asking("SKIP", allow_mode_override=True)], unjudged=True
     ),
+    "asks for rate limits": Row(filters=[limiting()], unjudged=True),
     "lua": Row(filters=[lua("'trace' .. 'parent'")], unjudged=True),
     "lua that names it": Row(filters=[lua("'traceparent'")], unjudged=True),
     "lua off": Row(filters=[lua("'traceparent'")], route=LUA_OFF),

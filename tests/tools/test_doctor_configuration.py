@@ -180,6 +180,25 @@ def test_a_collector_whose_cluster_the_proxy_does_not_have(clusters, found):
     assert proxy.unknown == (("otel",) if found else ())
 
 
+@pytest.mark.parametrize(
+    "chooses", [{"cluster_header": "x-to"}, {"inline_cluster_specifier_plugin": {}}, {"cluster": "d"}]
+)
+def test_a_cluster_that_is_chosen_for_each_request_may_be_any(chooses):
+    removing = {
+        "@type": f"{HTTP}header_mutation.v3.HeaderMutation",
+        "mutations": {"request_mutations": [{"remove": "traceparent"}]},
+    }
+    options = {"a": {"@type": "x.HttpProtocolOptions", "http_filters": [{"name": "m", "typed_config": removing}]}}
+    clusters = [
+        {"name": "c", "lb_policy": 0, "typed_extension_protocol_options": options},
+        {"name": "d", "lb_policy": 0},
+    ]
+    hosts = [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": chooses}]}]
+    held = listener({"route_config": {"name": "t", "virtual_hosts": hosts}})
+    found = read_proxy("x", {"bootstrap": {"static_resources": {"listeners": [held], "clusters": clusters}}})
+    assert ("headers.removed" in codes(found)) == ("cluster" not in chooses)
+
+
 def test_a_proxy_that_refused_all_its_clusters_has_none():
     """As a real one was seen to say it: the section of the clusters is there, and empty."""
     tracer = {"@type": "x.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}}}

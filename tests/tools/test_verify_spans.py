@@ -115,6 +115,24 @@ def test_each_branch_says_where_its_flag_is_cleared():
     assert judged(edge, *branches, again)[2:] == [("verify.sampled-again", "a -> d")]
 
 
+def test_a_call_that_keeps_what_the_first_lost_is_not_accused():
+    state = {"tracestate": "meshmw=verify"}
+    app = Hop(
+        name="app",
+        kind="app",
+        received={"traceparent": parent(), **state},
+        sent={"traceparent": parent(3, "00"), "tracestate": None},
+    )
+    kept = {"traceparent": parent(4), **state}
+    second = Hop(name="second", kind="proxy", received=kept, sent={**kept, "tracestate": None}, parent=1)
+    cleared = Hop(name="third", kind="proxy", received={"traceparent": parent(5, "00"), **state}, parent=1)
+    assert judged(app, second, cleared) == [
+        ("verify.flipped", "app"),
+        ("verify.tracestate-lost", "app"),
+        ("verify.tracestate-lost", "second"),
+    ]
+
+
 def test_a_fresh_trace_that_is_not_sampled_has_no_flag_that_was_cleared():
     probe = make_probe(URL, "malformed")
     app = Hop(name="app", kind="app", received={"traceparent": "00-xyz"}, sent={"traceparent": parent(5, "00", OTHER)})

@@ -7,8 +7,8 @@ own changes, the tracer writes, the filters of the upstream cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -88,7 +88,7 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     for table in tables or ({"vhds": {}},):
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
-            for leaf in _leaves(table, configuration.bootstrap):
+            for leaf in _destinations(_leaves(table, configuration.bootstrap), configuration):
                 late = [*_filter_steps(filters, leaf, configuration), *leaf.steps()]
                 upstream = list(_upstream_steps(filters, leaf, configuration))
                 first = [*early, *leaf.steps_of_redirects()]
@@ -216,6 +216,20 @@ class _Leaf:
         ]
 
 
+def _destinations(leaves: Iterable[_Leaf], configuration: Configuration) -> Iterator[_Leaf]:
+    """Yield each way; where a header or a plugin chooses the cluster, also to each that has filters of its own."""
+    for leaf in leaves:
+        yield leaf
+        for name, cluster in configuration.clusters.items() if not leaf.cluster else ():
+            if any(_filters_of(cluster)):
+                yield replace(leaf, cluster=name)
+
+
+def _filters_of(cluster: Json) -> Iterator[Json]:
+    for protocol in cluster.get("typed_extension_protocol_options", {}).values():
+        yield from typed(protocol).get("http_filters", ())
+
+
 def _leaves(table: Json, bootstrap: Json | None) -> Iterator[_Leaf]:
     top = (f"route configuration {table.get('name', '')}".strip(), table)
     for host in table.get("virtual_hosts", ()):
@@ -319,8 +333,7 @@ def _config_of(each: Json, configuration: Configuration) -> Json | None:
 
 def _upstream_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configuration) -> Iterator[Step]:
     """Yield what happens after the tracer has written: filters of the cluster, else those of the router."""
-    protocols = configuration.clusters.get(leaf.cluster, {}).get("typed_extension_protocol_options", {})
-    of_cluster = [each for protocol in protocols.values() for each in typed(protocol).get("http_filters", ())]
+    of_cluster = [*_filters_of(configuration.clusters.get(leaf.cluster, {}))]
     routers = [config for each in filters if type_of(config := typed(each.get("typed_config"))) == "Router"]
     of_router = [each for config in routers for each in config.get("upstream_http_filters", ())]
     yield from _filter_steps(of_cluster or of_router, leaf, configuration)

@@ -228,10 +228,17 @@ def _parent_of(hop: Hop, before: Sequence[Hop]) -> int | None:
     senders = [index for index, each in enumerate(before) if came and each.sent.get("traceparent") == came]
     named = [index for index, each in enumerate(before) if each.kind == "proxy" and _place_of(each).endswith(f" {log}")]
     both = [index for index in senders if index in named]
-    without = [index for index in named if came is None and before[index].sent.get("traceparent", "") is None]
+    shown = _alike(hop.received if "traceparent" in hop.received else hop.sent)
+    alike = [index for index in named if _alike(before[index].sent) == shown]
     # Whoever made one call of a place made the others, as far as nothing else is known.
     again = [each.parent for each in before if _place_of(each) == _place_of(hop) and each.parent is not None]
-    return (both or senders or without or named or again[:1] or [len(before) - 1])[-1]
+    return (both or senders or alike or named or again[:1] or [len(before) - 1])[-1]
+
+
+def _alike(headers: Mapping[str, str | None]) -> str:
+    """Return what two calls that are told apart differ in: the trace and its flags."""
+    value = headers.get("traceparent") or ""
+    return value[:36] + value[53:]
 
 
 def trace_of(headers: Mapping[str, str | None]) -> str:

@@ -59,15 +59,32 @@ def judge_hops(hops: Sequence[Hop], probe: Probe) -> Judgement:
     judgement = Judgement([_with_change(hop, probe) for hop in hops], sampled=probe.sampled)
     judgement.expected = "" if probe.variant == "malformed" else probe.trace_id
     judgement.trace_ids = [judgement.expected] if judgement.expected else []
-    # What was seen last at each hop: those behind it go on from there.
-    ends = [_State(_Sighting(0, "out", _Named("valid", judgement.expected)), judgement.expected, probe.sampled)]
+    state = _State(_Sighting(0, "out", _Named("valid", judgement.expected)), judgement.expected, probe.sampled)
+    # What was seen last at each hop, before it sent something and after: those behind it go on from there.
+    ends = [(state, state)]
     for index, hop in enumerate(judgement.hops[1:], start=1):
-        state = ends[index - 1 if hop.parent is None else hop.parent]
-        for sighting in _sightings(index, hop, probe, judgement.expected):
+        above = index - 1 if hop.parent is None else hop.parent
+        before, state = ends[above]
+        sightings = list(_sightings(index, hop, probe, judgement.expected))
+        is_another = _is_another_call(judgement.hops[above], hop)
+        if is_another and sightings and sightings[0].named.sampled not in (None, state.sampled):
+            state = before
+        came = state
+        for sighting in sightings:
             state = _follow(judgement, state, sighting, probe)
-        ends.append(state)
+            came = state if sighting.side != "out" else came
+        ends.append((came, state))
     judgement.findings += _lost_tracestate(judgement, probe)
     return judgement
+
+
+def _is_another_call(app: Hop, hop: Hop) -> bool:
+    """Say whether a hop got another call of an application than the first, of which alone it is known what was sent.
+
+    The other one may have kept what the first lost.
+    """
+    sent, came = ((headers.get("traceparent") or "")[:52] for headers in (app.sent, hop.received))
+    return app.kind == "app" and sent != came
 
 
 def _follow(judgement: Judgement, state: _State, sighting: _Sighting, probe: Probe) -> _State:
@@ -292,9 +309,12 @@ def _lost_tracestate(judgement: Judgement, probe: Probe) -> list[Finding]:
         return []
     found: list[Finding] = []
     # None in the place of what was seen last: it is gone already.
-    ends: list[_Sighting | None] = [_Sighting(0, "out", _Named("valid", judgement.expected))]
+    seen: _Sighting | None = _Sighting(0, "out", _Named("valid", judgement.expected))
+    ends = [(seen, seen)]
     for index, hop in enumerate(judgement.hops[1:], start=1):
-        seen = ends[index - 1 if hop.parent is None else hop.parent]
+        above = index - 1 if hop.parent is None else hop.parent
+        is_kept = _is_another_call(judgement.hops[above], hop) and sent <= _keys(hop.received.get("tracestate"))
+        seen = came = ends[above][not is_kept]
         sides: tuple[tuple[Side, Mapping[str, str | None]], ...] = (("in", hop.received), ("out", hop.sent))
         for side, headers in sides:
             named = _read_headers(headers, probe)
@@ -307,7 +327,8 @@ def _lost_tracestate(judgement: Judgement, probe: Probe) -> list[Finding]:
             if not is_whole:
                 found.append(_tracestate_finding(*_culprit(judgement, seen, sighting)))
             seen = sighting if is_whole else None
-        ends.append(seen)
+            came = seen if side == "in" else came
+        ends.append((came, seen))
     return found
 
 
