@@ -174,10 +174,10 @@ def filter_steps(name: str, config: Json) -> Iterator[Step]:
             if rule.get("remove"):
                 yield from removal(rule.get("header"), place)
     elif package in _WRITERS:
-        if named := _named_in(config):
+        if named := named_in(config):
             yield Step("", "unjudged", f"{place}, which writes {', '.join(named)}")
     elif package not in _READERS and not _is_harmless(package, config):
-        named = _named_in(config)
+        named = named_in(config)
         yield Step("", "unjudged", f"{place}, which names {', '.join(named)}" if named else place)
     # Filters may lie within filters: behind a matcher, or as one action of several. Those of the router come later.
     for inner in _filters_within(config) if package != "router" else ():
@@ -214,7 +214,7 @@ def _is_harmless(package: str, config: Json) -> bool:
     return False
 
 
-def _named_in(config: Any) -> list[str]:
+def named_in(config: Any) -> list[str]:
     """Return which trace headers a configuration names."""
     texts = " ".join(_texts(config)).lower()
     return [name for name in FOLLOWED if name in texts]
