@@ -140,6 +140,7 @@ def test_health_checks_connections_and_attempts_are_no_calls(run):
         *call("inbound", None, None, user_agent="Envoy/HC"),
         *call("inbound", None, None, user_agent="kube-probe/1.31"),
         {"type": "TcpConnectionEnd", "listener": "inbound", "response_code": 0, "traceparent": None},
+        {"listener": "inbound", "method": None, "path": "-", "response_code": 400, "traceparent": None},
         *call("inbound", parent(2), parent(3)),
         {"type": "UpstreamEnd", "listener": "inbound", "method": "GET", "traceparent": None},
     ]
@@ -211,6 +212,14 @@ def test_a_log_without_a_place_for_the_header_is_not_broken(run):
     assert (journey.verdict, found(journey)) == ("unknown", [("access-log.not-logged", "edge")])
     assert journey.summary == "UNKNOWN: edge: the access log does not print traceparent"
     assert journey.hops[1].received == journey.hops[1].sent == {}
+
+
+def test_of_a_b3_probe_a_log_that_prints_b3_shows_enough(tmp_path):
+    tail, probe = LogTail("edge", tmp_path / "edge.log"), make_probe(URL, "b3")
+    line = {"method": "GET", "path": "/", "user_agent": probe.agent, "b3": probe.headers["b3"]}
+    (tmp_path / "edge.log").write_text(f"{json.dumps(line)}\n")
+    journey = follow(probe, ProbeAnswer(200), Watch(tails=[tail], timeout=0, settle=0), 0)
+    assert (journey.verdict, found(journey)) == ("one", [])
 
 
 def test_one_listener_of_a_log_that_has_no_place_for_the_header_is_named(run):

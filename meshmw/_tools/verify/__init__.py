@@ -166,7 +166,7 @@ def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidenc
         [
             *judgement.findings,
             *check_answer(probe, answer),
-            *check_sources(watch, evidence, faults),
+            *check_sources(probe, watch, evidence, faults),
             *check_spans(probe, judgement, watch, evidence, faults),
         ]
     )

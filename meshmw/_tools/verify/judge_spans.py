@@ -43,7 +43,7 @@ def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
+def check_sources(probe: Probe, watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
     """Yield what is wrong with the logs and with the backends, of which *faults* says why one could not be asked."""
     for name, fault in faults.items():
         # What is not known breaks no trace.
@@ -59,7 +59,7 @@ def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -
     if evidence.too_old:
         yield _too_old(watch, evidence)
     for tail in watch.tails:
-        yield from _check_log(tail, evidence)
+        yield from _check_log(tail, evidence, probe)
 
 
 def _too_old(watch: Watch, evidence: Evidence) -> Finding:
@@ -78,7 +78,7 @@ def partial_traces(watch: Watch) -> list[str]:
     return [text for backend in watch.backends if isinstance(backend, HttpBackend) for text in backend.partial]
 
 
-def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
+def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Finding]:
     if not tail.path.exists():
         yield Finding(
             "warning", "verify.no-log", tail.name, f"there is no file {tail.path}",
@@ -89,7 +89,7 @@ def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
             "warning", "verify.unknown-format", tail.name, "its new lines are in no format that is known",
             "nothing is known of what passed there", "give the proxy's own format string with --format",
         )  # fmt: skip
-    elif unlogged := _unlogged(tail, evidence):
+    elif unlogged := _unlogged(tail, evidence, probe):
         for where in unlogged:
             yield Finding(
                 "warning", NOT_LOGGED, where, "the access log does not print traceparent",
@@ -105,11 +105,14 @@ def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _unlogged(tail: LogTail, evidence: Evidence) -> list[str]:
+def _unlogged(tail: LogTail, evidence: Evidence, probe: Probe) -> list[str]:
     """Return the log, or those of its listeners that the probe passed, whose lines have no place for traceparent."""
-    if not tail.prints_traceparent:
+    # Of a probe that bears B3 alone, a log that prints B3 shows enough.
+    formats = ("traceparent", "b3", "x-b3-traceid") if probe.variant == "b3" else ("traceparent",)
+    sides = tail.sides_without(*formats)
+    if sides and len(sides) == len(tail.printed):
         return [tail.name]
-    found = [f"{tail.name} {side}" for side in tail.unlogged_sides]
+    found = [f"{tail.name} {side}" for side in sides]
     return [where for where in found if any(hop.name.startswith(where) for hop in evidence.hops)]
 
 

@@ -99,15 +99,15 @@ class LogTail:
             found, self._before = self._printed, []
         return found
 
-    @property
-    def unlogged_sides(self) -> list[str]:
-        """Return the listeners whose lines have no place for traceparent, as far as the log has shown."""
-        return [side for side, names in self.printed.items() if "traceparent" not in names]
+    def sides_without(self, *headers: str) -> list[str]:
+        """Return the listeners whose lines have no place for any of these headers, as far as the log has shown."""
+        columns = {_COLUMNS[name] for name in headers}
+        return [side for side, names in self.printed.items() if columns.isdisjoint(names)]
 
     @property
     def prints_traceparent(self) -> bool:
         """Says whether any listener's lines have a place for it."""
-        return not self.printed or len(self.unlogged_sides) < len(self.printed)
+        return not self.printed or len(self.sides_without("traceparent")) < len(self.printed)
 
     @property
     def is_unreadable(self) -> bool:
@@ -194,7 +194,8 @@ def probe_hops(tails: Sequence[LogTail], probe: Probe, *, alone: bool = False) -
 
 
 def _is_request(line: Line) -> bool:
-    return classify(line).kind != "tcp" and not _HEALTH_CHECKS.match(line.get("user_agent", ""))
+    # One that was refused before it was read shows nothing of its headers.
+    return classify(line).kind not in ("tcp", "refused") and not _HEALTH_CHECKS.match(line.get("user_agent", ""))
 
 
 def _with_callees(lines: Sequence[tuple[str, str, Line]]) -> list[tuple[str, str, Line]]:
