@@ -33,7 +33,15 @@ _NAME: Final = re.compile(r"(traceparent|tracestate|baggage|b3|x-b3-[a-z]+)[ \t]
 # colon there, but for hexadecimal digits, which are Jaeger's value without its name.
 _OTHER_NAME: Final = re.compile(r"(?:[<>*] )?(?![0-9a-fA-F]+:)(:?[!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:")
 _REQUEST_LINE: Final = re.compile(r"(?:[<>*] )?(?:[A-Z]{3,10} [^ ]+ HTTP/[0-9.]+|HTTP/[0-9.]+ [0-9]{3}.*)")
-_MARK: Final = re.compile(r"[<>*] ")
+# What `curl -v` puts before a header; `curl --trace-ascii` puts the offset there.
+_MARK: Final = re.compile(r"(?:[<>*]|[0-9a-f]{4}:)[ \t]")
+# What stands around the headers: what curl says of itself and of its progress, and the beginning of a page.
+_NOISE: Final = re.compile(
+    r"<|[>*](?:[ \t]|$)|[{}](?:[ \t,]|$)|[0-9a-f]{4}:(?:[ \t]|$)|=[=>] |% Total|Dload|(?:[-0-9.:kMGTP]+[ \t]+){5}"
+)
+# One line of headers in JSON or in Python, and one field of a log.
+_QUOTED: Final = re.compile(r"""\{?[ \t]*["']([A-Za-z0-9-]+)["'][ \t]*:[ \t]*["']([^"']*)["'][ \t]*\}?,?[ \t]*""")
+_LOGGED: Final = re.compile(r'(traceparent|tracestate)="?([^"]*)"?', re.IGNORECASE)
 _LIKE_JAEGER: Final = re.compile(r"[0-9a-fA-F]{1,32}:[0-9a-fA-F]{1,16}:[0-9a-fA-F]{1,16}:[0-9a-fA-F]{1,2}")
 # Headers of other systems, by the beginnings of their names.
 _OTHERS: Final = {
@@ -109,9 +117,23 @@ def _header_texts(arguments: Iterable[str]) -> Iterator[str]:
     for text in arguments:
         if text == "-":
             lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")
-            yield from (line.rstrip("\r") for line in lines if line.strip())
+            yield from _without_bodies(line.strip("\r") for line in lines)
         else:
             yield text
+
+
+def _without_bodies(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines, but for those that an empty line parts from the headers of a request or of an answer."""
+    in_headers = in_body = False
+    for line in lines:
+        if _is_request_line(line):
+            in_headers, in_body = True, False
+        elif not _unmarked(f"{line} ").strip():
+            in_body, in_headers = in_body or in_headers, False
+            continue
+        # Between the lines of a body, curl goes on to say what it does.
+        if not in_body or _MARK.match(line):
+            yield line
 
 
 def _print(found: Iterable[Inspection]) -> None:
@@ -239,7 +261,10 @@ def _split_name(text: str) -> tuple[str | None, str]:
 
 
 def _unmarked(text: str) -> str:
+    """Return a header line without what others put around it: curl's mark, the quotes of JSON, the `=` of a log."""
     unspaced = text.lstrip(OWS)
+    if match := _QUOTED.fullmatch(unspaced) or _LOGGED.fullmatch(unspaced):
+        return f"{match[1]}: {match[2]}"
     mark = _MARK.match(unspaced)
     return unspaced[mark.end() :] if mark else unspaced
 
@@ -250,11 +275,17 @@ def _other_name(text: str) -> str:
 
 
 def _is_none_of_ours(text: str) -> bool:
-    """Say whether a line is a request's own, or a header that no tracing system reads."""
-    if _REQUEST_LINE.fullmatch(_unmarked(text).rstrip()):
+    """Say whether a line is a request's own, a header that no tracing system reads, or no header at all."""
+    if _is_request_line(text):
         return True
+    if _NAME.match(_unmarked(text)):
+        return False
     name = _other_name(text)
-    return bool(name) and _NAME.match(_unmarked(text)) is None and not system_of(name)
+    return not system_of(name) if name else _NOISE.match(text.lstrip(OWS)) is not None
+
+
+def _is_request_line(text: str) -> bool:
+    return _REQUEST_LINE.fullmatch(_unmarked(text).rstrip()) is not None
 
 
 def system_of(header: str) -> str:

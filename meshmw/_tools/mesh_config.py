@@ -5,7 +5,9 @@ To add a target, put its template into `templates/mesh_config` and its name into
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,9 +62,13 @@ _SIDECAR_PORTS: Final = {
 # Ports that Istio's and Linkerd's proxies take in every pod.
 _MESH_PORTS: Final = (15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090, 4140, 4143, 4190, 4191)
 # Templates put names and images without quotes into YAML, NGINX's and HAProxy's files, so nothing else may be in them.
-_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL: Final = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-_IMAGE: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/:@]{0,254}")
+_IMAGE: Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._/:@]{0,253}[-A-Za-z0-9._])?")
+# What YAML reads as a text without quotes: no number, no date, and none of the words that mean something else.
+_PLAIN: Final = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[A-Za-z].*", re.IGNORECASE)
+_LOOPBACK: Final = re.compile(r"(?:.*\.)?localhost|localhost\..*|ip6-(?:localhost|loopback)")
 _ARN: Final = re.compile(r"arn:aws[a-z-]{0,20}:(?:acm|iam):[-A-Za-z0-9:/_.]{1,200}")
 
 
@@ -105,7 +111,9 @@ class MeshNames:
         for name in ("service", "namespace"):
             value = getattr(self, name)
             if not _NAME.fullmatch(value) or "." in value:
-                raise MeshConfigError(f"{name} is {quoted(value)}: it takes small letters, digits and hyphens")
+                raise MeshConfigError(
+                    f"{name} is {quoted(value)}: it takes 63 small letters, digits and hyphens at most"
+                )
         _split_address("collector", self.collector)
         if self.upstream:
             _split_address("upstream", self.upstream)
@@ -124,7 +132,8 @@ class MeshNames:
 
 def _split_address(name: str, address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not _NAME.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+    # A dot at the end says that the name is whole.
+    if not _NAME.fullmatch(host.removesuffix(".")) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise MeshConfigError(f"{name} is {quoted(address)}: it takes host:port")
     return host, int(port)
 
@@ -197,32 +206,73 @@ def render_config(target: str, names: MeshNames | None = None) -> str:
     environment = Environment(  # noqa: S701
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
+    environment.filters["text"] = lambda text: text if _PLAIN.fullmatch(text) else f'"{text}"'
     names = names or _DEFAULT
     if not names.upstream:
         names = replace(names, upstream=_UPSTREAMS.get(target, _UPSTREAM))
+    if target == "compose":
+        _check_services(names)
+    if target in ("istio", "linkerd") and _is_address(names.collector):
+        raise MeshConfigError(f"collector is {quoted(names.collector)}: {target} finds it by the name of its Service")
     for ports in _ports_of_machines(target, names):
         _check_apart(ports)
     (template,) = _TEMPLATES.glob(f"{target}.*.j2")
     return environment.get_template(template.name).render(_template_values(names))
 
 
+def _check_services(names: MeshNames) -> None:
+    """Check that a composition's services have names of their own, and that what lies behind them is another."""
+    if names.service == "collector":
+        raise MeshConfigError("service is 'collector': the composition has a collector of its own; give another name")
+    host = _split_address("upstream", names.upstream)[0].removesuffix(".")
+    if host in (names.service, f"{names.service}-sidecar", "collector"):
+        raise MeshConfigError(f"upstream is {quoted(names.upstream)}: the composition has that service; give another")
+
+
 def _ports_of_machines(target: str, names: MeshNames) -> Iterator[dict[str, int]]:
     """Yield the ports of each machine or network that a configuration is for, by what has them."""
     if target in ("nginx", "haproxy"):
-        yield {"listen_port": names.listen_port, **_on_loopback(names, "upstream")}
+        here = _on_loopback(names, "", "upstream")
+        yield {"listen_port": names.listen_port, **here}
+        if here:
+            # The sidecar is on this machine, and so is the application.
+            yield {"listen_port": names.listen_port, **_SIDECAR_PORTS, "app_port": names.app_port}
     if target in ("envoy", "compose"):
         # In a composition the collector is another container.
         behind = ("upstream", "collector") if target == "envoy" else ("upstream",)
-        yield {**_SIDECAR_PORTS, "app_port": names.app_port, **_on_loopback(names, *behind)}
+        yield {**_SIDECAR_PORTS, "app_port": names.app_port, **_on_loopback(names, names.service, *behind)}
     if target == "compose":
         yield {"listen_port": names.listen_port, "Jaeger's page": 16686}
     if target == "k8s" and names.app_port in _MESH_PORTS:
         yield {"app_port": names.app_port, "the proxy of a mesh": names.app_port}
 
 
-def _on_loopback(names: MeshNames, *addresses: str) -> dict[str, int]:
+def _on_loopback(names: MeshNames, own: str, *addresses: str) -> dict[str, int]:
     found = {name: _split_address(name, getattr(names, name)) for name in addresses}
-    return {name: port for name, (host, port) in found.items() if host == "localhost" or host.startswith("127.")}
+    return {name: port for name, (host, port) in found.items() if _is_here(host, own)}
+
+
+def _is_here(host: str, own: str) -> bool:
+    """Say whether a host is the machine or the network itself, by whichever name."""
+    host = host.removesuffix(".")
+    if host == own or _LOOPBACK.fullmatch(host):
+        return True
+    address = _address_of(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _is_address(address: str) -> bool:
+    """Say whether an address names a machine, and no service of a cluster."""
+    host = _split_address("collector", address)[0].removesuffix(".")
+    return _address_of(host) is not None or _LOOPBACK.fullmatch(host) is not None
+
+
+def _address_of(host: str) -> ipaddress.IPv4Address | None:
+    """Return an address as resolvers read it: `127.1`, `0x7f000001` and `2130706433` are one; None for a name."""
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
 
 
 def _check_apart(ports: Mapping[str, int]) -> None:
@@ -244,7 +294,8 @@ def _template_values(names: MeshNames) -> dict[str, object]:
         "image": names.image,
         "app_port": names.app_port,
         "listen_port": names.listen_port,
-        "sampling": f"{names.sampling:g}",
+        # An exponent would be a text in YAML.
+        "sampling": f"{names.sampling:.10f}".rstrip("0").removesuffix("."),
         "sampling_per_million": round(names.sampling * 10_000),
         "collector_host": collector_host,
         "collector_port": collector_port,

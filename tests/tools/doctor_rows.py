@@ -4,22 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-Json = dict[str, Any]
-TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-SPAN_ID = "b7ad6b7169203331"
-OTHER = "11111111111111111111111111111111"
-TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
-PLANTED = f"00-{OTHER}-2222222222222222-01"
-W3C = {"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "user=alice"}
-ALONE = {"traceparent": TRACEPARENT}
-B3 = {"x-b3-traceid": TRACE_ID, "x-b3-spanid": SPAN_ID, "x-b3-sampled": "1", "baggage": "user=alice"}
-B3_SINGLE = {"b3": f"{TRACE_ID}-{SPAN_ID}-1"}
-TYPE = "type.googleapis.com/"
-HTTP = f"{TYPE}envoy.extensions.filters.http."
-MANAGER = f"{TYPE}envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-ROUTER = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{HTTP}router.v3.Router"}}
+from tests.tools.doctor_parts import (
+    ADD,
+    ALONE,
+    APPEND,
+    B3,
+    B3_SINGLE,
+    GONE,
+    LUA_OFF,
+    ONE,
+    OTHER,
+    PLANTED,
+    REMOVE,
+    REMOVE_B3,
+    SET,
+    W3C,
+    Json,
+    adding,
+    asking,
+    behind_a_matcher,
+    both,
+    copying,
+    early,
+    ids,
+    limiting,
+    lua,
+    mutating,
+    off,
+    one_of,
+    overriding,
+    per_route,
+    router_with,
+    setting,
+    specific_wins,
+    to_metadata,
+    transforming,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Row:
         upstream: HTTP filters of the cluster.
         sends: The headers of the request.
         path: Its path.
+        body: Its body, JSON; none for a GET.
         says: The codes about headers that doctor must give, beside what the upstream saw.
         unseen: A code that this request cannot show.
         unjudged: Whether doctor says that it cannot judge this.
@@ -52,135 +74,16 @@ class Row:
     upstream: Sequence[Json] = ()
     sends: Mapping[str, str] = field(default_factory=lambda: W3C)
     path: str = "/"
+    body: str = ""
     unseen: str = ""
     unjudged: bool = False
 
 
-REMOVE: Json = {"request_headers_to_remove": ["traceparent", "tracestate"]}
 REMOVED, RESTARTED = ("headers.removed",), ("headers.removed-early",)
 CLEARED = ("sampling.proxy-clears-the-flag",)
-OVERWRITTEN, DOUBLED = ("headers.overwritten",), ("headers.doubled",)
-
-
-def adding(action: str = "", header: str = "traceparent", value: str = PLANTED, **more: object) -> Json:
-    option = {"header": {"key": header, "value": value}, **({"append_action": action} if action else {}), **more}
-    return {"request_headers_to_add": [option]}
-
-
-def setting(value: str, header: str = "traceparent") -> Json:
-    return adding("OVERWRITE_IF_EXISTS_OR_ADD", header, value)
-
-
-def both(one: Json, other: Json) -> Json:
-    return {"request_headers_to_add": [*one["request_headers_to_add"], *other["request_headers_to_add"]]}
-
-
-def mutating(*mutations: Json) -> Json:
-    """The filter that changes headers."""
-    config = {"@type": f"{HTTP}header_mutation.v3.HeaderMutation", "mutations": {"request_mutations": [*mutations]}}
-    return {"name": "envoy.filters.http.header_mutation", "typed_config": config}
-
-
-def per_route(*mutations: Json) -> Json:
-    config = {"@type": f"{HTTP}header_mutation.v3.HeaderMutationPerRoute"}
-    return {
-        "typed_per_filter_config": {
-            "envoy.filters.http.header_mutation": {**config, "mutations": {"request_mutations": [*mutations]}}
-        }
-    }
-
-
-def early(*mutations: Json) -> Json:
-    kind = f"{TYPE}envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
-    extension = {"name": "early", "typed_config": {"@type": kind, "mutations": [*mutations]}}
-    return {"early_header_mutation_extensions": [extension]}
-
-
-def lua(removed: str) -> Json:
-    code = f"function envoy_on_request(handle)\n  handle:headers():remove({removed})\nend\n"
-    config = {"@type": f"{HTTP}lua.v3.Lua", "default_source_code": {"inline_string": code}}
-    return {"name": "envoy.filters.http.lua", "typed_config": config}
-
-
-def off(name: str) -> Json:
-    config = {"@type": f"{TYPE}envoy.config.route.v3.FilterConfig", "disabled": True, "config": {}}
-    return {"typed_per_filter_config": {name: config}}
-
-
-def ids(**fields: object) -> Json:
-    kind = f"{TYPE}envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig"
-    return {"request_id_extension": {"typed_config": {"@type": kind, **fields}}}
-
-
-CODEC: Json = {
-    "name": "envoy.filters.http.upstream_codec",
-    "typed_config": {"@type": f"{HTTP}upstream_codec.v3.UpstreamCodec"},
-}
-LUA_OFF: Json = {
-    "typed_per_filter_config": {"envoy.filters.http.lua": {"@type": f"{HTTP}lua.v3.LuaPerRoute", "disabled": True}}
-}
-
-
-def router_with(*upstream: Json) -> Json:
-    """Fields of a connection manager whose router has filters of its own."""
-    return {
-        "http_filters": [
-            {**ROUTER, "typed_config": {**ROUTER["typed_config"], "upstream_http_filters": [*upstream, CODEC]}}
-        ]
-    }
-
-
-def copying(*headers: str) -> Json:
-    policy = {"max_internal_redirects": 1, "response_headers_to_copy": [*headers]}
-    return {"route": {"internal_redirect_policy": policy}}
-
-
-def to_metadata(header: str, **rule: object) -> Json:
-    """The filter that keeps a header as metadata, and can take it away."""
-    rules = [{"header": header, "on_header_present": {"metadata_namespace": "a", "key": "b"}, **rule}]
-    config = {"@type": f"{HTTP}header_to_metadata.v3.Config", "request_rules": rules}
-    return {"name": "envoy.filters.http.header_to_metadata", "typed_config": config}
-
-
-def overriding(each: Json) -> Json:
-    return {"typed_per_filter_config": {each["name"]: each["typed_config"]}}
-
-
-def specific_wins(each: Json) -> Json:
-    return {**each, "typed_config": {**each["typed_config"], "most_specific_header_mutations_wins": True}}
-
-
-def matching(action: Json) -> Json:
-    """A matcher that does something with every request for a path."""
-    header = {"@type": f"{TYPE}envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": ":path"}
-    exact = {"/": {"action": {"name": "do", "typed_config": action}}}
-    return {"matcher_tree": {"input": {"name": "path", "typed_config": header}, "exact_match_map": {"map": exact}}}
-
-
-def behind_a_matcher(inner: Json) -> Json:
-    skip = {"@type": f"{TYPE}envoy.extensions.filters.common.matcher.action.v3.SkipFilter"}
-    other = matching(skip)
-    other["matcher_tree"]["exact_match_map"]["map"]["/other"] = other["matcher_tree"]["exact_match_map"]["map"].pop("/")
-    config = {"@type": f"{TYPE}envoy.extensions.common.matching.v3.ExtensionWithMatcher", "xds_matcher": other}
-    return {"name": "delegate", "typed_config": {**config, "extension_config": inner}}
-
-
-def one_of(inner: Json) -> Json:
-    execute = {"@type": f"{HTTP}composite.v3.ExecuteFilterAction", "typed_config": inner}
-    config = {
-        "@type": f"{TYPE}envoy.extensions.common.matching.v3.ExtensionWithMatcher",
-        "extension_config": {"name": "composite", "typed_config": {"@type": f"{HTTP}composite.v3.Composite"}},
-        "xds_matcher": matching(execute),
-    }
-    return {"name": "composite", "typed_config": config}
-
-
-GONE: Sequence[Json] = ({"remove": "traceparent"}, {"remove": "tracestate"})
-ADD: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}, "append_action": "ADD_IF_ABSENT"}}
-ONE: Json = {"request_headers_to_remove": ["traceparent"]}
-APPEND: Json = {"append": {"header": {"key": "traceparent", "value": PLANTED}}}
-SET: Json = {"append": {**APPEND["append"], "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
-REMOVE_B3: Json = {"request_headers_to_remove": ["b3", "x-b3-traceid", "x-b3-spanid"]}
+OVERWRITTEN, DOUBLED, ADDED = ("headers.overwritten",), ("headers.doubled",), ("headers.added",)
+IF_ABSENT = adding("ADD_IF_ABSENT")
+ABSENT_B3 = setting(f"{OTHER}-2222222222222222-1", "b3")
 
 ROWS: dict[str, Row] = {
     "nothing": Row(),
@@ -209,6 +112,22 @@ ROWS: dict[str, Row] = {
     "route sets": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS_OR_ADD")),
     "route replaces": Row(OVERWRITTEN, route=adding("OVERWRITE_IF_EXISTS")),
     "route adds": Row(("headers.added",), route=adding("ADD_IF_ABSENT"), sends={}),
+    # Whether a header is absent is asked before any is written.
+    "route adds twice": Row(ADDED, route=both(IF_ABSENT, IF_ABSENT), sends={}),
+    "host adds, route adds": Row(ADDED, host=IF_ABSENT, route=IF_ABSENT, sends={}),
+    "route sets and adds": Row(OVERWRITTEN, route=both(setting(PLANTED), IF_ABSENT)),
+    "route removes, adds": Row(OVERWRITTEN, route={**ONE, **IF_ABSENT}, sends=ALONE),
+    "route removes, adds twice": Row(DOUBLED, route={**ONE, **both(IF_ABSENT, IF_ABSENT)}, sends=ALONE),
+    "route removes, sets and adds": Row(DOUBLED, route={**ONE, **both(setting(PLANTED), IF_ABSENT)}, sends=ALONE),
+    "route removes, adds and appends": Row(DOUBLED, route={**ONE, **both(IF_ABSENT, adding())}, sends=ALONE),
+    "route removes, adds and replaces": Row(
+        OVERWRITTEN, route={**ONE, **both(IF_ABSENT, adding("OVERWRITE_IF_EXISTS"))}, sends=ALONE
+    ),
+    "route removes, adds twice, host sets": Row(
+        OVERWRITTEN, route={**ONE, **both(IF_ABSENT, IF_ABSENT)}, host=setting(PLANTED), sends=ALONE
+    ),
+    "filter adds twice": Row(ADDED, filters=[mutating(ADD, ADD)], sends={}),
+    "filter removes, adds twice": Row(OVERWRITTEN, filters=[mutating(GONE[0], ADD, ADD)], sends=ALONE),
     "otel, route adds": Row(tracer="otel", route=adding("ADD_IF_ABSENT"), sends={}),
     "otel, early adds": Row(("headers.added",), tracer="otel", manager=early(ADD), sends={}),
     "route sets, old": Row(OVERWRITTEN, route=adding(append=False)),
@@ -251,6 +170,23 @@ ROWS: dict[str, Row] = {
     "b3, route removes w3c": Row(REMOVED, tracer="b3", route=REMOVE),
     "b3, route removes b3": Row(tracer="b3", route=REMOVE_B3, sends=B3),
     "b3, route removes single b3": Row(tracer="b3", route=REMOVE_B3, sends=B3_SINGLE),
+    # Zipkin's tracer writes B3 in the form that it has read.
+    "b3, single": Row(tracer="b3", sends=B3_SINGLE),
+    "b3+w3c, single": Row(tracer="b3+w3c", sends=B3_SINGLE),
+    "b3, route sets single b3": Row(ADDED, tracer="b3", route=ABSENT_B3, sends=B3),
+    "b3, route sets single b3, w3c": Row(ADDED, tracer="b3", route=ABSENT_B3),
+    "b3, route sets single b3, single": Row(
+        ADDED, tracer="b3", route=ABSENT_B3, sends=B3_SINGLE, unseen="headers.added"
+    ),
+    "b3, route replaces single b3": Row(
+        tracer="b3", route=adding("OVERWRITE_IF_EXISTS", "b3", f"{OTHER}-2222222222222222-1"), sends=B3_SINGLE
+    ),
+    "b3, route sets several b3, single": Row(ADDED, tracer="b3", route=setting(OTHER, "x-b3-traceid"), sends=B3_SINGLE),
+    "b3+w3c, route appends single b3": Row(
+        ADDED, tracer="b3+w3c", route=adding(header="b3", value=f"{OTHER}-2222222222222222-1")
+    ),
+    "b3, early removes single b3": Row(RESTARTED, tracer="b3", manager=early({"remove": "b3"}), sends=B3_SINGLE),
+    "b3, upstream removes single b3": Row(REMOVED, tracer="b3", upstream=[mutating({"remove": "b3"})], sends=B3_SINGLE),
     "b3+w3c, route removes traceparent": Row(tracer="b3+w3c", route={"request_headers_to_remove": ["traceparent"]}),
     "b3+w3c, route removes tracestate": Row(
         REMOVED, tracer="b3+w3c", route={"request_headers_to_remove": ["tracestate"]}
@@ -357,6 +293,15 @@ ROWS: dict[str, Row] = {
     "otel, internal only": Row(
         RESTARTED, tracer="otel", table={"internal_only_headers": ["traceparent"]}, manager={"use_remote_address": True}
     ),
+    "transform removes": Row(REMOVED, filters=[transforming(*GONE)], body="{}"),
+    "transform sets": Row(OVERWRITTEN, filters=[transforming(SET)], body="{}"),
+    "otel, transform removes": Row(tracer="otel", filters=[transforming(*GONE)], body="{}"),
+    "asks another service": Row(filters=[asking("SEND")], unjudged=True),
+    "asks another service, not of requests": Row(filters=[asking("SKIP")]),
+    "asks another service, which may tell otherwise": Row(
+        filters=[asking("SKIP", allow_mode_override=True)], unjudged=True
+    ),
+    "asks for rate limits": Row(filters=[limiting()], unjudged=True),
     "lua": Row(filters=[lua("'trace' .. 'parent'")], unjudged=True),
     "lua that names it": Row(filters=[lua("'traceparent'")], unjudged=True),
     "lua off": Row(filters=[lua("'traceparent'")], route=LUA_OFF),
@@ -428,62 +373,3 @@ ROWS: dict[str, Row] = {
     ),
     "otel, removes b3": Row(REMOVED, tracer="otel", route=REMOVE_B3, sends={**W3C, **B3_SINGLE}),
 }
-
-
-def provider(name: str, config: str, **fields: object) -> Json:
-    return {"name": name, "typed_config": {"@type": f"{TYPE}envoy.config.trace.v3.{config}", **fields}}
-
-
-def zipkin(**fields: object) -> Json:
-    return provider(
-        "envoy.tracers.zipkin", "ZipkinConfig", collector_cluster="nowhere", collector_endpoint="/api/v2/spans",
-        collector_endpoint_version="HTTP_JSON", trace_id_128bit=True, shared_span_context=False, **fields,
-    )  # fmt: skip
-
-
-GRPC: Json = {"envoy_grpc": {"cluster_name": "nowhere"}, "timeout": "0.25s"}
-TRACERS: dict[str, Json] = {
-    "otel": provider("envoy.tracers.opentelemetry", "OpenTelemetryConfig", service_name="a", grpc_service=GRPC),
-    "b3": zipkin(),
-    "b3+w3c": zipkin(trace_context_option="USE_B3_WITH_W3C_PROPAGATION"),
-    "datadog": provider("envoy.tracers.datadog", "DatadogConfig", service_name="a", collector_cluster="nowhere"),
-    "skywalking": provider("envoy.tracers.skywalking", "SkyWalkingConfig", grpc_service=GRPC),
-    "fluentd": {
-        "name": "envoy.tracers.fluentd",
-        "typed_config": {
-            "@type": f"{TYPE}envoy.extensions.tracers.fluentd.v3.FluentdConfig", "cluster": "nowhere", "tag": "a",
-            "stat_prefix": "a",
-        },
-    },
-    "xray": provider(
-        "envoy.tracers.xray", "XRayConfig", segment_name="a",
-        daemon_endpoint={"protocol": "UDP", "address": "127.0.0.1", "port_value": 9},
-    ),
-}  # fmt: skip
-
-SAMPLER = f"{TYPE}envoy.extensions.tracers.opentelemetry.samplers.v3."
-
-
-def sampled_by(name: str, config: str, **fields: object) -> Json:
-    sampler = {"name": f"envoy.tracers.opentelemetry.samplers.{name}", "typed_config": {"@type": SAMPLER + config}}
-    sampler["typed_config"] |= fields
-    return provider(
-        "envoy.tracers.opentelemetry", "OpenTelemetryConfig", service_name="a", grpc_service=GRPC, sampler=sampler
-    )
-
-
-def sampler_of(tracer: str) -> Json:
-    sampler: Json = TRACERS[tracer]["typed_config"]["sampler"]
-    return sampler
-
-
-RATIO = "TraceIdRatioBasedSamplerConfig"
-TRACERS |= {
-    "otel always_on": sampled_by("always_on", "AlwaysOnSamplerConfig"),
-    "otel trace_id_ratio_based": sampled_by("trace_id_ratio_based", RATIO, sampling_percentage={"numerator": 0}),
-    "otel none told": sampled_by("trace_id_ratio_based", RATIO),
-    "otel dynatrace": sampled_by("dynatrace", "DynatraceSamplerConfig", tenant="a", cluster_id=1),
-}
-TRACERS["otel parent_based"] = sampled_by(
-    "parent_based", "ParentBasedSamplerConfig", wrapped_sampler=sampler_of("otel trace_id_ratio_based")
-)

@@ -159,6 +159,17 @@ def test_ids_of_other_lengths_are_filled_up(server):
     assert (found.trace_id, found.span_id, found.kind) == (TRACE_ID, "aaa=".rjust(16, "0"), "UNSPECIFIED")
 
 
+def test_a_link_to_another_trace_is_no_parent(server):
+    url, answers = server
+    references = [
+        {"refType": "CHILD_OF", "traceID": "f" * 32, "spanID": "a" * 16},
+        {"refType": "CHILD_OF", "traceID": TRACE_ID.lstrip("0"), "spanID": "b" * 16},
+    ]
+    span = {"traceID": TRACE_ID, "spanID": "c" * 16, "references": references, "startTime": 1}
+    answers[f"/api/traces/{TRACE_ID}"] = (200, {"data": [{"spans": [span]}]})
+    assert [each.parent_id for each in HttpBackend("jaeger", url).spans([TRACE_ID])] == ["b" * 16]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -180,6 +180,38 @@ def test_a_collector_whose_cluster_the_proxy_does_not_have(clusters, found):
     assert proxy.unknown == (("otel",) if found else ())
 
 
+@pytest.mark.parametrize(
+    "chooses", [{"cluster_header": "x-to"}, {"inline_cluster_specifier_plugin": {}}, {"cluster": "d"}]
+)
+def test_a_cluster_that_is_chosen_for_each_request_may_be_any(chooses):
+    removing = {
+        "@type": f"{HTTP}header_mutation.v3.HeaderMutation",
+        "mutations": {"request_mutations": [{"remove": "traceparent"}]},
+    }
+    options = {"a": {"@type": "x.HttpProtocolOptions", "http_filters": [{"name": "m", "typed_config": removing}]}}
+    clusters = [
+        {"name": "c", "lb_policy": 0, "typed_extension_protocol_options": options},
+        {"name": "d", "lb_policy": 0},
+    ]
+    hosts = [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": chooses}]}]
+    held = listener({"route_config": {"name": "t", "virtual_hosts": hosts}})
+    found = read_proxy("x", {"bootstrap": {"static_resources": {"listeners": [held], "clusters": clusters}}})
+    assert ("headers.removed" in codes(found)) == ("cluster" not in chooses)
+
+
+def test_a_proxy_that_refused_all_its_clusters_has_none():
+    """As a real one was seen to say it: the section of the clusters is there, and empty."""
+    tracer = {"@type": "x.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}}}
+    provider = {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}
+    listeners = {"@type": "x.ListenersConfigDump", "dynamic_listeners": []}
+    listeners["dynamic_listeners"] = [{"active_state": {"listener": listener({"tracing": {"provider": provider}})}}]
+    bootstrap = {"@type": "x.BootstrapConfigDump", "bootstrap": {"dynamic_resources": {"cds_config": {}}}}
+    whole = read_proxy("x", {"configs": [bootstrap, {"@type": "x.ClustersConfigDump"}, listeners]})
+    assert (whole.unknown, whole.missing) == (("otel",), ())
+    part = read_proxy("x", {"configs": [bootstrap, listeners]})
+    assert (part.unknown, part.missing) == ((), ("clusters",))
+
+
 def test_the_tunnel_of_a_waypoint_is_no_hop():
     """As Istio's control plane configures `connect_terminate`; requests are traced in `main_internal`."""
     connect = {"upgrade_type": "CONNECT", "connect_config": {}}

@@ -215,6 +215,54 @@ def test_a_virtual_service_that_removes_headers(tmp_path, names, silent, expecte
     assert codes(tmp_path, MESH, tracing, weighted) == expected
 
 
+ZIPKIN = MESH.replace("opentelemetry", "zipkin").replace(
+    "port: 4317", "traceContextOption: USE_B3_WITH_W3C_PROPAGATION, port: 9411"
+)
+
+
+def test_zipkins_tracer_leaves_tracestate_to_itself(tmp_path):
+    removing = f"{SERVICE}  http: [{{headers: {{request: {{remove: [NAME]}}}}}}]"
+    assert codes(tmp_path, ZIPKIN, FULL, removing.replace("NAME", "traceparent")) == ["headers.removed-in-vain"]
+    assert codes(tmp_path, ZIPKIN, FULL, removing.replace("NAME", "tracestate")) == ["headers.removed"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("set: {x-user: a}", []),
+        ("set: {Traceparent: a}", ["headers.overwritten"]),
+        ("add: {traceparent: a}", ["headers.doubled"]),
+        ("add: {baggage: a=b}", []),
+        ("set: {baggage: a=b, b3: '0'}", ["headers.overwritten", "headers.overwritten"]),
+        ("set: {x-request-id: a}", ["request-id.changed"]),
+        ("set: 7", []),
+    ],
+)
+def test_a_route_that_writes_headers(tmp_path, operation, expected):
+    for_all = f"{SERVICE}  http: [{{route: [{{destination: {{host: a}}}}], headers: {{request: {{{operation}}}}}}}]"
+    assert sorted(codes(tmp_path, for_all)) == expected
+    # The tracer writes it again.
+    found = [code for code in expected if "raceparent" not in operation]
+    assert sorted(codes(tmp_path, MESH, FULL, for_all)) == (found or ["headers.removed-in-vain"] * len(expected))
+
+
+@pytest.mark.parametrize("kind", ["HTTPRoute", "GRPCRoute"])
+@pytest.mark.parametrize("place", ["filters: [FILTER]", "backendRefs: [{name: a, filters: [FILTER]}]"])
+def test_a_route_of_the_gateway_api_that_changes_headers(tmp_path, kind, place):
+    changes = "remove: [tracestate], set: [{name: Traceparent, value: a}], add: [{name: b3, value: '0'}]"
+    each = f"{{type: RequestHeaderModifier, requestHeaderModifier: {{{changes}}}}}"
+    route = f"kind: {kind}\nspec: {{rules: [{{{place.replace('FILTER', each)}}}]}}"
+    assert sorted(codes(tmp_path, route)) == ["headers.doubled", "headers.overwritten", "headers.removed"]
+
+
+def test_a_patch_of_proxies_cannot_be_judged(tmp_path):
+    patch = "kind: EnvoyFilter\nspec: {configPatches: [{patch: {value: {inlineCode: NAME}}}]}"
+    for name, severity in (("traceparent", "warning"), ("x-user", "note")):
+        (tmp_path / "patch.yaml").write_text(patch.replace("NAME", name))
+        (finding,) = judge_manifests(read_manifests([tmp_path / "patch.yaml"]))
+        assert (finding.code, finding.severity) == ("unjudged.filter", severity)
+
+
 def test_a_removal_where_no_tracer_is_known(tmp_path):
     removal = f"{SERVICE}  http: [{{headers: {{request: {{remove: [traceparent]}}}}}}]"
     assert codes(tmp_path, removal) == ["headers.removed"]

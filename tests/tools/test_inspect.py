@@ -188,6 +188,81 @@ def test_of_a_whole_request_only_trace_headers_are_shown(monkeypatch, capsys):
     assert "Bearer" not in out
 
 
+CURL = f"""  % Total    % Received % Xferd  Average Speed   Time    Time     Time  Current
+                                 Dload  Upload   Total   Spent    Left  Speed
+  0     0    0     0    0     0      0      0 --:--:-- --:--:-- --:--:--     0* Host shop:80 was resolved.
+* IPv6: (none)
+*   Trying 127.0.0.1:80...
+* [HTTP/2] [1] [traceparent: 00-x]
+> GET /api HTTP/1.1
+> Host: shop
+> traceparent: {VALID}
+>\x20
+* Request completely sent off
+{{ [5 bytes data]
+< HTTP/1.1 200 OK
+< traceresponse: {VALID}
+< uber-trace-id: 1:2:0:1
+<
+{{ [5 bytes data]
+traceparent: of the body
+hello world
+<html>
+100     5  100     5    0     0   1234      0 --:--:-- --:--:-- --:--:--  1250
+* Connection #0 to host shop left intact
+"""
+TRACE = """== Info:   Trying 127.0.0.1:80...
+=> Send header, 83 bytes (0x53)
+0000: GET / HTTP/1.1
+0010: Host: shop
+001c: tracestate: a=1
+0030:
+<= Recv header, 17 bytes (0x11)
+0000: HTTP/1.1 200 OK
+0010: b3: 0
+"""
+ANSWER = f"""HTTP/1.1 200 OK
+traceparent: {VALID}
+
+hello
+
+HTTP/1.1 100 Continue
+b3: 0
+"""
+
+
+JSON = f"""{{
+  "Host": "shop",
+  "Traceparent": "{VALID}",
+  "b3": "0"
+}},
+"""
+LOGGED = f"""{{'traceparent': '{VALID}'}}
+traceparent={VALID}
+tracestate="a=1"
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("text", "headers"),
+    [
+        (CURL, ["traceparent", "traceresponse", "uber-trace-id"]),
+        (TRACE, ["tracestate", "b3"]),
+        (ANSWER, ["traceparent", "b3"]),
+        (f"* traceparent: {VALID}\n<html>\n<\n> \n", ["traceparent"]),
+        (f"{VALID}\n\na=1,b=2\n", ["traceparent", "tracestate"]),
+        (JSON, ["traceparent", "b3"]),
+        (LOGGED, ["traceparent", "traceparent", "tracestate"]),
+    ],
+    ids=["curl -v", "curl --trace-ascii", "curl -i", "marks alone", "values", "JSON", "Python and a log"],
+)
+def test_what_stands_around_the_headers_is_left_out(monkeypatch, capsys, text, headers, end):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.replace("\n", end).encode())))
+    assert main(["inspect", "-", "--json"]) == 0
+    assert [each["header"] for each in json.loads(capsys.readouterr().out)] == headers
+
+
 def test_headers_that_are_none_of_ours_alone_are_said(capsys):
     assert main(["inspect", "host: shop", "accept:*/*", "HTTP/1.1 200 OK"]) == 2
     assert "none of 3 lines is a trace header" in capsys.readouterr().err

@@ -186,6 +186,13 @@ def test_the_composition_and_the_sidecar_that_it_names_fit_together():
     assert "collector" in composed
 
 
+# Names and spellings of the machine itself.
+HERE = (
+    *("0.0.0.0", "0", "2130706433", "127.1", "0x7f.1", "0x7f000001", "0177.0.0.1", "127.0.0.53"),
+    *("localhost.", "localhost.localdomain", "shop.localhost", "ip6-localhost"),
+)
+
+
 @pytest.mark.parametrize(
     ("target", "names", "fault"),
     [
@@ -198,6 +205,25 @@ def test_the_composition_and_the_sidecar_that_it_names_fit_together():
         ("compose", {"app_port": 15000}, "administration and app_port would both have port 15000"),
         ("compose", {"listen_port": 16686}, "listen_port and Jaeger's page would both have port 16686"),
         ("k8s", {"app_port": 4143}, "app_port and the proxy of a mesh would both have port 4143"),
+        *(
+            (target, {"upstream": f"{host}:{port}"}, f"{listener} and upstream would both have port {port}")
+            for target, listener, port in (("nginx", "listen_port", 8080), ("envoy", "outbound listener", 15001))
+            for host in HERE
+        ),
+        ("envoy", {"collector": "0.0.0.0:15001"}, "outbound listener and collector would both have port 15001"),
+        ("envoy", {"upstream": "checkout:15001"}, "outbound listener and upstream would both have port 15001"),
+        ("nginx", {"listen_port": 15001}, "listen_port and the sidecar's outbound listener would both have port 15001"),
+        ("haproxy", {"listen_port": 8000}, "listen_port and app_port would both have port 8000"),
+        ("nginx", {"listen_port": 15000, "upstream": "localhost:15006"}, "administration would both have port 15000"),
+        *(
+            (target, {"collector": f"{host}:4317"}, f"collector is '{host}:4317': {target} finds it by the name")
+            for target in ("istio", "linkerd")
+            for host in ("10.0.0.5", "localhost", "167772165")
+        ),
+        ("compose", {"service": "collector"}, "service is 'collector': the composition has a collector of its own"),
+        ("compose", {"service": "inventory"}, "upstream is 'inventory:8000': the composition has that service"),
+        ("compose", {"upstream": "checkout-sidecar:15006"}, "upstream is 'checkout-sidecar:15006'"),
+        ("compose", {"upstream": "collector.:4317"}, "upstream is 'collector.:4317': the composition has that service"),
     ],
 )
 def test_what_would_share_a_port_is_refused(target, names, fault):
@@ -209,6 +235,39 @@ def test_the_same_port_of_another_machine_is_no_fault():
     assert "http://mesh:8080;" in mesh_config("nginx", MeshNames(upstream="mesh:8080"))
     assert "http://inventory:15006;" in mesh_config("nginx", MeshNames(upstream="inventory:15006", listen_port=15006))
     assert mesh_config("compose", MeshNames(collector="127.0.0.1:8000")), "which a composition has of its own"
+    assert "http://checkout:8080;" in mesh_config("nginx", MeshNames(upstream="checkout:8080"))
+    assert "listen 8000;" in mesh_config("nginx", MeshNames(upstream="10.0.0.7:8080", listen_port=8000))
+    assert "http://mesh.:8080;" in mesh_config("nginx", MeshNames(upstream="mesh.:8080"))
+
+
+def texts(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for pair in value.items() for each in pair for text in texts(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("name", ["null", "no", "y", "true", "123", "1e3", "0x1f", "2020-01-01", "010", "shop", "n0"])
+@pytest.mark.parametrize("target", [target for target in TARGETS if target not in ("nginx", "haproxy")])
+def test_a_name_that_yaml_would_read_as_something_else_stays_a_name(target, name):
+    usual = MeshNames(service="abc", namespace="abc", image="abc", host="abc", collector="abc:30", upstream="abc.x:30")
+    names = MeshNames(
+        service=name, namespace=name, image=name, host=name, collector=f"{name}:30", upstream=f"{name}.x:30"
+    )
+    if target == "envoy":
+        names = MeshNames(service=name, collector=f"{name}:30", upstream=f"{name}.x:30")
+    if target in ("istio", "linkerd"):
+        names, usual = (MeshNames(namespace=each, collector=f"{each}.x:30") for each in (name, "abc"))
+    documents = list(yaml.safe_load_all(mesh_config(target, names)))
+    wanted = list(yaml.safe_load_all(mesh_config(target, usual)))
+    assert sorted(each.replace("abc", name) for each in texts(wanted)) == sorted(texts(documents))
+
+
+@pytest.mark.parametrize("sampling", [0.00001, 1e-9, 12.5, 100.0, 0.0])
+def test_a_small_rate_stays_a_number(sampling):
+    telemetry = list(yaml.safe_load_all(mesh_config("istio", MeshNames(sampling=sampling))))[1]
+    assert telemetry["spec"]["tracing"][0]["randomSamplingPercentage"] == sampling
 
 
 def test_the_load_balancer_has_a_host_and_a_certificate():
@@ -286,6 +345,10 @@ def test_what_envoy_logs_is_what_the_reader_knows():
     [
         ({"service": "a b"}, "service is 'a b'"),
         ({"service": "a.b"}, "service is"),
+        ({"service": "a" * 64}, "service is"),
+        ({"upstream": "a..b:1"}, "upstream is"),
+        ({"upstream": f"{'a' * 64}.b:1"}, "upstream is"),
+        ({"host": ".".join(["abcdefghi"] * 26)}, "host is"),
         ({"namespace": "x\ny"}, "namespace is"),
         ({"collector": "nowhere"}, "collector is 'nowhere': it takes host:port"),
         ({"collector": "a:99999"}, "collector is"),
@@ -293,6 +356,9 @@ def test_what_envoy_logs_is_what_the_reader_knows():
         ({"upstream": "a:\u0661"}, "upstream is"),
         ({"app_port": 0}, "app_port is 0: it takes a port number"),
         ({"image": "a b"}, "image is"),
+        ({"image": "a:"}, "image is 'a:'"),
+        ({"upstream": "[::1]:8080"}, "upstream is"),
+        ({"upstream": "a..:1"}, "upstream is"),
         ({"sampling": 101}, "sampling is 101"),
         ({"host": "a b"}, "host is 'a b'"),
         ({"certificate": "arn:aws:s3:::bucket"}, "certificate is .*: it takes an ARN of AWS"),

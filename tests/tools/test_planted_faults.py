@@ -319,5 +319,6 @@ def test_echoes_stand_where_their_applications_are(tmp_path):
 def test_echoes_alone_name_the_application_that_lost_it(tmp_path):
     fault = at("shop application", stateless)
     journey = PlantedMesh(tmp_path, fault).run(echo=True, logs=False, spans=False)
-    (finding,) = journey.findings
-    assert finding.code == "verify.tracestate-lost"
+    assert [(finding.code, finding.where) for finding in journey.findings] == [
+        ("verify.tracestate-lost", f"probe -> application (answer.{name})") for name in ("stock", "price")
+    ]

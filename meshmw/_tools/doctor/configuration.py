@@ -23,6 +23,7 @@ _ODD_NAMES: Final = {"trace_id128bit": "trace_id_128bit"}
 _LISTS: Final = ("static_", "dynamic_", "ecds_", "inline_")
 # Aliases of aliases can stand for more than anybody can walk through: five million took six seconds.
 _MOST_PARTS: Final = 3_000_000
+_WHOLE: Final = {"BootstrapConfigDump", "ClustersConfigDump", "ListenersConfigDump"}
 _BOOTSTRAP: Final = {"static_resources", "dynamic_resources", "layered_runtime"}
 
 
@@ -190,11 +191,14 @@ def _of_dump(configs: Sequence[Json]) -> Configuration:
     sources = {"lds_config", "ads_config"} & (bootstrap or {}).get("dynamic_resources", {}).keys()
     # An entry may be there twice, once by its name and once as a part of the whole update.
     refused = tuple(dict.fromkeys(_refused(configs)))
+    kinds = {type_of(each) for each in configs}
     return replace(
         _collected(bootstrap, found),
         lacks_listeners="listener" not in sorts and bool(sources) and not refused,
         refused=refused,
-        has_all_clusters=any({"static_clusters", "dynamic_active_clusters"} <= each.keys() for each in configs),
+        has_all_clusters=any({"static_clusters", "dynamic_active_clusters"} <= each.keys() for each in configs)
+        # A part that was asked for has no bootstrap beside it. Where all were refused, the section is there and empty.
+        or (bootstrap is not None and kinds >= _WHOLE),
     )
 
 

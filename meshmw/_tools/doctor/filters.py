@@ -29,9 +29,11 @@ FOREIGN_HEADERS: Final = frozenset(
 )
 FOLLOWED: Final = (*sorted(PROPAGATION_HEADERS), "x-request-id", *sorted(FOREIGN_HEADERS))
 
-Action = Literal["remove", "set", "replace", "append", "add", "repeat", "copy", "unjudged"]
+Action = Literal["remove", "set", "replace", "append", "add", "repeat", "copy", "owe", "settle", "unjudged"]
 # A header's value, or else another's; Envoy can cut it.
 _OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)(?::(\d+))?%", re.IGNORECASE)
+# What comes after a level's other options.
+_LAST: Final = ("append", "repeat")
 _FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
 _LONGEST_IDS: Final = 64
 # Packages of Envoy's filters that change no request header but their own.
@@ -44,7 +46,7 @@ _READERS: Final = frozenset(
         "file_system_buffer", "filter_chain", "grpc_field_extraction", "grpc_http1_bridge",
         "grpc_http1_reverse_bridge", "grpc_json_reverse_transcoder", "grpc_json_transcoder", "grpc_stats", "grpc_web",
         "gzip", "health_check", "json_to_metadata", "kill_request", "match_delegate", "oauth2", "on_demand",
-        "original_src", "proto_api_scrubber", "proto_message_extraction", "proto_message_logging", "ratelimit",
+        "original_src", "proto_api_scrubber", "proto_message_extraction", "proto_message_logging",
         "rbac", "router", "set_filter_state", "set_metadata", "sse_to_metadata", "stateful_session", "tap",
         "thrift_to_metadata", "upstream_codec",
     }
@@ -67,7 +69,7 @@ _ACTIONS: Final[Mapping[Any, Action]] = {
 
 
 class Step(NamedTuple):
-    """What is done to one header, and where; `unjudged` names no header."""
+    """What is done to one header, and where; `unjudged` names no header, and `settle` adds what is owed."""
 
     header: str
     action: Action
@@ -109,13 +111,17 @@ def _is_of_itself(value: str, name: str) -> bool:
 def options(level: Json, place: str) -> Iterator[Step]:
     """Yield what one level of a route configuration does.
 
-    Envoy removes first, then overwrites, then adds, in whatever order the options are listed.
+    Envoy removes first, then overwrites, then adds, in whatever order the options are listed. Whether a header is
+    absent it asks before it writes any, so that two of ADD_IF_ABSENT add two lines: what is owed is settled at the end.
     """
     for name in level.get("request_headers_to_remove", ()):
         yield from removal(name, f"request_headers_to_remove of {place}")
     where = f"request_headers_to_add of {place}"
     steps = [step for option in level.get("request_headers_to_add", ()) for step in addition(option, where)]
-    yield from sorted(steps, key=lambda step: step.action in ("append", "add", "repeat"))
+    owed = [step._replace(action="owe") for step in steps if step.action == "add"]
+    yield from owed
+    yield from sorted((step for step in steps if step.action != "add"), key=lambda step: step.action in _LAST)
+    yield from (step._replace(action="settle") for step in owed)
 
 
 def _known(name: str, action: Action, place: str) -> Iterator[Step]:
@@ -160,16 +166,18 @@ def filter_steps(name: str, config: Json) -> Iterator[Step]:
     if package == "header_mutation":
         yield from mutations(config.get("mutations", {}).get("request_mutations", ()), place)
     elif package == "transform":
-        yield from mutations(config.get("request_transformation", {}).get("headers_mutations", ()), place)
+        # It waits for a body, and takes JSON alone.
+        changes = config.get("request_transformation", {}).get("headers_mutations", ())
+        yield from mutations(changes, f"{place}, of requests with a JSON body")
     elif package == "header_to_metadata":
         for rule in config.get("request_rules", ()):
             if rule.get("remove"):
                 yield from removal(rule.get("header"), place)
     elif package in _WRITERS:
-        if named := _named_in(config):
+        if named := named_in(config):
             yield Step("", "unjudged", f"{place}, which writes {', '.join(named)}")
     elif package not in _READERS and not _is_harmless(package, config):
-        named = _named_in(config)
+        named = named_in(config)
         yield Step("", "unjudged", f"{place}, which names {', '.join(named)}" if named else place)
     # Filters may lie within filters: behind a matcher, or as one action of several. Those of the router come later.
     for inner in _filters_within(config) if package != "router" else ():
@@ -206,7 +214,7 @@ def _is_harmless(package: str, config: Json) -> bool:
     return False
 
 
-def _named_in(config: Any) -> list[str]:
+def named_in(config: Any) -> list[str]:
     """Return which trace headers a configuration names."""
     texts = " ".join(_texts(config)).lower()
     return [name for name in FOLLOWED if name in texts]

@@ -7,8 +7,8 @@ own changes, the tracer writes, the filters of the upstream cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -16,6 +16,7 @@ from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import Configuration, Json, own_name, plain, type_of, typed
 from meshmw._tools.doctor.filters import Step, filter_steps, mutations, options, removal
 from meshmw._tools.doctor.tracers import Tracing, route_sampling
+from meshmw.wire.headers import B3_HEADERS
 
 # Several lines of these are one list.
 _LISTS: Final = {"baggage", "tracestate"}
@@ -27,7 +28,7 @@ _ASKS_FOR_ROUTES: Final = ("ExtAuthz", "ExtProc")
 _FOLLOWS: Final = "HANDLE_INTERNAL_REDIRECT"
 
 Effect = Literal["removed", "restarted", "overwritten", "doubled", "added", "in vain"]
-_State = Literal["caller's", "gone", "planted", "two", "or planted"]
+_State = Literal["caller's", "gone", "planted", "two", "or planted", "owed", "two owed"]
 _EFFECTS: Final[Mapping[_State, Effect]] = {
     "gone": "removed",
     "planted": "overwritten",
@@ -87,7 +88,7 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     for table in tables or ({"vhds": {}},):
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
-            for leaf in _leaves(table, configuration.bootstrap):
+            for leaf in _destinations(_leaves(table, configuration.bootstrap), configuration):
                 late = [*_filter_steps(filters, leaf, configuration), *leaf.steps()]
                 upstream = list(_upstream_steps(filters, leaf, configuration))
                 first = [*early, *leaf.steps_of_redirects()]
@@ -126,12 +127,16 @@ def _change_of(
     if state not in ("caller's", "two"):
         return _as_change(header, state, place)
     _, place = _after(header, [*early, *late])
+    if tracing.tracer == "zipkin" and header in B3_HEADERS:
+        # It writes B3 as the caller did, in one header or in several, and leaves what it finds in the other form.
+        state, planted = _after(header, [*early, *late], "gone")
+        if state != "gone":
+            return HeaderChange(header, "added", planted)
     return HeaderChange(header, "in vain", place) if place else None
 
 
-def _after(header: str, steps: Sequence[Step]) -> tuple[_State, str]:
+def _after(header: str, steps: Sequence[Step], state: _State = "caller's") -> tuple[_State, str]:
     """Return what is left of the caller's header after these steps, and where the last that counts stands."""
-    state: _State = "caller's"
     place = ""
     for step in steps:
         if step.header == header:
@@ -141,6 +146,8 @@ def _after(header: str, steps: Sequence[Step]) -> tuple[_State, str]:
 
 
 def _next(state: _State, action: str) -> _State:
+    if action in ("owe", "settle") or state in ("owed", "two owed"):
+        return _next_of_owed(state, action)
     if action == "remove":
         return "gone"
     if action == "set":
@@ -157,6 +164,15 @@ def _next(state: _State, action: str) -> _State:
     if action == "append":
         return "two"
     return "or planted" if state == "caller's" else state
+
+
+def _next_of_owed(state: _State, action: str) -> _State:
+    """Return what is left where a level has a line to add, if the header was absent as the level began."""
+    if action == "settle":
+        return {"owed": "planted", "two owed": "two"}.get(state, state)  # type: ignore[return-value]
+    if state in ("owed", "two owed"):
+        return "two owed" if action in ("owe", "set", "append") else state
+    return {"gone": "owed", "caller's": "or planted"}.get(state, state)  # type: ignore[return-value]
 
 
 def _as_change(header: str, state: _State, place: str) -> HeaderChange | None:
@@ -198,6 +214,20 @@ class _Leaf:
             for key, config in level.get("typed_per_filter_config", {}).items()
             if own_name(key) == own_name(name)
         ]
+
+
+def _destinations(leaves: Iterable[_Leaf], configuration: Configuration) -> Iterator[_Leaf]:
+    """Yield each way; where a header or a plugin chooses the cluster, also to each that has filters of its own."""
+    for leaf in leaves:
+        yield leaf
+        for name, cluster in configuration.clusters.items() if not leaf.cluster else ():
+            if any(_filters_of(cluster)):
+                yield replace(leaf, cluster=name)
+
+
+def _filters_of(cluster: Json) -> Iterator[Json]:
+    for protocol in cluster.get("typed_extension_protocol_options", {}).values():
+        yield from typed(protocol).get("http_filters", ())
 
 
 def _leaves(table: Json, bootstrap: Json | None) -> Iterator[_Leaf]:
@@ -303,8 +333,7 @@ def _config_of(each: Json, configuration: Configuration) -> Json | None:
 
 def _upstream_steps(filters: Sequence[Json], leaf: _Leaf, configuration: Configuration) -> Iterator[Step]:
     """Yield what happens after the tracer has written: filters of the cluster, else those of the router."""
-    protocols = configuration.clusters.get(leaf.cluster, {}).get("typed_extension_protocol_options", {})
-    of_cluster = [each for protocol in protocols.values() for each in typed(protocol).get("http_filters", ())]
+    of_cluster = [*_filters_of(configuration.clusters.get(leaf.cluster, {}))]
     routers = [config for each in filters if type_of(config := typed(each.get("typed_config"))) == "Router"]
     of_router = [each for config in routers for each in config.get("upstream_http_filters", ())]
     yield from _filter_steps(of_cluster or of_router, leaf, configuration)

@@ -322,8 +322,9 @@ def _check_proxy_collector(proxy: ProxyConfig, listener: ProxyListener) -> Itera
         yield Finding(
             "error", "exporter.proxy-no-cluster", proxy.where_of(listener),
             f"its tracer sends to the cluster {listener.collector}, which this proxy does not have",
-            "the proxy's spans are lost; nothing else says so, not even its own log",
-            "in Istio, a Sidecar object's egress.hosts must have the collector's namespace; elsewhere, add the cluster",
+            "the proxy's spans are lost; nothing else says so",
+            "in Istio, a Sidecar object's egress.hosts must have the collector's namespace; elsewhere, add the "
+            "cluster; where the control plane has it, the proxy refused it, and its log says `config rejected`",
         )  # fmt: skip
 
 

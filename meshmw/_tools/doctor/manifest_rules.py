@@ -14,8 +14,6 @@ from meshmw._tools.doctor.manifests import Manifests, MeshConfig, Provider, Trac
 from meshmw.settings import Settings
 
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
-# What a tracer that speaks W3C writes again after the removal.
-_WRITTEN_AGAIN: Final = frozenset({"traceparent", "tracestate"})
 # Istio's own default, PILOT_TRACE_SAMPLING.
 _DEFAULT_PERCENT: Final = 1.0
 
@@ -191,10 +189,58 @@ def _check_zipkin(manifests: Manifests) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _check_removal(manifests: Manifests) -> Iterator[Finding]:
+def _written_again(manifests: Manifests) -> set[str]:
+    """Return the headers that all tracers write again, whatever a route did to them."""
     kinds = [provider_of(manifests, rule.provider) for rule in manifests.tracing if rule.provider]
-    rewritten = bool(kinds) and all(each is not None and "w3c" in each.formats for each in kinds)
-    silent = any(rule.writes_nothing for rule in manifests.tracing)
+    if not kinds or any(rule.writes_nothing for rule in manifests.tracing):
+        return set()
+    formats = [each.formats if each is not None else () for each in kinds]
+    found = {"traceparent"} if all("w3c" in each for each in formats) else set()
+    # Zipkin's tracer leaves tracestate to itself.
+    return found | ({"tracestate"} if all(each == ("w3c",) for each in formats) else set())
+
+
+def _check_writing(manifests: Manifests) -> Iterator[Finding]:
+    again = _written_again(manifests)
+    for where, how, names in manifests.written:
+        verb, done = ("sets", "headers.overwritten") if how == "set" else ("adds", "headers.doubled")
+        if "x-request-id" in names:
+            yield Finding(
+                "warning", "request-id.changed", where, f"it {verb} x-request-id",
+                "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
+            )  # fmt: skip
+        # Several lines of these are one list.
+        lists = {"tracestate", "baggage"} if how == "add" else set()
+        for name in sorted((_TRACE_HEADERS - {"x-request-id"} - lists) & set(names)):
+            if name in again:
+                yield Finding(
+                    "note", "headers.removed-in-vain", where, f"it {verb} {name}",
+                    "the tracer of the proxy writes it again afterwards: the trace goes on, the change does nothing",
+                    f"take the name out of {how}",
+                )  # fmt: skip
+            else:
+                yield Finding(
+                    "error" if name in ("traceparent", "b3") else "warning", done, where, f"it {verb} {name}",
+                    "the caller's value ends here, and all requests get one"
+                    if how == "set"
+                    else "two lines are malformed: applications take the first, the last, or none",
+                    f"take the name out of {how}",
+                )  # fmt: skip
+
+
+def _check_patches(manifests: Manifests) -> Iterator[Finding]:
+    for where, names in manifests.patches:
+        named = f", and names {', '.join(names)}" if names else ""
+        yield Finding(
+            "warning" if names else "note", "unjudged.filter", where, f"it patches what istiod gives to proxies{named}",
+            "a patch can change anything, trace headers and tracers included",
+            "look at a proxy that has it: `istioctl proxy-config all POD -o json > dump.json`, then `meshmw doctor "
+            "--config-dump dump.json`",
+        )  # fmt: skip
+
+
+def _check_removal(manifests: Manifests) -> Iterator[Finding]:
+    again = _written_again(manifests)
     for where, names in manifests.removed:
         removed = _TRACE_HEADERS & set(names)
         if "x-request-id" in removed:
@@ -203,16 +249,16 @@ def _check_removal(manifests: Manifests) -> Iterator[Finding]:
                 "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
             )  # fmt: skip
         trace = sorted(removed - {"x-request-id"})
-        if trace and rewritten and not silent and set(trace) <= _WRITTEN_AGAIN:
+        if trace and set(trace) <= again:
             yield Finding(
                 "note", "headers.removed-in-vain", where, f"it removes {', '.join(trace)}",
                 "the tracer of the proxy writes them again afterwards: the trace goes on, the removal does nothing",
-                "take the names out of headers.request.remove",
+                "take the names out of `remove`",
             )  # fmt: skip
         elif trace:
             yield Finding(
                 "error", "headers.removed", where, f"it removes {', '.join(trace)}",
-                "what lies behind it never sees the caller's headers", "take the names out of headers.request.remove",
+                "what lies behind it never sees the caller's headers", "take the names out of `remove`",
             )  # fmt: skip
 
 
@@ -262,6 +308,8 @@ _CHECKS: Final[tuple[Callable[[Manifests], Iterator[Finding]], ...]] = (
     _check_rules,
     _check_zipkin,
     _check_removal,
+    _check_writing,
+    _check_patches,
     _check_egress,
     _check_log,
 )

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from meshmw._notices import quoted
 from meshmw._tools import JsonValue
+from meshmw._tools.doctor.filters import named_in
 from meshmw.errors import MeshmwError, extra_named
 
 SUFFIXES: Final = (".yaml", ".yml")
@@ -130,7 +131,9 @@ class Manifests(JsonValue):
         meshes: The mesh configurations; one of them is usual.
         tracing: The tracing rules of all Telemetry objects.
         logging: Where an access-log provider is named, and its name.
-        removed: Where a VirtualService removes request headers, and which.
+        removed: Where a route removes request headers, and which.
+        written: Where a route sets or adds request headers, which of the two, and which headers.
+        patches: Where an EnvoyFilter patches proxies, and the trace headers that it names.
         egress: Where a Sidecar limits what its proxies know, its namespace, and the namespaces that are left.
         unreadable: The files that hold no YAML, and why.
     """
@@ -139,6 +142,8 @@ class Manifests(JsonValue):
     tracing: tuple[TracingRule, ...] = ()
     logging: tuple[tuple[str, str], ...] = ()
     removed: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    written: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    patches: tuple[tuple[str, tuple[str, ...]], ...] = ()
     egress: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
 
@@ -202,9 +207,12 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
     if kind == "Telemetry":
         found["tracing"] += _read_tracing(where, namespace, spec)
         found["logging"] += [(where, name) for rule in _objects(spec, "accessLogging") for name in _names(rule)]
-    elif kind == "VirtualService":
-        removed = tuple(sorted(set(_removed(spec))))
-        found["removed"] += [(where, removed)] if removed else []
+    elif kind in ("VirtualService", "HTTPRoute", "GRPCRoute"):
+        changed = _changed(spec)
+        found["removed"] += [(where, changed["remove"])] if changed["remove"] else []
+        found["written"] += [(where, how, changed[how]) for how in ("set", "add") if changed[how]]
+    elif kind == "EnvoyFilter":
+        found["patches"].append((where, tuple(named_in(spec))))
     elif kind == "Sidecar":
         hosts = [str(host) for rule in _objects(spec, "egress") for host in _list(rule, "hosts")]
         found["egress"] += [(where, tuple(_namespaces(hosts, namespace)))] if hosts else []
@@ -300,11 +308,25 @@ def _read_tracing(where: str, namespace: str, spec: Json) -> Iterator[TracingRul
         )
 
 
-def _removed(spec: Json) -> Iterator[str]:
+def _changed(spec: Json) -> dict[str, tuple[str, ...]]:
+    """Return the request headers that a route removes, sets and adds, of all requests or for one destination."""
+    found: dict[str, set[str]] = {"remove": set(), "set": set(), "add": set()}
+    for request in _header_operations(spec):
+        for how, names in found.items():
+            listed = request.get(how)
+            # Istio has an object of values, the Gateway API a list of objects with a name.
+            each = listed if isinstance(listed, (list, Mapping)) else ()
+            names.update(str(one.get("name") if isinstance(one, Mapping) else one).lower() for one in each)
+    return {how: tuple(sorted(names)) for how, names in found.items()}
+
+
+def _header_operations(spec: Json) -> Iterator[Json]:
     for route in _objects(spec, "http"):
         for level in (route, *_objects(route, "route")):
-            request = _object(_object(level, "headers"), "request")
-            yield from (str(name).lower() for name in _list(request, "remove"))
+            yield _object(_object(level, "headers"), "request")
+    for rule in _objects(spec, "rules"):
+        for level in (rule, *_objects(rule, "backendRefs")):
+            yield from (_object(each, "requestHeaderModifier") for each in _objects(level, "filters"))
 
 
 def _namespaces(hosts: Iterable[str], own: str) -> Iterator[str]:

@@ -199,7 +199,7 @@ def _read(
     )
     known = configuration.listeners or configuration.refused
     missing = [] if known and not configuration.lacks_listeners else ["listeners"]
-    if listeners and not configuration.clusters:
+    if listeners and not configuration.clusters and not configuration.has_all_clusters:
         missing.append("clusters")
     collectors = {listener.collector for listener in listeners if listener.collector}
     http = {listener.name for listener in listeners}

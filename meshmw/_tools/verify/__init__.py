@@ -8,7 +8,8 @@ of a test in the same way.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -17,15 +18,27 @@ from meshmw._tools import Finding, by_severity
 from meshmw._tools.verify.evidence import BackendError, Evidence, HttpBackend, Watch
 from meshmw._tools.verify.journey import ECHO_NAME, Hop, Journey, JourneySpan, Verdict, with_orphans, with_parents
 from meshmw._tools.verify.judge import Judgement, judge_hops
-from meshmw._tools.verify.judge_spans import check_answer, check_sources, check_spans, partial_traces, silent_hops
+from meshmw._tools.verify.judge_spans import (
+    BACKEND_FAULT,
+    NOT_LOGGED,
+    TOO_OLD,
+    check_answer,
+    check_sources,
+    check_spans,
+    partial_traces,
+    silent_hops,
+)
 from meshmw._tools.verify.logs import probe_hops
 from meshmw._tools.verify.probe import Echo, Probe, ProbeAnswer, is_trace_id
 
 _POLL: Final = 0.1
 # Codes of findings that say that something is not known.
-_UNKNOWN: Final = ("verify.backend", "verify.partial", "verify.no-log", "verify.unknown-format")
+_UNKNOWN: Final = (
+    BACKEND_FAULT, NOT_LOGGED, TOO_OLD, "verify.partial", "verify.no-log", "verify.unknown-format"
+)  # fmt: skip
 # Clocks differ from machine to machine; what is older than this is an earlier probe with the same ids.
 _SKEW_NS: Final = 60 * 10**9
+_SHOW_IT: Final = "give access logs, a backend, or an application that echoes its headers"
 
 
 def follow(
@@ -64,7 +77,7 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
     named = [probe.trace_id, *judge_hops(hops, probe).trace_ids, answer.trace_id]
     # A trace id that a header or a log line names becomes part of a backend's URL.
     trace_ids = [trace_id for trace_id in dict.fromkeys(named) if is_trace_id(trace_id)]
-    spans: dict[tuple[str, str, str], JourneySpan] = {}
+    spans: dict[object, JourneySpan] = {}
     for backend in watch.backends:
         try:
             found = backend.spans(trace_ids)
@@ -73,10 +86,46 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
             continue
         faults.pop(backend.name, None)
         for span in found:
-            if span.start_ns >= began_ns - _SKEW_NS:
-                # A Zipkin client and its server may share an id.
-                spans.setdefault((span.trace_id, span.span_id, span.kind), span)
-    return Evidence(tuple(hops), with_orphans(spans.values(), probe.parent_id, probe.trace_id))
+            # A span that two backends have is one; two spans may have one id, by design (Zipkin) or by mistake.
+            key = (span.trace_id, span.span_id, span.kind, span.service, span.start_ns // 1000)
+            spans.setdefault(key, span)
+    # Ids that are fresh are nobody else's.
+    fresh = set(trace_ids) - (set() if probe.is_fresh else {probe.trace_id})
+    mine, too_old = _of_this_request(spans.values(), hops, fresh, began_ns)
+    return Evidence(tuple(hops), with_orphans(mine, probe.parent_id, probe.trace_id), too_old)
+
+
+def _of_this_request(
+    spans: Iterable[JourneySpan], hops: Sequence[Hop], fresh: set[str], began_ns: int
+) -> tuple[list[JourneySpan], int]:
+    """Return the spans that are the request's, and how many are left out because they seem too old.
+
+    What a header of a hop names, and what hangs together with a span of the request, is the request's whatever its
+    clock says: span ids are drawn anew for each request, but for the probe's own.
+    """
+    mine: list[JourneySpan] = []
+    old: list[JourneySpan] = []
+    for span in spans:
+        (mine if span.trace_id in fresh or span.start_ns >= began_ns - _SKEW_NS else old).append(span)
+    named = {span_id for hop in hops[1:] for headers in (hop.received, hop.sent) if (span_id := _span_in(headers))}
+    own = _span_in(hops[0].sent)
+    waiting = [named, *({span.span_id, span.parent_id} for span in mine)]
+    by_id: dict[str, list[JourneySpan]] = defaultdict(list)
+    for span in old:
+        by_id[span.span_id].append(span)
+        by_id[span.parent_id].append(span)
+    left = {id(span): span for span in old}
+    while waiting:
+        for span_id in waiting.pop() - {"", own}:
+            for span in by_id.pop(span_id, ()):
+                if left.pop(id(span), None) is not None:
+                    mine.append(span)
+                    waiting.append({span.span_id, span.parent_id})
+    return mine, len(left)
+
+
+def _span_in(headers: Mapping[str, str | None]) -> str:
+    return (headers.get("traceparent") or "")[36:52]
 
 
 def join_hops(probe: Probe, proxies: Iterable[Hop], echoes: Sequence[Echo]) -> list[Hop]:
@@ -108,7 +157,7 @@ def _is_complete(evidence: Evidence, watch: Watch, probe: Probe) -> bool:
     recorded = len(evidence.spans) >= max(1, watch.spans) and not any(span.orphan for span in evidence.spans)
     recorded = recorded and not silent_hops(judge_hops(evidence.hops, probe), evidence.spans)
     # An unsampled probe is to leave no spans, so there are none to wait for. Late ones have the settling time.
-    return logged and (recorded or not watch.backends or probe.variant == "unsampled")
+    return logged and (recorded or not watch.backends or probe.sampled is False)
 
 
 def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidence, faults: dict[str, str]) -> Journey:
@@ -117,8 +166,8 @@ def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidenc
         [
             *judgement.findings,
             *check_answer(probe, answer),
-            *check_sources(watch, evidence, faults),
-            *check_spans(probe, judgement, watch, evidence.spans, faults),
+            *check_sources(probe, watch, evidence, faults),
+            *check_spans(probe, judgement, watch, evidence, faults),
         ]
     )
     verdict = _verdict(judgement, findings, evidence)
@@ -128,7 +177,7 @@ def _conclude(probe: Probe, answer: ProbeAnswer, watch: Watch, evidence: Evidenc
     return Journey(
         title=f"{probe.method} {without_secrets(probe.url)}",
         verdict=verdict,
-        summary=_summary(verdict, judgement, findings, evidence.spans),
+        summary=_summary(verdict, probe, judgement, findings, evidence.spans),
         trace_id=expected,
         parent_id=probe.parent_id,
         sent=probe.trace_headers,
@@ -148,16 +197,19 @@ def _verdict(judgement: Judgement, findings: Sequence[Finding], evidence: Eviden
     return "one" if evidence.spans or (judgement.sightings and judgement.expected) else "unknown"
 
 
-def _summary(verdict: Verdict, judgement: Judgement, findings: Sequence[Finding], spans: Sequence[JourneySpan]) -> str:
+def _summary(
+    verdict: Verdict, probe: Probe, judgement: Judgement, findings: Sequence[Finding], spans: Sequence[JourneySpan]
+) -> str:
     if verdict == "broken":
         # The worst findings come first.
         return f"BROKEN at {findings[0].where}: {findings[0].what}"
     if verdict == "unknown" and judgement.sightings:
-        return "UNKNOWN: the traceparent that was sent is malformed, and nothing shows the trace that was begun instead"
+        what = "the traceparent that was sent is malformed" if probe.variant == "malformed" else "no trace was sent"
+        return f"UNKNOWN: {what}, and nothing shows the trace that was begun instead"
     if verdict == "unknown":
-        return (
-            "UNKNOWN: nothing shows the trace; give access logs, a backend, or an application that echoes its headers"
-        )
+        # What is the matter with what was given comes before what else could be given.
+        doubts = [f"{finding.where}: {finding.what}" for finding in findings if finding.code in _UNKNOWN]
+        return next((f"UNKNOWN: {doubt}" for doubt in doubts), f"UNKNOWN: nothing shows the trace; {_SHOW_IT}")
     counts = ((judgement.sightings, "sighting", " of its headers"), (len(spans), "span", ""))
     seen = (f"{count} {noun}{'' if count == 1 else 's'}{rest}" for count, noun, rest in counts if count)
     return f"ONE trace: {' and '.join(seen)}, all of one trace{_doubts(findings)}"
@@ -165,7 +217,7 @@ def _summary(verdict: Verdict, judgement: Judgement, findings: Sequence[Finding]
 
 def _doubts(findings: Sequence[Finding]) -> str:
     """Say what is not known, where the trace is one as far as it could be seen."""
-    unknown = [finding.where for finding in findings if finding.code in _UNKNOWN]
+    unknown = [finding.where for finding in findings if finding.code in _UNKNOWN and finding.is_fault]
     return f", as far as is known: nothing more of {', '.join(unknown)}" if unknown else ""
 
 

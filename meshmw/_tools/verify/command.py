@@ -171,11 +171,15 @@ def _parse_headers(given: list[str], option: str) -> dict[str, str]:
 def _open_tails(given: list[str], log_format: str) -> list[LogTail]:
     with value_error_as_cannot_run():
         reader = format_of(log_format)
-    tails = []
+    tails: list[LogTail] = []
     for each in given:
-        name, path = split_named_file(each)
+        named, path = split_named_file(each)
+        name = path.stem if named is None else named
+        if any(tail.name == name for tail in tails):
+            # Lines of two proxies would be calls of one.
+            raise CannotRunError(f"two access logs are called {quoted(name)}: give one of them another, NAME=FILE")
         with os_error_as_cannot_run(path):
-            tails.append(LogTail(path.stem if name is None else name, path, reader))
+            tails.append(LogTail(name, path, reader))
     return tails
 
 

@@ -51,10 +51,17 @@ class Watch:
 
 
 class Evidence(NamedTuple):
-    """Holds what has been seen of a probe so far."""
+    """Holds what has been seen of a probe so far.
+
+    Attributes:
+        hops: The hops, the probe first.
+        spans: Its spans.
+        too_old: How many spans are left out, because they began long before the request.
+    """
 
     hops: tuple[Hop, ...]
     spans: tuple[JourneySpan, ...]
+    too_old: int = 0
 
     def hops_in(self, log: LogTail) -> int:
         """Return how many hops a log shows."""
@@ -211,12 +218,18 @@ def _from_jaeger(document: Any) -> Iterator[JourneySpan]:
 
 def _jaeger_span(span: Mapping[str, Any], service: str) -> JourneySpan:
     tags = {tag["key"]: tag.get("value") for tag in span.get("tags") or ()}
-    parents = [each for each in span.get("references") or () if each.get("refType") == "CHILD_OF"]
+    trace_id = _filled_up(span["traceID"], 32)
+    # A link to another trace is a reference too.
+    parents = [
+        each
+        for each in span.get("references") or ()
+        if each.get("refType") == "CHILD_OF" and _filled_up(each.get("traceID", span["traceID"]), 32) == trace_id
+    ]
     start = _nanoseconds(span["startTime"], 1000)
     return JourneySpan(
-        trace_id=str(span["traceID"]).rjust(32, "0"),
-        span_id=str(span["spanID"]).rjust(16, "0"),
-        parent_id=str(parents[0]["spanID"]).rjust(16, "0") if parents else "",
+        trace_id=trace_id,
+        span_id=_filled_up(span["spanID"], 16),
+        parent_id=_filled_up(parents[0]["spanID"], 16) if parents else "",
         service=service,
         name=str(span.get("operationName", "")),
         kind=str(tags.get("span.kind", "internal")).upper(),
@@ -225,6 +238,10 @@ def _jaeger_span(span: Mapping[str, Any], service: str) -> JourneySpan:
         end_ns=start + _nanoseconds(span.get("duration", 0), 1000),
         status=str(tags.get("otel.status_code", "ERROR" if tags.get("error") in (True, "true") else "UNSET")),
     )
+
+
+def _filled_up(value: Any, digits: int) -> str:
+    return str(value).rjust(digits, "0")
 
 
 def _from_otlp(document: Any) -> Iterator[JourneySpan]:

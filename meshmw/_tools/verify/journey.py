@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -21,6 +22,7 @@ HEADERS: Final = ("traceparent", "tracestate", "b3", "x-b3-traceid", "baggage")
 # How an application is called that is known from the answer alone; the place in the answer and a bracket follow.
 ECHO_NAME: Final = "application ("
 _PROXY_SCOPES: Final = frozenset({"envoy"})
+_CALL: Final = re.compile(r" \(call [0-9]{1,3}\)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,31 +191,59 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
     )
 
 
+def name_of_call(place: str, number: int) -> str:
+    """Return the name of a hop that is one of several calls at one place."""
+    return place if number == 1 else f"{place} (call {number})"
+
+
+def _place_of(hop: Hop) -> str:
+    return _CALL.sub("", hop.name)
+
+
 def with_parents(hops: Sequence[Hop]) -> list[Hop]:
     """Return hops, each with the one before it that called it: a request that branches is a tree.
 
     A header that one sent and another received joins them. Where there is none, names do: an application's calls leave
     by its own proxy's other listeners, and those are mostly named for whom they call.
     """
-    return [replace(hop, parent=_parent_of(hop, hops[:index])) for index, hop in enumerate(hops)]
+    found: list[Hop] = []
+    for hop in hops:
+        found.append(replace(hop, parent=_parent_of(hop, found)))
+    return found
 
 
 def _parent_of(hop: Hop, before: Sequence[Hop]) -> int | None:
     if not before:
         return None
-    log, _, side = hop.name.partition(" ")
-    own = f"{log} application"
-    if hop.kind == "proxy" and side != "inbound" and any(each.name == own for each in before):
-        return next(index for index, each in enumerate(before) if each.name == own)
+    log, _, side = _place_of(hop).partition(" ")
+    own = [index for index, each in enumerate(before) if _place_of(each) == f"{log} application"]
+    if hop.kind == "proxy" and side != "inbound" and own:
+        # Of several requests that an application got, the one in the same trace made the call.
+        return next((index for index in own if trace_of(before[index].received) == trace_of(hop.received)), own[0])
     if hop.kind == "app" and (place := _echo_place(hop.name)):
         return _outer_echo(place, before)
     if hop.kind == "app":
         return len(before) - 1
     came = hop.received.get("traceparent")
     senders = [index for index, each in enumerate(before) if came and each.sent.get("traceparent") == came]
-    named = [index for index, each in enumerate(before) if each.kind == "proxy" and each.name.endswith(f" {log}")]
+    named = [index for index, each in enumerate(before) if each.kind == "proxy" and _place_of(each).endswith(f" {log}")]
     both = [index for index in senders if index in named]
-    return (both or senders or named or [len(before) - 1])[-1]
+    shown = _alike(hop.received if "traceparent" in hop.received else hop.sent)
+    alike = [index for index in named if _alike(before[index].sent) == shown]
+    # Whoever made one call of a place made the others, as far as nothing else is known.
+    again = [each.parent for each in before if _place_of(each) == _place_of(hop) and each.parent is not None]
+    return (both or senders or alike or named or again[:1] or [len(before) - 1])[-1]
+
+
+def _alike(headers: Mapping[str, str | None]) -> str:
+    """Return what two calls that are told apart differ in: the trace and its flags."""
+    value = headers.get("traceparent") or ""
+    return value[:36] + value[53:]
+
+
+def trace_of(headers: Mapping[str, str | None]) -> str:
+    """Return the part of a traceparent that names the trace; nothing where there is none."""
+    return (headers.get("traceparent") or "")[:35]
 
 
 def _echo_place(name: str) -> str:

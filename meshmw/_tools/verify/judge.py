@@ -6,9 +6,10 @@ where it is lost. What comes after a loss is its consequence, and no loss of its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from meshmw._tools import Finding
 from meshmw._tools.verify.fixes import (
@@ -23,10 +24,12 @@ from meshmw._tools.verify.fixes import (
 from meshmw._tools.verify.journey import Change, Hop
 from meshmw._tools.verify.probe import Probe
 from meshmw.errors import InvalidHeaderError
-from meshmw.wire import B3Context, TraceParent
+from meshmw.wire import TraceParent, examine_b3
 
 Side = Literal["in", "own", "out"]
 State = Literal["valid", "absent", "malformed"]
+_OWN_ID: Final = re.compile("[0-9a-f]{16}|[0-9a-f]{32}")
+_ANY_SPAN: Final = f"{1:016x}"
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Judgement:
         trace_ids: All traces that were seen, the expected one first.
         expected: The trace that was sent, whatever became of it; of a malformed one the fresh trace that the first
             strict reader began. Empty where there is none.
+        sampled: Whether that trace began sampled; None where that is not known.
         sightings: How often headers were seen.
     """
 
@@ -46,23 +50,41 @@ class Judgement:
     findings: list[Finding] = field(default_factory=list)
     trace_ids: list[str] = field(default_factory=list)
     expected: str = ""
+    sampled: bool | None = None
     sightings: int = 0
 
 
 def judge_hops(hops: Sequence[Hop], probe: Probe) -> Judgement:
     """Follow the trace from hop to hop, and say where it is lost, restarted or unsampled."""
-    judgement = Judgement([_with_change(hop, probe) for hop in hops])
+    judgement = Judgement([_with_change(hop, probe) for hop in hops], sampled=probe.sampled)
     judgement.expected = "" if probe.variant == "malformed" else probe.trace_id
     judgement.trace_ids = [judgement.expected] if judgement.expected else []
-    # What was seen last at each hop: those behind it go on from there.
-    ends = [_State(_Sighting(0, "out", _Named("valid", judgement.expected)), judgement.expected)]
+    state = _State(_Sighting(0, "out", _Named("valid", judgement.expected)), judgement.expected, probe.sampled)
+    # What was seen last at each hop, before it sent something and after: those behind it go on from there.
+    ends = [(state, state)]
     for index, hop in enumerate(judgement.hops[1:], start=1):
-        state = ends[index - 1 if hop.parent is None else hop.parent]
-        for sighting in _sightings(index, hop, probe):
+        above = index - 1 if hop.parent is None else hop.parent
+        before, state = ends[above]
+        sightings = list(_sightings(index, hop, probe, judgement.expected))
+        is_another = _is_another_call(judgement.hops[above], hop)
+        if is_another and sightings and sightings[0].named.sampled not in (None, state.sampled):
+            state = before
+        came = state
+        for sighting in sightings:
             state = _follow(judgement, state, sighting, probe)
-        ends.append(state)
+            came = state if sighting.side != "out" else came
+        ends.append((came, state))
     judgement.findings += _lost_tracestate(judgement, probe)
     return judgement
+
+
+def _is_another_call(app: Hop, hop: Hop) -> bool:
+    """Say whether a hop got another call of an application than the first, of which alone it is known what was sent.
+
+    The other one may have kept what the first lost.
+    """
+    sent, came = ((headers.get("traceparent") or "")[:52] for headers in (app.sent, hop.received))
+    return app.kind == "app" and sent != came
 
 
 def _follow(judgement: Judgement, state: _State, sighting: _Sighting, probe: Probe) -> _State:
@@ -73,23 +95,25 @@ def _follow(judgement: Judgement, state: _State, sighting: _Sighting, probe: Pro
         judgement.trace_ids.append(named.trace_id)
     if named.trace_id and named.trace_id in (state.followed, judgement.expected):
         if named.trace_id == judgement.expected:
-            _check_flag(judgement, state.last, sighting, probe)
-        return _State(sighting, named.trace_id)
-    if probe.variant == "malformed" and not judgement.expected:
+            _check_flag(judgement, state, sighting)
+        sampled = state.sampled if named.sampled is None else named.sampled
+        return _State(sighting, named.trace_id, sampled)
+    if not judgement.expected:
         return _expect_fresh_trace(judgement, sighting) or state
     if not state.is_lost:
         _record_break(judgement, state.last, sighting)
         goes_on = sighting.side != "own" and named.state == "valid"
-        return _State(sighting, named.trace_id if goes_on else state.followed, named.state != "valid")
-    return _State(sighting, named.trace_id) if named.state == "valid" else state
+        return _State(sighting, named.trace_id if goes_on else state.followed, state.sampled, named.state != "valid")
+    return _State(sighting, named.trace_id, state.sampled) if named.state == "valid" else state
 
 
 class _Named(NamedTuple):
-    """Holds the trace that some headers name."""
+    """Holds the trace that some headers name, and in which of them it was looked for."""
 
     state: State
     trace_id: str = ""
     sampled: bool | None = None
+    header: str = "traceparent"
 
 
 class _Sighting(NamedTuple):
@@ -101,36 +125,43 @@ class _Sighting(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Says what was seen last, which trace is followed from there, and whether it is in none."""
+    """Says what was seen last, which trace is followed from there, its flag there, and whether it is in none."""
 
     last: _Sighting
     followed: str
+    sampled: bool | None
     is_lost: bool = False
 
 
-def _sightings(index: int, hop: Hop, probe: Probe) -> Iterator[_Sighting]:
+def _sightings(index: int, hop: Hop, probe: Probe, expected: str) -> Iterator[_Sighting]:
     """Yield what was seen at one hop, in the order of the way."""
     if (named := _read_headers(hop.received, probe)) is not None:
         yield _Sighting(index, "in", named)
-    if hop.trace_id:
-        yield _Sighting(index, "own", _Named("valid", hop.trace_id.rjust(32, "0")))
+    if own := _own_trace(hop, expected):
+        yield _Sighting(index, "own", _Named("valid", own))
     if (named := _read_headers(hop.sent, probe)) is not None:
         yield _Sighting(index, "out", named)
 
 
+def _own_trace(hop: Hop, expected: str) -> str:
+    """Return the trace that a hop says it is in; nothing where its id is in no form that is known here."""
+    own = hop.trace_id.lower()
+    if not _OWN_ID.fullmatch(own):
+        return ""
+    # Some tracers log the last 64 bits alone.
+    return expected if len(own) == 16 and expected.endswith(own) else own.rjust(32, "0")
+
+
 def _read_headers(headers: Mapping[str, str | None], probe: Probe) -> _Named | None:
     """Return the trace that headers name, or None where they were not looked at."""
-    if "traceparent" not in headers:
-        return None
-    parent, b3 = headers["traceparent"], headers.get("b3")
-    if probe.variant == "b3" and parent is None:
-        return _read_b3(headers)
+    parent, b3 = headers.get("traceparent"), _read_b3(headers) if probe.variant == "b3" else None
     if parent is None:
-        return _Named("absent")
+        is_known = "traceparent" in headers and probe.variant != "b3"
+        return _Named("absent") if is_known else b3
     try:
         found = TraceParent.parse(parent)
     except InvalidHeaderError:
-        return _Named("malformed") if b3 is None or probe.variant != "b3" else _read_b3(headers)
+        return _Named("malformed") if b3 is None or b3.state == "absent" else b3
     return _Named("valid", f"{found.trace_id:032x}", found.sampled)
 
 
@@ -138,13 +169,16 @@ def _read_b3(headers: Mapping[str, str | None]) -> _Named | None:
     single, multi = headers.get("b3"), headers.get("x-b3-traceid")
     if "b3" not in headers and "x-b3-traceid" not in headers:
         return None
-    if single is None:
-        return _Named("absent") if multi is None else _Named("valid", multi.rjust(32, "0"))
-    try:
-        found = B3Context.parse(single)
-    except InvalidHeaderError:
-        return _Named("malformed")
-    return _Named("valid", f"{found.trace_id or 0:032x}", found.sampled)
+    if single is None and multi is None:
+        return _Named("absent", header="B3 header")
+    # Of the several headers, one is logged; the others may be what they like.
+    context, _ = examine_b3({"b3": single, "x-b3-traceid": multi, "x-b3-spanid": multi and _ANY_SPAN})
+    if context is None:
+        return _Named("malformed", header="B3 header")
+    if context.trace_id is None:
+        # `b3: 0` is a decision, and names no trace.
+        return _Named("absent", "", context.sampled, "B3 header")
+    return _Named("valid", f"{context.trace_id:032x}", context.sampled, "B3 header")
 
 
 def _with_change(hop: Hop, probe: Probe) -> Hop:
@@ -172,8 +206,8 @@ def _change(came: _Named | None, went: _Named | None, hop: Hop) -> Change:
 def _expect_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _State | None:
     hop = judgement.hops[sighting.hop]
     if sighting.named.state == "valid":
-        judgement.expected = sighting.named.trace_id
-        return _State(sighting, sighting.named.trace_id)
+        judgement.expected, judgement.sampled = sighting.named.trace_id, sighting.named.sampled
+        return _State(sighting, sighting.named.trace_id, sighting.named.sampled)
     if sighting.named.state == "malformed" and hop.kind == "app" and sighting.side == "out":
         judgement.findings.append(
             Finding(
@@ -186,15 +220,14 @@ def _expect_fresh_trace(judgement: Judgement, sighting: _Sighting) -> _State | N
     return None
 
 
-def _check_flag(judgement: Judgement, last: _Sighting, sighting: _Sighting, probe: Probe) -> None:
-    wanted = probe.variant != "unsampled"
-    if sighting.named.sampled is None or sighting.named.sampled == wanted:
+def _check_flag(judgement: Judgement, state: _State, sighting: _Sighting) -> None:
+    """Record each place where the flag changes: what follows in its branch is no change of its own."""
+    before, after = state.sampled, sighting.named.sampled
+    if before is None or after is None or before == after:
         return
-    where, hop = _culprit(judgement, last, sighting)
-    product = judgement.hops[sighting.hop].product or judgement.hops[last.hop].product
-    found = _flag_cleared(where, hop, product) if wanted else _flag_set_again(where, hop)
-    if found.code not in {finding.code for finding in judgement.findings}:
-        judgement.findings.append(found)
+    where, hop = _culprit(judgement, state.last, sighting)
+    product = judgement.hops[sighting.hop].product or judgement.hops[state.last.hop].product
+    judgement.findings.append(_flag_cleared(where, hop, product) if before else _flag_set_again(where, hop))
 
 
 def _culprit(judgement: Judgement, last: _Sighting, sighting: _Sighting) -> tuple[str, Hop | None]:
@@ -263,29 +296,40 @@ def _break_code(named: _Named) -> str:
 def _what_became(named: _Named) -> str:
     if named.state == "valid":
         return f"another trace ({named.trace_id})"
-    return "no traceparent" if named.state == "absent" else "a malformed traceparent"
+    if named.sampled is not None:
+        return f"no trace: its b3 holds the decision {'' if named.sampled else 'not '}to record, and no ids"
+    return f"no {named.header}" if named.state == "absent" else f"a malformed {named.header}"
 
 
 def _lost_tracestate(judgement: Judgement, probe: Probe) -> list[Finding]:
-    """Return the first place where the trace went on without the members of tracestate that were sent."""
+    """Return where the trace goes on without the members of tracestate that were sent: the first place of a branch."""
     sent = _keys(probe.headers.get("tracestate"))
-    if not sent or probe.variant == "malformed":
+    # Beside a malformed traceparent, and beside none, it is to be dropped.
+    if not sent or probe.variant in ("malformed", "b3"):
         return []
-    ends = [_Sighting(0, "out", _Named("valid", judgement.expected))]
+    found: list[Finding] = []
+    # None in the place of what was seen last: it is gone already.
+    seen: _Sighting | None = _Sighting(0, "out", _Named("valid", judgement.expected))
+    ends = [(seen, seen)]
     for index, hop in enumerate(judgement.hops[1:], start=1):
-        seen = ends[index - 1 if hop.parent is None else hop.parent]
+        above = index - 1 if hop.parent is None else hop.parent
+        is_kept = _is_another_call(judgement.hops[above], hop) and sent <= _keys(hop.received.get("tracestate"))
+        seen = came = ends[above][not is_kept]
         sides: tuple[tuple[Side, Mapping[str, str | None]], ...] = (("in", hop.received), ("out", hop.sent))
         for side, headers in sides:
             named = _read_headers(headers, probe)
             # Where the trace itself was lost, its tracestate went with it.
-            if "tracestate" not in headers or named is None or named.trace_id != judgement.expected:
+            is_seen = "tracestate" in headers and named is not None and named.trace_id == judgement.expected
+            if seen is None or named is None or not is_seen:
                 continue
             sighting = _Sighting(index, side, named)
-            if not sent <= _keys(headers["tracestate"]):
-                return [_tracestate_finding(*_culprit(judgement, seen, sighting))]
-            seen = sighting
-        ends.append(seen)
-    return []
+            is_whole = sent <= _keys(headers["tracestate"])
+            if not is_whole:
+                found.append(_tracestate_finding(*_culprit(judgement, seen, sighting)))
+            seen = sighting if is_whole else None
+            came = seen if side == "in" else came
+        ends.append((came, seen))
+    return found
 
 
 def _keys(tracestate: str | None) -> set[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from meshmw._notices import quoted, without_secrets
@@ -17,11 +19,23 @@ from meshmw.wire import TraceParent
 
 # The code of what could not be asked: then nobody knows whether the trace is whole.
 BACKEND_FAULT: Final = "verify.backend"
+TOO_OLD: Final = "verify.too-old"
+NOT_LOGGED: Final = "access-log.not-logged"
+# Places at which spans are missing that are named one by one, and services in one sentence.
+_MAX_PLACES: Final = 20
+# The kinds of two spans that may have one id.
+_SHARED: Final = (["CLIENT", "SERVER"], ["CONSUMER", "PRODUCER"])
 
 
 def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
     """Yield what the answer itself shows."""
-    if answer.status_code >= 400:
+    if 300 <= answer.status_code < 400:
+        yield Finding(
+            "warning", "verify.status", without_secrets(probe.url),
+            f"the answer was {answer.status_code}, which leads to another URL",
+            "redirects are not followed: the request ended where it was redirected", "give the URL that it leads to",
+        )  # fmt: skip
+    elif answer.status_code >= 400:
         yield Finding(
             "warning", "verify.status", without_secrets(probe.url), f"the answer was {answer.status_code}",
             "a request that is refused on the way does not reach every hop",
@@ -29,7 +43,7 @@ def check_answer(probe: Probe, answer: ProbeAnswer) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
+def check_sources(probe: Probe, watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -> Iterator[Finding]:
     """Yield what is wrong with the logs and with the backends, of which *faults* says why one could not be asked."""
     for name, fault in faults.items():
         # What is not known breaks no trace.
@@ -42,8 +56,21 @@ def check_sources(watch: Watch, evidence: Evidence, faults: Mapping[str, str]) -
             "spans are missing that it knows of, so that parents and services can seem to be missing",
             "raise its limit for one trace, or ask for a smaller one",
         )  # fmt: skip
+    if evidence.too_old:
+        yield _too_old(watch, evidence)
     for tail in watch.tails:
-        yield from _check_log(tail, evidence)
+        yield from _check_log(tail, evidence, probe)
+
+
+def _too_old(watch: Watch, evidence: Evidence) -> Finding:
+    names = ", ".join(backend.name for backend in watch.backends)
+    return Finding(
+        # Where others came, what lies there is an earlier probe's for all that is known.
+        "note" if evidence.spans else "warning", TOO_OLD, names,
+        f"{_spans(evidence.too_old, 'is', 'are')} left out that began more than a minute before the request",
+        "an earlier probe has left them, which had the same ids, or a machine's clock is behind: it is not known which",
+        "send ids that nobody has used: --random; and compare the clocks of the machines (`chronyc tracking`)",
+    )  # fmt: skip
 
 
 def partial_traces(watch: Watch) -> list[str]:
@@ -51,7 +78,7 @@ def partial_traces(watch: Watch) -> list[str]:
     return [text for backend in watch.backends if isinstance(backend, HttpBackend) for text in backend.partial]
 
 
-def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
+def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Finding]:
     if not tail.path.exists():
         yield Finding(
             "warning", "verify.no-log", tail.name, f"there is no file {tail.path}",
@@ -62,11 +89,13 @@ def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
             "warning", "verify.unknown-format", tail.name, "its new lines are in no format that is known",
             "nothing is known of what passed there", "give the proxy's own format string with --format",
         )  # fmt: skip
-    elif not tail.prints_traceparent:
-        yield Finding(
-            "error", "access-log.not-logged", tail.name, "the access log does not print traceparent",
-            "nobody can see in it what passed", "`meshmw mesh-config` prints a format that does",
-        )  # fmt: skip
+    elif unlogged := _unlogged(tail, evidence, probe):
+        for where in unlogged:
+            yield Finding(
+                "warning", NOT_LOGGED, where, "the access log does not print traceparent",
+                "nobody can see in it what passed: a trace that ends there is not noticed",
+                "`meshmw mesh-config` prints a format that does",
+            )  # fmt: skip
     elif not evidence.hops_in(tail):
         yield Finding(
             "warning", "verify.not-logged", tail.name, f"no new line in {tail.name} is the probe's",
@@ -76,31 +105,72 @@ def _check_log(tail: LogTail, evidence: Evidence) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _unlogged(tail: LogTail, evidence: Evidence, probe: Probe) -> list[str]:
+    """Return the log, or those of its listeners that the probe passed, whose lines have no place for traceparent."""
+    # Of a probe that bears B3 alone, a log that prints B3 shows enough.
+    formats = ("traceparent", "b3", "x-b3-traceid") if probe.variant == "b3" else ("traceparent",)
+    sides = tail.sides_without(*formats)
+    if sides and len(sides) == len(tail.printed):
+        return [tail.name]
+    found = [f"{tail.name} {side}" for side in sides]
+    return [where for where in found if any(hop.name.startswith(where) for hop in evidence.hops)]
+
+
 def check_spans(
-    probe: Probe, judgement: Judgement, watch: Watch, spans: Sequence[JourneySpan], faults: Mapping[str, str]
+    probe: Probe, judgement: Judgement, watch: Watch, evidence: Evidence, faults: Mapping[str, str]
 ) -> Iterator[Finding]:
     """Yield what the spans show: none at all, other traces, parents that never came, hops that export nothing."""
-    if probe.variant == "unsampled":
-        if spans:
-            yield _recorded_unsampled(spans)
-    elif not spans:
-        if watch.backends and not faults:
+    spans, wanted = evidence.spans, judgement.expected
+    if not spans:
+        # Of a trace that is not sampled, nothing is to come.
+        if watch.backends and not faults and judgement.sampled is not False and not evidence.too_old:
             yield _no_spans(watch)
-    else:
-        wanted = judgement.expected or spans[0].trace_id
-        if strays := [span for span in spans if span.trace_id != wanted]:
-            yield _split_trace(strays, len(spans))
-        # Of a trace that came in part, and from backends that do not all answer, nobody knows what is missing.
-        if faults or partial_traces(watch):
-            return
-        silent = silent_hops(judgement, spans)
-        orphans = [span for span in spans if span.orphan and span.trace_id == wanted]
-        if orphans:
-            yield _orphaned(orphans, judgement)
-        parents = {span.parent_id for span in orphans}
-        for hop in silent:
-            if _named_by(hop.sent)[1] not in parents:
-                yield _exports_nothing(hop)
+        return
+    wanted = wanted or spans[0].trace_id
+    mine = [span for span in spans if span.trace_id == wanted]
+    if strays := [span for span in spans if span.trace_id != wanted]:
+        yield _split_trace(strays, len(spans))
+    yield from _same_ids(spans)
+    if probe.sampled is False:
+        if mine:
+            yield _recorded_unsampled(mine)
+    # Of a trace that came in part, and from backends that do not all answer, nobody knows what is missing.
+    elif not faults and not partial_traces(watch):
+        yield from _missing(judgement, spans, [span for span in mine if span.orphan])
+
+
+def _missing(judgement: Judgement, spans: Sequence[JourneySpan], orphans: Sequence[JourneySpan]) -> Iterator[Finding]:
+    """Yield who exports nothing: each that a span names as its parent, and each that took part and left no span."""
+    makers = {made[1]: hop for hop in judgement.hops[1:] if (made := _named_by(hop.sent))[1]}
+    by_place: dict[str, list[JourneySpan]] = defaultdict(list)
+    for span in orphans:
+        maker = makers.get(span.parent_id)
+        by_place[f"{span.service} {span.kind}" if maker is None else maker.name].append(span)
+    # Strangers choose how services are called, and so how many there are.
+    for where, below in islice(by_place.items(), _MAX_PLACES):
+        yield _orphaned(where, below, makers.get(below[0].parent_id), max(0, len(by_place) - _MAX_PLACES))
+    parents = {span.parent_id for span in orphans}
+    for hop in silent_hops(judgement, spans):
+        if _named_by(hop.sent)[1] not in parents:
+            yield _exports_nothing(hop)
+
+
+def _same_ids(spans: Sequence[JourneySpan]) -> Iterator[Finding]:
+    """Yield the first span id that several spans of a trace have; a client and its server may share one (Zipkin)."""
+    by_id: dict[tuple[str, str], list[JourneySpan]] = defaultdict(list)
+    for span in spans:
+        by_id[span.trace_id, span.span_id].append(span)
+    alike = [each for each in by_id.values() if len(each) > 1 and sorted(span.kind for span in each) not in _SHARED]
+    if alike:
+        first = alike[0]
+        services = ", ".join(dict.fromkeys(span.service for span in first[:_MAX_PLACES]))
+        more = "" if len(alike) == 1 else f", and {len(alike) - 1} more ids are like it"
+        yield Finding(
+            "warning", "verify.same-id", services, f"{len(first)} spans have the id {first[0].span_id}{more}",
+            "nobody can say below which of them a child hangs, and a backend may keep one of them alone",
+            "let each process draw ids of its own: after fork, or where a seed is set, a generator repeats itself; and "
+            "let nothing write its caller's span id as its own",
+        )  # fmt: skip
 
 
 def silent_hops(judgement: Judgement, spans: Sequence[JourneySpan]) -> list[Hop]:
@@ -157,12 +227,12 @@ def _split_trace(strays: Sequence[JourneySpan], count: int) -> Finding:
     )  # fmt: skip
 
 
-def _orphaned(orphans: Sequence[JourneySpan], judgement: Judgement) -> Finding:
+def _orphaned(where: str, orphans: Sequence[JourneySpan], maker: Hop | None, more: int) -> Finding:
     first = orphans[0]
-    maker = next((hop for hop in judgement.hops[1:] if _named_by(hop.sent)[1] == first.parent_id), None)
     who = "" if maker is None else f"; {maker.name} sent that parent on"
+    who += f"; at {more} further places it is the same" if more else ""
     return Finding(
-        "error", "verify.orphan", f"{first.service} {first.kind}" if maker is None else maker.name,
+        "error", "verify.orphan", where,
         f"{_spans(len(orphans), 'hangs', 'hang')} below spans that never came; the first is {quoted(first.name)} of "
         f"{first.service}, whose parent {first.parent_id} is missing{who}",
         "the tree falls apart at this place, although the trace id is right",

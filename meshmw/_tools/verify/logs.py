@@ -6,8 +6,10 @@ Of a log, only what is appended after `LogTail` was made is taken for the probe'
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,7 @@ from meshmw._tools.access_log import Envelope, recognize, side_of
 from meshmw._tools.access_log.counts import classify
 from meshmw._tools.access_log.formats import Format
 from meshmw._tools.access_log.rows import Line
-from meshmw._tools.verify.journey import HEADERS, Hop
+from meshmw._tools.verify.journey import HEADERS, Hop, name_of_call, trace_of
 from meshmw._tools.verify.probe import AGENT, Probe
 
 # Bytes of a log from before the probe, which show its format.
@@ -29,6 +31,18 @@ _CLUSTERS: Final = {
     "consul": re.compile(r"local_app$|.{1,253}\.consul$"),
 }
 _COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
+# Calls of one listener that are told apart: strangers decide how many there are.
+_MAX_CALLS: Final = 16
+# A span id in traceparent or B3, which tells calls apart that are alike otherwise.
+_SPAN_ID: Final = re.compile("-[0-9a-f]{16}(?=-|$)")
+# Details of answers that a proxy gave by itself: the application behind it got nothing.
+_NEVER_ARRIVED: Final = re.compile(
+    r"\((?:UF|UH|NR|NC|RL|UAEX|rbac_|ext_authz_|jwt_authn_|Jwt|oauth|fault_filter_abort|local_rate_limited|"
+    r"request_rate_limited|rate_limiter_error|no_healthy_upstream|route_not_found|cluster_not_found|direct_response|"
+    r"upstream_reset_before_response_started\{(?:remote_|local_)?connection_failure|admission_control|overload)"
+)
+# Those who ask a proxy whether it is there take part in no trace, even where nothing else uses the mesh.
+_HEALTH_CHECKS: Final = re.compile(r"Envoy/HC|kube-probe/|ELB-HealthChecker/|GoogleHC/|Consul Health Check")
 
 
 class LogTail:
@@ -51,6 +65,7 @@ class LogTail:
         self._known: tuple[Envelope, Format] | None = None
         self._waiting: list[bytes] = []
         self._found: list[Line] = []
+        self._printed: dict[str, set[str]] = defaultdict(set)
         self._before = self._read_before()
 
     @property
@@ -58,26 +73,41 @@ class LogTail:
         """Return the lines that have been appended and can be read."""
         new = self._read_new()
         if self._found and self._known is not None:
-            self._found += _read(self._known, new)
+            self._found += _read(self._known, new, self._printed)
             return self._found
         # Until a line could be read, what the log says first may have been another program's.
         self._waiting += new
         if new:
             self._known = recognize([*self._before, *self._waiting], self._reader)
-            self._found = [] if self._known is None else _read(self._known, self._waiting)
+            self._found = [] if self._known is None else _read(self._known, self._waiting, self._printed)
         return self._found
 
     @property
-    def prints_traceparent(self) -> bool:
-        """Says whether the format has the header at all, as far as the log has shown."""
+    def printed(self) -> Mapping[str, set[str]]:
+        """Return which fields the lines of each listener have, with a value or without, as far as the log has shown.
+
+        A header that is null in one line is one that was looked at and was not there. Of one that no line of a listener
+        has, nothing is known.
+        """
         known = self._known or recognize(self._before, self._reader)
-        if known is None:
-            return True
-        if (names := set(known[1].names)) and known[1].source != "json":
-            return "traceparent" in names
-        # JSON prints what its lines hold.
-        seen = {name for line in (*self._found, *_read((type(known[0])(), known[1]), self._before)) for name in line}
-        return not seen or "traceparent" in seen
+        found: dict[str, set[str]] = defaultdict(set)
+        if known is not None and self._before:
+            _read((type(known[0])(), known[1]), self._before, found)
+        if self._known is not None:
+            for side, names in found.items():
+                self._printed[side] |= names
+            found, self._before = self._printed, []
+        return found
+
+    def sides_without(self, *headers: str) -> list[str]:
+        """Return the listeners whose lines have no place for any of these headers, as far as the log has shown."""
+        columns = {_COLUMNS[name] for name in headers}
+        return [side for side, names in self.printed.items() if columns.isdisjoint(names)]
+
+    @property
+    def prints_traceparent(self) -> bool:
+        """Says whether any listener's lines have a place for it."""
+        return not self.printed or len(self.sides_without("traceparent")) < len(self.printed)
 
     @property
     def is_unreadable(self) -> bool:
@@ -127,13 +157,19 @@ def _lines(text: bytes) -> list[bytes]:
     return [line for line in text.split(b"\n") if line.strip()]
 
 
-def _read(known: tuple[Envelope, Format], lines: Iterable[bytes]) -> list[Line]:
+def _read(known: tuple[Envelope, Format], lines: Iterable[bytes], printed: dict[str, set[str]]) -> list[Line]:
+    """Return what lines hold, and note in *printed* which fields those of each listener have."""
     envelope, reader = known
-    unwrapped = envelope.unwrap(lines)
-    # A header that is null in one line of JSON is one that was looked at and was not there.
-    printed = dict.fromkeys(reader.read_block(b"\n".join(unwrapped)).names & set(_COLUMNS.values()), "-")
-    found = (reader.read(line.decode("utf-8", "surrogateescape")) for line in unwrapped)
-    return [{**printed, **fields} for fields in found if not isinstance(fields, str)]
+    found: list[Line] = []
+    texts: dict[str, list[bytes]] = defaultdict(list)
+    for text in envelope.unwrap(lines):
+        fields = reader.read(text.decode("utf-8", "surrogateescape"))
+        if not isinstance(fields, str):
+            found.append(fields)
+            texts[side_of(fields)].append(text)
+    for side, each in texts.items():
+        printed[side] |= reader.read_block(b"\n".join(each)).names
+    return found
 
 
 def probe_hops(tails: Sequence[LogTail], probe: Probe, *, alone: bool = False) -> list[Hop]:
@@ -145,17 +181,21 @@ def probe_hops(tails: Sequence[LogTail], probe: Probe, *, alone: bool = False) -
         alone: Whether nothing else uses the mesh, so that every new line is the probe's.
     """
     lines = [(tail.name, side_of(line), line) for tail in tails for line in tail.lines]
-    mine = _with_callees([each for each in lines if alone] or _matching(lines, probe))
-    products = {tail.name: tail.product for tail in tails}
-    order = {tail.name: index for index, tail in enumerate(tails)}
-    places = dict.fromkeys((name, side) for name, side, _ in mine)
+    mine = _with_callees([each for each in lines if alone and _is_request(each[2])] or _matching(lines, probe))
+    logs = {tail.name: tail for tail in tails}
+    order = {name: index for index, name in enumerate(logs)}
+    places: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for name, side, line in mine:
+        places[name, side].append(line)
     # Where one listener is the inbound one, all others are for the application's own calls.
     ranked = sorted(places, key=lambda place: (order[place[0]], place[1] != "inbound"))
-    proxies = {
-        place: _hop_at(place, [line for *at, line in mine if tuple(at) == place], products[place[0]])
-        for place in ranked
-    }
+    proxies = [(place, hop) for place in ranked for hop in _hops_at(place, places[place], logs[place[0]])]
     return list(_with_applications(proxies))
+
+
+def _is_request(line: Line) -> bool:
+    # One that was refused before it was read shows nothing of its headers.
+    return classify(line).kind not in ("tcp", "refused") and not _HEALTH_CHECKS.match(line.get("user_agent", ""))
 
 
 def _with_callees(lines: Sequence[tuple[str, str, Line]]) -> list[tuple[str, str, Line]]:
@@ -174,14 +214,26 @@ def _host(line: Line) -> str:
     return line.get("cluster", "").rpartition("|")[2].partition(".")[0][:100]
 
 
-def _with_applications(proxies: Mapping[tuple[str, str], Hop]) -> Iterator[Hop]:
-    """Put an application behind each inbound listener: it got what that sent, and sent what the outbound one got."""
-    for (name, side), hop in proxies.items():
+def _with_applications(proxies: Sequence[tuple[tuple[str, str], Hop]]) -> Iterator[Hop]:
+    """Put an application behind each inbound call: it got what that sent, and sent what the outbound listener got."""
+    outbound: dict[str, list[Hop]] = defaultdict(list)
+    for (name, side), hop in proxies:
+        if side != "inbound":
+            outbound[name].append(hop)
+    numbers: Counter[str] = Counter()
+    for (name, side), hop in proxies:
         yield hop
-        if side == "inbound":
-            outbound = next((other for place, other in proxies.items() if place[0] == name and other is not hop), None)
-            sent = {} if outbound is None else outbound.received
-            yield Hop(name=f"{name} application", kind="app", received=hop.sent, sent=sent)
+        if side == "inbound" and not _NEVER_ARRIVED.search(hop.note):
+            numbers[name] += 1
+            own = name_of_call(f"{name} application", numbers[name])
+            is_only = not any(place == (name, side) and other is not hop for place, other in proxies)
+            yield Hop(name=own, kind="app", received=hop.sent, sent=_first_call(hop, outbound[name], is_only))
+
+
+def _first_call(inbound: Hop, outbound: Sequence[Hop], is_only: bool) -> Mapping[str, str | None]:
+    """Return what an application sent first; of several requests that it got, the calls in the same trace are its."""
+    same = [hop.received for hop in outbound if trace_of(hop.received) == trace_of(inbound.sent)]
+    return next(iter([*same, *([hop.received for hop in outbound] if is_only else [])]), {})
 
 
 def _matching(lines: Sequence[tuple[str, str, Line]], probe: Probe) -> list[tuple[str, str, Line]]:
@@ -212,21 +264,72 @@ def _ids(line: Line) -> set[str]:
     return found - {"-", ""}
 
 
-def _hop_at(place: tuple[str, str], lines: Sequence[Line], product: str) -> Hop:
+def _hops_at(place: tuple[str, str], lines: Sequence[Line], tail: LogTail) -> Iterator[Hop]:
+    """Yield a hop for each call of one listener that is unlike those before it."""
     name, side = place
+    full = f"{name} {side}" if side and side != name else name
+    found: dict[object, Hop] = {}
+    for call in _calls(lines):
+        hop = _hop_of(full, call, tail)
+        key = (_alike(hop.received), _alike(hop.sent), hop.trace_id)
+        # Of a call that failed and of its repetition, the one that came through shows more.
+        if key not in found or (found[key].note and not hop.note):
+            found[key] = hop
+    for number, hop in enumerate(islice(found.values(), _MAX_CALLS), start=1):
+        more = len(found) - number if number == _MAX_CALLS else 0
+        note = f"{more} further calls are not looked at" if more else hop.note
+        yield replace(hop, name=name_of_call(full, number), note=note)
+
+
+def _calls(lines: Sequence[Line]) -> list[list[Line]]:
+    """Return the lines of one listener by the call that they are of: one at its start and one at its end, or one."""
+    # What a router logs of each attempt upstream is a part of a call.
+    lines = [line for line in lines if not line.get("type", "").startswith("Upstream")] or lines
+    calls = [[line] for line in lines if line.get("type") == "DownstreamStart"]
+    ends = [line for line in lines if line.get("type") not in ("DownstreamStart", "DownstreamPeriodic")]
+    begun = list(calls)
+    # What names a call best is asked first; calls of one moment may share all but their trace.
+    for names in (("start_time", "request_id", "traceparent"), ("start_time", "request_id"), ("request_id",), ()):
+        waiting: dict[object, list[list[Line]]] = defaultdict(list)
+        for call in reversed(begun):
+            waiting[_named_alike(call[0], names)].append(call)
+        left = []
+        for end in ends:
+            if alike := waiting[_named_alike(end, names)]:
+                alike.pop().append(end)
+            else:
+                left.append(end)
+        ends, begun = left, [call for call in begun if len(call) == 1]
+    return calls + [[end] for end in ends]
+
+
+def _named_alike(line: Line, names: Sequence[str]) -> tuple[str, ...]:
+    # The span id is another behind the proxy.
+    return tuple(line.get(name, "-")[:35] for name in names)
+
+
+def _alike(headers: Mapping[str, str | None]) -> tuple[tuple[str, object], ...]:
+    """Return what headers say of a trace, without what differs from call to call."""
+    found: dict[str, object] = {name: value and _SPAN_ID.sub("", value) for name, value in headers.items()}
+    found.pop("baggage", None)
+    if state := headers.get("tracestate"):
+        found["tracestate"] = frozenset(member.partition("=")[0].strip() for member in state.split(","))
+    return tuple(found.items())
+
+
+def _hop_of(name: str, call: Sequence[Line], tail: LogTail) -> Hop:
     received: dict[str, str | None] = {}
     sent: dict[str, str | None] = {}
     trace_id = note = ""
-    for line in lines:
+    for line in call:
+        headers = _headers_in(line, tail.printed[side_of(line)])
         if line.get("type") == "DownstreamStart":
-            received = received or _headers_in(line)
-        elif line.get("type") != "DownstreamPeriodic":
-            sent = sent or _headers_in(line)
-            trace_id = trace_id or line.get("trace_id", "-").strip("-")
-            note = note or _refusal_note(line)
-    full = f"{name} {side}" if side and side != name else name
-    product = product or next(filter(None, map(_product, lines)), "")
-    return Hop(name=full, kind="proxy", received=received, sent=sent, trace_id=trace_id, note=note, product=product)
+            received = headers
+        else:
+            sent, note = headers, _refusal_note(line)
+            trace_id = line.get("trace_id", "-").strip("-")
+    product = tail.product or next(filter(None, map(_product, call)), "")
+    return Hop(name=name, kind="proxy", received=received, sent=sent, trace_id=trace_id, note=note, product=product)
 
 
 def _product(line: Line) -> str:
@@ -238,14 +341,10 @@ def _product(line: Line) -> str:
     return "envoy" if "type" in line or "details" in line else ""
 
 
-def _headers_in(line: Line) -> dict[str, str | None]:
+def _headers_in(line: Line, printed: set[str]) -> dict[str, str | None]:
     """Return the trace headers that a line shows; of one that the format does not print, nothing is known."""
-    found: dict[str, str | None] = {}
-    for name, column in _COLUMNS.items():
-        if column in line or name == "traceparent":
-            value = line.get(column, "-")
-            found[name] = None if value == "-" else value
-    return found
+    shown = {name: line.get(column, "-") for name, column in _COLUMNS.items() if column in printed}
+    return {name: None if value == "-" else value for name, value in shown.items()}
 
 
 def _refusal_note(line: Line) -> str:

@@ -19,7 +19,7 @@ from meshmw._notices import shown, without_secrets
 from meshmw._tools.http_client import HttpError, exchange
 from meshmw._tools.verify.journey import HEADERS
 from meshmw.errors import InvalidHeaderError, MeshmwError
-from meshmw.wire import TraceParent
+from meshmw.wire import TraceParent, examine_b3
 
 Variant = Literal["w3c", "unsampled", "malformed", "b3", "both"]
 VARIANTS: Final = {
@@ -35,6 +35,8 @@ _MALFORMED: Final = "00-xyz"
 AGENT: Final = "meshmw-verify/"
 TRACESTATE: Final = "meshmw=verify"
 _OTHER_TRACE: Final = f"{0xB3:032x}"
+# The variant, the trace's id, the parent's, and whether it is sampled.
+_Borne = tuple[Variant, str, str, bool | None]
 
 _MAX_BODY: Final = 1 << 20
 _MAX_DEPTH: Final = 20
@@ -62,6 +64,8 @@ class Probe:
         request_id: Its `x-request-id`; an edge proxy replaces it.
         agent: Its user agent, by which the first proxy's log line is known.
         method: Such as `GET`.
+        sampled: Whether it is sampled; None where it leaves that to its callee.
+        is_fresh: Whether nobody has used its ids before.
     """
 
     url: str
@@ -72,6 +76,8 @@ class Probe:
     request_id: str
     agent: str
     method: str = "GET"
+    sampled: bool | None = True
+    is_fresh: bool = False
 
     @property
     def trace_headers(self) -> dict[str, str]:
@@ -87,23 +93,37 @@ def make_probe(
     headers: Mapping[str, str] | None = None,
     method: str = "GET",
 ) -> Probe:
-    """Return a request of a variant, with further headers that win over its own."""
-    trace_id, parent_id = ids
-    request_id, agent = str(uuid.uuid4()), f"{AGENT}{secrets.token_hex(8)}"
-    own = {"user-agent": agent, "x-request-id": request_id, **_trace_headers(variant, trace_id, parent_id)}
+    """Return a request of a variant, with further headers that win over its own: what they name is followed."""
     added = {name.lower(): value for name, value in (headers or {}).items()}
+    own = {"user-agent": f"{AGENT}{secrets.token_hex(8)}", "x-request-id": str(uuid.uuid4())}
+    borne: _Borne = variant, *ids, {"unsampled": False, "malformed": None}.get(variant, True)
+    named = _named_by(added, variant)
+    # B3 of the probe's own would name another trace than what replaces it.
+    if named is None or variant != "b3":
+        own |= _trace_headers(variant, *ids)
+    sent = {**own, **added}
+    is_fresh = named is None and ids != SYNTHETIC
+    variant, trace_id, parent_id, sampled = named or borne
+    return Probe(
+        url, variant, trace_id, parent_id, sent, sent["x-request-id"], sent["user-agent"], method, sampled, is_fresh
+    )
+
+
+def _named_by(added: Mapping[str, str], variant: Variant) -> _Borne | None:
+    """Return which request one with these headers is; None where they name no trace that wins over its own."""
     if "traceparent" in added:
-        variant, trace_id, parent_id = _borne_by(added["traceparent"])
-    return Probe(url, variant, trace_id, parent_id, {**own, **added}, request_id, agent, method)
-
-
-def _borne_by(traceparent: str) -> tuple[Variant, str, str]:
-    """Return which request one with this header is: its trace is followed, and no other."""
-    try:
-        found = TraceParent.parse(traceparent)
-    except InvalidHeaderError:
-        return "malformed", "", ""
-    return "w3c" if found.sampled else "unsampled", f"{found.trace_id:032x}", f"{found.parent_id:016x}"
+        try:
+            parent = TraceParent.parse(added["traceparent"])
+        except InvalidHeaderError:
+            return "malformed", "", "", None
+        kind: Variant = "w3c" if parent.sampled else "unsampled"
+        return kind, f"{parent.trace_id:032x}", f"{parent.parent_id:016x}", parent.sampled
+    if variant != "b3" or not any(name == "b3" or name.startswith("x-b3-") for name in added):
+        return None
+    found, _ = examine_b3(added)
+    if found is None or found.trace_id is None:
+        return "b3", "", "", found and found.sampled
+    return "b3", f"{found.trace_id:032x}", f"{found.span_id:016x}", found.sampled
 
 
 def random_ids() -> tuple[str, str]:
@@ -214,8 +234,9 @@ def _headers(value: Mapping[str, Any]) -> dict[str, str | None] | None:
 
 
 def _text(value: Any) -> str | None:
-    if isinstance(value, list) and value:
-        value = value[0]
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        # Several lines of a header are one list, of which traceparent may have none.
+        value = ",".join(value)
     return value if isinstance(value, str) else None
 
 
