@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,13 @@ WORKER = [
     *("--loglevel=WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"),
 ]
 KINDS = ("PRODUCER", "CONSUMER")
-_numbers = itertools.count()
 
 
 class Shop:
     """Holds a worker that runs, and the app of a service that sends it tasks."""
 
     def __init__(self, broker: str, folder: Path, options: list[str], receiver: OtlpReceiver) -> None:
-        queue = f"tasks-{next(_numbers)}"
+        queue = f"tasks-{uuid.uuid4()}"
         self._done, self._log, self.receiver = folder / "done.txt", folder / "worker.log", receiver
         self._done.touch()
         (folder / "results").mkdir()
@@ -106,9 +105,11 @@ class Shop:
 def start(rabbitmq_broker: str, tmp_path: Path) -> Iterator[Callable[[list[str]], Shop]]:
     with contextlib.ExitStack() as stack:
         receiver = stack.enter_context(OtlpReceiver())
-        yield lambda options: stack.enter_context(
-            contextlib.closing(Shop(rabbitmq_broker, tmp_path, options, receiver))
-        )
+
+        def start(options: list[str]) -> Shop:
+            return stack.enter_context(contextlib.closing(Shop(rabbitmq_broker, tmp_path, options, receiver)))
+
+        yield start
 
 
 def named(spans: list[ReceivedSpan], name: str) -> list[ReceivedSpan]:
