@@ -7,7 +7,8 @@ Call it where the app is made, so that producers, workers and beat all run it. W
 and each run of a task a CONSUMER span, both named after the task. A retry, the next task of a chain and the tasks of a
 group are sent within the span of the task that sends them, and so stay in its trace.
 
-Nothing of Celery is patched: the app sends by a subclass of its own `AMQP` class, and workers tell of runs by signals.
+No function of Celery's is replaced: the app sends by a subclass of its own `AMQP` class, and workers tell of runs by
+signals.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar, Unpack
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from meshmw import _runtime
 from meshmw._context.extraction import Extraction
@@ -40,6 +41,10 @@ _LONGEST: Final = 255
 _MOST: Final = 1_000_000
 
 _apps: Final[WeakKeyDictionary[Any, Messaging]] = WeakKeyDictionary()
+# Of these, copies of others: a process that Celery spawns, and does not fork, runs tasks of a pickled app.
+_copies: Final[WeakSet[Any]] = WeakSet()
+# What Celery calls with an app that it has made of a pickle.
+_FIXUP: Final = "meshmw.celery:_restore"
 # What runs now, by the task's request, with the exception that was handled around it when it began.
 _running: Final[WeakKeyDictionary[Any, tuple[OperationScope, BaseException | None]]] = WeakKeyDictionary()
 
@@ -60,18 +65,29 @@ def instrument(app: A, **options: Unpack[Options]) -> A:
     if not isinstance(app, Celery):
         raise TypeError(f"instrument() takes a Celery app, not {type(app).__module__}.{type(app).__qualname__}")
     messaging = _CELERY.with_options(options)
-    amqp = app.amqp
     # Not `app`, which may be a proxy such as `celery.current_app`.
-    own: Any = amqp.app
-    if own not in _apps:
-        own.amqp = _tracing(type(amqp))(own)
-        vars(own.amqp).update(vars(amqp))
-    _apps[own] = messaging
+    own = app.amqp.app
+    for each in (own, *(copied for copied in _copies if copied.main == own.main)):
+        _trace(each, messaging)
+    return app
+
+
+def _restore(copied: Any) -> None:
+    """Have the copy of an app trace as the app does that this process has instrumented, or else is about to."""
+    messaging = next((options for app, options in _apps.items() if app.main == copied.main), _CELERY)
+    _copies.add(copied)
+    _trace(copied, messaging)
+
+
+def _trace(app: Any, messaging: Messaging) -> None:
+    if app not in _apps:
+        app.amqp.__class__ = _tracing(type(app.amqp))
+        app.fixups = list(dict.fromkeys([*app.fixups, _FIXUP]))
+    _apps[app] = messaging
     signals.task_prerun.connect(_begin_run, weak=False, dispatch_uid="meshmw")
     signals.task_postrun.connect(_end_run, weak=False, dispatch_uid="meshmw")
     # A process of the prefork pool ends without its exit handlers.
     signals.worker_process_shutdown.connect(_flush, weak=False, dispatch_uid="meshmw")
-    return app
 
 
 def _tracing(amqp_class: Any) -> Any:

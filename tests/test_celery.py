@@ -6,6 +6,7 @@
 import contextlib
 import gc
 import itertools
+import pickle
 import sys
 import types
 
@@ -516,6 +517,23 @@ def test_the_configuration_may_still_change_after_it(make):
     app.conf.task_serializer = "yaml"
     shop.task().delay()
     assert shop.next_message().content_type == "application/x-yaml"
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+def test_a_copy_of_an_app_traces_as_the_app_does(make, is_first):
+    """Where Celery spawns processes, each of them runs the tasks of a copy, beside the app that its module makes."""
+    shop = make(celery.Celery(f"copied-{is_first}", set_as_current=False))
+    shop.instrument()
+    pickled = pickle.dumps(shop.app)
+    if is_first:
+        meshmw.celery._apps.pop(shop.app)
+    copied = Shop(pickle.loads(pickled))
+    shop.instrument()
+    assert shop.app.fixups == copied.app.fixups == list(dict.fromkeys(shop.app.fixups))
+    copied.task().delay()
+    copied.run_next()
+    copied.app.close()
+    assert [span.name for span in shop.spans] == ["publish work", "process work"]
 
 
 def test_an_app_that_nobody_holds_is_forgotten():
