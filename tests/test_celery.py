@@ -353,6 +353,17 @@ def test_an_eager_task_is_the_child_of_what_runs_it(shop):
     assert shop.span("process work").parent is None
 
 
+def test_an_eager_workflow_is_one_trace(shop):
+    shop.app.conf.update(task_always_eager=True, task_store_eager_result=True, result_backend="cache+memory://")
+    add, total = shop.app.task(sum, name="add", shared=False), shop.app.task(sum, name="total", shared=False)
+    with shop.provider.get_tracer("app").start_as_current_span("request"):
+        celery.chord([add.s([1, 2]), add.s([3, 4])], total.s(), app=shop.app).apply_async()
+        celery.chain(add.s([1, 2]), celery.group(shop.task().si(), shop.app.tasks["work"].si(), app=shop.app)).delay()
+    assert len({span.context.trace_id for span in shop.spans}) == 1
+    names = ["process add"] * 3 + ["process total"] + ["process work"] * 2
+    assert sorted(span.name for span in shop.spans) == [*names, "request"]
+
+
 def test_an_eager_tasks_error_goes_to_its_caller_and_is_recorded_once(shop):
     work = shop.task(raising(LookupError("no teapot")))
     with pytest.raises(LookupError):

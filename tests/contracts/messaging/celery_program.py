@@ -27,6 +27,7 @@ app.conf.worker_hijack_root_logger = False
 app.conf.worker_prefetch_multiplier = 1
 app.conf.task_default_queue = os.environ["QUEUE"]
 app.conf.result_chord_retry_interval = 0.1
+app.conf.worker_pool_start_method = os.environ["START_METHOD"]
 meshmw.celery.instrument(app)
 meshmw.celery.instrument(app)  # as where two modules do
 

@@ -43,7 +43,7 @@ KINDS = ("PRODUCER", "CONSUMER")
 class Shop:
     """Holds a worker that runs, and the app of a service that sends it tasks."""
 
-    def __init__(self, broker: str, folder: Path, options: list[str], receiver: OtlpReceiver) -> None:
+    def __init__(self, broker: str, folder: Path, options: list[str], method: str, receiver: OtlpReceiver) -> None:
         queue = f"tasks-{uuid.uuid4()}"
         self._done, self._log, self.receiver = folder / "done.txt", folder / "worker.log", receiver
         self._done.touch()
@@ -57,6 +57,7 @@ class Shop:
                 "QUEUE": queue,
                 "COLLECTOR": receiver.grpc_endpoint,
                 "DONE": str(self._done),
+                "START_METHOD": method,
                 "RESULTS": str(folder / "results"),
                 # Only what ends the process flushes.
                 "OTEL_BSP_SCHEDULE_DELAY": "600000",
@@ -102,12 +103,12 @@ class Shop:
 
 
 @pytest.fixture
-def start(rabbitmq_broker: str, tmp_path: Path) -> Iterator[Callable[[list[str]], Shop]]:
+def start(rabbitmq_broker: str, tmp_path: Path) -> Iterator[Callable[..., Shop]]:
     with contextlib.ExitStack() as stack:
         receiver = stack.enter_context(OtlpReceiver())
 
-        def start(options: list[str]) -> Shop:
-            return stack.enter_context(contextlib.closing(Shop(rabbitmq_broker, tmp_path, options, receiver)))
+        def start(options: list[str], method: str = "fork") -> Shop:
+            return stack.enter_context(contextlib.closing(Shop(rabbitmq_broker, tmp_path, options, method, receiver)))
 
         yield start
 
@@ -180,6 +181,17 @@ def test_whatever_sends_tasks_and_whatever_runs_them_there_is_one_trace_for_one_
     assert (once.status, twice.status) == ("UNSET", "ERROR")
     assert sorted(sender_of(span).name for span in named(spans, "process tell")) == ["caller", "process whole"]
     assert sender_of(whole) == caller
+
+
+def test_a_process_that_is_spawned_has_a_copy_of_the_app_and_traces_too(start):
+    shop = start(POOLS["prefork"], "spawn")
+    shop.send(lambda: shop.app.send_task("tell"))
+    shop.wait(lambda done: "said SUCCESS" in done)
+    spans = shop.spans()
+    names = ["caller", "publish tell", "process tell", "publish said", "process said"]
+    caller, *others = (named(spans, name)[0] for name in names)
+    assert [span.parent_id for span in others] == [span.span_id for span in (caller, *others[:-1])]
+    assert len(spans) == 5
 
 
 def test_a_process_that_celery_ends_loses_no_span(start):
