@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshmw import asgi as asgi
     from meshmw import auto as auto
     from meshmw import baggage as baggage
+    from meshmw import celery as celery
     from meshmw import concurrency as concurrency
     from meshmw import django as django
     from meshmw import errors as errors
@@ -96,6 +97,7 @@ _MODULES = (
     "aiohttp",
     "asgi",
     "baggage",
+    "celery",
     "concurrency",
     "django",
     "errors",

@@ -26,6 +26,7 @@ BARE = [
 ]
 EXTRAS = {"meshmw.flask": ("flask", "meshmw[flask]"), "meshmw.httpx2": ("httpx2", "meshmw[httpx2]")}
 EXTRAS |= {"meshmw.requests": ("requests", "meshmw[requests]"), "meshmw.aiohttp": ("aiohttp", "meshmw[aiohttp]")}
+EXTRAS["meshmw.celery"] = ("celery", "meshmw[celery]")
 EXTRAS["meshmw.grpc"] = ("grpc", "meshmw[grpc]")
 
 

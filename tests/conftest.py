@@ -26,7 +26,7 @@ settings.register_profile("million", settings.get_profile("meshmw"), max_example
 settings.load_profile("meshmw")
 
 # Their fixtures start one broker each for a whole run, in whichever folder the tests are that ask for it.
-pytest_plugins = ["tests.contracts.messaging.kafka_broker", "tests.contracts.messaging.rabbitmq_broker"]
+pytest_plugins = [f"tests.contracts.messaging.{name}_broker" for name in ("kafka", "rabbitmq", "redis")]
 
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and so would be every process that a test interrupts.

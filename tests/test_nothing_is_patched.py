@@ -6,7 +6,8 @@ from tests.programs import run_parts
 
 PROGRAM = """
 import sys, types
-import aiohttp, aiokafka, aio_pika, concurrent.futures, confluent_kafka, fastapi, flask, grpc, grpc.aio, httpx, httpx2
+import aiohttp, aiokafka, aio_pika, celery.app.amqp, celery.app.trace, celery.signals, concurrent.futures
+import confluent_kafka, fastapi, flask, grpc, grpc.aio, httpx, httpx2
 import kafka, multiprocessing, pika, requests, starlette.applications, threading, urllib.request
 import asyncio.events, asyncio.tasks, logging
 import opentelemetry.context, opentelemetry.propagate, opentelemetry.trace
@@ -32,7 +33,7 @@ kept = [value for place in places for value in vars(sys.modules[place]).values()
 """
 
 USE = """
-import meshmw, meshmw.asgi, meshmw.concurrency, meshmw.flask, meshmw.grpc, meshmw.httpx, meshmw.httpx2
+import meshmw, meshmw.asgi, meshmw.celery, meshmw.concurrency, meshmw.flask, meshmw.grpc, meshmw.httpx, meshmw.httpx2
 import meshmw.aiohttp, meshmw.kafka, meshmw.logs, meshmw.rabbitmq, meshmw.requests, meshmw.wsgi
 """
 
@@ -41,6 +42,7 @@ meshmw.configure(meshmw.Settings(exporter="otlp", endpoint="127.0.0.1:9", metric
 app = fastapi.FastAPI()
 app.add_middleware(meshmw.asgi.TraceContextMiddleware)
 meshmw.flask.init_app(flask.Flask("shop"))
+meshmw.celery.instrument(celery.Celery("shop"))
 meshmw.httpx.Client().close()
 meshmw.requests.Session().close()
 after = code_of(places)

@@ -33,6 +33,9 @@ NAMES = {
     "meshmw.baggage": """
         get get_all properties using with_member without_member without_members
     """,
+    "meshmw.celery": """
+        Options instrument
+    """,
     "meshmw.concurrency": """
         ProcessPoolExecutor Scope Thread ThreadPoolExecutor bind detached linked run_in_executor to_thread
     """,
@@ -132,6 +135,7 @@ OPTIONAL = [
     "aiokafka",
     "pika",
     "aio_pika",
+    "celery",
 ]
 
 
@@ -222,6 +226,7 @@ def test_a_bare_import_needs_no_extra(name):
     ("name", "package", "extra"),
     [
         ("meshmw.aiohttp", "aiohttp", "aiohttp"),
+        ("meshmw.celery", "celery", "celery"),
         ("meshmw.flask", "flask", "flask"),
         ("meshmw.grpc", "grpc", "grpc"),
         ("meshmw.httpx2", "httpx2", "httpx2"),
@@ -250,6 +255,7 @@ def test_importing_the_package_alone_loads_no_sdk():
     "name",
     [
         "meshmw.baggage",
+        "meshmw.celery",
         "meshmw.concurrency",
         "meshmw.errors",
         "meshmw.frames",

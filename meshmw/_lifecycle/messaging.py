@@ -10,10 +10,10 @@ A package for another broker has three rooms: `_headers` (what its clients hand 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import is_not
-from typing import Final, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -190,6 +190,20 @@ class Messaging:
         record_refusals(begun.span, extraction)
         return begun
 
+    def begin_inline(self, destination: str, describe: Describe = dict, *, operation: str = "process") -> Operation:
+        """Begin to process what was handed over in this thread, and by no broker: a child of what is current.
+
+        Args:
+            destination: What names the span.
+            describe: Returns further attributes.
+            operation: What the system calls it.
+        """
+        around = otel_context.get_current()
+        if is_suppressed(around):
+            return self.begin_nothing()
+        decision = decide_messages("send", (), _ambient())._replace(kind=trace.SpanKind.CONSUMER)
+        return self._begin(decision, around, operation, "process", destination, describe)
+
     def begin_batch(
         self,
         extractions: Sequence[Extraction],
@@ -268,6 +282,33 @@ def collect_lines(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
         else:
             lines[name] = [line]
     return lines
+
+
+def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
+
+    Text may have arrived as str, bytes, bytearray or a list of these; all else is left out, and nothing raises.
+    """
+    found = [(key, name, value) for key, value in headers.items() if (name := name_of(key)) in wanted]
+    # Of several spellings of one name, the one in lower case decides: that is what everybody writes today.
+    found.sort(key=lambda each: each[0] == each[1])
+    return collect_lines((name, text) for _, name, value in found for text in _texts(value))
+
+
+def name_of(key: object) -> str:
+    """Return a header's name in lower case; pika sends keys that are bytes too. Whatever else it is has no name."""
+    if isinstance(key, bytes):
+        key = key.decode("latin-1")
+    return key.lower() if isinstance(key, str) else ""
+
+
+def _texts(value: object) -> Iterator[str]:
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, bytes | bytearray):
+            # No byte fails to decode as latin-1; what is no header's text is refused by the header's grammar.
+            yield each.decode("latin-1")
 
 
 def messaging_span_name(operation: str, destination: str | None) -> str:

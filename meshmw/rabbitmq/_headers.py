@@ -6,13 +6,13 @@ out: how often a message was delivered.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.propagators.textmap import Getter
 
 from meshmw._context.carriers import Lines
-from meshmw._lifecycle.messaging import collect_lines, message_attributes
+from meshmw._lifecycle.messaging import header_lines, message_attributes, name_of
 from meshmw._lifecycle.operation import AttributeValue
 
 _DEFAULT_EXCHANGE: Final = "amq.default"
@@ -56,17 +56,6 @@ def headers_of(carrier: object) -> Mapping[Any, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def header_lines(headers: Mapping[Any, Any], wanted: Collection[str]) -> dict[str, list[str]]:
-    """Return the wanted headers as lines by name in lower case: the last one of each, and all that are lists.
-
-    Text may have arrived as str, bytes, bytearray or a list of these; all else is left out, and nothing raises.
-    """
-    found = [(key, name, value) for key, value in headers.items() if (name := name_of(key)) in wanted]
-    # Of several spellings of one name, the one in lower case decides: that is what everybody writes today.
-    found.sort(key=lambda each: each[0] == each[1])
-    return collect_lines((name, text) for _, name, value in found for text in _texts(value))
-
-
 class CleanHeaders(dict[Any, Any]):
     """Holds a message's headers without what is malformed of them.
 
@@ -97,22 +86,6 @@ def clean(holder: object, lines: Lines, rewrites: Mapping[str, str | None]) -> N
     kept.lines = lines
     # aio-pika locks a message that is settled, so that nobody takes it for one to send.
     object.__setattr__(holder, "headers", kept)
-
-
-def name_of(key: object) -> str:
-    """Return a header's name in lower case; pika sends keys that are bytes too. Whatever else it is has no name."""
-    if isinstance(key, bytes):
-        key = key.decode("latin-1")
-    return key.lower() if isinstance(key, str) else ""
-
-
-def _texts(value: object) -> Iterator[str]:
-    for each in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, bytes | bytearray):
-            # No byte fails to decode as latin-1; what is no header's text is refused by the header's grammar.
-            yield each.decode("latin-1")
 
 
 class Destination(NamedTuple):

@@ -19,17 +19,15 @@ from meshmw._context.extraction import Extraction
 from meshmw._foreign import amqp_address
 from meshmw._lifecycle.clients import AsyncDeliveries, Deliveries, Delivery
 from meshmw._lifecycle.decide import OperationType
-from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging, Options
+from meshmw._lifecycle.messaging import OWNED_HEADERS, Messaging, Options, header_lines, name_of
 from meshmw._lifecycle.operation import Attributes, AttributeValue, Operation, OperationScope
 from meshmw.propagator import MeshPropagator
 from meshmw.rabbitmq._headers import (
     Message,
     clean,
     destination,
-    header_lines,
     headers_of,
     lines_before,
-    name_of,
     property_attributes,
     rabbitmq_attributes,
 )

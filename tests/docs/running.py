@@ -28,7 +28,11 @@ from tests.programs import clean_environment
 HERE = Path(__file__).parent
 SECONDS = 120
 # What pages call a service that a test brings, and the fixture that knows its address.
-SERVICES = {"kafka": ("kafka:9092", "kafka_broker"), "rabbitmq": ("amqp://rabbitmq/", "rabbitmq_broker")}
+SERVICES = {
+    "kafka": ("kafka:9092", "kafka_broker"),
+    "rabbitmq": ("amqp://rabbitmq/", "rabbitmq_broker"),
+    "redis": ("redis://redis/0", "redis_broker"),
+}
 # Their commands change a cluster or a machine: their spelling is checked, and nothing else.
 NOT_RUN = frozenset({"docker", "kubectl", "istioctl", "helm", "linkerd", "kumactl", "consul", "cilium", "git", "curl"})
 _COMMANDS = re.compile(r"^\$ (.*(?:\\\n(?:> )?.*)*)$", re.MULTILINE)
