@@ -1,4 +1,4 @@
-"""Every name of httpx, aiohttp, grpcio or a broker's client that its owner calls private, one function each.
+"""Every name of httpx, aiohttp, grpcio, ddtrace or a broker's client that its owner calls private, one function each.
 
 Nothing is imported here: each function looks at an object that the application has made. It says what it assumes and
 falls back where that does not hold; `tests/test_foreign.py` has a test for each, with the real package. Names that
@@ -17,6 +17,20 @@ from typing import Any, Final
 
 # What an application can put into a request to aiohttp, which else has it from the connection.
 _SAID_OF_AIOHTTP: Final = frozenset({"scheme", "host", "remote", "url"})
+
+
+def is_of_datadog(span: Any, scope: Mapping[str, Any]) -> bool:
+    """Say whether a span is one that ddtrace's ASGI middleware has opened for the request of a scope.
+
+    ddtrace lists its spans of a request in `datadog` of the scope, in `request_spans`. With DD_TRACE_OTEL_ENABLED the
+    current span is a new object each time that somebody asks for it, and holds one of these in `_ddspan`. Where a name
+    is another, the span counts as anybody's.
+    """
+    marks = scope.get("datadog")
+    if not isinstance(marks, dict):
+        return False
+    held = getattr(span, "_ddspan", None)
+    return any(held is each for each in marks.get("request_spans") or ())
 
 
 def kafka_servers(client: Any) -> list[str]:

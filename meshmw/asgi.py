@@ -20,6 +20,7 @@ from opentelemetry.trace import Span
 from meshmw import _runtime
 from meshmw._context.current import detach
 from meshmw._context.read_baggage import BaggageLimit
+from meshmw._foreign import is_of_datadog
 from meshmw._frameworks import exception_answered, listen, may_be_of, route_of, routed_within
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request
 from meshmw._lifecycle.http_conventions import authority_of, is_short, server_attributes
@@ -219,11 +220,13 @@ class _AsgiRequest(Request):
             user_agent=lines["user-agent"][0] if "user-agent" in lines else None,
         )
 
-    def marked_span(self, read_by_host: bool) -> Span | None:
+    def marked_span(self, ambient: Span, read_by_host: bool) -> Span | None:
         scope = self.carrier
+        if is_of_datadog(ambient, scope):
+            return ambient
         if scope.get(_STARLETTE):
             # Starlette leaves no span there, and its mark also where it opens none; then it does not read the headers.
-            return trace.get_current_span() if read_by_host else None
+            return ambient if read_by_host else None
         mark = scope.get(_FASTAPI)
         span = None if mark is None else getattr(mark, "span", None)
         return span if isinstance(span, Span) else None

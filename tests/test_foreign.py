@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import aio_pika
@@ -46,6 +47,25 @@ CLIENTS = [
 every_client = pytest.mark.parametrize(
     ("library", "ours", "is_async"), CLIENTS, ids=["httpx", "httpx async", "httpx2", "httpx2 async"]
 )
+
+
+class TestDatadog:
+    """With the real package: `tests/real/test_neighbours.py`."""
+
+    SPANS: ClassVar = [object(), object()]
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_a_span_is_known_by_what_it_holds(self, number):
+        span = SimpleNamespace(_ddspan=self.SPANS[number])
+        assert _foreign.is_of_datadog(span, {"datadog": {"request_spans": self.SPANS}})
+
+    @pytest.mark.parametrize("held", [{"_ddspan": object()}, {}, {"_ddspan": None}])
+    def test_any_other_is_anybodys(self, held):
+        assert not _foreign.is_of_datadog(SimpleNamespace(**held), {"datadog": {"request_spans": self.SPANS}})
+
+    @pytest.mark.parametrize("scope", [{}, {"datadog": {}}, {"datadog": {"request_spans": None}}, {"datadog": "other"}])
+    def test_without_a_list_there_is_none(self, scope):
+        assert not _foreign.is_of_datadog(SimpleNamespace(_ddspan=self.SPANS[0]), scope)
 
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

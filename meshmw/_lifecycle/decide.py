@@ -96,6 +96,9 @@ def decide(
             extraction = host_read
         elif is_span:
             return Decision(extraction, whose, None, SpanKind.INTERNAL, "host_trust")
+    if ambient is marked and trust != "continue" and _is_of_trace(ambient, read.span_context):
+        # A host that reads by itself has continued a trace that is not trusted here.
+        return Decision(extraction, whose, None, SpanKind.INTERNAL, "host_trust")
     if is_span and is_of_this_request(ambient, extraction, around, marked, propagator):
         return Decision(extraction, "host", ambient)
     is_leaked = is_span and around.get(READ_KEY) is not extraction and not _is_parent(ambient, read)
@@ -106,6 +109,10 @@ def _is_parent(ambient: Span, read: Extraction) -> bool:
     """Say whether the current span is the caller's own: it calls this application within one process."""
     named, found = read.span_context or read.rejected, ambient.get_span_context()
     return named is not None and (named.trace_id, named.span_id) == (found.trace_id, found.span_id)
+
+
+def _is_of_trace(span: Span, other: SpanContext | None) -> bool:
+    return other is not None and span.get_span_context().trace_id == other.trace_id
 
 
 def is_of_this_request(
@@ -123,7 +130,7 @@ def is_of_this_request(
     if around.get(READ_KEY) is extraction and (is_server or marked is not None or extraction.says_something):
         return True
     if ambient is marked:
-        return remote is None or found.trace_id == remote.trace_id
+        return remote is None or _is_of_trace(ambient, remote)
     if not ambient.is_recording() or not is_server:
         return False
     parent = getattr(ambient, "parent", None)

@@ -41,6 +41,8 @@ from meshmw.wire.traceparent import FLAG_SAMPLED
 _REQUEST_KEY: Final = create_key("meshmw-request")
 # Where a scope or an environ holds the operation that serves its request.
 OPERATION: Final = "meshmw.operation"
+# The spans of ddtrace say their kind by a word.
+_CLIENTS: Final = SpanKind.CLIENT, "client"
 # Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
 _IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
 
@@ -78,10 +80,11 @@ class Request(ABC):
     def attributes(self) -> dict[str, AttributeValue]:
         """Return what a span says of the request as it arrives."""
 
-    def marked_span(self, read_by_host: bool) -> Span | None:
+    def marked_span(self, ambient: Span, read_by_host: bool) -> Span | None:
         """Return the span that the host marked as this request's own; none here.
 
         Args:
+            ambient: The span that is current as the request begins.
             read_by_host: Whether a host has read the header lines.
         """
         return None
@@ -389,7 +392,7 @@ def _is_of_this_call(span: Span, lines: Iterable[Pair]) -> bool:
     Any format holds the span's id. Without it the request is another one, that the outer call's own server sends, as
     when an application is called within this process.
     """
-    if getattr(span, "kind", None) is not SpanKind.CLIENT:
+    if getattr(span, "kind", None) not in _CLIENTS:
         return False
     span_id = b"%016x" % span.get_span_context().span_id
     return any(span_id in value for _, value in lines)

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypedDict, Unpack
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanContext, TracerProvider
+from opentelemetry.trace import Span, SpanContext, TracerProvider, get_current_span
 
 from meshmw import _runtime
 from meshmw._context.carriers import Lines
@@ -65,8 +65,13 @@ class Asked(Protocol):
         """Return what a trust decision looks at."""
         ...
 
-    def marked_span(self, read_by_host: bool) -> Span | None:
-        """Return the span that the host marked as this request's own, told whether a host has read the lines."""
+    def marked_span(self, ambient: Span, read_by_host: bool) -> Span | None:
+        """Return the span that the host marked as this request's own.
+
+        Args:
+            ambient: The span that is current as the request begins.
+            read_by_host: Whether a host has read the header lines.
+        """
         ...
 
 
@@ -157,7 +162,7 @@ class Serving:
             around,
             propagator,
             host_read,
-            request.marked_span(host_read is not None) if around else None,
+            request.marked_span(get_current_span(around), host_read is not None) if around else None,
             effective.server_spans if exclude.are_none or not exclude.match(request.path) else "off",
         )
         if decision.notice is not None:

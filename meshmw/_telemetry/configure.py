@@ -30,6 +30,7 @@ from meshmw._telemetry.provider import (
     internal_error,
     is_asked_for,
 )
+from meshmw._telemetry.worker import deaf_to_signals
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
@@ -130,7 +131,9 @@ def _configure(settings: Settings) -> Telemetry:
     if settings.server_spans == "contrib":
         require_contrib()
     runtime = Runtime.from_settings(settings, propagator)
-    telemetry = _set_providers(settings, propagator)
+    # In it start gRPC's threads, and those of OpenTelemetry's metrics.
+    with deaf_to_signals():
+        telemetry = _set_providers(settings, propagator)
     propagate.set_global_textmap(propagator)
     know_methods(first_of(_KNOWN_METHODS))
     install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))

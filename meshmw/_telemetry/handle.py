@@ -26,6 +26,7 @@ from opentelemetry.trace import TracerProvider
 from meshmw._notices import LOGGER
 from meshmw._telemetry.batching import PromptBatchSpanProcessor
 from meshmw._telemetry.collector import GuardedSpanExporter
+from meshmw._telemetry.worker import deaf_to_signals
 
 if TYPE_CHECKING:
     from meshmw.propagator import MeshPropagator
@@ -171,7 +172,8 @@ def _within(seconds: float, call: Callable[[], bool]) -> bool:
     outcome: list[bool] = []
     thread = threading.Thread(target=lambda: outcome.append(_quietly(call)), name="meshmw-flush", daemon=True)
     try:
-        thread.start()
+        with deaf_to_signals():
+            thread.start()
     except RuntimeError:  # no thread starts while the interpreter ends; shutdown() flushes there
         return False
     thread.join(seconds)

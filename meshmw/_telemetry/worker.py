@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 from weakref import WeakSet
 
@@ -22,6 +23,12 @@ from meshmw._notices import LOGGER, Throttle, escaped
 _NAME: Final = "meshmw-export"
 # How long a fork waits for an export that is under way.
 _WAIT_SECONDS: Final = 1.0
+# What ends a server's process, or has it reload. Windows has but some of them, and no thread's mask.
+_SIGNALS: Final = {
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+}
 # Ends the thread, once it has exported all.
 _END: Final = threading.Event()
 
@@ -87,7 +94,8 @@ class Worker:
         self._is_woken = False
         self._thread = threading.Thread(target=self._run, args=(self._calls,), name=_NAME, daemon=True)
         try:
-            self._thread.start()
+            with deaf_to_signals():
+                self._thread.start()
         except RuntimeError:  # no thread starts while the interpreter ends, nor above a limit of threads
             LOGGER.debug("no thread to export in", exc_info=True)
 
@@ -123,6 +131,24 @@ class Worker:
                 "the thread that exports was to be ended by %s; it goes on, without what it was exporting",
                 escaped(repr(error), 200),
             )
+
+
+@contextlib.contextmanager
+def deaf_to_signals() -> Iterator[None]:
+    """Let no thread that starts in the block be the one in which a signal is handled.
+
+    The system hands a signal to any thread that does not block it. uWSGI ends a worker within the handler: in a thread
+    of ours the end would wait for that very thread, for ever.
+    """
+    mask: Callable[..., set[int]] | None = getattr(signal, "pthread_sigmask", None)
+    if mask is None:
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
 
 
 def _is_greenlet() -> bool:

@@ -25,6 +25,7 @@ from typing import Any, Final, Self, TypeAlias, Unpack
 import grpc  # type: ignore[import-untyped]
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+from opentelemetry.trace import Span
 
 from meshmw._context.carriers import Lines
 from meshmw._context.current import Current
@@ -110,7 +111,7 @@ class _Call:
         peer = None if port is None else address
         return RequestView("POST", self.path, peer, lambda name: header_text(self._metadata, name))
 
-    def marked_span(self, _read_by_host: bool) -> None:
+    def marked_span(self, _ambient: Span, _read_by_host: bool) -> None:
         return None  # contrib leaves no mark
 
     def attributes(self) -> dict[str, AttributeValue]:

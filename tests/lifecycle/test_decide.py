@@ -122,6 +122,15 @@ def test_every_combination_is_decided_as_the_table_says(ambient, says):
         assert decision.extraction == trusted, case
 
 
+@pytest.mark.parametrize("trust", ["restart", "ignore"])
+def test_a_host_that_reads_by_itself_lends_no_span_below_a_parent_that_is_not_trusted(trust):
+    read = SAYS["a parent"]
+    found = around("server below the caller", read)
+    decision = decide(read, trust, found.context, PROPAGATOR, None, found.span)
+    assert decision[1:] == ("ours", None, SpanKind.INTERNAL, "host_trust")
+    assert decision.extraction == read.trusted(trust)
+
+
 def _as_said(extraction: Extraction) -> str:
     """Return which of `SAYS` remains of what was read, where the sender is trusted less."""
     if extraction.span_context is not None:

@@ -31,7 +31,9 @@ ANSWER_SECONDS = 60
 # Every server is given port 0, and says in its log which port it got.
 _UVICORN = "uvicorn {app} --host 127.0.0.1 --port 0 --loop asyncio --no-access-log"
 _GUNICORN = "gunicorn {app} --bind 127.0.0.1:0 --no-control-socket"
-_READY = re.compile(r"(?:[Rr]unning on|Listening at:|Serving on) http://127\.0\.0\.1:(\d+)")
+_READY = re.compile(
+    r"(?:(?:[Rr]unning on|Listening at:|Serving on) http://|(?:bound to|Listening on) TCP address )127\.0\.0\.1:(\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ KINDS = {
 # Further ways, for the tests that start a server of their own.
 _UVICORN_WORKER = "uvicorn_worker.UvicornWorker"
 _PRELOAD = f"{_GUNICORN} --workers 2 --preload"
+_UWSGI = "uwsgi --module {app} --http-socket 127.0.0.1:0 --master --workers 2 --enable-threads"
 _GRANIAN = "granian {app} --host 127.0.0.1 --port {port} --workers 2"
 WORKERS = {
     "uvicorn": Kind("asgi", _UVICORN, ("uvicorn",)),
@@ -95,6 +98,9 @@ WORKERS = {
         "asgi", "hypercorn {app} --bind 127.0.0.1:0 --worker-class uvloop", ("hypercorn", "uvloop")
     ),
     "granian-uvloop": Kind("asgi", f"{_GRANIAN} --interface asgi --loop uvloop", ("granian", "uvloop")),
+    "daphne": Kind("asgi", "daphne {app} --bind 127.0.0.1 --port 0", ("daphne",)),
+    "uwsgi": Kind("wsgi", f"{_UWSGI} --py-call-osafterfork", ("pyuwsgi",)),
+    "uwsgi-lazy": Kind("wsgi", f"{_UWSGI} --lazy-apps", ("pyuwsgi",)),
     "wsgiref": Kind("wsgi", "odd_wsgi wsgiref", ()),
     "werkzeug-bare": Kind("wsgi", "odd_wsgi werkzeug", ("werkzeug",)),
     "werkzeug-debug": Kind("wsgi", "flask --app {app} run --host 127.0.0.1 --port 0 --debug", ("flask",)),

@@ -42,6 +42,8 @@ TWO_WORKERS = [
     "gunicorn-preload",
     "gunicorn-uvicorn-preload",
     "gunicorn-gevent-preload",
+    "uwsgi",
+    "uwsgi-lazy",
 ]
 # A worker ends after three requests, and another takes its place.
 RECYCLING = ["gunicorn-recycling", "hypercorn-recycling"]
@@ -53,6 +55,7 @@ DIE_OF_SIGTERM = ["uvicorn", "uvicorn-no-lifespan", *KILLED]
 # How the server's own lines begin; ours where it has none.
 UVICORNS_FORM = r"^INFO:     "
 OF_UVICORN = ["uvicorn", "uvicorn-no-lifespan", "uvicorn-workers", "uvicorn-reload"]
+DAPHNES_FORM = r"^[-0-9: ,]+ INFO     "
 COMMON_FORM = r"^\[[-0-9: +]+\] \[\d+\] \[INFO\] "
 
 
@@ -119,8 +122,8 @@ class Story:
         if answer.status == 200:
             assert answer.report["trace_id"] == trace
 
-    def end(self, how=signal.SIGTERM, release=lambda: None):
-        self.service.process.send_signal(how)
+    def end(self, how=signal.SIGTERM, release=lambda: None, is_for_all=False):
+        (os.killpg if is_for_all else os.kill)(self.service.process.pid, how)
         release()
         returncode = self.service.process.wait(SECONDS)
         # The server is gone, so nothing is still on its way.
@@ -175,6 +178,12 @@ def reloaded(story):
     os.utime(story.watched, (in_an_hour := time.time() + 3600, in_an_hour))
     story.serve(lambda reports: workers_of(reports) > first, at_once=1)
     return story.end()
+
+
+def stopped_together(story):
+    """Serve until both workers have, and have every process be sent SIGTERM at once."""
+    story.serve(lambda reports: len(workers_of(reports)) == 2)
+    return story.end(is_for_all=True)
 
 
 def deaf(story):
@@ -234,7 +243,8 @@ def stories(request, own_fleet, collector, silent_endpoint, tmp_path_factory):
     def begin(key):
         tell, server, exporter = key
         name = f"{server}/{tell.__name__}-{exporter}"
-        other = {"MESHMW_ENDPOINT": silent_endpoint} if tell is deaf else {}
+        endpoint = {"otlp": collector.grpc_endpoint, "otlp-http": collector.http_endpoint}[exporter]
+        other = {"MESHMW_ENDPOINT": silent_endpoint if tell is deaf else endpoint}
         own_fleet.launch(
             name, FLASK if server.startswith("werkzeug") else BARE, **QUEUED, MESHMW_EXPORTER=exporter, **other
         )
@@ -269,7 +279,8 @@ def server_of(request):
 
 def assert_it_says_once_that_it_is_on(request, log):
     tell, server, exporter = request.node.callspec.params["ended"]
-    form = UVICORNS_FORM if server in OF_UVICORN else "" if server.startswith("granian") else COMMON_FORM
+    forms = {"daphne": DAPHNES_FORM, "granian-asgi": "", "granian-wsgi": ""} | dict.fromkeys(OF_UVICORN, UVICORNS_FORM)
+    form = forms.get(server, COMMON_FORM)
     (line,) = [line for line in log.splitlines() if "meshmw ready" in line]
     service = re.escape(f"{server}/{tell.__name__}-{exporter}")
     assert re.search(f"{form}meshmw ready: .*service={service}", line), line
@@ -334,3 +345,16 @@ def test_a_collector_that_does_not_answer_holds_no_server_up(request, ended):
 def test_requests_of_one_worker_that_take_turns_keep_their_traces(ended):
     assert list(ended.held.values()) == [200] * 8
     assert ended.arrived.keys() == ended.held.keys()
+
+
+@the_ends(answered, "daphne")
+def test_daphne_exports_what_is_queued_and_cuts_off_what_is_under_way(request, ended):
+    assert ended.arrived.keys() == ended.reports.keys(), ended.log
+    assert ended.returncode == 0
+    assert_it_says_once_that_it_is_on(request, ended.log)
+
+
+@the_ends(stopped_together, "uwsgi otlp-http", "uwsgi-lazy otlp-http", "uwsgi-lazy otlp")
+def test_uwsgi_ends_where_its_workers_get_two_signals_at_once(ended):
+    """That of the group, and the master's own: the second one must not be handled in a thread of ours."""
+    assert ended.returncode == 0, ended.log

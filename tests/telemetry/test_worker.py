@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import os
+import signal
 import threading
 import time
 
@@ -408,3 +409,41 @@ class TestForks:
         tracer, processor = pipeline(Exporter())
         tracer.start_span("s").end()
         assert processor.force_flush()
+
+
+def blocked():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_the_signals_that_end_a_process_are_handled_in_no_thread_of_ours():
+    """uWSGI ends a worker in whichever thread has the signal, and waits there for all threads, that one included."""
+    seen, before = [], blocked()
+    exporting = Worker(lambda everything: seen.append(blocked()), 600, 60)
+    assert exporting.flush(60)
+    exporting.end(60)
+    assert seen[0] >= {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
+    assert signal.SIGSEGV not in seen[0]
+    assert blocked() == before
+
+
+def test_where_threads_have_no_signals_nothing_is_blocked(monkeypatch):
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    exporting = Worker(lambda everything: None, 600, 60)
+    assert exporting.flush(60)
+    exporting.end(60)
+
+
+def test_so_are_those_that_others_start_for_what_is_configured(run_program):
+    """Those of gRPC, and of OpenTelemetry's metrics."""
+    program = run_program(
+        """
+        import os, re
+        from pathlib import Path
+        configure(Settings(endpoint="http://127.0.0.1:9", metrics="otlp"))
+        masks = {int(each.parent.name): each.read_text() for each in Path("/proc/self/task").glob("*/status")}
+        blocked = {task: int(re.search(r"SigBlk:\\s*(\\w+)", text)[1], 16) & 1 << 14 for task, text in masks.items()}
+        print(blocked.pop(os.getpid()), len(blocked) > 2, all(blocked.values()))
+        """,
+        strict=False,
+    )
+    assert program.stdout == "0 True True\n", program.stderr

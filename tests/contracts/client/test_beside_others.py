@@ -140,6 +140,28 @@ def test_the_span_of_contribs_transport_further_out_is_adopted_and_we_write_last
     assert "baggage" not in caller.sent
 
 
+def test_a_span_that_says_its_kind_by_a_word_is_adopted_too(in_memory):
+    """As those of ddtrace's bridge to OpenTelemetry do."""
+
+    class OfDatadog(trace.NonRecordingSpan):
+        kind = "client"
+
+        def is_recording(self):
+            return True
+
+    caller = in_memory()
+    span = OfDatadog(caller.tracer.start_span("http.request").get_span_context())
+
+    async def use(client):
+        context = span.get_span_context()
+        written = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+        await result(client.get("/items/7", headers={"traceparent": written}))
+
+    caller.run(use, within=trace.set_span_in_context(span, Context()))
+    assert caller.spans == []
+    assert caller.sent["traceparent"][0].split("-")[2] == f"{span.get_span_context().span_id:016x}"
+
+
 def test_a_transport_of_ours_further_in_makes_no_second_span(in_memory):
     caller = in_memory()
     inner = caller.wrap(caller.inner)

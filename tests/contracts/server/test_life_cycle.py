@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from asgiref.wsgi import WsgiToAsgi
 from opentelemetry import trace
-from opentelemetry.context import get_current
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import StatusCode
 
 from meshmw import asgi
@@ -590,3 +590,17 @@ def test_a_scope_is_marked_for_those_hosts_alone_that_are_loaded(make, monkeypat
             monkeypatch.delitem(sys.modules, name, raising=False)
     assert host.get("/items/7").status == 200
     assert seen == [set(loaded)]
+
+
+@pytest.mark.parametrize("headers", [[], [("traceparent", "00-malformed")]], ids=["none", "malformed"])
+def test_the_span_that_datadog_has_opened_for_the_request_serves_it(make, headers):
+    """Its kind says nothing: ddtrace's bridge to OpenTelemetry says it by a word."""
+    host, held = make("BareASGI"), object()
+    opened = host.tracer_provider.get_tracer("datadog").start_span("fastapi.request", Context())
+    opened._ddspan = held
+    ambient = trace.set_span_in_context(opened, Context())
+    reply = host.get(headers=headers, ambient=ambient, datadog={"request_spans": [held]})
+    assert reply.status == 200
+    assert host.seen.span_id == opened.get_span_context().span_id
+    assert host.spans == ()
+    assert ("context", "leaked_span") not in host.refusals
