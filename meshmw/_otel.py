@@ -186,6 +186,28 @@ def sdk_of(tracer: object) -> str | None:
     return ".".join(__version__.split(".")[:2])
 
 
+class PassingTracer(trace.NoOpTracer):
+    """Makes spans that say what their parent says, so that a caller's headers go on where there is no SDK.
+
+    The API's own does that from 1.40 on; before, it makes a span that is invalid.
+    """
+
+    def start_span(self, name: str, context: Context | None = None, *_: Any, **__: Any) -> trace.Span:
+        """Return a span that records nothing, with the span context of its parent."""
+        return trace.NonRecordingSpan(trace.get_current_span(context).get_span_context())
+
+
+def passing_on(tracer: trace.Tracer) -> trace.Tracer:
+    """Return a tracer that lets callers' headers go on where there is no SDK, in place of one of the API.
+
+    The API's stand-in for the tracer of a provider that is to come keeps in `_noop_tracer` what it asks until then.
+    Without that name it is what it is.
+    """
+    if type(tracer) is trace.ProxyTracer:
+        tracer._noop_tracer = PassingTracer()
+    return PassingTracer() if type(tracer) is trace.NoOpTracer else tracer
+
+
 def liveness_of(instrument: object) -> Callable[[], object]:
     """Return a function that returns something true where an instrument belongs to a meter provider.
 

@@ -16,7 +16,7 @@ from opentelemetry import trace
 
 from meshmw._context.carriers import HeaderNames
 from meshmw._notices import LOGGER, quoted
-from meshmw._otel import KNOWN_SDKS, parts_of, sdk_of
+from meshmw._otel import KNOWN_SDKS, parts_of, passing_on, sdk_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
 from meshmw._policy.words import DEFAULT_MESSAGING_PARENT, DEFAULT_SERVER_SPANS, MessagingParent, ServerSpans
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meshmw.settings import Settings
 
 # The process's own tracer; a stand-in until somebody sets a tracer provider, and a link to that from then on.
-TRACER: Final = trace.get_tracer("meshmw", __version__)
+TRACER: Final = passing_on(trace.get_tracer("meshmw", __version__))
 
 
 def _own_tracer() -> trace.Tracer:
@@ -40,7 +40,7 @@ def _quickest(tracer: trace.Tracer) -> trace.Tracer:
     """Return what makes the same spans as a tracer does in less time, where that is known, and else the tracer."""
     version = sdk_of(tracer)
     if version is None:
-        return tracer
+        return passing_on(tracer)
     if version not in KNOWN_SDKS:
         _say_unknown(version)
         return tracer

@@ -26,6 +26,7 @@ from meshmw.errors import extra_named
 
 with extra_named("aiohttp", "aiohttp", "aiohttp"):
     import aiohttp
+    from aiohttp import ClientHandlerType  # an aiohttp that has none knows no middleware of clients
 
 __all__ = ["ClientOptions", "ClientSession", "ServerOptions", "TraceContextClientMiddleware", "TraceContextMiddleware"]
 
@@ -59,9 +60,7 @@ class TraceContextClientMiddleware(OutboundCalls):
         super().__init__(**options)
         watch_collections()
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def __call__(self, request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         """Send one request; the span ends when the response's body was read or released."""
         url, call = request.url, aiohttp_call_of(request)
         target = Target(url.scheme, url.host or "", url.port, url.raw_path_qs.encode("ascii", "replace"), str(url))

@@ -88,13 +88,15 @@ class MissingExtraError(MeshmwError, ModuleNotFoundError):
 def extra_named(package: str, what: str, extra: str) -> Iterator[None]:
     """Import in the block what an extra brings, and name the extra where *package* is not installed.
 
-    What is missing further in, or raises, is a fault of the installation that the extra's name would hide: it passes.
+    What is missing further in, or raises, is a fault of the installation that the extra's name would hide: it passes,
+    with a note that says which package it is and how to get another release of it.
     """
     try:
         yield
-    except ModuleNotFoundError as missing:
-        if f"{package}.".startswith(f"{missing.name}."):
-            raise MissingExtraError(what, extra) from missing
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
+            raise MissingExtraError(what, extra) from error
+        error.add_note(f"{what} is installed and cannot be used: run  pip install --upgrade 'meshmw[{extra}]'")
         raise
 
 

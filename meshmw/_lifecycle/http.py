@@ -31,7 +31,7 @@ from meshmw._lifecycle.operation import (
     is_suppressed,
     record_refusals,
 )
-from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, is_asked_by_server
+from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, PassingTracer, is_asked_by_server
 from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
 from meshmw.wire.traceparent import FLAG_SAMPLED
@@ -44,7 +44,7 @@ OPERATION: Final = "meshmw.operation"
 # The spans of ddtrace say their kind by a word.
 _CLIENTS: Final = SpanKind.CLIENT, "client"
 # Whose spans take no attributes: those of an SDK that is disabled, and those where there is none.
-_IDLE: Final = frozenset({NoOpTracer, ProxyTracer})
+_IDLE: Final = frozenset({NoOpTracer, PassingTracer, ProxyTracer})
 
 
 class Request(ABC):

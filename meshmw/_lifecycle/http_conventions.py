@@ -348,8 +348,10 @@ class Measurement:
 
     def record(self, context: Context) -> None:
         """Record the time since it was made, as an exemplar of the span in a context."""
+        # A meter provider may hold on to the labels, and the SDK did so before 1.42: what comes later goes elsewhere.
+        labels, self.labels = self.labels, {}
         try:
-            self._histogram.record(time.perf_counter() - self._began, self.labels, context)
+            self._histogram.record(time.perf_counter() - self._began, labels, context)
         except Exception:
             # Somebody else's provider, view or exemplar filter, in the request's own thread.
             if _failures.opens() is not None:

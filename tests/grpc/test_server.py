@@ -42,7 +42,7 @@ where_it_waits = in_pairs(lambda style, kind: style != "non_blocking")
 # grpcio never calls the callbacks of these.
 where_callbacks_are_called = in_pairs(lambda style, kind: style != "sync_on_aio" or not kind.endswith("stream"))
 # This grpcio leaves the handler's thread waiting for ever, without our interceptor as well.
-is_oldest = grpc.__version__.startswith("1.60.")
+is_oldest = grpc.__version__.startswith("1.63.")
 where_an_abort_ends = in_pairs(
     lambda style, kind: not (is_oldest and style == "sync_on_aio" and kind.endswith("stream"))
 )

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from meshmw.__main__ import main
-from meshmw._tools.doctor.configuration import kind_of, own_name, with_own_names
+from meshmw._tools.doctor.configuration import kind_of, own_name, parse, with_own_names
 from meshmw._tools.doctor.judge_proxy import judge_proxy
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, read_dump, read_proxy
 from meshmw._tools.doctor.tracers import share_a_format
@@ -427,3 +428,8 @@ def test_the_last_line_never_says_well_of_what_cannot_be_judged(tmp_path, monkey
     path.write_text(json.dumps([held]))
     assert main(["doctor", f"--config-dump={path}"]) == 1
     assert "Nothing to mend in what can be judged; 2 that cannot." in capsys.readouterr().out
+
+
+def test_yaml_is_read_where_pyyaml_has_no_libyaml(monkeypatch):
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    assert parse(b"a: [1, 2]") == {"a": [1, 2]}

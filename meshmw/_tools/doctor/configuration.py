@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
+from meshmw.errors import extra_named
+
 Json = Mapping[str, Any]
 Kind = Literal["dump", "dumps", "bootstrap", "resources", "manifest", ""]
 
@@ -59,6 +61,7 @@ def parse(data: bytes) -> Any:
 
     Raises:
         ValueError: It is neither.
+        MissingExtraError: It is no JSON, and PyYAML is not installed.
     """
     try:
         document: Any = json.loads(data)
@@ -67,11 +70,23 @@ def parse(data: bytes) -> Any:
     return with_own_names(document)
 
 
-def _parse_yaml(data: bytes) -> Any:
-    import yaml  # type: ignore[import-untyped]
+def import_yaml() -> Any:
+    """Return PyYAML's module.
 
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    with extra_named("yaml", "PyYAML", "cli"):
+        import yaml  # type: ignore[import-untyped]
+    return yaml
+
+
+def _parse_yaml(data: bytes) -> Any:
+    yaml = import_yaml()
+    # Where PyYAML was built without libyaml, it has no fast one.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        documents = [each for each in yaml.load_all(data, Loader=yaml.CSafeLoader) if each is not None]
+        documents = [each for each in yaml.load_all(data, Loader=loader) if each is not None]
     except yaml.YAMLError as error:
         raise ValueError("neither JSON nor YAML") from error
     if _parts_of(documents, {}) > _MOST_PARTS:

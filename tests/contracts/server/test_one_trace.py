@@ -10,7 +10,8 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, SpanContext, SpanKind, TraceFlags
-from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarletteTelemetry
+
+from tests.contracts.server.hosts.starlette import native_telemetry
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -116,7 +117,7 @@ def test_what_an_earlier_request_of_ours_left_is_no_parent(host):
 def test_a_mark_of_starlette_without_a_span_proves_nothing(make, kind):
     """Starlette marks the scope also of a request that its telemetry leaves out."""
     host = make("StarletteHost")
-    host.app = StarletteTelemetry(host.app, tracer_provider=host.tracer_provider, excluded_urls=["/items"])
+    host.app = native_telemetry()(host.app, tracer_provider=host.tracer_provider, excluded_urls=["/items"])
     host.get(ambient=leak(kind))
     assert host.server_span.parent is None
     assert host.server_span.context.trace_id == host.seen.trace_id

@@ -10,6 +10,7 @@ from starlette.websockets import WebSocket
 
 from meshmw import asgi
 from tests.contracts.server.asgi_host import ASGIHost
+from tests.contracts.server.hosts.starlette import native_telemetry
 
 
 class FastAPIHost(ASGIHost):
@@ -57,6 +58,7 @@ class NativeFastAPI(FastAPIHost):
     own_span = False
 
     def telemetry(self) -> dict[str, Any]:
+        native_telemetry()
         return {"tracer_provider": self.tracer_provider, "metrics": False, "logs": False, "operation_spans": False}
 
 
