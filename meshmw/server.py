@@ -206,7 +206,7 @@ class ServerSpan:
         request.lines = lines_of_pairs(self.headers, effective.header_names.names)
         self._operation = self._came[OPERATION] = self._serving.begin(request, effective)
         self.headers = self._came["headers"]
-        self._dropped = weakref.finalize(self, end_dropped, partial(_drop, self._operation, self._came))
+        self._dropped = weakref.finalize(self, _drop, self._operation, self._came)
         return self
 
     def current(self) -> AbstractContextManager[None]:
@@ -284,7 +284,7 @@ def _drop(operation: HttpOperation, came: MutableMapping[str, Any]) -> None:
     """End what nobody has ended, and nobody can any more."""
     if "current" in came:
         came["current"].leave(GeneratorExit)
-    _end(operation, came, GeneratorExit())
+    end_dropped(partial(_end, operation, came, GeneratorExit()))
 
 
 class _PlainRequest(Request):

@@ -98,6 +98,7 @@ class Messaging:
         self._parent = None if parent is None else one_of(MessagingParent, parent, "parent")
         self._propagator = checked_propagator(propagator)
         self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
+        watch_collections()
 
     def with_options(
         self, options: Options, *, server: Attributes = _NOTHING, keep_existing: bool = False

@@ -15,7 +15,6 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable, ItemsView, Iterator, Mapping
-from functools import partial
 from types import TracebackType
 from typing import Final, cast
 
@@ -156,7 +155,7 @@ class OperationScope:
         self._current: Current = operation.current()
         self._current.__enter__()
         # Nobody may ever leave the block, as where a framework forgets a generator, or an error keeps it from that.
-        self._dropped = weakref.finalize(self, end_dropped, partial(_drop, operation, self._current))
+        self._dropped = weakref.finalize(self, _drop, operation, self._current)
         return operation.span
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -170,7 +169,7 @@ class OperationScope:
 
 def _drop(operation: Operation, current: Current) -> None:
     current.leave(GeneratorExit)
-    operation.end()
+    end_dropped(operation.end)
 
 
 class StandDown:
