@@ -30,6 +30,7 @@ from meshmw._lifecycle.operation import (
     Operation,
     is_suppressed,
     record_refusals,
+    watch_collections,
 )
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.words import MessagingParent, check_options, one_of
