@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Unpack
 
 from meshmw._foreign import aiohttp_request_with
@@ -12,7 +13,7 @@ from meshmw.errors import extra_named
 from meshmw.server import ServerSpan, TraceContextBoundary
 
 with extra_named("aiohttp", "aiohttp", "aiohttp"):
-    from aiohttp import web
+    from aiohttp import Payload, web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,7 +30,8 @@ class TraceContextMiddleware:
 
     Put it first, so that the others run in the request's context. A malformed trace header is removed from the request
     that the handler gets. The span is named after the matched resource. It ends when the handler has returned: of a
-    stream the last byte is out then, and any other response goes out afterwards.
+    stream the last byte is out then, and any other response goes out afterwards. A file, and a body that is made as it
+    goes out, such as an async generator, go out in the request's context, and the span ends with their last byte.
 
     Args:
         options: Those of `meshmw.wsgi.TraceContextMiddleware`. Each that you leave out is what `configure()` decided.
@@ -55,22 +57,29 @@ class TraceContextMiddleware:
             request = aiohttp_request_with(request, span.headers)
         span.set_route(_route_of(request))
         failed_with: BaseException | None = None
+        is_sent_later = False
         try:
             with span.current():
                 response = await handler(request)
             # For what is no response aiohttp answers so.
             span.set_status(getattr(response, "status", 500))
-            return response
+            is_sent_later = _is_made_later(response)
+            return _sent_within(response, span) if is_sent_later else response
         except web.HTTPException as answer:
             span.set_status(answer.status)
             raise
         except BaseException as error:
             failed_with = error
-            if isinstance(error, TimeoutError):
+            if _has_answered(request):
+                # The status has gone out, and nobody says which; 500 it is not.
+                span.record_exception(error)
+                failed_with = _Unfinished()
+            elif isinstance(error, TimeoutError):
                 span.set_status(_STATUS_OF_A_TIMEOUT)
             raise
         finally:
-            span.end(failed_with)
+            if not is_sent_later:
+                span.end(failed_with)
 
     def _begun(self, request: web.Request) -> ServerSpan:
         major, minor = request.version
@@ -82,6 +91,47 @@ class TraceContextMiddleware:
             peer=_peer(request),
             http_version=f"HTTP/{major}.{minor}",
         ).begin()
+
+
+class _Unfinished(BaseException):
+    """Says that an answer has broken off, and nothing else."""
+
+
+def _has_answered(request: web.Request) -> bool:
+    """Say whether the head of an answer has gone out; a test double's writer may say anything."""
+    size: object = request.writer.output_size
+    return isinstance(size, int) and size > 0
+
+
+def _is_made_later(response: Any) -> bool:
+    """Say whether the application's part of a response comes after its handler: aiohttp finds a file's status then."""
+    if getattr(response, "prepared", True):
+        return False
+    return isinstance(response, web.FileResponse) or isinstance(getattr(response, "body", None), Payload)
+
+
+def _sent_within(response: web.StreamResponse, span: ServerSpan) -> web.StreamResponse:
+    """Return a response that goes out in its request's span and context; the span ends with its last byte."""
+    prepare, write_eof = response.prepare, response.write_eof
+
+    async def step(send: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        try:
+            with span.current():
+                found = await send(*args)
+            span.set_status(response.status)
+            return found
+        except BaseException as error:
+            span.end(error)
+            raise
+
+    async def finish(*args: Any) -> None:
+        await step(write_eof, *args)
+        span.end()
+        # The two lead back to the response: in a circle that only the garbage collector finds.
+        del response.prepare, response.write_eof
+
+    vars(response).update(prepare=partial(step, prepare), write_eof=finish)
+    return response
 
 
 def _peer(request: web.Request) -> Any:

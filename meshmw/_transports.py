@@ -30,6 +30,8 @@ from meshmw._policy.words import check_options
 from meshmw.propagator import MeshPropagator
 
 _SENT: Final = "meshmw.sent"
+# What copies of a transport share.
+_OPTIONS: Final = frozenset({"_propagator", "_tracer"})
 # Where a client keeps the wrappers of its transports, by the transport's id.
 _WRAPPERS: Final = "_meshmw_wrappers"
 _CLOSING: Final = frozenset({"close", "aclose", "__exit__", "__aexit__"})
@@ -66,6 +68,13 @@ class OutboundCalls:
         self._propagator = _runtime.checked_propagator(options.get("propagator"))
         # The process's own is looked up for each request: its provider may come later.
         self._tracer = None if tracer_provider is None else _runtime.tracer_of(tracer_provider)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Propagator and provider are the process's: their locks cannot be copied, and their counts are for all.
+        copied = memo[id(self)] = copy.copy(self)
+        for name, value in vars(self).items():
+            vars(copied)[name] = value if name in _OPTIONS else copy.deepcopy(value, memo)
+        return copied
 
     def _begin_in(
         self, headers: MutableMapping[Any, Any], method: str, target: semconv.Target, sent: int

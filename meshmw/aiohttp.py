@@ -1,6 +1,6 @@
 """aiohttp: a client session that carries the current trace on every request, and the middleware of its server.
 
-`meshmw.aiohttp.ClientSession` takes what `aiohttp.ClientSession` takes and returns one. The middleware in it,
+`meshmw.aiohttp.ClientSession` takes what `aiohttp.ClientSession` takes. The middleware in it,
 `TraceContextClientMiddleware`, goes into a session that you make yourself. `TraceContextMiddleware` is the server's:
 
     web.Application(middlewares=[meshmw.aiohttp.TraceContextMiddleware()])
@@ -12,7 +12,7 @@ import inspect
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, ParamSpec, TypeVar, Unpack
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, Unpack
 
 from meshmw._aiohttp_server import TraceContextMiddleware
 from meshmw._foreign import aiohttp_call_of, has_timed_out
@@ -31,7 +31,7 @@ with extra_named("aiohttp", "aiohttp", "aiohttp"):
 __all__ = ["ClientOptions", "ClientSession", "ServerOptions", "TraceContextClientMiddleware", "TraceContextMiddleware"]
 
 P = ParamSpec("P")
-S = TypeVar("S")
+Init: TypeAlias = Callable[Concatenate[Any, P], None]
 # The call that a task makes, and how often it has sent its request: aiohttp makes a new one for each hop.
 _sent: ContextVar[tuple[object, int] | None] = ContextVar("meshmw-aiohttp-sent", default=None)
 _SWITCHING_PROTOCOLS: Final = 101
@@ -105,30 +105,39 @@ def _sent_before(call: object) -> int:
     return times
 
 
-def _as_called(made: Callable[P, S]) -> Callable[[Callable[..., S]], Callable[P, S]]:
-    """Return a decorator for a function that is called as a class is, to type checkers and to `inspect`."""
+def _as_called(
+    made: Callable[Concatenate[Any, P], None],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Return a decorator for an `__init__` that is called as another is, to type checkers and to `inspect`."""
 
-    def decorate(make: Callable[..., S]) -> Callable[P, S]:
-        vars(make)["__signature__"] = inspect.signature(made)
-        return make
+    def decorate(init: Callable[..., None]) -> Init[P]:
+        vars(init)["__signature__"] = inspect.signature(made)
+        return init
 
     return decorate
 
 
-@_as_called(aiohttp.ClientSession)
-def ClientSession(*args: Any, **kwargs: Any) -> aiohttp.ClientSession:  # noqa: N802  # takes a class's place
-    """Return a session that takes what `aiohttp.ClientSession` takes, with the current trace on every request.
+class _Inheriting:
+    """Stands before aiohttp's session, which warns of each class that inherits from it."""
+
+    def __init_subclass__(cls) -> None:
+        """Say nothing."""
+
+
+class ClientSession(_Inheriting, aiohttp.ClientSession):
+    """Takes what `aiohttp.ClientSession` takes and does what it does, with the current trace on every request.
 
     A request that is given `middlewares` of its own uses these and none of the session's, as aiohttp has it: name a
     `TraceContextClientMiddleware()` among them, the last.
     """
-    given = tuple(kwargs.get("middlewares") or ())
-    is_named = any(isinstance(each, TraceContextClientMiddleware) for each in given)
-    kwargs["middlewares"] = given if is_named else (*given, TraceContextClientMiddleware())
-    session: aiohttp.ClientSession = object.__new__(aiohttp.ClientSession)
-    # Contrib's instrumentation would have a span around all hops.
-    past_contrib(aiohttp.ClientSession.__init__)(session, *args, **kwargs)
-    return session
+
+    @_as_called(aiohttp.ClientSession.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = tuple(kwargs.get("middlewares") or ())
+        is_named = any(isinstance(each, TraceContextClientMiddleware) for each in given)
+        kwargs["middlewares"] = given if is_named else (*given, TraceContextClientMiddleware())
+        # Contrib's instrumentation would have a span around all hops.
+        past_contrib(super().__init__)(*args, **kwargs)
 
 
 def __dir__() -> list[str]:

@@ -90,7 +90,6 @@ class TraceContextMiddleware:
     def __init__(self, app: App, **options: Unpack[ServerOptions]) -> None:
         self.app = app
         self._serving = Serving("asgi", **options)
-        self._tracer_provider = options.get("tracer_provider")
         listen()
         # What is missing is said here, where a program starts, and not by each request.
         self._contrib: App | None = None
@@ -150,7 +149,7 @@ class TraceContextMiddleware:
 
     def _app_under_contrib(self) -> App:
         if self._contrib is None:
-            self._contrib = require_contrib()(self._served_by_contrib, tracer_provider=self._tracer_provider)
+            self._contrib = require_contrib()(self._served_by_contrib, tracer_provider=self._serving.tracer_provider)
         return self._contrib
 
     async def _served_by_contrib(self, scope: Scope, receive: Receive, send: Send) -> None:

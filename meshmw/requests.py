@@ -62,6 +62,14 @@ class TraceContextAdapter(OutboundCalls, BaseAdapter):
             raise AttributeError(name)
         return getattr(self._adapter, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What the one that does the sending looks at is set there: `adapter.max_retries = 3`.
+        inner = vars(self).get("_adapter")
+        if not hasattr(type(self), name) and name not in vars(self) and hasattr(inner, name):
+            setattr(inner, name, value)
+        else:
+            object.__setattr__(self, name, value)
+
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         """Send one request; the span ends when the response's body was read or closed."""
         carrying = copy.copy(request)

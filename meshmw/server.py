@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeGuard, Unpack
 from urllib.parse import unquote, unquote_to_bytes
@@ -28,7 +29,7 @@ from meshmw._context.carriers import (
 from meshmw._frameworks import listen
 from meshmw._lifecycle.http import OPERATION, HttpOperation, Request, current_operation
 from meshmw._lifecycle.http_conventions import authority_of, is_known_route, protocol_version, server_attributes
-from meshmw._lifecycle.operation import AttributeValue
+from meshmw._lifecycle.operation import AttributeValue, end_dropped, watch_collections
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import LOGGER, quoted
 from meshmw._policy.trust import RequestView
@@ -122,6 +123,7 @@ class TraceContextBoundary:
     def __init__(self, **options: Unpack[ServerOptions]) -> None:
         self._serving = Serving("http", **options)
         listen()
+        watch_collections()
 
     def span(
         self,
@@ -136,8 +138,13 @@ class TraceContextBoundary:
     ) -> ServerSpan:
         """Return a block that serves one request, as `meshmw.server_span` does."""
         path, _, query = _text(target, "target").partition("?")
+        if not path.startswith("/") and "://" in path:
+            # A proxy is asked by a whole URL (RFC 9112, section 3.2.2).
+            path = "/" + path.partition("://")[2].partition("/")[2]
+        given = checked_headers(headers)
         came = {
-            "headers": checked_headers(headers),
+            "given": given,
+            "headers": given,
             "query": query,
             "scheme": _text(scheme, "scheme"),
             "peer": _address(peer, "peer"),
@@ -164,25 +171,26 @@ class ServerSpan:
             came. Where nothing was refused it is the same object.
     """
 
-    __slots__ = ("_current", "_operation", "_request", "_serving", "_status", "headers")
+    __slots__ = ("__weakref__", "_came", "_dropped", "_operation", "_request", "_serving", "headers")
 
-    _current: AbstractContextManager[None]
+    _dropped: weakref.finalize[..., Self]
 
     def __init__(self, serving: Serving, request: _PlainRequest) -> None:
         self._serving = serving
         self._request = request
         self._operation: HttpOperation | None = None
-        self._status: int | None = None
+        self._came = request.carrier
         self.headers: Any = request.carrier["headers"]
 
     def __enter__(self) -> Self:
         self.begin()
-        self._current = self.current()
-        self._current.__enter__()
+        self._came["current"] = current = self._begun().current()
+        current.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._current.__exit__(kind, error, at)
+        if "current" in self._came:
+            self._came["current"].leave(kind)
         self.end(error)
 
     def begin(self) -> Self:
@@ -196,8 +204,9 @@ class ServerSpan:
         request = self._request
         effective = self._serving.effective()
         request.lines = lines_of_pairs(self.headers, effective.header_names.names)
-        self._operation = request.carrier[OPERATION] = self._serving.begin(request, effective)
-        self.headers = request.carrier["headers"]
+        self._operation = self._came[OPERATION] = self._serving.begin(request, effective)
+        self.headers = self._came["headers"]
+        self._dropped = weakref.finalize(self, _drop, self._operation, self._came)
         return self
 
     def current(self) -> AbstractContextManager[None]:
@@ -214,7 +223,7 @@ class ServerSpan:
         Raises:
             TypeError: It is no whole number.
         """
-        self._status = _status_code(code)
+        self._came["status"] = _status_code(code)
 
     def set_route(self, template: str | None) -> None:
         """Name the span after the route that the server has matched; what `meshmw.set_route` was given goes before it.
@@ -246,24 +255,36 @@ class ServerSpan:
         Raises:
             RuntimeError: It has not begun.
         """
-        operation, status = self._begun(), self._status
-        if operation.is_over:
-            return
-        if error is not None:
-            operation.fail(error)
-            # A server answers so for an application that raised before it had answered.
-            status = 500 if status is None and isinstance(error, Exception) else status
-        if status is not None:
-            operation.status(status, error_from=500)
-        if error is None:
-            operation.end()
-        else:
-            operation.break_off()
+        _end(self._begun(), self._came, error)
+        self._dropped.detach()
 
     def _begun(self) -> HttpOperation:
         if self._operation is None:
             raise RuntimeError("this request is not served yet: enter the block, or call begin()")
         return self._operation
+
+
+def _end(operation: HttpOperation, came: MutableMapping[str, Any], error: BaseException | None) -> None:
+    if operation.is_over:
+        return
+    status = came.get("status")
+    if error is not None:
+        operation.fail(error)
+        # A server answers so for an application that raised before it had answered.
+        status = 500 if status is None and isinstance(error, Exception) else status
+    if status is not None:
+        operation.status(status, error_from=500)
+    if error is None:
+        operation.end()
+    else:
+        operation.break_off()
+
+
+def _drop(operation: HttpOperation, came: MutableMapping[str, Any]) -> None:
+    """End what nobody has ended, and nobody can any more."""
+    if "current" in came:
+        came["current"].leave(GeneratorExit)
+    end_dropped(partial(_end, operation, came, GeneratorExit()))
 
 
 class _PlainRequest(Request):
@@ -305,9 +326,17 @@ class _PlainRequest(Request):
     def is_same(self, other: Request) -> bool:
         if other.protocol != self.protocol:
             return super().is_same(other)
-        # One request in two blocks has the very headers that the outer block has handed out.
         asked = (self.method, self.path) == (other.method, other.path)
-        return asked and not self.is_over and self.carrier["headers"] is other.carrier["headers"]
+        if not asked or self.is_over:
+            return False
+        # One request in two blocks has the very headers that the outer block was given, or has handed out. The empty
+        # tuple is everybody's.
+        given, own = other.carrier["headers"], self.carrier
+        return given != () and (given is own["headers"] or given is own["given"])
+
+    def join(self, outer: Request) -> None:
+        if outer.protocol == self.protocol:
+            self.carrier["headers"] = outer.carrier["headers"]
 
     def rewrite(self, rewrites: dict[str, str | None]) -> None:
         super().rewrite(rewrites)

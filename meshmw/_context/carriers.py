@@ -115,7 +115,7 @@ def _values(getter: Getter[Any], carrier: Any, name: str) -> Sequence[object] | 
 
 def _text(value: object) -> str:
     """Return a header value as text; carriers hand out bytes too, and no byte may raise."""
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return bytes(value).decode("latin-1") if isinstance(value, bytes | bytearray | memoryview) else str(value)
 
 
 # The classes of headers of which it is known that a copy can be changed.
@@ -134,13 +134,21 @@ def checked_headers(headers: Any) -> Any:
         if isinstance(headers, str | bytes) or not isinstance(headers, Iterable):
             raise TypeError(f"headers takes pairs of name and value, or a mapping, not {quoted(headers)}")
         return list(headers)
-    if not hasattr(_copy_of(headers), "__delitem__"):
+    if not _can_change_copies(headers):
         kind = quoted(type(headers).__name__)
         raise TypeError(
             f"headers takes a class of headers of which a copy can be changed, not {kind}; give list(pairs)"
         )
     _changeable.add(type(headers))
     return headers
+
+
+def _can_change_copies(headers: Any) -> bool:
+    try:
+        return hasattr(_copy_of(headers), "__delitem__")
+    except Exception:
+        # Those of a WSGI environ, for one, say of themselves that they cannot be copied.
+        return False
 
 
 def pairs_of(headers: Any) -> Iterable[HeaderPair]:
@@ -209,7 +217,10 @@ def lower(name: str | bytes) -> str:
 
 
 def _copy_of(headers: Any) -> Any:
-    return headers.copy() if hasattr(headers, "copy") else copy.copy(headers)
+    if hasattr(headers, "copy"):
+        return headers.copy()
+    # A class that does not say how it is copied would share its list with a shallow copy, as wsgiref's does.
+    return copy.copy(headers) if hasattr(headers, "__copy__") else copy.deepcopy(headers)
 
 
 def _like(value: object, text: str) -> object:

@@ -41,6 +41,19 @@ class Current:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         detach(self._token, self._context, kind)
 
+    def leave(self, kind: type[BaseException] | None) -> None:
+        """End a block that is the application's own, in whichever thread or task it ends.
+
+        A generator may end it in another one, where nothing is to be detached: what calls generators for a framework
+        runs each step in any thread of a pool. Where it began, the context stays current.
+
+        Args:
+            kind: The class of the exception with which the block ends, if there is one.
+        """
+        if kind is not GeneratorExit or otel_context.get_current() is self._context:
+            with contextlib.suppress(ValueError):
+                self._token.var.reset(self._token)
+
 
 def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
     """Detach *context* at the end of the block that has attached it.

@@ -99,6 +99,9 @@ class Request(ABC):
         self.is_over = True
         self.carrier = {}
 
+    def join(self, outer: Request) -> None:  # noqa: B027  # a scope and an environ show it already
+        """Show the application what the same request further out shows it, where that is served without a span."""
+
     def is_same(self, other: Request) -> bool:
         """Say whether this, still under way, is the other request in another protocol.
 
@@ -310,6 +313,7 @@ def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     outer = current_operation(around)
     if outer is None or outer.request is None or not outer.request.is_same(request):
         return None
+    request.join(outer.request)
     return NestedHttpOperation(outer, around, request.method)
 
 

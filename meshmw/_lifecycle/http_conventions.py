@@ -14,7 +14,6 @@ from opentelemetry import metrics
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
-from meshmw._context.carriers import plain_text
 from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
 from meshmw._notices import LOGGER, Throttle, quoted, redacted, without_credentials
 from meshmw._otel import liveness_of
@@ -132,19 +131,20 @@ def is_known_route(template: str) -> bool:
     """Say whether a route that an application says itself may be a label: not beyond 1,000, nor beyond 500 characters.
 
     An application that takes the path for the route would fill the memory of whatever counts its requests. Half a
-    character is a raw path's too, and no exporter can encode it.
+    character is a raw path's too, and no exporter can encode it. With a control character, such as a line's end, it is
+    no template either: a span's name stands in one line.
     """
     if template in _routes:
         return True
     if not template:
         return False
-    if len(_routes) < _MOST_ROUTES and len(template) <= _LONGEST_ROUTE and plain_text(template) == template:
+    if len(_routes) < _MOST_ROUTES and len(template) <= _LONGEST_ROUTE and template.isprintable():
         _routes.add(template)
         return True
     if _no_templates.opens() is not None:
         LOGGER.warning(
-            "a route is ignored, %s: it is longer than %d characters, or is no text, or there are %d others by now; "
-            "a route is a template such as /stock/{item}, and not the path that was asked for",
+            "a route is ignored, %s: it is longer than %d characters, or is no printable text, or there are %d others by "
+            "now; a route is a template such as /stock/{item}, and not the path that was asked for",
             quoted(template),
             _LONGEST_ROUTE,
             _MOST_ROUTES,

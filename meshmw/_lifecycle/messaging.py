@@ -30,6 +30,7 @@ from meshmw._lifecycle.operation import (
     Operation,
     is_suppressed,
     record_refusals,
+    watch_collections,
 )
 from meshmw._otel import SPAN_KEY
 from meshmw._policy.words import MessagingParent, check_options, one_of
@@ -98,6 +99,7 @@ class Messaging:
         self._parent = None if parent is None else one_of(MessagingParent, parent, "parent")
         self._propagator = checked_propagator(propagator)
         self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
+        watch_collections()
 
     def with_options(
         self, options: Options, *, server: Attributes = _NOTHING, keep_existing: bool = False

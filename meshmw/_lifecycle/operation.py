@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import gc
+import weakref
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from types import TracebackType
 from typing import Final, cast
@@ -139,7 +140,7 @@ class OperationScope:
         begin: Begins the operation, when the block is entered.
     """
 
-    __slots__ = ("_begin", "_current", "operation")
+    __slots__ = ("__weakref__", "_begin", "_current", "_dropped", "operation")
 
     operation: Operation | None
 
@@ -153,14 +154,22 @@ class OperationScope:
         self.operation = operation = self._begin()
         self._current: Current = operation.current()
         self._current.__enter__()
+        # Nobody may ever leave the block, as where a framework forgets a generator, or an error keeps it from that.
+        self._dropped = weakref.finalize(self, _drop, operation, self._current)
         return operation.span
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._current.__exit__(kind, error, at)
+        self._current.leave(kind)
+        self._dropped.detach()
         operation = cast(Operation, self.operation)
         if error is not None:
             operation.fail(error)
         operation.end()
+
+
+def _drop(operation: Operation, current: Current) -> None:
+    current.leave(GeneratorExit)
+    end_dropped(operation.end)
 
 
 class StandDown:

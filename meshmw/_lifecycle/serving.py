@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Final, Literal, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Final, Literal, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -82,6 +82,9 @@ class Serving:
         protocol: What the adapter speaks; contrib makes spans for ASGI alone.
         options: The adapter's.
 
+    Attributes:
+        tracer_provider: The one that the adapter was given.
+
     Raises:
         ValueError: An option holds a word or a pattern that is none.
         TypeError: An option is not known, or holds no propagator or tracer provider.
@@ -96,10 +99,15 @@ class Serving:
         self._propagator = checked_propagator(options.get("propagator"))
         self._spans = None if server_spans is None else one_of(ServerSpans, server_spans, "server_spans")
         self._trust = trust
+        self.tracer_provider: Final = tracer_provider
         self._tracer = None if tracer_provider is None else tracer_of(tracer_provider)
         if trust is not None:
             TrustPolicy(trust)  # misuse raises here, not at the first request
         self._effective: tuple[Runtime | None, Runtime] | None = None
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # What it holds is the process's: its locks cannot be copied, and its counts are for all.
+        return self
 
     def effective(self) -> Runtime:
         """Return what this request is served with: what `configure()` decided, and this adapter's options over it."""

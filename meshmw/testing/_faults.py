@@ -9,12 +9,15 @@ import struct
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal, ParamSpec, TypeAlias
 
+from meshmw._notices import quoted
+from meshmw.errors import MeshError
 from meshmw.testing._processes import check_word, free_port
+from meshmw.testing._proxies import split_address
 
-T = TypeVar("T")
+P = ParamSpec("P")
+Loop: TypeAlias = asyncio.AbstractEventLoop
 Fault: TypeAlias = Literal["refuse", "hang", "slow", "reset", "unavailable", "garbage", "flood"]
 
 _AT_ONCE: Final = 65_536
@@ -43,32 +46,45 @@ class FaultProxy:
     Exporters send to its `endpoint`. Loopback and a free port only.
 
     Args:
-        upstream: The collector, such as `http://127.0.0.1:4317`.
+        upstream: The collector, such as `http://127.0.0.1:4317`, with or without `http://`.
 
     Attributes:
         connections: How many connections it has accepted so far.
+
+    Raises:
+        MeshError: The collector has no host, or no port.
     """
 
     def __init__(self, upstream: str) -> None:
-        parts = urlsplit(upstream)
-        self._upstream = parts.hostname, parts.port
+        try:
+            self._upstream = split_address(str(upstream))
+        except ValueError:
+            raise MeshError(
+                f"upstream takes a collector such as http://127.0.0.1:4317, not {quoted(upstream)}"
+            ) from None
         self._port = free_port()
         self._fault: Fault | None = None
+        self._loop: Loop | None = None
         self._open: set[asyncio.Task[Any]] = set()
         self.connections = 0
 
     def __enter__(self) -> FaultProxy:
+        if self._loop is not None:
+            raise MeshError("this proxy runs already; make one for each block")
+        self._fault = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
-        self._run(self._listen())
+        try:
+            self._run(self._listen)
+        except BaseException:
+            self._stop(self._loop)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._run(self._become("refuse"))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        loop = self._run(self._become, "refuse")
+        self._stop(loop)
 
     @property
     def endpoint(self) -> str:
@@ -86,18 +102,28 @@ class FaultProxy:
                 an end).
 
         Raises:
-            MeshError: There is no such fault.
+            MeshError: There is no such fault, or the proxy does not run.
         """
         check_word(Fault, fault, "fault")
         before = self._fault
-        self._run(self._become(fault))
+        self._run(self._become, fault)
         try:
             yield
         finally:
-            self._run(self._become(before))
+            self._run(self._become, before)
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> Loop:
+        """Do something in the loop, and return that."""
+        if self._loop is None:
+            raise MeshError("this proxy does not run: enter its block first")
+        asyncio.run_coroutine_threadsafe(work(*args, **kwargs), self._loop).result()
+        return self._loop
+
+    def _stop(self, loop: Loop) -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
+        self._loop = None
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=_AT_ONCE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
+import threading
 import weakref
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpHistogram
 from opentelemetry.sdk.trace import TracerProvider
@@ -14,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from meshmw._lifecycle.http import HttpOperation, MeasuredHttpOperation
 from meshmw._lifecycle.http_conventions import Measurement
-from meshmw._lifecycle.operation import Operation
+from meshmw._lifecycle.operation import Operation, OperationScope
 
 
 @pytest.fixture
@@ -79,3 +82,29 @@ def test_the_span_and_what_is_measured_name_the_same_error(answered_first, span,
     operation.end()
     (ended,) = exporter.get_finished_spans()
     assert ended.attributes["error.type"] == measurement.labels["error.type"] == "KeyError"
+
+
+class TestScopes:
+    def enter(self, span):
+        scope = OperationScope(lambda: Operation(span, trace.set_span_in_context(span, Context())))
+        scope.__enter__()
+        return scope
+
+    def test_a_block_that_nobody_leaves_ends_when_nobody_can(self, span, exporter):
+        def go():
+            self.enter(span)
+            return trace.get_current_span()
+
+        assert contextvars.copy_context().run(go) is trace.INVALID_SPAN
+        assert len(exporter.get_finished_spans()) == 1
+
+    def test_a_block_that_another_thread_leaves_logs_no_error(self, span, exporter, caplog):
+        def go():
+            scope = self.enter(span)
+            thread = threading.Thread(target=scope.__exit__, args=(None, None, None))
+            thread.start()
+            thread.join()
+
+        contextvars.copy_context().run(go)
+        assert len(exporter.get_finished_spans()) == 1
+        assert "detach" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, SpanContext, TraceFlags
 
-from meshmw import __version__, wsgi
+from meshmw import MeshPropagator, __version__, wsgi
 from meshmw import _transports as transports
 from meshmw._otel import SPAN_KEY
 from meshmw.httpx import AsyncTraceContextTransport, TraceContextTransport
@@ -202,3 +203,13 @@ def test_a_call_that_is_dropped_takes_nothing_back_where_it_was_not_begun(caplog
     began.run(call.send, None)
     (another(began) if another is contextvars.Context.copy else another()).run(call.close)
     assert "detach" not in caplog.text
+
+
+def test_a_deep_copy_of_a_transport_shares_what_is_the_processs_and_copies_the_transport():
+    provider = TracerProvider()
+    made = TraceContextTransport(Answers(), tracer_provider=provider, propagator=MeshPropagator())
+    copied = copy.deepcopy(made)
+    assert (copied._propagator, copied._tracer) == (made._propagator, made._tracer)
+    assert copied._transport is not made._transport
+    copied.handle_request(httpx.Request("GET", URL))
+    assert (len(copied._transport.asked), len(made._transport.asked)) == (1, 0)

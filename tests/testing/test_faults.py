@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import threading
 import time
 
 import grpc
@@ -260,3 +261,44 @@ def test_a_connection_that_comes_as_it_ends_is_closed(receiver):
                     clients.enter_context(socket.create_connection(place, timeout=SECONDS))
     # What was not closed is warned of now, which fails a test.
     gc.collect()
+
+
+@pytest.mark.parametrize("upstream", ["", "http://127.0.0.1", "http://collector:99999", "4317", None, 4317])
+def test_a_collector_without_host_or_port_is_named(upstream):
+    with pytest.raises(MeshError, match="upstream takes a collector such as"):
+        FaultProxy(upstream)
+
+
+def test_a_collector_needs_no_scheme(receiver):
+    with FaultProxy(receiver.http_endpoint.removeprefix("http://")) as proxy:
+        assert post(proxy).status_code == 200
+
+
+def test_a_proxy_that_does_not_run_says_so(receiver, recwarn):
+    proxy = FaultProxy(receiver.http_endpoint)
+    for _ in range(2):
+        with pytest.raises(MeshError, match="does not run"), proxy.outage():
+            pass
+        with pytest.raises(MeshError, match="does not run"):
+            proxy.__exit__(None, None, None)
+        with proxy, pytest.raises(MeshError, match="runs already"):
+            proxy.__enter__()
+    gc.collect()
+    assert not recwarn.list
+
+
+def test_a_proxy_serves_in_a_second_block_too(receiver):
+    proxy = FaultProxy(receiver.http_endpoint)
+    for _ in range(2):
+        with proxy:
+            assert post(proxy).status_code == 200
+
+
+def test_a_proxy_whose_port_somebody_has_taken_leaves_no_thread(receiver):
+    proxy = FaultProxy(receiver.http_endpoint)
+    with socket.create_server(("127.0.0.1", int(proxy.endpoint.rpartition(":")[2]))):
+        with pytest.raises(OSError, match="in use"):
+            proxy.__enter__()
+        assert "fault-proxy" not in {thread.name for thread in threading.enumerate()}
+    with proxy:
+        assert post(proxy).status_code == 200

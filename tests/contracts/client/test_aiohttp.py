@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import warnings
 
 import aiohttp
 import pytest
@@ -47,7 +48,8 @@ def test_the_session_takes_what_aiohttps_takes_and_adds_one_middleware_of_ours_a
         async with meshmw.aiohttp.ClientSession(
             "http://shop.internal", middlewares=(other,), trust_env=True
         ) as session:
-            assert type(session) is aiohttp.ClientSession
+            assert type(session) is meshmw.aiohttp.ClientSession
+            assert isinstance(session, aiohttp.ClientSession)
             assert session.trust_env
             first, last = session._middlewares
             assert (first, type(last)) == (other, meshmw.aiohttp.TraceContextClientMiddleware)
@@ -111,3 +113,32 @@ def test_an_error_of_a_middleware_further_in_is_the_calls(client):
     with pytest.raises(LookupError):
         client.call(client=session)
     assert client.span.attributes["error.type"] == "LookupError"
+
+
+def test_the_session_is_a_class_like_any_other(client):
+    """In annotations, which older versions of Python evaluate, in `isinstance`, and below a class of one's own."""
+
+    class Named(meshmw.aiohttp.ClientSession):
+        def __init__(self, name, **options):
+            super().__init__(middlewares=(client.middleware(),), **options)
+            self.name = name
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        class Quiet(Named):
+            """aiohttp warns of each class that inherits from its own."""
+
+    assert str(meshmw.aiohttp.ClientSession | None) == "meshmw.aiohttp.ClientSession | None"
+    assert client.call(client=lambda: Quiet("shop", trust_env=True))[0] == 200
+    assert client.span.name == "GET"
+
+    async def use():
+        async with Quiet("shop") as session:
+            assert isinstance(session, meshmw.aiohttp.ClientSession)
+            assert session.name == "shop"
+
+    with warnings.catch_warnings():
+        # A debugging interpreter warns of the attribute.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asyncio.run(use())

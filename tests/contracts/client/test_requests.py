@@ -307,3 +307,29 @@ def test_a_session_uses_each_of_its_adapters_in_one_of_ours_also_one_that_is_mou
         assert isinstance(pickle.loads(pickle.dumps(requests.Session())), requests.Session)
     assert late.is_closed
     assert type(pickle.loads(pickle.dumps(meshmw.requests.Session()))) is meshmw.requests.Session
+
+
+def test_a_deep_copy_of_a_session_sends_with_the_same_options(client, session):
+    copied = copy.deepcopy(session)
+    ours, theirs = (each.get_adapter(client.address) for each in (session, copied))
+    assert theirs is not ours
+    assert theirs._adapter is not ours._adapter
+    assert theirs._propagator is ours._propagator
+    with copied:
+        assert copied.get(f"{client.address}/items/7").text == "in stock"
+    assert len(client.spans) == 1
+
+
+def test_what_is_set_on_an_adapter_is_set_where_it_is_looked_at(client):
+    inner = HTTPAdapter()
+    ours = adapter(client, inner)
+    ours.max_retries = Retry(total=3, status_forcelist=[503], backoff_factor=0)
+    ours.own = 7
+    assert inner.max_retries.total == 3
+    assert not hasattr(inner, "own")
+    # As a test replaces it.
+    sent, ours.send = ours.send, lambda *args, **options: sent(*args, **options)
+    with requests.Session() as session:
+        session.mount("http://", ours)
+        assert session.get(f"{client.address}/flaky").status_code == 200
+    assert client.span.attributes["http.request.resend_count"] == 2
