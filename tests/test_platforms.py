@@ -14,7 +14,8 @@ import pytest
 # Those of the standard library's documentation that say "Availability: Unix", and that one might think of here.
 WITHOUT = """
 import asyncio, ctypes, multiprocessing.util, os, signal, socket, subprocess, sys, uuid
-import aiohttp, celery.concurrency.prefork, grpc, httpx, jinja2, requests, rich.console, typer, typer.testing, uvicorn, yaml
+import aiohttp, grpc, httpx, jinja2, requests, rich.console, typer, typer.testing, uvicorn, yaml
+import celery.concurrency.prefork
 import sysconfig
 sysconfig.get_config_vars()
 import opentelemetry.sdk.metrics, opentelemetry.sdk.trace

@@ -16,7 +16,7 @@ from meshmw.errors import extra_named
 
 with extra_named("grpc", "grpcio", "grpc"):
     import grpc  # type: ignore[import-untyped]
-    import grpc.aio  # noqa: F401
+    import grpc.aio  # type: ignore[import-untyped]  # noqa: F401
 
 from meshmw.grpc._client import ClientOptions, TraceContextClientInterceptor, client_interceptors
 from meshmw.grpc._server import AsyncTraceContextServerInterceptor, TraceContextServerInterceptor
