@@ -105,18 +105,20 @@ def stepped(host: HomeMade) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("is_error", [False, True])
+@pytest.mark.parametrize("how", ["next", "throw", "close"])
 def test_a_block_that_another_thread_leaves_logs_no_error(
-    host: HomeMade, is_error: bool, caplog: pytest.LogCaptureFixture
+    host: HomeMade, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def go() -> None:
-        steps = stepped(host)
+        steps: Any = stepped(host)
         next(steps)
 
         def finish() -> None:
-            if is_error:
+            if how == "throw":
                 with pytest.raises(LookupError):
-                    steps.throw(host.error)  # type: ignore[attr-defined]
+                    steps.throw(host.error)
+            elif how == "close":
+                steps.close()
             else:
                 assert next(steps, None) is None
 
@@ -124,7 +126,8 @@ def test_a_block_that_another_thread_leaves_logs_no_error(
 
     contextvars.copy_context().run(go)
     assert host.server_span.parent.span_id == int(PARENT_ID, 16)
-    assert host.server_span.attributes.get("error.type") == ("LookupError" if is_error else None)
+    assert host.server_span.attributes.get("error.type") == ("LookupError" if how == "throw" else None)
+    assert host.server_span.attributes.get("meshmw.response.incomplete", False) == (how != "next")
     assert "detach" not in caplog.text
 
 
