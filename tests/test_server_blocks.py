@@ -282,6 +282,30 @@ def test_a_body_that_is_made_as_it_goes_out_is_within_the_span(
     assert "detach" not in caplog.text
 
 
+def test_a_client_that_goes_while_a_body_is_made_is_no_error(host: HomeMade) -> None:
+    async def chunks() -> Any:
+        while True:
+            yield b"a"
+            await asyncio.sleep(0)
+
+    async def stream(request: web.Request) -> Any:
+        return web.Response(body=chunks())
+
+    async def go() -> None:
+        app = web.Application(middlewares=[meshmw.aiohttp.TraceContextMiddleware(**host.options)])
+        app.router.add_get("/items/{item}", stream)
+        async with TestServer(app) as server:
+            reader, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(b"GET /items/7 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.read(1)
+            writer.transport.abort()
+            await asyncio.to_thread(soon, lambda: host.server_spans)
+
+    asyncio.run(go())
+    attributes = host.server_span.attributes
+    assert (attributes.get("error.type"), attributes["meshmw.response.incomplete"]) == (None, True)
+
+
 def test_a_response_that_another_middleware_replaces_ends_the_span(host: HomeMade) -> None:
     @web.middleware
     async def replaces(request: web.Request, handler: Any) -> web.StreamResponse:
