@@ -64,7 +64,7 @@ class TraceContextMiddleware:
             # For what is no response aiohttp answers so.
             span.set_status(getattr(response, "status", 500))
             is_sent_later = _is_made_later(response)
-            return _sent_within(response, span) if is_sent_later else response
+            return _sent_within(request, response, span) if is_sent_later else response
         except web.HTTPException as answer:
             span.set_status(answer.status)
             raise
@@ -110,7 +110,7 @@ def _is_made_later(response: Any) -> bool:
     return isinstance(response, web.FileResponse) or isinstance(getattr(response, "body", None), Payload)
 
 
-def _sent_within(response: web.StreamResponse, span: ServerSpan) -> web.StreamResponse:
+def _sent_within(request: web.Request, response: web.StreamResponse, span: ServerSpan) -> web.StreamResponse:
     """Return a response that goes out in its request's span and context; the span ends with its last byte."""
     prepare, write_eof = response.prepare, response.write_eof
 
@@ -121,7 +121,9 @@ def _sent_within(response: web.StreamResponse, span: ServerSpan) -> web.StreamRe
             span.set_status(response.status)
             return found
         except BaseException as error:
-            span.end(error)
+            # A client that has gone is no error of the application's.
+            has_gone = isinstance(error, ConnectionError) and request.transport is None
+            span.end(_Unfinished() if has_gone else error)
             raise
 
     async def finish(*args: Any) -> None:

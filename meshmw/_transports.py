@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
 
@@ -198,6 +198,18 @@ def wrapper_for(client: Any, transport: Any, wrapper: type[Any]) -> Any:
     if id(transport) not in known:
         known[id(transport)] = _wrapped(transport, wrapper)
     return known[id(transport)]
+
+
+def forget_wrappers(client: Any, used: Iterable[Any]) -> None:
+    """Let go of the wrappers whose transports a client uses no more, and with them of the transports.
+
+    Args:
+        client: The client.
+        used: The transports that it still uses.
+    """
+    known, ids = vars(client).get(_WRAPPERS, {}), {id(each) for each in used}
+    for stale in known.keys() - ids:
+        del known[stale]
 
 
 def _wrapped(transport: Any, wrapper: type[Any]) -> Any:

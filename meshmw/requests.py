@@ -15,7 +15,7 @@ from meshmw._lifecycle.http import HttpOperation
 from meshmw._lifecycle.http_conventions import Target
 from meshmw._notices import quoted
 from meshmw._otel import past_contrib
-from meshmw._transports import Body, ClientOptions, OutboundCalls, wrapper_for
+from meshmw._transports import Body, ClientOptions, OutboundCalls, forget_wrappers, wrapper_for
 from meshmw.errors import extra_named
 
 with extra_named("requests", "requests", "requests"):
@@ -188,6 +188,11 @@ class Session(requests.Session):
         send: Callable[..., requests.Response] = past_contrib(next_send)
         # Contrib has wrapped a function, which takes the session too.
         return send(request, **kwargs) if send is next_send else send(self, request, **kwargs)
+
+    def mount(self, prefix: str, adapter: BaseAdapter) -> None:
+        """Use an adapter for URLs that begin so; one in whose place it comes is let go of."""
+        super().mount(prefix, adapter)
+        forget_wrappers(self, self.adapters.values())
 
     def get_adapter(self, url: str) -> BaseAdapter:
         """Return the adapter for a URL, in one of ours where it is for HTTP."""

@@ -32,6 +32,7 @@ from meshmw._lifecycle.http_conventions import authority_of, is_known_route, pro
 from meshmw._lifecycle.operation import AttributeValue, end_dropped, watch_collections
 from meshmw._lifecycle.serving import ServerOptions, Serving
 from meshmw._notices import LOGGER, quoted
+from meshmw._policy.patterns import path_of
 from meshmw._policy.trust import RequestView
 
 __all__ = ["ServerOptions", "ServerSpan", "TraceContextBoundary", "server_span", "set_route"]
@@ -138,10 +139,7 @@ class TraceContextBoundary:
     ) -> ServerSpan:
         """Return a block that serves one request, as `meshmw.server_span` does."""
         path, _, query = _text(target, "target").partition("?")
-        if not path.startswith("/") and "://" in path:
-            # A proxy is asked by a whole URL (RFC 9112, section 3.2.2).
-            path = "/" + path.partition("://")[2].partition("/")[2]
-        given = checked_headers(headers)
+        path, given = path_of(path), checked_headers(headers)
         came = {
             "given": given,
             "headers": given,

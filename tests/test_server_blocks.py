@@ -105,18 +105,20 @@ def stepped(host: HomeMade) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("is_error", [False, True])
+@pytest.mark.parametrize("how", ["next", "throw", "close"])
 def test_a_block_that_another_thread_leaves_logs_no_error(
-    host: HomeMade, is_error: bool, caplog: pytest.LogCaptureFixture
+    host: HomeMade, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def go() -> None:
-        steps = stepped(host)
+        steps: Any = stepped(host)
         next(steps)
 
         def finish() -> None:
-            if is_error:
+            if how == "throw":
                 with pytest.raises(LookupError):
-                    steps.throw(host.error)  # type: ignore[attr-defined]
+                    steps.throw(host.error)
+            elif how == "close":
+                steps.close()
             else:
                 assert next(steps, None) is None
 
@@ -124,7 +126,8 @@ def test_a_block_that_another_thread_leaves_logs_no_error(
 
     contextvars.copy_context().run(go)
     assert host.server_span.parent.span_id == int(PARENT_ID, 16)
-    assert host.server_span.attributes.get("error.type") == ("LookupError" if is_error else None)
+    assert host.server_span.attributes.get("error.type") == ("LookupError" if how == "throw" else None)
+    assert host.server_span.attributes.get("meshmw.response.incomplete", False) == (how != "next")
     assert "detach" not in caplog.text
 
 
@@ -277,6 +280,30 @@ def test_a_body_that_is_made_as_it_goes_out_is_within_the_span(
     assert attributes.get("error.type") == ("LookupError" if breaks else None)
     assert attributes.get("meshmw.response.incomplete", False) is breaks
     assert "detach" not in caplog.text
+
+
+def test_a_client_that_goes_while_a_body_is_made_is_no_error(host: HomeMade) -> None:
+    async def chunks() -> Any:
+        while True:
+            yield b"a"
+            await asyncio.sleep(0)
+
+    async def stream(request: web.Request) -> Any:
+        return web.Response(body=chunks())
+
+    async def go() -> None:
+        app = web.Application(middlewares=[meshmw.aiohttp.TraceContextMiddleware(**host.options)])
+        app.router.add_get("/items/{item}", stream)
+        async with TestServer(app) as server:
+            reader, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(b"GET /items/7 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.read(1)
+            writer.transport.abort()
+            await asyncio.to_thread(soon, lambda: host.server_spans)
+
+    asyncio.run(go())
+    attributes = host.server_span.attributes
+    assert (attributes.get("error.type"), attributes["meshmw.response.incomplete"]) == (None, True)
 
 
 def test_a_response_that_another_middleware_replaces_ends_the_span(host: HomeMade) -> None:

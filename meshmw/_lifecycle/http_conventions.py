@@ -143,8 +143,8 @@ def is_known_route(template: str) -> bool:
         return True
     if _no_templates.opens() is not None:
         LOGGER.warning(
-            "a route is ignored, %s: it is longer than %d characters, or is no printable text, or there are %d others "
-            "by now; a route is a template such as /stock/{item}, and not the path that was asked for",
+            "a route is ignored, %s: it is longer than %d characters, or not printable, or there are %d others by now; "
+            "a route is a template such as /stock/{item}, and not the path that was asked for",
             quoted(template),
             _LONGEST_ROUTE,
             _MOST_ROUTES,

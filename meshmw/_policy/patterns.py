@@ -55,6 +55,13 @@ class PathPatterns:
         return self._regex is not None and self._regex.match(path) is not None
 
 
+def path_of(target: str) -> str:
+    """Return the path of a request, which a proxy is asked for by a whole URL (RFC 9112, section 3.2.2)."""
+    if target.startswith("/") or "://" not in target:
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]
+
+
 def request_path(target: str) -> str:
     """Return the path of a request's target, in whatever form that came, without the credentials of a URL in it.
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Final, TypeAlias, get_args
 
 from meshmw._notices import Rejections
-from meshmw._policy.patterns import Networks, parse_address
+from meshmw._policy.patterns import Networks, parse_address, path_of
 from meshmw._policy.words import DEFAULT_TRUST, Trust, one_of
 
 _WORDS: Final[dict[str, Trust]] = {word: word for word in get_args(Trust)}
@@ -49,7 +49,7 @@ class RequestView:
             lines = [value.decode("latin-1") for found, value in headers if found == wanted]
             return ",".join(lines) if lines else None
 
-        return cls(scope.get("method", "GET"), scope["path"], client[0] if client else None, lookup)
+        return cls(scope.get("method", "GET"), path_of(scope["path"]), client[0] if client else None, lookup)
 
     @classmethod
     def from_wsgi(cls, environ: Mapping[str, Any]) -> RequestView:
@@ -61,7 +61,12 @@ class RequestView:
             value = environ.get(key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}")
             return None if value is None else str(value)
 
-        return cls(environ.get("REQUEST_METHOD", "GET"), wsgi_path(environ), environ.get("REMOTE_ADDR") or None, lookup)
+        return cls(
+            environ.get("REQUEST_METHOD", "GET"),
+            path_of(wsgi_path(environ)),
+            environ.get("REMOTE_ADDR") or None,
+            lookup,
+        )
 
     def header(self, name: str) -> str | None:
         """Return a header's text, several lines joined with commas, or None; the case of the name does not matter."""

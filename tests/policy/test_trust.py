@@ -279,6 +279,14 @@ class TestRequestView:
         assert request.header("content-length") is None
         assert request.spiffe_id == ID
 
+    @pytest.mark.parametrize("path", ["http://shop:8080/items/7", "https://u:p@shop/items/7"])
+    def test_a_whole_url_is_the_path_in_it(self, path):
+        """Some servers hand on what a proxy is asked for as it came; whoever decides by paths would not know it."""
+        assert RequestView.from_asgi({"path": path, "headers": []}).path == "/items/7"
+        assert RequestView.from_wsgi({"PATH_INFO": path}).path == "/items/7"
+        assert RequestView.from_wsgi({"PATH_INFO": "/items/http://7/8"}).path == "/items/http://7/8"
+        assert RequestView.from_asgi({"path": "shop:443", "headers": []}).path == "shop:443"
+
     def test_of_a_long_path_that_is_not_ascii_the_beginning_is_decoded(self):
         assert RequestView.from_wsgi({"PATH_INFO": "/" + "a" * 65_535}).path == "/" + "a" * 65_535
         request = RequestView.from_wsgi({"SCRIPT_NAME": "/\xc3\xa9", "PATH_INFO": "\xff" * 65_536})

@@ -1,10 +1,12 @@
 """What requests alone can be asked: adapters, files that bodies are read from, retries, what it shows of a request."""
 
 import copy
+import gc
 import io
 import json
 import pickle
 import shutil
+import weakref
 from unittest.mock import Mock
 
 import pytest
@@ -333,3 +335,14 @@ def test_what_is_set_on_an_adapter_is_set_where_it_is_looked_at(client):
         session.mount("http://", ours)
         assert session.get(f"{client.address}/flaky").status_code == 200
     assert client.span.attributes["http.request.resend_count"] == 2
+
+
+def test_an_adapter_in_whose_place_another_is_mounted_is_let_go_of():
+    with meshmw.requests.Session() as session:
+        kept = session.get_adapter("https://shop.internal")
+        replaced = weakref.ref(session.adapters["http://"])
+        session.get_adapter("http://shop.internal")
+        session.mount("http://", HTTPAdapter())
+        gc.collect()
+        assert replaced() is None
+        assert session.get_adapter("https://shop.internal") is kept
