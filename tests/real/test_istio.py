@@ -7,11 +7,12 @@ started for the test that needs them.
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,6 @@ from tests.real.istio import (
 )
 
 APPS = Path(__file__).parent / "apps"
-TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-PARENT_ID = "b7ad6b7169203331"
-TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
-CLIENT = [("traceparent", TRACEPARENT), ("tracestate", "vendor=1"), ("baggage", "user=alice")]
 TEXT_FORMAT = '[%START_TIME%] "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL%" %RESPONSE_CODE% traceparent=%REQ(TRACEPARENT)%'
 JSON_FORMAT = json.dumps(dict(LOG_FIELDS))
 
@@ -70,6 +67,7 @@ TELEMETRY: dict[str, list[Object] | None] = {
     "misspelt": [{"providers": [{"name": "otle"}]} | ALL],
     "no-tracer": [{"providers": [{"name": "envoy"}]} | ALL],
     "rate-alone": [ALL],
+    "unreported": [OTEL | {"disableSpanReporting": True}],
     "narrow-otel": [OTEL | ALL],
     "narrow-otel-http": [{"providers": [{"name": "otel-http"}]} | ALL],
     "narrow-zipkin-w3c": [BOTH | ALL],
@@ -99,6 +97,35 @@ def mesh_config(receiver: OtlpReceiver, **more: Any) -> Object:
         "accessLogFormat": JSON_FORMAT,
         **more,
     }
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a request comes with: a trace of its own, so that late spans of an earlier test are of another one."""
+
+    trace_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    span_id: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def traceparent(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-01"
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        return [("traceparent", self.traceparent), ("tracestate", "vendor=1"), ("baggage", "user=alice")]
+
+    def spans(self, receiver: OtlpReceiver, count: int) -> list[ReceivedSpan]:
+        """Wait for so many spans of the trace, and return them."""
+
+        def own(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+            return [span for span in spans if span.trace_id == self.trace_id]
+
+        return own(receiver.wait_for(lambda spans: len(own(spans)) >= count))
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
 
 
 def port_of(url: str) -> int:
@@ -216,7 +243,7 @@ def judged(shop: Shop, receiver: OtlpReceiver, tmp_path: Path, **mesh: Any) -> s
     return {finding.code for finding in judge_manifests(read_manifests([tmp_path / "manifests.yaml"]))}
 
 
-def chain(spans: list[ReceivedSpan], parent: str = PARENT_ID) -> list[tuple[str, str]]:
+def chain(spans: list[ReceivedSpan], parent: str) -> list[tuple[str, str]]:
     """Service and kind of each span from the client's on, each below the one before."""
     by_parent = {span.parent_id: span for span in spans}
     found = []
@@ -241,13 +268,19 @@ EVERY_HOP = [
 
 @pytest.mark.parametrize("name", ["otel", "otel-http", "zipkin-w3c"])
 def test_one_request_is_one_trace(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path, name: str
+    start: Start,
+    shops: dict[str, Shop],
+    receiver: OtlpReceiver,
+    client: Client,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     proxies = start(*shops[name].pods())
-    seen = shops[name].get(CLIENT)
-    spans = receiver.wait_for(len(EVERY_HOP))
-    assert {span.trace_id for span in spans} == {TRACE_ID}
-    assert chain(spans) == EVERY_HOP
+    seen = shops[name].get(client.headers)
+    spans = client.spans(receiver, len(EVERY_HOP))
+    assert chain(spans, client.span_id) == EVERY_HOP
+    assert len(spans) == len(EVERY_HOP)
     assert seen["inventory"]["tracestate"] == "vendor=1"
     for proxy in proxies.values():
         assert diagnosed(proxy, facts) == set()
@@ -258,40 +291,41 @@ def test_a_request_without_a_trace_is_one_trace_too(
     start: Start, shops: dict[str, Shop], receiver: OtlpReceiver
 ) -> None:
     start(*shops["otel"].pods())
-    shops["otel"].get([])
-    spans = receiver.wait_for(len(EVERY_HOP))
-    assert len({span.trace_id for span in spans}) == 1
+    seen = shops["otel"].get([])
+    trace_id = seen["inventory"]["traceparent"].split("-")[1]
+    spans = Client(trace_id).spans(receiver, len(EVERY_HOP))
     assert chain(spans, "") == EVERY_HOP
 
 
 def test_zipkin_alone_speaks_b3_alone(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
 ) -> None:
     proxies = start(*shops["zipkin"].pods())
-    seen = shops["zipkin"].get(CLIENT)
-    assert seen["checkout"]["x-b3-traceid"] != TRACE_ID
-    assert seen["checkout"]["traceparent"] == TRACEPARENT
+    seen = shops["zipkin"].get(client.headers)
+    assert seen["checkout"]["x-b3-traceid"] != client.trace_id
+    assert seen["checkout"]["traceparent"] == client.traceparent
     assert diagnosed(proxies["checkout"], facts) == {"formats.differ"}
     assert judged(shops["zipkin"], receiver, tmp_path) == {"formats.differ"}
 
 
 def test_the_tracer_of_the_bootstrap(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts
 ) -> None:
     """The legacy way: no provider anywhere, `enableTracing`, and a tracer that the agent wrote."""
     shop = shops["bootstrap"]
     address = receiver.http_endpoint.removeprefix("http://")
     proxies = start(*shop.pods(bootstrap=zipkin_bootstrap(address)))
-    seen = shop.get(CLIENT)
+    seen = shop.get(client.headers)
     assert "provider" not in proxies["checkout"].managers()["INBOUND"]["tracing"]
-    assert seen["checkout"]["x-b3-traceid"] != TRACE_ID
-    assert seen["checkout"]["traceparent"] == TRACEPARENT
+    assert seen["checkout"]["x-b3-traceid"] != client.trace_id
+    assert seen["checkout"]["traceparent"] == client.traceparent
     assert diagnosed(proxies["checkout"], facts) == {"formats.differ"}
 
 
 def test_the_default_of_one_percent_clears_the_flag_which_meshmw_follows(
     start: Start,
     shops: dict[str, Shop],
+    client: Client,
     receiver: OtlpReceiver,
     facts: ProcessFacts,
     tmp_path: Path,
@@ -300,31 +334,31 @@ def test_the_default_of_one_percent_clears_the_flag_which_meshmw_follows(
     shop = shops["one-percent"]
     proxies = start(*shop.pods())
     assert proxies["checkout"].managers()["INBOUND"]["tracing"]["random_sampling"] == {"value": 1}
-    seen = [shop.get(CLIENT) for _ in range(6)]
+    seen = [shop.get(client.headers) for _ in range(6)]
     cleared = [each for each in seen if each["checkout"]["traceparent"].endswith("-00")]
     # Of six requests all keep their flag once in 10^12 times.
     assert cleared
     assert all(each["inventory"]["traceparent"].endswith("-00") for each in cleared)
-    assert all(each["checkout"]["traceparent"].split("-")[1] == TRACE_ID for each in seen)
+    assert all(each["checkout"]["traceparent"].split("-")[1] == client.trace_id for each in seen)
     for proxy in proxies.values():
         assert diagnosed(proxy, facts) >= {"sampling.proxy-clears-the-flag"}
     assert judged(shop, receiver, tmp_path) == {"sampling.proxy-clears-the-flag"}
 
 
-def test_a_rate_in_telemetry(start: Start, shops: dict[str, Shop], facts: ProcessFacts) -> None:
+def test_a_rate_in_telemetry(start: Start, shops: dict[str, Shop], client: Client, facts: ProcessFacts) -> None:
     proxies = start(*shops["none"].pods())
-    seen = shops["none"].get(CLIENT)
+    seen = shops["none"].get(client.headers)
     assert seen["checkout"]["traceparent"].endswith("-00")
     assert "sampling.proxy-clears-the-flag" in diagnosed(proxies["gateway"], facts)
 
 
 def test_sampling_by_the_parent_keeps_the_flag_at_one_percent(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
 ) -> None:
     shop = shops["by-parent"]
     proxies = start(*shop.pods())
     for _ in range(6):
-        seen = shop.get(CLIENT)
+        seen = shop.get(client.headers)
         assert seen["checkout"]["traceparent"].endswith("-01")
         assert seen["inventory"]["traceparent"].endswith("-01")
     for proxy in proxies.values():
@@ -333,15 +367,14 @@ def test_sampling_by_the_parent_keeps_the_flag_at_one_percent(
 
 
 def test_proxies_that_send_no_headers_of_their_own(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
 ) -> None:
     shop = shops["silent"]
     proxies = start(*shop.pods())
-    seen = shop.get(CLIENT)
-    assert seen["checkout"]["traceparent"] == TRACEPARENT
-    spans = receiver.wait_for(len(EVERY_HOP))
-    assert {span.trace_id for span in spans} == {TRACE_ID}
-    assert sum(span.parent_id == PARENT_ID for span in spans) > 1
+    seen = shop.get(client.headers)
+    assert seen["checkout"]["traceparent"] == client.traceparent
+    spans = client.spans(receiver, len(EVERY_HOP))
+    assert sum(span.parent_id == client.span_id for span in spans) > 1
     assert "proxy.injects-nothing" in diagnosed(proxies["checkout"], facts)
     assert judged(shop, receiver, tmp_path) == {"proxy.injects-nothing"}
 
@@ -368,6 +401,23 @@ def test_tracing_that_istiod_switches_off_in_silence(
     assert "tracing" not in proxy.managers()["INBOUND"]
     assert diagnosed(proxy, facts) == {"proxy.no-tracing"}
     assert judged(shop, receiver, tmp_path) == {code}
+
+
+def test_proxies_that_report_nothing_trace_nothing(
+    start: Start,
+    shops: dict[str, Shop],
+    receiver: OtlpReceiver,
+    client: Client,
+    facts: ProcessFacts,
+    tmp_path: Path,
+) -> None:
+    shop = shops["unreported"]
+    proxies = start(*shop.pods())
+    assert shop.get(client.headers)["checkout"]["traceparent"] == client.traceparent
+    for proxy in proxies.values():
+        assert "tracing" not in next(iter(proxy.managers().values()))
+        assert diagnosed(proxy, facts) == {"proxy.no-tracing"}
+    assert judged(shop, receiver, tmp_path) == set()
 
 
 @pytest.mark.parametrize(
@@ -401,12 +451,18 @@ def test_a_collector_that_the_egress_leaves_out(
 
 @pytest.mark.parametrize("name", ["removes", "removes-b3"])
 def test_a_virtual_service_that_removes_and_adds_headers(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path, name: str
+    start: Start,
+    shops: dict[str, Shop],
+    client: Client,
+    receiver: OtlpReceiver,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     """By weight, so that Envoy is told to in each of several destinations."""
     shop = shops[name]
     proxies = start(*shop.pods())
-    seen = shop.get(CLIENT)["inventory"]
+    seen = shop.get(client.headers)["inventory"]
     assert seen["x-added"] == "istio"
     assert "baggage" not in seen
     # The OpenTelemetry tracer writes it again.
@@ -418,6 +474,8 @@ def test_a_virtual_service_that_removes_and_adds_headers(
 @pytest.mark.parametrize(
     ("version", "service", "both", "silent"),
     [
+        ("1.16.0", False, False, False),
+        ("1.22.0", False, False, False),
         ("1.27.0", False, False, False),
         ("1.28.0", False, True, False),
         ("1.29.0", True, True, False),
@@ -480,6 +538,7 @@ def logging_shop(
 def test_the_access_log_of_the_mesh_configuration(
     logging_shop: Callable[..., tuple[Shop, ControlPlane]],
     start: Start,
+    client: Client,
     facts: ProcessFacts,
     capsys: pytest.CaptureFixture[str],
     encoding: str,
@@ -489,12 +548,13 @@ def test_the_access_log_of_the_mesh_configuration(
     shop, plane = logging_shop(accessLogEncoding=encoding, accessLogFormat=log_format)
     proxies = start(*shop.pods(), of=plane)
     for _ in range(3):
-        shop.get(CLIENT)
+        shop.get(client.headers)
     for proxy, lines in zip(proxies.values(), (3, 6, 3), strict=True):
         wait_for_lines(proxy.access_log, lines)
     format_option = [f"--format={log_format}"] if encoding == "TEXT" and log_format else []
     logs = [f"{name}={proxy.access_log}" for name, proxy in proxies.items()]
-    main(["access-log", "--json", *format_option, *logs])
+    # A log that cannot show where a trace ends is a fault.
+    assert main(["access-log", "--json", *format_option, *logs]) == (1 if codes else 0)
     found = json.loads(capsys.readouterr().out)
     assert {finding["code"] for finding in found["findings"]} == codes
     assert found["first_loss"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import threading
 import time
 
 import grpc
@@ -249,6 +250,17 @@ def test_a_fault_that_nobody_knows_is_named(over_http):
         over_http.outage("explode"),
     ):
         pass
+
+
+def test_where_its_port_is_taken_nothing_of_it_stays(receiver):
+    proxy = FaultProxy(receiver.http_endpoint)
+    with socket.create_server(("127.0.0.1", int(proxy.endpoint.rpartition(":")[2]))):
+        with pytest.raises(OSError, match="in use"):
+            proxy.__enter__()
+        assert "fault-proxy" not in {thread.name for thread in threading.enumerate()}
+    # And it can be entered when the port is free.
+    with proxy:
+        assert post(proxy).status_code == 200
 
 
 def test_a_connection_that_comes_as_it_ends_is_closed(receiver):
