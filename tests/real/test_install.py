@@ -1,8 +1,12 @@
-"""What `python -m tests.real.install` does where it cannot install; what it installs, all other tests here show."""
+"""What `python -m tests.real.install` does where it cannot install, and that the page names what it installs.
+
+What it installs, all other tests here show.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,3 +80,36 @@ def test_who_ends_it_leaves_no_half_of_a_server_and_no_running_step(command, tmp
 def test_a_name_without_a_recipe_is_refused_with_those_that_have_one(command):
     said, _ = command("zookeeper").communicate(timeout=SECONDS)
     assert "no recipe is named zookeeper; there are go-peer, istio, jaeger" in said
+
+
+PAGE = (ROOT / "docs" / "compatibility.md").read_text()
+RECIPES = ROOT / "tests" / "real" / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("file", "pinned", "shown"),
+    [
+        ("go_peer/go.mod", r"go.opentelemetry.io/otel v(1\.\d+)", "Go, OpenTelemetry {} with"),
+        ("go_peer/go.mod", r"otelhttp v(0\.\d+)", "otelhttp and otelgrpc {},"),
+        ("go_peer/go.mod", r"franz-go v(1\.\d+)", "franz-go {} with"),
+        ("istio/go.mod", r"istio.io/istio v0\.0\.0-\d+-(\w+)", "(`{}`)"),
+        ("java_peer/pom.xml", r"javaagent</artifactId>\s+<version>([\d.]+)", "agent {} with"),
+        ("java_peer/pom.xml", r"grpc-stub</artifactId>\s+<version>(\d+\.\d+)", "grpc-java {} and"),
+        ("jaeger/go.mod", r"collector/receiver/otlpreceiver v(0\.\d+)", "OpenTelemetry Collector {},"),
+        ("kafka/pom.xml", r"kafka_2.13</artifactId>\s+<version>([\d.]+)", "Apache Kafka {},"),
+        ("kubernetes.py", r'KUBERNETES = "v([\d.]+)"', "API server {} with etcd"),
+        ("kubernetes.py", r"envoyproxy/gateway@v(\d+\.\d+)", "Envoy Gateway {} and"),
+        ("kubernetes.py", r"gateway-api@v(\d+\.\d+)", "Gateway API {};"),
+        ("node_peer/package.json", r'sdk-trace": "([\d.]+)"', "(SDK {},"),
+        ("toxiproxy.py", r'VERSION = "v(\d+\.\d+)', "toxiproxy {} and"),
+    ],
+)
+def test_the_page_names_the_version_that_is_installed(file, pinned, shown):
+    (version,) = set(re.findall(pinned, (RECIPES / file).read_text()))
+    assert shown.format(version) in PAGE
+
+
+def test_the_page_names_the_jaeger_that_is_installed():
+    # Version 1's number, by which Go's module is known, has version 2 in its changelog.
+    assert "jaegertracing/jaeger v1.76.0" in (RECIPES / "jaeger" / "go.mod").read_text()
+    assert "Jaeger 2.13," in PAGE
