@@ -267,6 +267,17 @@ def test_a_virtual_service_that_removes_headers(tmp_path, names, silent, expecte
     assert codes(tmp_path, MESH, tracing, weighted) == expected
 
 
+@pytest.mark.parametrize("kind", ["HTTPRoute", "GRPCRoute"])
+@pytest.mark.parametrize("level", ["", "backendRefs: [{name: a, "])
+def test_a_route_of_the_gateway_api_that_removes_headers(tmp_path, kind, level):
+    removal = "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [Traceparent, baggage]}}]"
+    rules = f"rules: [{{{level}{removal}{'}]' if level else ''}}}]"
+    route = f"kind: {kind}\nmetadata: {{name: shop}}\nspec: {{{rules}}}"
+    (found,) = findings(tmp_path, MESH, FULL, route)
+    assert (found.code, found.what) == ("headers.removed", "it removes baggage, traceparent")
+    assert found.where.endswith(f"{kind} shop")
+
+
 def test_a_removal_where_no_tracer_is_known(tmp_path):
     removal = f"{SERVICE}  http: [{{headers: {{request: {{remove: [traceparent]}}}}}}]"
     assert codes(tmp_path, removal) == ["headers.removed"]

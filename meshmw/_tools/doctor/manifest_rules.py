@@ -233,12 +233,12 @@ def _check_removal(manifests: Manifests) -> Iterator[Finding]:
             yield Finding(
                 "note", "headers.removed-in-vain", where, f"it removes {', '.join(trace)}",
                 "the tracer of the proxy writes them again afterwards: the trace goes on, the removal does nothing",
-                "take the names out of headers.request.remove",
+                "take the names out of its `remove`",
             )  # fmt: skip
         elif trace:
             yield Finding(
                 "error", "headers.removed", where, f"it removes {', '.join(trace)}",
-                "what lies behind it never sees the caller's headers", "take the names out of headers.request.remove",
+                "what lies behind it never sees the caller's headers", "take the names out of its `remove`",
             )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ of Istio 1.29 to 1.31; `tests/real` holds them against its control plane.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -135,7 +135,7 @@ class Manifests(JsonValue):
         meshes: The mesh configurations; one of them is usual.
         tracing: The tracing rules of all Telemetry objects.
         logging: Where an access-log provider is named, and its name.
-        removed: Where a VirtualService removes request headers, and which.
+        removed: Where a route removes request headers, and which.
         egress: Where a Sidecar limits what its proxies know, its namespace, and the namespaces that are left.
         unreadable: The files that hold no YAML, and why.
     """
@@ -211,8 +211,8 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
     if kind == "Telemetry":
         found["tracing"] += _read_tracing(where, namespace, spec)
         found["logging"] += [(where, name) for rule in _objects(spec, "accessLogging") for name in _names(rule)]
-    elif kind == "VirtualService":
-        removed = tuple(sorted(set(_removed(spec))))
+    elif kind in _ROUTES:
+        removed = tuple(sorted(set(_ROUTES[kind](spec))))
         found["removed"] += [(where, removed)] if removed else []
     elif kind == "Sidecar":
         hosts = [str(host) for rule in _objects(spec, "egress") for host in _list(rule, "hosts")]
@@ -312,11 +312,25 @@ def _read_tracing(where: str, namespace: str, spec: Json) -> Iterator[TracingRul
         )
 
 
-def _removed(spec: Json) -> Iterator[str]:
+def _removed_by_istio(spec: Json) -> Iterator[str]:
     for route in _objects(spec, "http"):
         for level in (route, *_objects(route, "route")):
             request = _object(_object(level, "headers"), "request")
             yield from (str(name).lower() for name in _list(request, "remove"))
+
+
+def _removed_by_gateway_api(spec: Json) -> Iterator[str]:
+    for rule in _objects(spec, "rules"):
+        for level in (rule, *_objects(rule, "backendRefs")):
+            for each in _objects(level, "filters"):
+                yield from (str(name).lower() for name in _list(_object(each, "requestHeaderModifier"), "remove"))
+
+
+_ROUTES: Final[Mapping[str, Callable[[Json], Iterator[str]]]] = {
+    "VirtualService": _removed_by_istio,
+    "HTTPRoute": _removed_by_gateway_api,
+    "GRPCRoute": _removed_by_gateway_api,
+}
 
 
 def _namespaces(hosts: Iterable[str], own: str) -> Iterator[str]:
