@@ -508,15 +508,15 @@ def test_each_version_of_a_proxy_gets_what_it_knows(
 
 
 @pytest.fixture
-def logging_shop(
+def own_shop(
     istio: Path, applications: Ports, receiver: OtlpReceiver, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[Shop, ControlPlane]]]:
-    """A control plane of its own for one test, with another access log."""
+    """A control plane of its own for one test, with another mesh configuration."""
     addresses = Addresses()
-    shop = Shop("otel", *(addresses.new() for _ in range(3)), applications)
     with ExitStack() as stack:
 
-        def run(**mesh: Any) -> tuple[Shop, ControlPlane]:
+        def run(name: str = "otel", **mesh: Any) -> tuple[Shop, ControlPlane]:
+            shop = Shop(name, *(addresses.new() for _ in range(3)), applications)
             directory = tmp_path / "istiod"
             directory.mkdir()
             config = [*common_objects(receiver), *shop_objects(shop)]
@@ -524,6 +524,34 @@ def logging_shop(
             return shop, stack.enter_context(plane)
 
         yield run
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "code"),
+    [
+        ("bootstrap", "otel", "sampling.proxy-clears-the-flag"),
+        ("bootstrap", "otle", "telemetry.provider-missing"),
+        ("rate-alone", "otle", "telemetry.provider-missing"),
+    ],
+)
+def test_the_default_provider_of_the_mesh_configuration(
+    own_shop: Callable[..., tuple[Shop, ControlPlane]],
+    start: Start,
+    receiver: OtlpReceiver,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
+    default: str,
+    code: str,
+) -> None:
+    """It traces without any Telemetry, or below one that names no provider."""
+    mesh = {"defaultProviders": {"tracing": [default]}}
+    shop, plane = own_shop(name, **mesh)
+    (proxy,) = start(Pod("checkout", name, shop.checkout), of=plane).values()
+    tracing = proxy.managers()["INBOUND"].get("tracing", {})
+    assert ("provider" in tracing) == (default == "otel")
+    assert diagnosed(proxy, facts) == {code if tracing else "proxy.no-tracing"}
+    assert judged(shop, receiver, tmp_path, **mesh) == {code}
 
 
 @pytest.mark.parametrize(
@@ -536,7 +564,7 @@ def logging_shop(
     ],
 )
 def test_the_access_log_of_the_mesh_configuration(
-    logging_shop: Callable[..., tuple[Shop, ControlPlane]],
+    own_shop: Callable[..., tuple[Shop, ControlPlane]],
     start: Start,
     client: Client,
     facts: ProcessFacts,
@@ -545,7 +573,7 @@ def test_the_access_log_of_the_mesh_configuration(
     log_format: str,
     codes: set[str],
 ) -> None:
-    shop, plane = logging_shop(accessLogEncoding=encoding, accessLogFormat=log_format)
+    shop, plane = own_shop(accessLogEncoding=encoding, accessLogFormat=log_format)
     proxies = start(*shop.pods(), of=plane)
     for _ in range(3):
         shop.get(client.headers)
