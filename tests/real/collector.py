@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -41,7 +42,10 @@ class Collector:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Collector:
-        self.start()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.stop)
+            self.start()
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,8 +84,8 @@ class Collector:
 
     def stop(self) -> None:
         """Ask it to end; it hands on what it holds."""
-        assert self._process is not None
-        stop_processes([self._process])
+        if self._process is not None:
+            stop_processes([self._process])
 
     def kill(self) -> None:
         """End it at once; its ports refuse."""
@@ -191,12 +195,11 @@ class Toxiproxy:
         command = [str(self._program), "-host", "127.0.0.1", "-port", str(self._port)]
         self._process = start_process(command, self._log)
         self._api = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", trust_env=False)
-        deadline = time.monotonic() + SECONDS
-        while not self._answers():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline, self._log.read_text()
-            time.sleep(0.02)
-        self._send("/proxies", {"name": "collector", "listen": self._listen, "upstream": self._upstream})
+        with contextlib.ExitStack() as stack:
+            stack.push(self.__exit__)
+            self._wait_until_it_answers()
+            self._send("/proxies", {"name": "collector", "listen": self._listen, "upstream": self._upstream})
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -221,6 +224,13 @@ class Toxiproxy:
 
     def _send(self, path: str, body: Mapping[str, Any]) -> None:
         self._api.post(path, json=dict(body)).raise_for_status()
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.02)
 
     def _answers(self) -> bool:
         try:

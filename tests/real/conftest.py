@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("tests.real.istio_shops", "tests.real.peers")
 from tests.real.apache_kafka import apache_kafka  # noqa: E402
 from tests.real.istio_shops import (  # noqa: E402
     applications,
+    client,
     facts,
     istio,
     plane,
@@ -25,6 +26,7 @@ from tests.real.peers import go_peer, java_peer, journey, node_peer, peer  # noq
 __all__ = [
     "apache_kafka",
     "applications",
+    "client",
     "facts",
     "go_peer",
     "istio",

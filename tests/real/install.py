@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,30 +68,47 @@ def install(name: str) -> Path:
     try:
         import_module(f"tests.real.recipes.{recipes()[name].stem}").build(building)
         building.chmod(0o755)
-        building.rename(folder)
+        _put(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     print(f"{name}: {folder} ({time.monotonic() - started:.0f} s)", flush=True)
     return folder
 
 
+def _put(building: Path, folder: Path) -> None:
+    try:
+        building.rename(folder)
+    except OSError:
+        # Another run of this may have been quicker.
+        if not folder.is_dir():
+            raise
+
+
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> None:
-    """Run one step of a recipe; its output is shown only if it fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
+    """Run one step of a recipe; its output is shown only if it fails.
+
+    Raises:
+        SystemExit: The program is not installed.
+        subprocess.CalledProcessError: It failed, perhaps for the network's sake.
+    """
+    program, *arguments = map(str, command)
+    if shutil.which(program) is None:
+        raise SystemExit(f"{program} is not installed")
+    subprocess.run(
+        [program, *arguments],
         cwd=cwd,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
+        check=True,
     )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
 
 
 def main(arguments: list[str]) -> None:
     """The command line."""
+    # As Ctrl-C does, so that the running step ends, and what is not whole goes away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(prog="python -m tests.real.install", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(recipes())}; all without any")
     parser.add_argument("--list", action="store_true", help="name the servers and say whether they are there")
@@ -109,10 +127,13 @@ def _install_despite_the_network(name: str) -> None:
     for attempt in (1, 2, 3):
         try:
             install(name)
-        except SystemExit as failed:
+        except subprocess.CalledProcessError as failed:
+            said = (
+                f"{' '.join(failed.cmd)} ended with {failed.returncode}:\n{failed.output[-4000:]}{failed.stderr or ''}"
+            )
             if attempt == 3:
-                raise
-            print(f"{name}: once more, after {failed}", flush=True)
+                raise SystemExit(f"{name}: {said}") from None
+            print(f"{name}: once more, after {said}", flush=True)
             time.sleep(5 * attempt)
         else:
             return

@@ -7,10 +7,11 @@ started for the test that needs them.
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,6 @@ from tests.real.istio import (
 )
 
 APPS = Path(__file__).parent / "apps"
-TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-PARENT_ID = "b7ad6b7169203331"
-TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
-CLIENT = [("traceparent", TRACEPARENT), ("tracestate", "vendor=1"), ("baggage", "user=alice")]
 JSON_FORMAT = json.dumps(dict(LOG_FIELDS))
 
 ALL = {"randomSamplingPercentage": 100}
@@ -66,6 +63,7 @@ TELEMETRY: dict[str, list[Object] | None] = {
     "misspelt": [{"providers": [{"name": "otle"}]} | ALL],
     "no-tracer": [{"providers": [{"name": "envoy"}]} | ALL],
     "rate-alone": [ALL],
+    "unreported": [OTEL | {"disableSpanReporting": True}],
     "narrow-otel": [OTEL | ALL],
     "narrow-otel-http": [{"providers": [{"name": "otel-http"}]} | ALL],
     "narrow-zipkin-w3c": [BOTH | ALL],
@@ -95,6 +93,35 @@ def mesh_config(receiver: OtlpReceiver, **more: Any) -> Object:
         "accessLogFormat": JSON_FORMAT,
         **more,
     }
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a request comes with: a trace of its own, so that late spans of an earlier test are of another one."""
+
+    trace_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    span_id: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def traceparent(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-01"
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        return [("traceparent", self.traceparent), ("tracestate", "vendor=1"), ("baggage", "user=alice")]
+
+    def spans(self, receiver: OtlpReceiver, count: int) -> list[ReceivedSpan]:
+        """Wait for so many spans of the trace, and return them."""
+
+        def own(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+            return [span for span in spans if span.trace_id == self.trace_id]
+
+        return own(receiver.wait_for(lambda spans: len(own(spans)) >= count))
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
 
 
 def port_of(url: str) -> int:
@@ -212,7 +239,7 @@ def judged(shop: Shop, receiver: OtlpReceiver, tmp_path: Path, **mesh: Any) -> s
     return {finding.code for finding in judge_manifests(read_manifests([tmp_path / "manifests.yaml"]))}
 
 
-def chain(spans: list[ReceivedSpan], parent: str = PARENT_ID) -> list[tuple[str, str]]:
+def chain(spans: list[ReceivedSpan], parent: str) -> list[tuple[str, str]]:
     """Service and kind of each span from the client's on, each below the one before."""
     by_parent = {span.parent_id: span for span in spans}
     found = []

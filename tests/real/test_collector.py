@@ -6,12 +6,14 @@ Between services and Collector stands toxiproxy, or the fault proxy of `meshmw.t
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -26,6 +28,7 @@ from tests.real.install import real_server
 from tests.telemetry.test_collector_trouble import QUEUE, Service
 
 APPS = Path(__file__).parents[1] / "testing" / "services"
+MESH = Path(__file__).parents[2] / "sample_apps" / "mesh"
 QUICK = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
 SHOP = MeshService("shop", "shop:app", calls=["stock"], directory=APPS, environment=QUICK)
 STOCK = MeshService("stock", "stock:app", interface="wsgi", directory=APPS, environment=QUICK)
@@ -121,6 +124,23 @@ def test_the_log_shows_one_request_as_one_trace(collector, request):
     assert f"    ID             : {server.span_id}\n" in collector.log
     assert "    Kind           : Server\n" in collector.log
     assert "     -> service.name: Str(stock)\n" in collector.log
+
+
+@pytest.mark.parametrize("file", ["compose/collector.yaml", "kubernetes/observability.yaml"])
+def test_it_takes_its_configurations_in_the_sample_mesh(program, tmp_path, file):
+    documents = list(yaml.safe_load_all((MESH / file).read_text()))
+    (config,) = [yaml.safe_load(each["data"]["config.yaml"]) for each in documents if "data" in each] or documents
+    # This build is without the extension that probes ask.
+    config.pop("extensions", None)
+    config["service"].pop("extensions", None)
+    own = tmp_path / "collector.yaml"
+    own.write_text(yaml.safe_dump(config))
+    command = [str(program), "validate", "--config", str(own)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    config["exporters"]["otlp"]["end_point"] = "nowhere"
+    own.write_text(yaml.safe_dump(config))
+    assert subprocess.run(command, capture_output=True, timeout=SECONDS, check=False).returncode == 1
 
 
 TOXICS = {

@@ -15,11 +15,8 @@ from tests.real.istio import (
     zipkin_bootstrap,
 )
 from tests.real.istio_shops import (
-    CLIENT,
     EVERY_HOP,
-    PARENT_ID,
-    TRACE_ID,
-    TRACEPARENT,
+    Client,
     Start,
     chain,
     diagnosed,
@@ -29,13 +26,19 @@ from tests.real.istio_shops import (
 
 @pytest.mark.parametrize("name", ["otel", "otel-http", "zipkin-w3c"])
 def test_one_request_is_one_trace(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path, name: str
+    start: Start,
+    shops: dict[str, Shop],
+    receiver: OtlpReceiver,
+    client: Client,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     proxies = start(*shops[name].pods())
-    seen = shops[name].get(CLIENT)
-    spans = receiver.wait_for(len(EVERY_HOP))
-    assert {span.trace_id for span in spans} == {TRACE_ID}
-    assert chain(spans) == EVERY_HOP
+    seen = shops[name].get(client.headers)
+    spans = client.spans(receiver, len(EVERY_HOP))
+    assert chain(spans, client.span_id) == EVERY_HOP
+    assert len(spans) == len(EVERY_HOP)
     assert seen["inventory"]["tracestate"] == "vendor=1"
     for proxy in proxies.values():
         assert diagnosed(proxy, facts) == set()
@@ -46,40 +49,41 @@ def test_a_request_without_a_trace_is_one_trace_too(
     start: Start, shops: dict[str, Shop], receiver: OtlpReceiver
 ) -> None:
     start(*shops["otel"].pods())
-    shops["otel"].get([])
-    spans = receiver.wait_for(len(EVERY_HOP))
-    assert len({span.trace_id for span in spans}) == 1
+    seen = shops["otel"].get([])
+    trace_id = seen["inventory"]["traceparent"].split("-")[1]
+    spans = Client(trace_id).spans(receiver, len(EVERY_HOP))
     assert chain(spans, "") == EVERY_HOP
 
 
 def test_zipkin_alone_speaks_b3_alone(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
 ) -> None:
     proxies = start(*shops["zipkin"].pods())
-    seen = shops["zipkin"].get(CLIENT)
-    assert seen["checkout"]["x-b3-traceid"] != TRACE_ID
-    assert seen["checkout"]["traceparent"] == TRACEPARENT
+    seen = shops["zipkin"].get(client.headers)
+    assert seen["checkout"]["x-b3-traceid"] != client.trace_id
+    assert seen["checkout"]["traceparent"] == client.traceparent
     assert diagnosed(proxies["checkout"], facts) == {"formats.differ"}
     assert judged(shops["zipkin"], receiver, tmp_path) == {"formats.differ"}
 
 
 def test_the_tracer_of_the_bootstrap(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts
 ) -> None:
     """The legacy way: no provider anywhere, `enableTracing`, and a tracer that the agent wrote."""
     shop = shops["bootstrap"]
     address = receiver.http_endpoint.removeprefix("http://")
     proxies = start(*shop.pods(bootstrap=zipkin_bootstrap(address)))
-    seen = shop.get(CLIENT)
+    seen = shop.get(client.headers)
     assert "provider" not in proxies["checkout"].managers()["INBOUND"]["tracing"]
-    assert seen["checkout"]["x-b3-traceid"] != TRACE_ID
-    assert seen["checkout"]["traceparent"] == TRACEPARENT
+    assert seen["checkout"]["x-b3-traceid"] != client.trace_id
+    assert seen["checkout"]["traceparent"] == client.traceparent
     assert diagnosed(proxies["checkout"], facts) == {"formats.differ"}
 
 
 def test_the_default_of_one_percent_clears_the_flag_which_meshmw_follows(
     start: Start,
     shops: dict[str, Shop],
+    client: Client,
     receiver: OtlpReceiver,
     facts: ProcessFacts,
     tmp_path: Path,
@@ -88,31 +92,31 @@ def test_the_default_of_one_percent_clears_the_flag_which_meshmw_follows(
     shop = shops["one-percent"]
     proxies = start(*shop.pods())
     assert proxies["checkout"].managers()["INBOUND"]["tracing"]["random_sampling"] == {"value": 1}
-    seen = [shop.get(CLIENT) for _ in range(6)]
+    seen = [shop.get(client.headers) for _ in range(6)]
     cleared = [each for each in seen if each["checkout"]["traceparent"].endswith("-00")]
     # Of six requests all keep their flag once in 10^12 times.
     assert cleared
     assert all(each["inventory"]["traceparent"].endswith("-00") for each in cleared)
-    assert all(each["checkout"]["traceparent"].split("-")[1] == TRACE_ID for each in seen)
+    assert all(each["checkout"]["traceparent"].split("-")[1] == client.trace_id for each in seen)
     for proxy in proxies.values():
         assert diagnosed(proxy, facts) >= {"sampling.proxy-clears-the-flag"}
     assert judged(shop, receiver, tmp_path) == {"sampling.proxy-clears-the-flag"}
 
 
-def test_a_rate_in_telemetry(start: Start, shops: dict[str, Shop], facts: ProcessFacts) -> None:
+def test_a_rate_in_telemetry(start: Start, shops: dict[str, Shop], client: Client, facts: ProcessFacts) -> None:
     proxies = start(*shops["none"].pods())
-    seen = shops["none"].get(CLIENT)
+    seen = shops["none"].get(client.headers)
     assert seen["checkout"]["traceparent"].endswith("-00")
     assert "sampling.proxy-clears-the-flag" in diagnosed(proxies["gateway"], facts)
 
 
 def test_sampling_by_the_parent_keeps_the_flag_at_one_percent(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
 ) -> None:
     shop = shops["by-parent"]
     proxies = start(*shop.pods())
     for _ in range(6):
-        seen = shop.get(CLIENT)
+        seen = shop.get(client.headers)
         assert seen["checkout"]["traceparent"].endswith("-01")
         assert seen["inventory"]["traceparent"].endswith("-01")
     for proxy in proxies.values():
@@ -121,15 +125,14 @@ def test_sampling_by_the_parent_keeps_the_flag_at_one_percent(
 
 
 def test_proxies_that_send_no_headers_of_their_own(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
+    start: Start, shops: dict[str, Shop], client: Client, receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path
 ) -> None:
     shop = shops["silent"]
     proxies = start(*shop.pods())
-    seen = shop.get(CLIENT)
-    assert seen["checkout"]["traceparent"] == TRACEPARENT
-    spans = receiver.wait_for(len(EVERY_HOP))
-    assert {span.trace_id for span in spans} == {TRACE_ID}
-    assert sum(span.parent_id == PARENT_ID for span in spans) > 1
+    seen = shop.get(client.headers)
+    assert seen["checkout"]["traceparent"] == client.traceparent
+    spans = client.spans(receiver, len(EVERY_HOP))
+    assert sum(span.parent_id == client.span_id for span in spans) > 1
     assert "proxy.injects-nothing" in diagnosed(proxies["checkout"], facts)
     assert judged(shop, receiver, tmp_path) == {"proxy.injects-nothing"}
 
@@ -156,6 +159,23 @@ def test_tracing_that_istiod_switches_off_in_silence(
     assert "tracing" not in proxy.managers()["INBOUND"]
     assert diagnosed(proxy, facts) == {"proxy.no-tracing"}
     assert judged(shop, receiver, tmp_path) == {code}
+
+
+def test_proxies_that_report_nothing_trace_nothing(
+    start: Start,
+    shops: dict[str, Shop],
+    receiver: OtlpReceiver,
+    client: Client,
+    facts: ProcessFacts,
+    tmp_path: Path,
+) -> None:
+    shop = shops["unreported"]
+    proxies = start(*shop.pods())
+    assert shop.get(client.headers)["checkout"]["traceparent"] == client.traceparent
+    for proxy in proxies.values():
+        assert "tracing" not in next(iter(proxy.managers().values()))
+        assert diagnosed(proxy, facts) == {"proxy.no-tracing"}
+    assert judged(shop, receiver, tmp_path) == set()
 
 
 @pytest.mark.parametrize(
@@ -189,12 +209,18 @@ def test_a_collector_that_the_egress_leaves_out(
 
 @pytest.mark.parametrize("name", ["removes", "removes-b3"])
 def test_a_virtual_service_that_removes_and_adds_headers(
-    start: Start, shops: dict[str, Shop], receiver: OtlpReceiver, facts: ProcessFacts, tmp_path: Path, name: str
+    start: Start,
+    shops: dict[str, Shop],
+    client: Client,
+    receiver: OtlpReceiver,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     """By weight, so that Envoy is told to in each of several destinations."""
     shop = shops[name]
     proxies = start(*shop.pods())
-    seen = shop.get(CLIENT)["inventory"]
+    seen = shop.get(client.headers)["inventory"]
     assert seen["x-added"] == "istio"
     assert "baggage" not in seen
     # The OpenTelemetry tracer writes it again.

@@ -1,4 +1,4 @@
-"""What Istio's control plane gives to proxies of each version, to their access logs, and to a waypoint."""
+"""What Istio's control plane gives to proxies of each version, by default, to their access logs, and to a waypoint."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from tests.real.istio import (
     service_entry,
 )
 from tests.real.istio_shops import (
-    CLIENT,
     JSON_FORMAT,
     OTEL,
+    Client,
     Start,
     common_objects,
     diagnosed,
+    judged,
     mesh_config,
     shop_objects,
 )
@@ -46,6 +47,8 @@ TEXT_FORMAT = '[%START_TIME%] "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL%" %RESPONSE
 @pytest.mark.parametrize(
     ("version", "service", "both", "silent"),
     [
+        ("1.16.0", False, False, False),
+        ("1.22.0", False, False, False),
         ("1.27.0", False, False, False),
         ("1.28.0", False, True, False),
         ("1.29.0", True, True, False),
@@ -78,15 +81,15 @@ def test_each_version_of_a_proxy_gets_what_it_knows(
 
 
 @pytest.fixture
-def logging_shop(
+def own_shop(
     istio: Path, applications: Ports, receiver: OtlpReceiver, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[Shop, ControlPlane]]]:
-    """A control plane of its own for one test, with another access log."""
+    """A control plane of its own for one test, with another mesh configuration."""
     addresses = Addresses()
-    shop = Shop("otel", *(addresses.new() for _ in range(3)), applications)
     with ExitStack() as stack:
 
-        def run(**mesh: Any) -> tuple[Shop, ControlPlane]:
+        def run(name: str = "otel", **mesh: Any) -> tuple[Shop, ControlPlane]:
+            shop = Shop(name, *(addresses.new() for _ in range(3)), applications)
             directory = tmp_path / "istiod"
             directory.mkdir()
             config = [*common_objects(receiver), *shop_objects(shop)]
@@ -94,6 +97,34 @@ def logging_shop(
             return shop, stack.enter_context(plane)
 
         yield run
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "code"),
+    [
+        ("bootstrap", "otel", "sampling.proxy-clears-the-flag"),
+        ("bootstrap", "otle", "telemetry.provider-missing"),
+        ("rate-alone", "otle", "telemetry.provider-missing"),
+    ],
+)
+def test_the_default_provider_of_the_mesh_configuration(
+    own_shop: Callable[..., tuple[Shop, ControlPlane]],
+    start: Start,
+    receiver: OtlpReceiver,
+    facts: ProcessFacts,
+    tmp_path: Path,
+    name: str,
+    default: str,
+    code: str,
+) -> None:
+    """It traces without any Telemetry, or below one that names no provider."""
+    mesh = {"defaultProviders": {"tracing": [default]}}
+    shop, plane = own_shop(name, **mesh)
+    (proxy,) = start(Pod("checkout", name, shop.checkout), of=plane).values()
+    tracing = proxy.managers()["INBOUND"].get("tracing", {})
+    assert ("provider" in tracing) == (default == "otel")
+    assert diagnosed(proxy, facts) == {code if tracing else "proxy.no-tracing"}
+    assert judged(shop, receiver, tmp_path, **mesh) == {code}
 
 
 @pytest.mark.parametrize(
@@ -106,23 +137,25 @@ def logging_shop(
     ],
 )
 def test_the_access_log_of_the_mesh_configuration(
-    logging_shop: Callable[..., tuple[Shop, ControlPlane]],
+    own_shop: Callable[..., tuple[Shop, ControlPlane]],
     start: Start,
+    client: Client,
     facts: ProcessFacts,
     capsys: pytest.CaptureFixture[str],
     encoding: str,
     log_format: str,
     codes: set[str],
 ) -> None:
-    shop, plane = logging_shop(accessLogEncoding=encoding, accessLogFormat=log_format)
+    shop, plane = own_shop(accessLogEncoding=encoding, accessLogFormat=log_format)
     proxies = start(*shop.pods(), of=plane)
     for _ in range(3):
-        shop.get(CLIENT)
+        shop.get(client.headers)
     for proxy, lines in zip(proxies.values(), (3, 6, 3), strict=True):
         wait_for_lines(proxy.access_log, lines)
     format_option = [f"--format={log_format}"] if encoding == "TEXT" and log_format else []
     logs = [f"{name}={proxy.access_log}" for name, proxy in proxies.items()]
-    main(["access-log", "--json", *format_option, *logs])
+    # A log that cannot show where a trace ends is a fault.
+    assert main(["access-log", "--json", *format_option, *logs]) == (1 if codes else 0)
     found = json.loads(capsys.readouterr().out)
     assert {finding["code"] for finding in found["findings"]} == codes
     assert found["first_loss"] is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 
 from meshmw._tools.verify.evidence import _PATHS, BackendError, HttpBackend
 from meshmw._tools.verify.probe import SYNTHETIC
-from meshmw.testing import EnvoyMesh, Service, start_mesh
+from meshmw.testing import EnvoyMesh, Service, dies_with_parent, start_mesh
 from sample_apps.jaeger import running_jaeger
 from tests.programs import clean_environment, envoy_or_skip
 from tests.real.collector import SECONDS, Collector, Toward
@@ -108,6 +107,36 @@ def test_both_versions_of_its_api_are_read_alike(mesh, jaeger):
     assert [span.start_ns // 1000 for span in by_v3] == [span.start_ns // 1000 for span in by_v1]
 
 
+def test_the_searches_of_the_page_find_the_trace(mesh, jaeger):
+    page, _ = jaeger
+    journey = json.loads(verify(mesh, page, "--random", "--spans=8", f"--timeout={SECONDS}", "--json").stdout)
+    trace_id = journey["spans"][0]["trace_id"]
+    (upstream,) = {
+        tag["value"]
+        for trace in answer(page, "/api/traces/{}", trace_id)["data"]
+        for span in trace["spans"]
+        for tag in span["tags"]
+        if tag["key"] == "upstream_cluster" and span["operationName"].startswith("egress")
+    }
+    marks = [{}, {"component": "proxy"}, {"telemetry.sdk.name": "envoy"}, {"upstream_cluster": upstream}]
+    wanted = [("shop", {}), *(("shop-sidecar", mark) for mark in marks)]
+    deadline = time.monotonic() + SECONDS
+    while missing := [each for each in wanted if trace_id not in search(page, *each)]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.1)
+    # Service and tags have to be one span's, and a scope's name is not looked at.
+    assert search(page, "shop", {"component": "proxy"}) == set()
+    assert search(page, "shop-sidecar", {"otel.scope.name": "envoy"}) == set()
+
+
+def search(page: str, service: str, tags: dict[str, str]) -> set[str]:
+    """The trace ids that its own page finds."""
+    asked = {"service": service, "tags": json.dumps(tags), "limit": "100"}
+    response = httpx.get(f"{page}/api/traces", params=asked, trust_env=False)
+    assert response.status_code == 200
+    return {trace["traceID"] for trace in response.json()["data"]}
+
+
 def answer(page: str, path: str, trace_id: str) -> object:
     response = httpx.get(f"{page}{path.format(trace_id)}", trust_env=False)
     # The third version calls its JSON text/plain.
@@ -125,10 +154,15 @@ def test_a_page_in_the_place_of_its_api_is_named(jaeger):
 
 
 def test_the_demonstration_starts_it_and_its_links_lead_to_the_traces(programs):
-    command = [sys.executable, "-u", "-m", "sample_apps", "--serve", "--without-meshmw", "--jaeger"]
-    environment = os.environ | {"PATH": "", "MESHMW_JAEGER": str(programs / "jaeger")}
+    command = dies_with_parent([sys.executable, "-u", "-m", "sample_apps", "--serve", "--without-meshmw", "--jaeger"])
+    environment = clean_environment() | {"PATH": "", "MESHMW_JAEGER": str(programs / "jaeger")}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        dies_with_parent(command),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as demo:
         try:
             seen = ""

@@ -64,6 +64,8 @@ def test_the_manifests_of_this_repository_have_nothing_to_mend(tmp_path):
         f"kind: ConfigMap\ndata:\n  mesh:\n    {MESH}",
         f"meshConfig:\n  {MESH}",
         MESH,
+        f"kind: IstioOperator\nspec:\n  values:\n    meshConfig:\n      {MESH}",
+        f"kind: Istio\nspec:\n  values:\n    meshConfig:\n      {MESH}",
     ],
 )
 def test_a_mesh_configuration_is_found_wherever_it_stands(tmp_path, mesh):
@@ -154,6 +156,56 @@ def test_what_a_rule_leaves_out_it_has_from_the_mesh(tmp_path):
     assert codes(tmp_path, MESH, FULL, in_shop) == []
     selecting = FULL.replace("spec:", "spec:\n  selector: {matchLabels: {app: a}}")
     assert codes(tmp_path, MESH, selecting, in_shop) == ["sampling.proxy-clears-the-flag"]
+
+
+def test_what_one_workloads_rule_leaves_out_it_has_from_its_namespace_first(tmp_path):
+    in_shop = rule("providers: [{name: otel}], randomSamplingPercentage: 100", "shop")
+    selecting = rule("useRequestIdForTraceSampling: true", "shop").replace("spec:", "spec:\n  selector: {a: b}")
+    assert codes(tmp_path, MESH, in_shop, selecting) == []
+    # That of another namespace is not asked.
+    assert codes(tmp_path, MESH, in_shop, selecting.replace("shop", "bar")) == ["telemetry.no-provider"]
+
+
+def test_proxies_that_report_nothing_have_no_tracer(tmp_path):
+    """Which istiod leaves out whole: no provider, rate or format of such a rule counts."""
+    off = "disableSpanReporting: true"
+    zipkin = "extensionProviders: [{name: otel, zipkin: {service: z.b.svc.cluster.local, port: 9411}}]"
+    for provider in ("otel", "nobody"):
+        assert codes(tmp_path, zipkin, rule(f"providers: [{{name: {provider}}}], {off}")) == []
+    bootstrap = "defaultConfig: {tracing: {zipkin: {address: zipkin:9411}}}"
+    assert codes(tmp_path, bootstrap, rule(off)) == []
+    # What one namespace takes back has the mesh's provider again.
+    again = rule("disableSpanReporting: false", "shop")
+    assert codes(tmp_path, zipkin, rule(f"providers: [{{name: otel}}], {off}"), again) == []
+    assert codes(tmp_path, MESH, rule(f"providers: [{{name: otel}}], {off}"), again) == [
+        "sampling.proxy-clears-the-flag"
+    ]
+    removal = f"{SERVICE}  http: [{{headers: {{request: {{remove: [traceparent]}}}}}}]"
+    assert codes(tmp_path, MESH, rule(f"providers: [{{name: otel}}], {off}"), removal) == ["headers.removed"]
+
+
+def test_the_default_provider_traces_where_no_telemetry_is_for_the_whole_mesh(tmp_path):
+    default = f"{MESH}\ndefaultProviders: {{tracing: [otel]}}"
+    found = findings(tmp_path, default)
+    assert [each.code for each in found] == ["sampling.proxy-clears-the-flag"]
+    assert found[0].where == f"{tmp_path / 'manifests.yaml'} meshConfig"
+    assert codes(tmp_path, f"{default}\ndefaultConfig: {{tracing: {{sampling: 100}}}}") == []
+    missing = default.replace("[otel]", "[otle]")
+    assert codes(tmp_path, missing) == ["telemetry.provider-missing"]
+    assert codes(tmp_path, missing, rule("randomSamplingPercentage: 100")) == ["telemetry.provider-missing"]
+    # Nobody asks for it where the mesh's own Telemetry names another one.
+    assert codes(tmp_path, missing, FULL) == []
+
+
+def test_what_kubectl_prints_of_several_objects_is_read_object_by_object(tmp_path):
+    def item(document):
+        lines = document.strip().splitlines()
+        return "\n".join(["- " + lines[0], *("  " + line for line in lines[1:])])
+
+    misspelt = FULL.replace("otel}", "otle}")
+    config_map = f"kind: ConfigMap\nmetadata: {{name: istio}}\ndata:\n  mesh: |\n    {MESH}"
+    document = "\n".join(["apiVersion: v1", "kind: List", "items:", *map(item, (config_map, misspelt)), "- text"])
+    assert codes(tmp_path, document) == ["telemetry.provider-missing"]
 
 
 def test_a_sampler_of_the_provider_decides_alone(tmp_path):
@@ -249,10 +301,16 @@ def test_a_route_that_writes_headers(tmp_path, operation, expected):
 @pytest.mark.parametrize("kind", ["HTTPRoute", "GRPCRoute"])
 @pytest.mark.parametrize("place", ["filters: [FILTER]", "backendRefs: [{name: a, filters: [FILTER]}]"])
 def test_a_route_of_the_gateway_api_that_changes_headers(tmp_path, kind, place):
-    changes = "remove: [tracestate], set: [{name: Traceparent, value: a}], add: [{name: b3, value: '0'}]"
+    changes = "remove: [Tracestate, baggage], set: [{name: Traceparent, value: a}], add: [{name: b3, value: '0'}]"
     each = f"{{type: RequestHeaderModifier, requestHeaderModifier: {{{changes}}}}}"
-    route = f"kind: {kind}\nspec: {{rules: [{{{place.replace('FILTER', each)}}}]}}"
-    assert sorted(codes(tmp_path, route)) == ["headers.doubled", "headers.overwritten", "headers.removed"]
+    route = f"kind: {kind}\nmetadata: {{name: shop}}\nspec: {{rules: [{{{place.replace('FILTER', each)}}}]}}"
+    found = findings(tmp_path, route)
+    assert sorted((each.code, each.what) for each in found) == [
+        ("headers.doubled", "it adds b3"),
+        ("headers.overwritten", "it sets traceparent"),
+        ("headers.removed", "it removes baggage, tracestate"),
+    ]
+    assert all(each.where.endswith(f"{kind} shop") for each in found)
 
 
 def test_a_patch_of_proxies_cannot_be_judged(tmp_path):
@@ -308,11 +366,13 @@ def test_other_shapes_are_read_past(tmp_path):
 
 def test_the_command_prints_what_it_read(tmp_path, capsys):
     file = tmp_path / "mesh.yml"
-    file.write_text(f"{MESH}\n---\n{FULL}\n---\n{rule('providers: [{name: nobody}]', 'shop')}")
+    quiet = rule("disableSpanReporting: true", "quiet")
+    file.write_text(f"{MESH}\n---\n{FULL}\n---\n{rule('providers: [{name: nobody}]', 'shop')}\n---\n{quiet}")
     assert main(["doctor", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "otel (opentelemetry)" in printed
     assert "nobody (?)" in printed
+    assert "no spans" in printed
     assert "propagator" not in printed
     assert main(["doctor", str(file), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)

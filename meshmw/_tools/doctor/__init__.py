@@ -226,7 +226,7 @@ def _rule_row(manifests: Manifests, rule: TracingRule) -> list[str]:
     provider = provider_of(manifests, found.provider)
     shown = f"{found.provider or '-'} ({provider.kind if provider else '?'})"
     by = "by the request id" if found.by_request_id else "by the parent's flag"
-    return [rule.where, shown, f"{found.sampling:g} % {by}"]
+    return [rule.where, shown, f"{found.sampling:g} % {by}" if found.reports else "no spans"]
 
 
 def _listener_row(listener: ProxyListener) -> list[str]:

@@ -6,7 +6,8 @@ To add a rule, write a function that yields findings and list it at the end of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from meshmw._notices import quoted
 from meshmw._tools import Finding
@@ -16,6 +17,8 @@ from meshmw.settings import Settings
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
 # Istio's own default, PILOT_TRACE_SAMPLING.
 _DEFAULT_PERCENT: Final = 1.0
+# What one rule has from another.
+_INHERITED: Final = ("provider", "sampling", "by_request_id", "writes_nothing", "reports")
 
 
 def judge_manifests(manifests: Manifests, settings: Settings | None = None) -> Iterator[Finding]:
@@ -37,26 +40,41 @@ def provider_of(manifests: Manifests, name: str) -> Provider | None:
     return next((provider for provider in known if provider.name.casefold() == name.casefold()), None)
 
 
+def tracing_rules(manifests: Manifests) -> Iterator[TracingRule]:
+    """Yield what makes proxies trace: Telemetry's rules, and the mesh configuration where none is for the whole mesh.
+
+    A rule whose spans are not reported makes nobody trace.
+    """
+    mesh = manifests.usable
+    if mesh is not None and mesh.default_provider and not any(_of_all(manifests, mesh)):
+        yield TracingRule(where=mesh.where, namespace=mesh.root_namespace, provider=mesh.default_provider)
+    yield from (rule for rule in manifests.tracing if effective(manifests, rule).reports)
+
+
 def effective(manifests: Manifests, rule: TracingRule) -> TracingRule:
-    """Return a tracing rule with what it leaves to the mesh's own rule and to the mesh configuration filled in."""
+    """Return a rule with what it leaves to the rules above it, and to the mesh configuration, filled in."""
     mesh = manifests.usable or MeshConfig(where="")
-    root = next(
-        (each for each in manifests.tracing if each.namespace == mesh.root_namespace and not each.selects), rule
-    )
-    sampling = next(
-        (each for each in (rule.sampling, root.sampling, mesh.sampling) if each is not None), _DEFAULT_PERCENT
-    )
-    by_request_id = next((each for each in (rule.by_request_id, root.by_request_id) if each is not None), True)
-    return TracingRule(
-        where=rule.where,
-        namespace=rule.namespace,
-        selects=rule.selects,
-        provider=rule.provider or root.provider or mesh.default_provider,
-        sampling=sampling,
-        by_request_id=by_request_id,
-        writes_nothing=rule.writes_nothing,
-        reports=rule.reports,
-    )
+    levels = [rule, *_above(manifests, rule, mesh), TracingRule(
+        where=mesh.where, namespace=mesh.root_namespace, provider=mesh.default_provider,
+        sampling=_DEFAULT_PERCENT if mesh.sampling is None else mesh.sampling,
+        by_request_id=True, writes_nothing=False, reports=True,
+    )]  # fmt: skip
+
+    def nearest(name: str) -> Any:
+        return next((said for each in levels if (said := getattr(each, name)) not in (None, "")), "")
+
+    return replace(rule, **{name: nearest(name) for name in _INHERITED})
+
+
+def _above(manifests: Manifests, rule: TracingRule, mesh: MeshConfig) -> Iterator[TracingRule]:
+    """Yield the rules that hold where this one says nothing: the namespace's for one workload's, then the mesh's."""
+    if rule.selects:
+        yield from (each for each in manifests.tracing if each.namespace == rule.namespace and not each.selects)
+    yield from _of_all(manifests, mesh)
+
+
+def _of_all(manifests: Manifests, mesh: MeshConfig) -> Iterator[TracingRule]:
+    yield from (each for each in manifests.tracing if each.namespace == mesh.root_namespace and not each.selects)
 
 
 def _check_files(manifests: Manifests) -> Iterator[Finding]:
@@ -78,7 +96,7 @@ def _check_files(manifests: Manifests) -> Iterator[Finding]:
 
 
 def _check_providers(manifests: Manifests) -> Iterator[Finding]:
-    named = [(rule.where, rule.provider, True) for rule in manifests.tracing if rule.provider]
+    named = [(where, name, True) for where, name in _named_tracers(manifests).items()]
     named += [(where, name, False) for where, name in manifests.logging]
     if named and not manifests.meshes:
         yield Finding(
@@ -94,7 +112,7 @@ def _check_providers(manifests: Manifests) -> Iterator[Finding]:
         provider = provider_of(manifests, name)
         if provider is None:
             yield _missing_provider(mesh, where, name, traces)
-        elif traces and not _can_trace(provider):
+        elif traces and not provider.traces:
             yield Finding(
                 "error", "telemetry.provider-cannot-trace", where,
                 f"{quoted(name)} is no tracing provider: its kind is {provider.kind or 'unknown to Istio'}",
@@ -115,12 +133,17 @@ def _missing_provider(mesh: MeshConfig, where: str, name: str, traces: bool) -> 
     )  # fmt: skip
 
 
-def _can_trace(provider: Provider) -> bool:
-    return provider.kind in ("opentelemetry", "zipkin", "datadog", "skywalking")
+def _named_tracers(manifests: Manifests) -> dict[str, str]:
+    """Return the places that name the provider of somebody's spans, and its name."""
+    named = {rule.where: rule.provider for rule in tracing_rules(manifests) if rule.provider}
+    mesh = manifests.usable
+    if mesh is not None and mesh.default_provider and not any(each.provider for each in _of_all(manifests, mesh)):
+        named[mesh.where] = mesh.default_provider
+    return named
 
 
 def _check_rules(manifests: Manifests) -> Iterator[Finding]:
-    for rule in manifests.tracing:
+    for rule in tracing_rules(manifests):
         found = effective(manifests, rule)
         if not found.provider and manifests.usable is not None:
             yield Finding(
@@ -158,13 +181,15 @@ def _check_sampling(manifests: Manifests, rule: TracingRule) -> Iterator[Finding
 def _check_formats(manifests: Manifests, settings: Settings | None) -> Iterator[Finding]:
     if settings is not None and {"b3", "b3multi"} & set(settings.propagators):
         return
-    named = {rule.where: provider_of(manifests, rule.provider) for rule in manifests.tracing if rule.provider}
-    for where, provider in named.items():
+    for where, name in _named_tracers(manifests).items():
+        provider = provider_of(manifests, name)
         if provider is not None and provider.formats == ("b3",):
             yield _b3_alone(where, f"its provider {quoted(provider.name)} reads and writes B3 alone")
     mesh = manifests.usable
-    if mesh is not None and mesh.traces and mesh.bootstrap_tracer == "zipkin" and not any(named.values()):
-        yield _b3_alone(mesh.where, "no Telemetry names a provider, and the tracer of the bootstrap is Zipkin's")
+    if mesh is None or mesh.default_provider or any(_of_all(manifests, mesh)):
+        return
+    if mesh.traces and mesh.bootstrap_tracer == "zipkin":
+        yield _b3_alone(mesh.where, "where no Telemetry names a provider, the bootstrap's tracer traces: Zipkin's")
 
 
 def _b3_alone(where: str, what: str) -> Finding:
@@ -191,8 +216,9 @@ def _check_zipkin(manifests: Manifests) -> Iterator[Finding]:
 
 def _written_again(manifests: Manifests) -> set[str]:
     """Return the headers that all tracers write again, whatever a route did to them."""
-    kinds = [provider_of(manifests, rule.provider) for rule in manifests.tracing if rule.provider]
-    if not kinds or any(rule.writes_nothing for rule in manifests.tracing):
+    kinds = [provider_of(manifests, name) for name in _named_tracers(manifests).values()]
+    # Where proxies report nothing they have no tracer that would write.
+    if not kinds or any(rule.writes_nothing or rule.reports is False for rule in manifests.tracing):
         return set()
     formats = [each.formats if each is not None else () for each in kinds]
     found = {"traceparent"} if all("w3c" in each for each in formats) else set()
@@ -278,9 +304,9 @@ def _check_egress(manifests: Manifests) -> Iterator[Finding]:
 
 
 def _tracing_providers(manifests: Manifests) -> Iterator[Provider]:
-    for rule in manifests.tracing:
+    for rule in tracing_rules(manifests):
         provider = provider_of(manifests, effective(manifests, rule).provider)
-        if provider is not None and _can_trace(provider):
+        if provider is not None and provider.traces:
             yield provider
 
 

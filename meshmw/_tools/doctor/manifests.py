@@ -71,6 +71,11 @@ class Provider(JsonValue):
     samples: bool = False
     short_ids: bool = False
 
+    @property
+    def traces(self) -> bool:
+        """Whether Istio makes a tracer of it."""
+        return self.kind in _TRACERS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig(JsonValue):
@@ -111,7 +116,7 @@ class TracingRule(JsonValue):
         sampling: `randomSamplingPercentage`.
         by_request_id: `useRequestIdForTraceSampling`.
         writes_nothing: `disableContextPropagation`.
-        reports: Whether spans are reported.
+        reports: The opposite of `disableSpanReporting`: without spans istiod configures no tracing at all.
     """
 
     where: str
@@ -120,8 +125,8 @@ class TracingRule(JsonValue):
     provider: str = ""
     sampling: float | None = None
     by_request_id: bool | None = None
-    writes_nothing: bool = False
-    reports: bool = True
+    writes_nothing: bool | None = None
+    reports: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +201,11 @@ def _documents(path: Path) -> Iterator[Any]:
 def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> None:
     if not isinstance(document, Mapping):
         return
-    kind, metadata = str(document.get("kind", "")), _object(document, "metadata")
+    kind, metadata = str(document.get("kind") or ""), _object(document, "metadata")
+    if kind == "List":
+        for item in _list(document, "items"):
+            _read_object(file, item, found)
+        return
     spec, namespace = _object(document, "spec"), str(metadata.get("namespace") or "default")
     where = " ".join(filter(None, (file, kind, str(metadata.get("name", "")))))
     if kind == "Telemetry":
@@ -216,10 +225,13 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
 
 
 def _mesh_configs(kind: str, document: Json) -> Iterator[Any]:
-    """Yield the mesh configurations of an installation, a ConfigMap, Helm's values, or a file that is one itself."""
-    if kind == "IstioOperator":
-        if "meshConfig" in _object(document, "spec"):
-            yield document["spec"]["meshConfig"]
+    """Yield the mesh configurations of an installation, a ConfigMap, Helm's values, or a file that is one itself.
+
+    `Istio` is the kind of an installation by the Sail operator, and so of OpenShift Service Mesh 3.
+    """
+    if kind in ("IstioOperator", "Istio"):
+        spec = _object(document, "spec")
+        yield from (each["meshConfig"] for each in (spec, _object(spec, "values")) if "meshConfig" in each)
     elif kind == "ConfigMap":
         if "mesh" in _object(document, "data"):
             yield _parsed(document["data"]["mesh"])
@@ -290,16 +302,16 @@ def _read_provider(provider: Json) -> Provider:
 def _read_tracing(where: str, namespace: str, spec: Json) -> Iterator[TracingRule]:
     selects = bool(_object(spec, "selector") or spec.get("targetRefs") or spec.get("targetRef"))
     for rule in _objects(spec, "tracing"):
-        by_request_id = rule.get("useRequestIdForTraceSampling")
+        silent = _boolean(rule, "disableSpanReporting")
         yield TracingRule(
             where=where,
             namespace=namespace,
             selects=selects,
             provider=next(_names(rule), ""),
             sampling=_number(rule.get("randomSamplingPercentage")),
-            by_request_id=by_request_id if isinstance(by_request_id, bool) else None,
-            writes_nothing=rule.get("disableContextPropagation") is True,
-            reports=rule.get("disableSpanReporting") is not True,
+            by_request_id=_boolean(rule, "useRequestIdForTraceSampling"),
+            writes_nothing=_boolean(rule, "disableContextPropagation"),
+            reports=None if silent is None else not silent,
         )
 
 
@@ -346,6 +358,11 @@ def _list(holder: Json, name: str) -> list[Any]:
 
 def _objects(holder: Json, name: str) -> Iterator[Json]:
     yield from (each for each in _list(holder, name) if isinstance(each, Mapping))
+
+
+def _boolean(holder: Json, name: str) -> bool | None:
+    value = holder.get(name)
+    return value if isinstance(value, bool) else None
 
 
 def _number(value: Any) -> float | None:
