@@ -65,12 +65,12 @@ class TraceContextMiddleware:
             span.set_status(getattr(response, "status", 500))
             is_sent_later = _is_made_later(response)
             return _sent_within(request, response, span) if is_sent_later else response
-        except web.HTTPException as answer:
-            span.set_status(answer.status)
-            raise
         except BaseException as error:
             failed_with = error
-            if _has_answered(request):
+            if isinstance(error, web.HTTPException) and not _has_answered(request):
+                span.set_status(error.status)
+                failed_with = None
+            elif _has_answered(request):
                 # The status has gone out, and nobody says which; 500 it is not.
                 span.record_exception(error)
                 failed_with = _Unfinished()

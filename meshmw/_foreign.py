@@ -29,8 +29,8 @@ def is_of_datadog(span: Any, scope: Mapping[str, Any]) -> bool:
     marks = scope.get("datadog")
     if not isinstance(marks, dict):
         return False
-    held = getattr(span, "_ddspan", None)
-    return any(held is each for each in marks.get("request_spans") or ())
+    held, spans = getattr(span, "_ddspan", None), marks.get("request_spans")
+    return isinstance(spans, (list, tuple)) and any(held is each for each in spans)
 
 
 def kafka_servers(client: Any) -> list[str]:

@@ -209,7 +209,7 @@ def forget_wrappers(client: Any, used: Iterable[Any]) -> None:
     """
     known, ids = vars(client).get(_WRAPPERS, {}), {id(each) for each in used}
     for stale in known.keys() - ids:
-        del known[stale]
+        known.pop(stale, None)
 
 
 def _wrapped(transport: Any, wrapper: type[Any]) -> Any:

@@ -98,6 +98,16 @@ def _tracing(amqp_class: Any) -> Any:
         def send_task_message(self) -> Callable[..., Any]:
             return partial(_send, self, super().send_task_message)
 
+        @send_task_message.setter
+        def send_task_message(self, value: Callable[..., Any]) -> None:
+            # Where Celery's own property looks. Somebody wraps it, takes a double, or puts back what was read.
+            ours = value if isinstance(value, partial) and value.func is _send else None
+            self.__dict__["send_task_message"] = value if ours is None else ours.args[1]
+
+        @send_task_message.deleter
+        def send_task_message(self) -> None:
+            del self.__dict__["send_task_message"]
+
     return TracingAMQP
 
 

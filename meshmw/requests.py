@@ -70,6 +70,12 @@ class TraceContextAdapter(OutboundCalls, BaseAdapter):
         else:
             object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name in vars(self):
+            object.__delattr__(self, name)
+        else:
+            delattr(self._adapter, name)
+
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         """Send one request; the span ends when the response's body was read or closed."""
         carrying = copy.copy(request)

@@ -205,6 +205,8 @@ class ServerSpan:
         self._operation = self._came[OPERATION] = self._serving.begin(request, effective)
         self.headers = self._came["headers"]
         self._dropped = weakref.finalize(self, _drop, self._operation, self._came)
+        # At the end of the process, and of one that was forked from it, other blocks are open and not dropped.
+        self._dropped.atexit = False
         return self
 
     def current(self) -> AbstractContextManager[None]:

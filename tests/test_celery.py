@@ -583,6 +583,19 @@ def test_a_message_may_be_sent_through_the_senders_own_arguments(shop):
     assert shop.next_message().headers["traceparent"] == text_of(shop.span("publish work"))
 
 
+def test_what_somebody_puts_in_the_senders_place_sends(shop, monkeypatch):
+    own, sent = shop.app.amqp.send_task_message, []
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.app.amqp, "send_task_message", lambda *args, **options: sent.append(args[2]))
+        shop.app.send_task("work")
+    assert [message[0]["traceparent"] for message in sent] == [text_of(shop.span("publish work"))]
+    assert shop.app.amqp.send_task_message.args == own.args
+    shop.app.amqp.send_task_message = len
+    del shop.app.amqp.send_task_message
+    shop.app.send_task("work")
+    assert shop.next_message()
+
+
 def test_a_topic_and_a_queue_name_where_a_task_is_sent(shop):
     topic = kombu.Queue("audit", kombu.Exchange("shop", type="topic"), routing_key="red")
     shop.task()

@@ -63,7 +63,16 @@ class TestDatadog:
     def test_any_other_is_anybodys(self, held):
         assert not _foreign.is_of_datadog(SimpleNamespace(**held), {"datadog": {"request_spans": self.SPANS}})
 
-    @pytest.mark.parametrize("scope", [{}, {"datadog": {}}, {"datadog": {"request_spans": None}}, {"datadog": "other"}])
+    @pytest.mark.parametrize(
+        "scope",
+        [
+            {},
+            {"datadog": {}},
+            {"datadog": {"request_spans": None}},
+            {"datadog": {"request_spans": 5}},
+            {"datadog": "other"},
+        ],
+    )
     def test_without_a_list_there_is_none(self, scope):
         assert not _foreign.is_of_datadog(SimpleNamespace(_ddspan=self.SPANS[0]), scope)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import gc
@@ -12,15 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.headers import Headers as WsgirefsHeaders
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from opentelemetry import baggage, trace
+from opentelemetry.context import Context
 from werkzeug.datastructures import EnvironHeaders
 
 import meshmw
 import meshmw.aiohttp
 from meshmw import asgi, wsgi
+from meshmw._otel import runtime_context, set_runtime_context
 from meshmw.server import TraceContextBoundary
 from tests.contracts.server.hosts.bare_asgi import BareASGI
 from tests.contracts.server.hosts.home_made import HomeMade
@@ -95,6 +99,53 @@ def test_to_leave_a_block_that_was_not_entered_ends_what_has_begun(host: HomeMad
     assert "meshmw.response.incomplete" not in host.server_span.attributes
     with pytest.raises(RuntimeError, match="not served yet"):
         block(host).__exit__(None, None, None)
+
+
+def test_what_is_open_when_the_process_ends_is_not_ended_for_it(host: HomeMade) -> None:
+    """Nor when one ends that was forked meanwhile, in which it would end a second time."""
+    span = block(host).begin()
+    assert not span._dropped.atexit
+    span.end()
+
+
+# Who keeps OpenTelemetry's contexts may have tokens of another kind: ddtrace's are plain objects.
+
+
+class OthersContext:
+    """Keeps contexts as ddtrace does."""
+
+    def __init__(self) -> None:
+        self.current = Context()
+
+    def attach(self, context: Context) -> object:
+        self.current = context
+        return object()
+
+    def get_current(self) -> Context:
+        return self.current
+
+    def detach(self, token: object) -> None:
+        """Do nothing."""
+
+
+def test_a_block_ends_where_somebody_else_keeps_the_contexts(host: HomeMade) -> None:
+    before = runtime_context()
+    set_runtime_context(OthersContext())
+    try:
+        with block(host) as span:
+            span.set_status(200)
+        with pytest.raises(ZeroDivisionError), block(host):
+            1 / 0  # noqa: B018
+    finally:
+        set_runtime_context(before)
+    assert len(host.server_spans) == 2
+
+
+def test_to_leave_a_block_twice_harms_nobody(host: HomeMade) -> None:
+    with block(host) as span:
+        pass
+    span.__exit__(None, None, None)
+    assert len(host.server_spans) == 1
 
 
 # Another thread ends it, as where each step of a generator runs in any thread of a pool.
@@ -332,4 +383,18 @@ def test_an_answer_that_breaks_off_says_no_status_that_nobody_has_seen(host: Hom
     attributes = host.server_span.attributes
     assert "http.response.status_code" not in attributes
     assert attributes["error.type"] == type(error).__name__
+    assert attributes["meshmw.response.incomplete"] is True
+
+
+def test_an_answer_that_aiohttp_sends_into_another_is_not_its_status(host: HomeMade) -> None:
+    async def stream(request: web.Request) -> Any:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"a")
+        raise web.HTTPNotFound
+
+    with contextlib.suppress(aiohttp.ClientError):  # its head stands where a chunk's size should
+        ask_aiohttp(host, stream)
+    attributes = soon(lambda: host.server_spans)[0].attributes
+    assert "http.response.status_code" not in attributes
     assert attributes["meshmw.response.incomplete"] is True

@@ -15,6 +15,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from meshmw._otel import runtime_context
+
 P = ParamSpec("P")
 R = TypeVar("R")
 # Runs one step of a stream: `run` of a StepContext or of StepVariables.
@@ -51,8 +53,7 @@ class Current:
             kind: The class of the exception with which the block ends, if there is one.
         """
         if kind is not GeneratorExit or otel_context.get_current() is self._context:
-            with contextlib.suppress(ValueError):
-                self._token.var.reset(self._token)
+            _reset(self._token)
 
 
 def detach(token: Token[Context], context: Context, kind: type[BaseException] | None) -> None:
@@ -68,8 +69,14 @@ def detach(token: Token[Context], context: Context, kind: type[BaseException] | 
     elif otel_context.get_current() is context:
         # A coroutine that nobody finished is closed by the garbage collector, wherever that happens to run: in a task
         # that the block itself has started the very same context is current, and `detach` would log an error.
-        with contextlib.suppress(ValueError):
-            token.var.reset(token)
+        _reset(token)
+
+
+def _reset(token: Token[Context]) -> None:
+    """Take back what was attached, without a word where that cannot be: `otel_context.detach` would log an error."""
+    # OpenTelemetry lets others keep its contexts, such as ddtrace, whose tokens are no context variables'.
+    with contextlib.suppress(Exception):
+        runtime_context().detach(token)
 
 
 class StepContext:

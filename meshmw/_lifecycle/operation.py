@@ -156,6 +156,8 @@ class OperationScope:
         self._current.__enter__()
         # Nobody may ever leave the block, as where a framework forgets a generator, or an error keeps it from that.
         self._dropped = weakref.finalize(self, _drop, operation, self._current)
+        # At the end of the process, and of one that was forked from it, other blocks are open and not dropped.
+        self._dropped.atexit = False
         return operation.span
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

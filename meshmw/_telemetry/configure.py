@@ -30,7 +30,7 @@ from meshmw._telemetry.provider import (
     internal_error,
     is_asked_for,
 )
-from meshmw._telemetry.worker import deaf_to_signals
+from meshmw._telemetry.worker import signals_blocked
 from meshmw.asgi import require_contrib
 from meshmw.errors import SettingsError
 from meshmw.propagator import MeshPropagator
@@ -132,7 +132,7 @@ def _configure(settings: Settings) -> Telemetry:
         require_contrib()
     runtime = Runtime.from_settings(settings, propagator)
     # In it start gRPC's threads, and those of OpenTelemetry's metrics.
-    with deaf_to_signals():
+    with signals_blocked():
         telemetry = _set_providers(settings, propagator)
     propagate.set_global_textmap(propagator)
     know_methods(first_of(_KNOWN_METHODS))

@@ -26,7 +26,7 @@ from opentelemetry.trace import TracerProvider
 from meshmw._notices import LOGGER
 from meshmw._telemetry.batching import PromptBatchSpanProcessor
 from meshmw._telemetry.collector import GuardedSpanExporter
-from meshmw._telemetry.worker import deaf_to_signals
+from meshmw._telemetry.worker import signals_blocked
 
 if TYPE_CHECKING:
     from meshmw.propagator import MeshPropagator
@@ -172,7 +172,7 @@ def _within(seconds: float, call: Callable[[], bool]) -> bool:
     outcome: list[bool] = []
     thread = threading.Thread(target=lambda: outcome.append(_quietly(call)), name="meshmw-flush", daemon=True)
     try:
-        with deaf_to_signals():
+        with signals_blocked():
             thread.start()
     except RuntimeError:  # no thread starts while the interpreter ends; shutdown() flushes there
         return False

@@ -94,7 +94,7 @@ class Worker:
         self._is_woken = False
         self._thread = threading.Thread(target=self._run, args=(self._calls,), name=_NAME, daemon=True)
         try:
-            with deaf_to_signals():
+            with signals_blocked():
                 self._thread.start()
         except RuntimeError:  # no thread starts while the interpreter ends, nor above a limit of threads
             LOGGER.debug("no thread to export in", exc_info=True)
@@ -134,21 +134,23 @@ class Worker:
 
 
 @contextlib.contextmanager
-def deaf_to_signals() -> Iterator[None]:
-    """Let no thread that starts in the block be the one in which a signal is handled.
+def signals_blocked() -> Iterator[None]:
+    """Let no thread that starts in the block handle a signal, where uWSGI is the server.
 
     The system hands a signal to any thread that does not block it. uWSGI ends a worker within the handler: in a thread
-    of ours the end would wait for that very thread, for ever.
+    of ours the end would wait for that very thread, for ever. Elsewhere Python's handlers run in the main thread alone,
+    and nothing is blocked, for what is blocked stays so in the processes that somebody starts meanwhile.
     """
-    mask: Callable[..., set[int]] | None = getattr(signal, "pthread_sigmask", None)
-    if mask is None:
+    # The module is there in uWSGI alone, and uWSGI is on Unix alone.
+    if sys.platform == "win32" or "uwsgi" not in sys.modules or _is_greenlet():
         yield
         return
-    before = mask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         yield
     finally:
-        mask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_greenlet() -> bool:

@@ -8,8 +8,10 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
+import types
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,7 +22,7 @@ from meshmw._telemetry.batching import Batching, PromptBatchSpanProcessor
 from meshmw._telemetry.bounds import FAIR_BYTES
 from meshmw._telemetry.collector import GuardedSpanExporter
 from meshmw._telemetry.span import GuardedSpanProcessors
-from meshmw._telemetry.worker import Worker
+from meshmw._telemetry.worker import Worker, signals_blocked
 
 ENDS = [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), MemoryError(), BaseException()]
 
@@ -415,7 +417,13 @@ def blocked():
     return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_the_signals_that_end_a_process_are_handled_in_no_thread_of_ours():
+@pytest.fixture
+def in_uwsgi(monkeypatch):
+    """As in uWSGI's own processes, where the module of this name is."""
+    monkeypatch.setitem(sys.modules, "uwsgi", types.ModuleType("uwsgi"))
+
+
+def test_in_uwsgi_the_signals_that_end_a_process_are_handled_in_no_thread_of_ours(in_uwsgi):
     """uWSGI ends a worker in whichever thread has the signal, and waits there for all threads, that one included."""
     seen, before = [], blocked()
     exporting = Worker(lambda everything: seen.append(blocked()), 600, 60)
@@ -426,19 +434,40 @@ def test_the_signals_that_end_a_process_are_handled_in_no_thread_of_ours():
     assert blocked() == before
 
 
-def test_where_threads_have_no_signals_nothing_is_blocked(monkeypatch):
-    monkeypatch.delattr(signal, "pthread_sigmask")
-    exporting = Worker(lambda everything: None, 600, 60)
+def test_elsewhere_nothing_is_blocked_and_nobody_inherits_it():
+    seen = []
+    exporting = Worker(lambda everything: seen.append(blocked()), 600, 60)
     assert exporting.flush(60)
     exporting.end(60)
+    assert seen[0] == blocked() == set()
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_a_handler_that_raises_meanwhile_leaves_nothing_blocked(in_uwsgi, monkeypatch, turn):
+    """Python runs handlers within the call that blocks signals too, once it has blocked them."""
+    mask, before, calls = signal.pthread_sigmask, blocked(), []
+
+    def interrupted(how, signals):
+        calls.append(how)
+        found = mask(how, signals)
+        if len(calls) == turn:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
+    with pytest.raises(KeyboardInterrupt), signals_blocked():
+        pass
+    monkeypatch.undo()
+    assert blocked() == before
 
 
 def test_so_are_those_that_others_start_for_what_is_configured(run_program):
     """Those of gRPC, and of OpenTelemetry's metrics."""
     program = run_program(
         """
-        import os, re
+        import os, re, sys, types
         from pathlib import Path
+        sys.modules["uwsgi"] = types.ModuleType("uwsgi")
         configure(Settings(endpoint="http://127.0.0.1:9", metrics="otlp"))
         masks = {int(each.parent.name): each.read_text() for each in Path("/proc/self/task").glob("*/status")}
         blocked = {task: int(re.search(r"SigBlk:\\s*(\\w+)", text)[1], 16) & 1 << 14 for task, text in masks.items()}

@@ -335,6 +335,8 @@ def test_what_is_set_on_an_adapter_is_set_where_it_is_looked_at(client):
         session.mount("http://", ours)
         assert session.get(f"{client.address}/flaky").status_code == 200
     assert client.span.attributes["http.request.resend_count"] == 2
+    del ours.send, ours.own, ours.max_retries
+    assert not hasattr(inner, "max_retries")
 
 
 def test_an_adapter_in_whose_place_another_is_mounted_is_let_go_of():
