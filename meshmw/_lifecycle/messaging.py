@@ -1,10 +1,10 @@
 """Messages, whatever the broker: the spans that send and process them, and what their headers carry of these.
 
-`meshmw.kafka` and `meshmw.rabbitmq` have one `Messaging` each. `decide_messages` says where a span belongs; here it
-begins, with the attributes of the messaging conventions (1.44, development). None holds a message's key or body, which
-are the application's data.
+`meshmw.kafka`, `meshmw.rabbitmq` and `meshmw.celery` have one `Messaging` each. `decide_messages` says where a span
+belongs; here it begins, with the attributes of the messaging conventions (1.44, development). None holds a message's
+key or body, which are the application's data.
 
-A package for another broker has three rooms: `_headers` (what its clients hand out, as header lines and attributes),
+A package for a broker has three rooms: `_headers` (what its clients hand out, as header lines and attributes),
 `_spans` (the public verbs) and `_clients` (objects that trace by themselves, made with `_lifecycle.clients`).
 """
 
@@ -69,7 +69,7 @@ class Messaging:
     """Begins the operations of one messaging system, and reads and writes the headers of its messages.
 
     Args:
-        system: As the conventions name it: `kafka`, `rabbitmq`.
+        system: As the conventions name it: `kafka`, `rabbitmq`, `celery`.
         server: What every span says of the broker's address.
         keep_existing: Whether a valid parent that the application has written on a message stays there.
         parent: As for `Options`, and so the others. What is None is looked up for each message.
