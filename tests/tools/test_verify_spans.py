@@ -191,6 +191,17 @@ def test_one_id_of_two_services_is_said():
     assert len(journey(span(9), span(9)).spans) == 1
 
 
+@pytest.mark.parametrize("probe", [make_probe(URL, "malformed"), make_probe(URL, "b3", headers={"x-b3-sampled": "1"})])
+def test_a_trace_whose_id_nobody_knows_is_not_missed_where_ids_are_asked_for(probe):
+    def seen(*, everything: bool) -> Journey:
+        backend = LocalBackend("memory", list, everything=everything)
+        return follow(probe, ProbeAnswer(200), Watch(backends=[backend], timeout=0, settle=0), NOW)
+
+    assert (seen(everything=False).verdict, found(seen(everything=False))) == ("unknown", [])
+    # One that holds all that there is would hold it.
+    assert found(seen(everything=True)) == [("verify.no-spans", "memory")]
+
+
 def test_an_unsampled_probe_beside_a_stray_trace_is_a_split():
     stray = journey(span(9, 0, trace="d" * 32), probe=make_probe(URL, "unsampled"))
     assert (stray.verdict, found(stray)) == ("broken", [("verify.split", "shop SERVER")])

@@ -200,12 +200,12 @@ class LocalBackend:
     def __init__(self, name: str, received: Callable[[], Sequence[Any]], *, everything: bool = False) -> None:
         self.name = name
         self._received = received
-        self._everything = everything
+        self.everything = everything
 
     def spans(self, trace_ids: Iterable[str]) -> list[JourneySpan]:
         """Return the spans of these traces, or all, that have arrived so far."""
         wanted = set(trace_ids)
-        return [span for span in journey_spans(self._received()) if self._everything or span.trace_id in wanted]
+        return [span for span in journey_spans(self._received()) if self.everything or span.trace_id in wanted]
 
 
 def _from_jaeger(document: Any) -> Iterator[JourneySpan]:

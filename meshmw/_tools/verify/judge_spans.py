@@ -9,7 +9,7 @@ from typing import Final
 
 from meshmw._notices import quoted, without_secrets
 from meshmw._tools import Finding
-from meshmw._tools.verify.evidence import Evidence, HttpBackend, Watch
+from meshmw._tools.verify.evidence import Evidence, HttpBackend, LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, JourneySpan
 from meshmw._tools.verify.judge import Judgement
 from meshmw._tools.verify.logs import LogTail
@@ -122,8 +122,9 @@ def check_spans(
     """Yield what the spans show: none at all, other traces, parents that never came, hops that export nothing."""
     spans, wanted = evidence.spans, judgement.expected
     if not spans:
-        # Of a trace that is not sampled, nothing is to come.
-        if watch.backends and not faults and judgement.sampled is not False and not evidence.too_old:
+        # Of a trace that is not sampled, nothing is to come; one whose id nobody knows could not be asked for.
+        is_asked = bool(wanted) or all(isinstance(each, LocalBackend) and each.everything for each in watch.backends)
+        if watch.backends and is_asked and not faults and judgement.sampled is not False and not evidence.too_old:
             yield _no_spans(watch)
         return
     wanted = wanted or spans[0].trace_id
