@@ -7,10 +7,13 @@ import json
 import pytest
 
 from meshmw._tools.verify import follow
-from meshmw._tools.verify.evidence import Watch
+from meshmw._tools.verify.evidence import LocalBackend, Watch
 from meshmw._tools.verify.journey import Journey
+from meshmw._tools.verify.judge import Judgement
+from meshmw._tools.verify.judge_spans import silent_hops
 from meshmw._tools.verify.logs import LogTail, probe_hops
-from meshmw._tools.verify.probe import SYNTHETIC, ProbeAnswer, make_probe
+from meshmw._tools.verify.probe import SYNTHETIC, ProbeAnswer, Variant, make_probe
+from meshmw.testing import ReceivedSpan
 
 URL = "http://mesh/"
 OTHER = "f" * 32
@@ -36,12 +39,12 @@ def call(listener: str, came: str | None, went: str | None, **more: object) -> l
 def run(tmp_path):
     """Return a function that has `verify` judge logs that nothing else writes to."""
 
-    def run(logs: dict[str, list[dict[str, object]]]) -> Journey:
+    def run(logs: dict[str, list[dict[str, object]]], *backends: LocalBackend, variant: Variant = "w3c") -> Journey:
         tails = [LogTail(name, tmp_path / f"{name}.log") for name in logs]
         for name, lines in logs.items():
             (tmp_path / f"{name}.log").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        watch = Watch(tails=tails, timeout=0, settle=0, alone=True)
-        return follow(make_probe(URL), ProbeAnswer(200), watch, 0)
+        watch = Watch(tails=tails, backends=backends, timeout=0, settle=0, alone=True)
+        return follow(make_probe(URL, variant), ProbeAnswer(200), watch, 0)
 
     return run
 
@@ -133,6 +136,19 @@ def test_an_application_that_loses_the_second_call_is_named(run):
 def test_an_application_that_loses_its_only_call_is_named(run):
     calls = [*call("inbound", parent(2), parent(3)), *call("stock", None, None)]
     assert found(run({"edge": EDGE, "shop": calls})) == [("verify.lost", "shop application")]
+
+
+def test_a_parent_that_a_proxy_passes_on_is_laid_at_the_one_that_made_it(run):
+    application = ReceivedSpan(
+        service="shop", name="GET", kind="SERVER", trace_id=SYNTHETIC[0], span_id=f"{9:016x}", parent_id=f"{2:016x}",
+        start_ns=1, end_ns=2,
+    )  # fmt: skip
+    logs = {"edge": EDGE, "shop": call("inbound", parent(2), parent(2))}
+    journey = run(logs, LocalBackend("memory", lambda: [application]))
+    assert found(journey) == [("verify.orphan", "edge")]
+    assert [hop.name for hop in silent_hops(Judgement([*journey.hops], expected=SYNTHETIC[0]), journey.spans)] == [
+        "edge"
+    ]
 
 
 def test_health_checks_connections_and_attempts_are_no_calls(run):

@@ -142,7 +142,11 @@ def check_spans(
 
 def _missing(judgement: Judgement, spans: Sequence[JourneySpan], orphans: Sequence[JourneySpan]) -> Iterator[Finding]:
     """Yield who exports nothing: each that a span names as its parent, and each that took part and left no span."""
-    makers = {made[1]: hop for hop in judgement.hops[1:] if (made := _named_by(hop.sent))[1]}
+    makers: dict[str, Hop] = {}
+    for hop in judgement.hops[1:]:
+        # Whoever passes on what it received has not made it.
+        if (made := _named_by(hop.sent)[1]) and made != _named_by(hop.received)[1]:
+            makers.setdefault(made, hop)
     by_place: dict[str, list[JourneySpan]] = defaultdict(list)
     for span in orphans:
         maker = makers.get(span.parent_id)
