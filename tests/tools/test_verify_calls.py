@@ -245,6 +245,31 @@ def test_one_listener_of_a_log_that_has_no_place_for_the_header_is_named(run):
     assert journey.summary.endswith("as far as is known: nothing more of shop calls")
 
 
+@pytest.mark.parametrize(
+    ("listener", "where"),
+    [("shop", "shop"), ("", "shop"), ("out", None), ("outbound", "shop outbound")],
+    ids=["named like its log", "without a name", "named like the beginning of another", "outbound"],
+)
+def test_the_listener_without_a_place_for_the_header_is_named_and_no_other(run, listener, where):
+    bare = {"listener": listener, "method": "GET", "path": "/"}
+    lines = [*call("inbound", parent(2), parent(3))]
+    if where is None:
+        # No request: it passed no call of the probe's.
+        lines += [{**bare, "user_agent": "kube-probe/1"}, *call("outbound", parent(5), parent(6))]
+    else:
+        lines.append(bare)
+    journey = run({"edge": EDGE, "shop": lines})
+    assert found(journey) == ([] if where is None else [("access-log.not-logged", where)])
+
+
+def test_a_listener_without_a_place_for_the_header_is_known_behind_each_callee(run):
+    bare = [
+        {"method": "GET", "path": "/", "upstream_cluster": f"outbound|80||{name}.svc"} for name in ("stock", "price")
+    ]
+    journey = run({"edge": EDGE, "shop": [*call("inbound", parent(2), parent(3)), *bare]})
+    assert found(journey) == [("access-log.not-logged", "shop outbound")]
+
+
 def test_a_key_that_is_left_out_where_it_has_no_value_is_one_that_was_looked_at(tmp_path):
     path = tmp_path / "edge.log"
     before = json.dumps({"method": "GET", "path": "/", "traceparent": parent(9, OTHER)})

@@ -191,6 +191,18 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
     )
 
 
+def name_of_place(log: str, side: str) -> str:
+    """Return the name of a proxy's listener: its log's, with the listener's own behind it where it has another one."""
+    return f"{log} {side}" if side and side != log else log
+
+
+def is_at(hop: Hop, log: str, side: str) -> bool:
+    """Say whether a hop is a call at this listener; of those that go out, the name of the callee may follow."""
+    place = _place_of(hop)
+    is_there = place == name_of_place(log, side) or (side == "outbound" and place.startswith(f"{log} {side} "))
+    return hop.kind == "proxy" and is_there
+
+
 def name_of_call(place: str, number: int) -> str:
     """Return the name of a hop that is one of several calls at one place."""
     return place if number == 1 else f"{place} (call {number})"

@@ -10,7 +10,7 @@ from typing import Final
 from meshmw._notices import quoted, without_secrets
 from meshmw._tools import Finding
 from meshmw._tools.verify.evidence import Evidence, HttpBackend, LocalBackend, Watch
-from meshmw._tools.verify.journey import Hop, JourneySpan
+from meshmw._tools.verify.journey import Hop, JourneySpan, is_at, name_of_place
 from meshmw._tools.verify.judge import Judgement
 from meshmw._tools.verify.logs import LogTail
 from meshmw._tools.verify.probe import Probe, ProbeAnswer
@@ -112,8 +112,8 @@ def _unlogged(tail: LogTail, evidence: Evidence, probe: Probe) -> list[str]:
     sides = tail.sides_without(*formats)
     if sides and len(sides) == len(tail.printed):
         return [tail.name]
-    found = [f"{tail.name} {side}" for side in sides]
-    return [where for where in found if any(hop.name.startswith(where) for hop in evidence.hops)]
+    passed = [side for side in sides if any(is_at(hop, tail.name, side) for hop in evidence.hops)]
+    return [name_of_place(tail.name, side) for side in passed]
 
 
 def check_spans(

@@ -17,7 +17,7 @@ from meshmw._tools.access_log import Envelope, recognize, side_of
 from meshmw._tools.access_log.counts import classify
 from meshmw._tools.access_log.formats import Format
 from meshmw._tools.access_log.rows import Line
-from meshmw._tools.verify.journey import HEADERS, Hop, name_of_call, trace_of
+from meshmw._tools.verify.journey import HEADERS, Hop, name_of_call, name_of_place, trace_of
 from meshmw._tools.verify.probe import AGENT, Probe
 
 # Bytes of a log from before the probe, which show its format.
@@ -267,7 +267,7 @@ def _ids(line: Line) -> set[str]:
 def _hops_at(place: tuple[str, str], lines: Sequence[Line], tail: LogTail) -> Iterator[Hop]:
     """Yield a hop for each call of one listener that is unlike those before it."""
     name, side = place
-    full = f"{name} {side}" if side and side != name else name
+    full = name_of_place(name, side)
     found: dict[object, Hop] = {}
     for call in _calls(lines):
         hop = _hop_of(full, call, tail)
