@@ -238,6 +238,29 @@ def test_of_a_b3_probe_a_log_that_prints_b3_shows_enough(tmp_path):
     assert (journey.verdict, found(journey)) == ("one", [])
 
 
+@pytest.mark.parametrize(
+    ("came", "codes"),
+    [
+        (None, ["access-log.not-logged"]),
+        ("00-xyz", ["access-log.not-logged", "verify.malformed"]),
+        (parent(2), []),
+    ],
+)
+def test_of_a_b3_probe_a_log_that_prints_traceparent_alone_shows_enough_where_there_is_one(run, came, codes):
+    journey = run({"edge": [end("edge", came)]}, variant="b3")
+    assert sorted(code for code, _ in found(journey)) == codes
+    if came is None:
+        what = "edge: the access log prints no B3 header, nor a valid traceparent"
+        assert (journey.verdict, journey.summary) == ("unknown", f"UNKNOWN: {what}")
+
+
+def test_of_a_b3_probe_that_a_log_did_not_see_it_is_not_said_what_it_prints(tmp_path):
+    tail = LogTail("edge", tmp_path / "edge.log")
+    (tmp_path / "edge.log").write_text(f"{json.dumps(end('edge', None))}\n")
+    journey = follow(make_probe(URL, "b3"), ProbeAnswer(200), Watch(tails=[tail], timeout=0, settle=0), 0)
+    assert found(journey) == [("verify.not-logged", "edge")]
+
+
 def test_one_listener_of_a_log_that_has_no_place_for_the_header_is_named(run):
     lines = [*call("inbound", parent(2), parent(3)), {"listener": "calls", "method": "GET", "path": "/"}]
     journey = run({"edge": EDGE, "shop": lines})

@@ -23,6 +23,8 @@ TOO_OLD: Final = "verify.too-old"
 NOT_LOGGED: Final = "access-log.not-logged"
 # Places at which spans are missing that are named one by one, and services in one sentence.
 _MAX_PLACES: Final = 20
+# The headers of B3 that a log may have a place for.
+_B3: Final = ("b3", "x-b3-traceid")
 # The kinds of two spans that may have one id.
 _SHARED: Final = (["CLIENT", "SERVER"], ["CONSUMER", "PRODUCER"])
 
@@ -90,9 +92,10 @@ def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Find
             "nothing is known of what passed there", "give the proxy's own format string with --format",
         )  # fmt: skip
     elif unlogged := _unlogged(tail, evidence, probe):
+        what = "prints no B3 header, nor a valid traceparent" if probe.variant == "b3" else "does not print traceparent"
         for where in unlogged:
             yield Finding(
-                "warning", NOT_LOGGED, where, "the access log does not print traceparent",
+                "warning", NOT_LOGGED, where, f"the access log {what}",
                 "nobody can see in it what passed: a trace that ends there is not noticed",
                 "`meshmw mesh-config` prints a format that does",
             )  # fmt: skip
@@ -107,13 +110,22 @@ def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Find
 
 def _unlogged(tail: LogTail, evidence: Evidence, probe: Probe) -> list[str]:
     """Return the log, or those of its listeners that the probe passed, whose lines have no place for traceparent."""
-    # Of a probe that bears B3 alone, a log that prints B3 shows enough.
-    formats = ("traceparent", "b3", "x-b3-traceid") if probe.variant == "b3" else ("traceparent",)
-    sides = tail.sides_without(*formats)
-    if sides and len(sides) == len(tail.printed):
+    hops = {side: [hop for hop in evidence.hops if is_at(hop, tail.name, side)] for side in tail.printed}
+    sides = tail.sides_without("traceparent")
+    if probe.variant == "b3":
+        # A log that prints B3 shows enough; one that prints traceparent does where something on the way writes it.
+        sides = [
+            side
+            for side in tail.sides_without(*_B3)
+            if side in sides or (hops[side] and not any(map(_has_traceparent, hops[side])))
+        ]
+    if sides and len(sides) == len(hops):
         return [tail.name]
-    passed = [side for side in sides if any(is_at(hop, tail.name, side) for hop in evidence.hops)]
-    return [name_of_place(tail.name, side) for side in passed]
+    return [name_of_place(tail.name, side) for side in sides if hops[side]]
+
+
+def _has_traceparent(hop: Hop) -> bool:
+    return any(_parent_in(headers) is not None for headers in (hop.received, hop.sent))
 
 
 def check_spans(
@@ -201,11 +213,15 @@ def silent_hops(judgement: Judgement, spans: Sequence[JourneySpan]) -> list[Hop]
 
 def _named_by(headers: Mapping[str, str | None]) -> tuple[str, str]:
     """Return the trace and the span that a sampled traceparent names; empty texts where there is none."""
+    found = _parent_in(headers)
+    return (f"{found.trace_id:032x}", f"{found.parent_id:016x}") if found is not None and found.sampled else ("", "")
+
+
+def _parent_in(headers: Mapping[str, str | None]) -> TraceParent | None:
     try:
-        found = TraceParent.parse(headers.get("traceparent") or "")
+        return TraceParent.parse(headers.get("traceparent") or "")
     except InvalidHeaderError:
-        return "", ""
-    return (f"{found.trace_id:032x}", f"{found.parent_id:016x}") if found.sampled else ("", "")
+        return None
 
 
 def _exports_nothing(hop: Hop) -> Finding:
