@@ -40,6 +40,8 @@ def run(tmp_path):
     """Return a function that has `verify` judge logs that nothing else writes to."""
 
     def run(logs: dict[str, list[dict[str, object]]], *backends: LocalBackend, variant: Variant = "w3c") -> Journey:
+        for name in logs:
+            (tmp_path / f"{name}.log").unlink(missing_ok=True)
         tails = [LogTail(name, tmp_path / f"{name}.log") for name in logs]
         for name, lines in logs.items():
             (tmp_path / f"{name}.log").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -212,7 +214,22 @@ def test_so_many_calls_that_differ_are_looked_at(run):
     journey = run({"edge": lines})
     assert len(journey.hops) == 17
     assert journey.hops[-1].note == "24 further calls are not looked at"
-    assert {code for code, _ in found(journey)} == {"verify.malformed"}
+    assert {code for code, _ in found(journey)} == {"verify.malformed", "verify.too-many-calls"}
+
+
+def test_of_calls_that_are_too_many_the_one_in_no_trace_is_looked_at(run):
+    lines = [
+        line
+        for number in range(40)
+        for line in call("inbound", parent(2), parent(3), tracestate=f"meshmw=verify,k{number}=1")
+    ]
+    journey = run({"edge": EDGE, "shop": [*lines, *call("inbound", parent(2), None, tracestate="meshmw=verify")]})
+    last = "shop inbound (call 16)"
+    assert found(journey) == [("verify.lost", last), ("verify.too-many-calls", last)]
+    assert [hop.note for hop in journey.hops if hop.name == last] == ["25 further calls are not looked at"]
+    doubted = run({"edge": EDGE, "shop": lines})
+    assert (doubted.verdict, found(doubted)) == ("one", [("verify.too-many-calls", last)])
+    assert doubted.summary.endswith(f"as far as is known: nothing more of {last}")
 
 
 def test_states_that_differ_in_a_vendors_values_alone_are_alike(run):

@@ -21,6 +21,7 @@ from meshmw._tools.verify.judge import Judgement, judge_hops
 from meshmw._tools.verify.judge_spans import (
     BACKEND_FAULT,
     NOT_LOGGED,
+    TOO_MANY,
     TOO_OLD,
     check_answer,
     check_sources,
@@ -34,7 +35,7 @@ from meshmw._tools.verify.probe import Echo, Probe, ProbeAnswer, is_trace_id
 _POLL: Final = 0.1
 # Codes of findings that say that something is not known.
 _UNKNOWN: Final = (
-    BACKEND_FAULT, NOT_LOGGED, TOO_OLD, "verify.partial", "verify.no-log", "verify.unknown-format"
+    BACKEND_FAULT, NOT_LOGGED, TOO_OLD, TOO_MANY, "verify.partial", "verify.no-log", "verify.unknown-format"
 )  # fmt: skip
 # Clocks differ from machine to machine; what is older than this is an earlier probe with the same ids.
 _SKEW_NS: Final = 60 * 10**9

@@ -12,7 +12,7 @@ from meshmw._tools import Finding
 from meshmw._tools.verify.evidence import Evidence, HttpBackend, LocalBackend, Watch
 from meshmw._tools.verify.journey import Hop, JourneySpan, is_at, name_of_place
 from meshmw._tools.verify.judge import Judgement
-from meshmw._tools.verify.logs import LogTail
+from meshmw._tools.verify.logs import NOT_LOOKED_AT, LogTail
 from meshmw._tools.verify.probe import Probe, ProbeAnswer
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceParent
@@ -20,6 +20,7 @@ from meshmw.wire import TraceParent
 # The code of what could not be asked: then nobody knows whether the trace is whole.
 BACKEND_FAULT: Final = "verify.backend"
 TOO_OLD: Final = "verify.too-old"
+TOO_MANY: Final = "verify.too-many-calls"
 NOT_LOGGED: Final = "access-log.not-logged"
 # Places at which spans are missing that are named one by one, and services in one sentence.
 _MAX_PLACES: Final = 20
@@ -62,6 +63,13 @@ def check_sources(probe: Probe, watch: Watch, evidence: Evidence, faults: Mappin
         yield _too_old(watch, evidence)
     for tail in watch.tails:
         yield from _check_log(tail, evidence, probe)
+    for hop in evidence.hops:
+        if hop.note.endswith(NOT_LOOKED_AT):
+            yield Finding(
+                "warning", TOO_MANY, hop.name, hop.note,
+                "what became of the trace in them is not known",
+                "send the request alone, or look at the log itself: `meshmw access-log`",
+            )  # fmt: skip
 
 
 def _too_old(watch: Watch, evidence: Evidence) -> Finding:

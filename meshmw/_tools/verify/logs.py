@@ -9,7 +9,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +32,8 @@ _CLUSTERS: Final = {
 _COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 # Calls of one listener that are told apart: strangers decide how many there are.
 _MAX_CALLS: Final = 16
+# How a hop's note ends that says how many more there are.
+NOT_LOOKED_AT: Final = " are not looked at"
 # A span id in traceparent or B3, which tells calls apart that are alike otherwise.
 _SPAN_ID: Final = re.compile("-[0-9a-f]{16}(?=-|$)")
 # Details of answers that a proxy gave by itself: the application behind it got nothing.
@@ -275,10 +276,23 @@ def _hops_at(place: tuple[str, str], lines: Sequence[Line], tail: LogTail) -> It
         # Of a call that failed and of its repetition, the one that came through shows more.
         if key not in found or (found[key].note and not hop.note):
             found[key] = hop
-    for number, hop in enumerate(islice(found.values(), _MAX_CALLS), start=1):
+    for number, hop in enumerate(_chosen([*found.values()]), start=1):
         more = len(found) - number if number == _MAX_CALLS else 0
-        note = f"{more} further calls are not looked at" if more else hop.note
+        note = f"{more} further calls{NOT_LOOKED_AT}" if more else hop.note
         yield replace(hop, name=name_of_call(full, number), note=note)
+
+
+def _chosen(calls: Sequence[Hop]) -> list[Hop]:
+    """Return as many calls as are told apart, in their order: those whose trace or flag no call before had win."""
+    firsts: dict[object, int] = {}
+    for index, hop in enumerate(calls):
+        firsts.setdefault((_trace_shown(hop.received), _trace_shown(hop.sent), hop.trace_id), index)
+    chosen = [*firsts.values(), *sorted(set(range(len(calls))) - set(firsts.values()))][:_MAX_CALLS]
+    return [calls[index] for index in sorted(chosen)]
+
+
+def _trace_shown(headers: Mapping[str, str | None]) -> tuple[tuple[str, object], ...]:
+    return tuple(each for each in _alike(headers) if each[0] != "tracestate")
 
 
 def _calls(lines: Sequence[Line]) -> list[list[Line]]:
