@@ -91,6 +91,15 @@ def test_calls_that_are_alike_are_one_hop(run):
     assert journey.hops[3].received["traceparent"] == parent(4)
 
 
+def test_of_a_call_that_the_proxy_answered_and_its_repetition_the_one_that_arrived_is_shown(run):
+    refused = call("inbound", parent(2), parent(3), response_code=200, response_code_details="direct_response")
+    failed = call("inbound", parent(2), parent(4), response_code=500, response_code_details="via_upstream")
+    for calls in ([*refused, *failed], [*failed, *refused]):
+        journey = run({"edge": EDGE, "shop": calls})
+        assert [hop.name for hop in journey.hops[2:]] == ["shop inbound", "shop application"]
+        assert journey.hops[2].note == "answered 500 (via_upstream)"
+
+
 def test_calls_at_the_same_moment_are_told_apart_by_their_trace(run):
     at = {"start_time": "2026-11-30T10:00:00.000Z", "request_id": "one"}
     lines = [
@@ -175,6 +184,18 @@ def test_health_checks_connections_and_attempts_are_no_calls(run):
         (503, "via_upstream", True),
         (504, "upstream_response_timeout", True),
         (503, "upstream_reset_before_response_started{connection_termination}", True),
+        (503, "upstream_reset_before_response_started{overflow}", False),
+        (200, "direct_response", False),
+        (301, "direct_response", False),
+        (403, "csrf_origin_mismatch", False),
+        (503, "maintenance_mode", False),
+        (500, "ext_proc_error_gRPC_error_14", False),
+        (400, "missing_host_header", False),
+        (413, "request_payload_too_large", False),
+        (404, "direct_response_timeout", False),
+        (0, "downstream_remote_disconnect", True),
+        (200, None, True),
+        (503, "-", True),
     ],
 )
 def test_an_application_that_got_nothing_is_not_missed(run, code, details, arrived):
