@@ -181,7 +181,7 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
             parent_id=span.parent_id,
             service=span.service,
             name=span.name,
-            kind=span.kind,
+            kind=kind_of(span.kind),
             maker=maker_of(span.scope, span.attributes),
             start_ns=span.start_ns,
             end_ns=span.end_ns,
@@ -189,6 +189,11 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
         )
         for span in spans
     )
+
+
+def kind_of(name: str) -> str:
+    """Return a span's kind: OpenTelemetry reads one that is not specified as internal, and so do backends."""
+    return "INTERNAL" if name == "UNSPECIFIED" else name
 
 
 def name_of_place(log: str, side: str) -> str:
