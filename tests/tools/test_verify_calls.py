@@ -166,6 +166,9 @@ def test_health_checks_connections_and_attempts_are_no_calls(run):
     lines = [
         *call("inbound", None, None, user_agent="Envoy/HC"),
         *call("inbound", None, None, user_agent="kube-probe/1.31"),
+        *call("inbound", None, None, user_agent="Prometheus/2.53.0"),
+        *call("inbound", None, None, user_agent="Blackbox Exporter/0.25.0"),
+        *call("inbound", None, None, user_agent="Amazon-Route53-Health-Check-Service (ref 1; report http://amzn.to/x)"),
         {"type": "TcpConnectionEnd", "listener": "inbound", "response_code": 0, "traceparent": None},
         {"listener": "inbound", "method": None, "path": "-", "response_code": 400, "traceparent": None},
         *call("inbound", parent(2), parent(3)),

@@ -45,8 +45,11 @@ _ARRIVED: Final = re.compile(
     r"upstream_reset_before_response_started\{(connection_termination|(remote|local)_reset|protocol_error)|"
     r"(stream_idle|max_duration|request_overall)_timeout|duration_timeout|downstream_(remote|local)_disconnect"
 )
-# Those who ask a proxy whether it is there take part in no trace, even where nothing else uses the mesh.
-_HEALTH_CHECKS: Final = re.compile(r"Envoy/HC|kube-probe/|ELB-HealthChecker/|GoogleHC/|Consul Health Check")
+# Those who ask whether it is there, or for its metrics, take part in no trace, even where nothing else uses the mesh.
+_HEALTH_CHECKS: Final = re.compile(
+    r"Envoy/HC|kube-probe/|ELB-HealthChecker/|GoogleHC/|Consul Health Check|Amazon-Route53-Health-Check|Prometheus/|"
+    r"Blackbox Exporter/"
+)
 
 
 class _Call(NamedTuple):
@@ -114,11 +117,6 @@ class LogTail:
         """Return the listeners whose lines have no place for any of these headers, as far as the log has shown."""
         columns = {_COLUMNS[name] for name in headers}
         return [side for side, names in self.printed.items() if columns.isdisjoint(names)]
-
-    @property
-    def prints_traceparent(self) -> bool:
-        """Says whether any listener's lines have a place for it."""
-        return not self.printed or len(self.sides_without("traceparent")) < len(self.printed)
 
     @property
     def is_unreadable(self) -> bool:
