@@ -267,7 +267,8 @@ def test_states_that_differ_in_a_vendors_values_alone_are_alike(run):
 def test_a_log_without_a_place_for_the_header_is_not_broken(run):
     journey = run({"edge": [{"listener": "edge", "method": "GET", "path": "/"}]})
     assert (journey.verdict, found(journey)) == ("unknown", [("access-log.not-logged", "edge")])
-    assert journey.summary == "UNKNOWN: edge: the access log does not print traceparent"
+    why = "its format has no place for it, or nothing was sent (omit_empty_values)"
+    assert journey.summary == f"UNKNOWN: edge: no line of this log has traceparent: {why}"
     assert journey.hops[1].received == journey.hops[1].sent == {}
 
 
@@ -291,8 +292,8 @@ def test_of_a_b3_probe_a_log_that_prints_traceparent_alone_shows_enough_where_th
     journey = run({"edge": [end("edge", came)]}, variant="b3")
     assert sorted(code for code, _ in found(journey)) == codes
     if came is None:
-        what = "edge: the access log prints no B3 header, nor a valid traceparent"
-        assert (journey.verdict, journey.summary) == ("unknown", f"UNKNOWN: {what}")
+        what = "UNKNOWN: edge: no line of this log has a B3 header or a valid traceparent: "
+        assert (journey.verdict, journey.summary.startswith(what)) == ("unknown", True)
 
 
 def test_of_a_b3_probe_that_a_log_did_not_see_it_is_not_said_what_it_prints(tmp_path):
@@ -332,6 +333,17 @@ def test_a_listener_without_a_place_for_the_header_is_known_behind_each_callee(r
     ]
     journey = run({"edge": EDGE, "shop": [*call("inbound", parent(2), parent(3)), *bare]})
     assert found(journey) == [("access-log.not-logged", "shop outbound")]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [({}, [("verify.lost", "shop application")]), ({"path": "/"}, [("access-log.not-logged", "shop outbound")])],
+    ids=["one format", "another format"],
+)
+def test_what_both_directions_have_a_place_for_is_lost_where_it_is_left_out(run, more, expected):
+    inbound = {"method": "GET", "upstream_cluster": "inbound|80||", "traceparent": parent(2)}
+    outbound = {"method": "GET", "upstream_cluster": "outbound|80||stock.ns", **more}
+    assert found(run({"edge": EDGE, "shop": [inbound, outbound]})) == expected
 
 
 def test_a_key_that_is_left_out_where_it_has_no_value_is_one_that_was_looked_at(tmp_path):

@@ -100,10 +100,12 @@ def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Find
             "nothing is known of what passed there", "give the proxy's own format string with --format",
         )  # fmt: skip
     elif unlogged := _unlogged(tail, evidence, probe):
-        what = "prints no B3 header, nor a valid traceparent" if probe.variant == "b3" else "does not print traceparent"
+        what = "a B3 header or a valid traceparent" if probe.variant == "b3" else "traceparent"
         for where in unlogged:
             yield Finding(
-                "warning", NOT_LOGGED, where, f"the access log {what}",
+                "warning", NOT_LOGGED, where,
+                f"no line of this {'log' if where == tail.name else 'listener'} has {what}: its format has no place "
+                "for it, or nothing was sent (omit_empty_values)",
                 "nobody can see in it what passed: a trace that ends there is not noticed",
                 "`meshmw mesh-config` prints a format that does",
             )  # fmt: skip

@@ -111,7 +111,7 @@ class LogTail:
             for side, names in found.items():
                 self._printed[side] |= names
             found, self._before = self._printed, []
-        return found
+        return _with_omitted(found)
 
     def sides_without(self, *headers: str) -> list[str]:
         """Return the listeners whose lines have no place for any of these headers, as far as the log has shown."""
@@ -151,6 +151,17 @@ class LogTail:
         whole = new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         return _lines(whole)
+
+
+def _with_omitted(printed: Mapping[str, set[str]]) -> Mapping[str, set[str]]:
+    """Add the headers that lines leave out where they are empty, as Envoy does with `omit_empty_values`.
+
+    Istio has one format for both directions, so that where all else is equal, both have a place for what one prints.
+    """
+    inbound, outbound = printed.get("inbound", set()), printed.get("outbound", set())
+    if inbound == outbound or (inbound ^ outbound) - {*_COLUMNS.values()}:
+        return printed
+    return {**printed, "inbound": inbound | outbound, "outbound": inbound | outbound}
 
 
 def _identity(path: Path) -> tuple[tuple[int, int] | None, int]:
