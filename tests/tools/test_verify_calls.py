@@ -337,7 +337,10 @@ def test_a_listener_without_a_place_for_the_header_is_known_behind_each_callee(r
 
 @pytest.mark.parametrize(
     ("more", "expected"),
-    [({}, [("verify.lost", "shop application")]), ({"path": "/"}, [("access-log.not-logged", "shop outbound")])],
+    [
+        ({}, [("verify.lost", "shop application -> shop outbound")]),
+        ({"path": "/"}, [("access-log.not-logged", "shop outbound")]),
+    ],
     ids=["one format", "another format"],
 )
 def test_what_both_directions_have_a_place_for_is_lost_where_it_is_left_out(run, more, expected):

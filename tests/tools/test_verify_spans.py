@@ -191,7 +191,6 @@ def test_one_id_of_two_services_is_said():
     assert len(journey(span(9), span(9)).spans) == 1
 
 
-@pytest.mark.parametrize("probe", [make_probe(URL, "malformed"), make_probe(URL, "b3", headers={"x-b3-sampled": "1"})])
 def test_one_span_of_two_backends_is_one_however_they_spell_it():
     def seen(*answers: list[ReceivedSpan]) -> Journey:
         backends = [LocalBackend(f"memory {number}", lambda spans=each: spans) for number, each in enumerate(answers)]
@@ -208,6 +207,7 @@ def test_one_span_of_two_backends_is_one_however_they_spell_it():
     assert found(seen([span(9)], [span(9), span(9, service="b")])) == [("verify.same-id", "shop, b")]
 
 
+@pytest.mark.parametrize("probe", [make_probe(URL, "malformed"), make_probe(URL, "b3", headers={"x-b3-sampled": "1"})])
 def test_a_trace_whose_id_nobody_knows_is_not_missed_where_ids_are_asked_for(probe):
     def seen(*, everything: bool) -> Journey:
         backend = LocalBackend("memory", list, everything=everything)
