@@ -33,6 +33,8 @@ _NAME: Final = re.compile(r"(traceparent|tracestate|baggage|b3|x-b3-[a-z]+)[ \t]
 # colon there, but for hexadecimal digits, which are Jaeger's value without its name.
 _OTHER_NAME: Final = re.compile(r"(?:[<>*] )?(?![0-9a-fA-F]+:)(:?[!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:")
 _REQUEST_LINE: Final = re.compile(r"(?:[<>*] )?(?:[A-Z]{3,10} [^ ]+ HTTP/[0-9.]+|HTTP/[0-9.]+ [0-9]{3}.*)")
+# How HTTP/2 and HTTP/3 begin the headers of a request.
+_PSEUDO: Final = re.compile(r":(?:method|path):")
 # What `curl -v` puts before a header; `curl --trace-ascii` puts the offset there.
 _MARK: Final = re.compile(r"(?:[<>*]|[0-9a-f]{4}:)[ \t]")
 # What stands around the headers: what curl says of itself and of its progress, and the beginning of a page.
@@ -125,8 +127,10 @@ def _header_texts(arguments: Iterable[str]) -> Iterator[str]:
 def _without_bodies(lines: Iterable[str]) -> Iterator[str]:
     """Yield lines, but for those that an empty line parts from the headers of a request or of an answer."""
     in_headers = in_body = False
+    left_out: list[str] = []
     for line in lines:
-        if _is_request_line(line):
+        # In HTTP/2, a body is followed by no line that says so.
+        if _is_request_line(line) or (in_body and _PSEUDO.match(_unmarked(line))):
             in_headers, in_body = True, False
         elif not _unmarked(f"{line} ").strip():
             in_body, in_headers = in_body or in_headers, False
@@ -134,6 +138,11 @@ def _without_bodies(lines: Iterable[str]) -> Iterator[str]:
         # Between the lines of a body, curl goes on to say what it does.
         if not in_body or _MARK.match(line):
             yield line
+        else:
+            left_out.append(line)
+    if any(_NAME.match(_unmarked(line)) for line in left_out):
+        what = f"{len(left_out)} line{'' if len(left_out) == 1 else 's'} of bodies were not looked at"
+        error_console().print(f"meshmw: {what}, although one begins like a trace header: give it alone to inspect it")
 
 
 def _print(found: Iterable[Inspection]) -> None:

@@ -156,7 +156,7 @@ def test_ids_of_other_lengths_are_filled_up(server):
     url, answers = server
     answers[f"/api/v3/traces/{TRACE_ID}"] = (200, {"resourceSpans": [otlp("1", "aaa=", "!", 0, 0)]})
     (found,) = HttpBackend("jaeger", url).spans([TRACE_ID])
-    assert (found.trace_id, found.span_id, found.kind) == (TRACE_ID, "aaa=".rjust(16, "0"), "UNSPECIFIED")
+    assert (found.trace_id, found.span_id, found.kind) == (TRACE_ID, "aaa=".rjust(16, "0"), "INTERNAL")
 
 
 def test_a_link_to_another_trace_is_no_parent(server):

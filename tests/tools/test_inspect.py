@@ -263,6 +263,29 @@ def test_what_stands_around_the_headers_is_left_out(monkeypatch, capsys, text, h
     assert [each["header"] for each in json.loads(capsys.readouterr().out)] == headers
 
 
+HEAD = f"GET / HTTP/1.1\ntraceparent: {VALID}\n\n"
+
+
+@pytest.mark.parametrize("first", [":method: GET", ":path: /", "> :method: GET"])
+def test_a_second_block_of_headers_is_looked_at(monkeypatch, capsys, first):
+    text = f"{HEAD}{first}\n:scheme: http\ntraceparent: 00-xyz\n\nhello\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["inspect", "-", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [each["valid"] for each in json.loads(out)] == [True, False]
+    assert err == ""
+
+
+@pytest.mark.parametrize(("body", "said"), [("", "1 line of bodies"), ("hello\n", "2 lines of bodies")])
+def test_a_body_that_holds_what_looks_like_a_header_is_said(monkeypatch, capsys, body, said):
+    text = f"{HEAD}{body}traceparent: 00-xyz"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["inspect", "-", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1
+    assert said in " ".join(err.split())
+
+
 def test_headers_that_are_none_of_ours_alone_are_said(capsys):
     assert main(["inspect", "host: shop", "accept:*/*", "HTTP/1.1 200 OK"]) == 2
     assert "none of 3 lines is a trace header" in capsys.readouterr().err

@@ -7,10 +7,13 @@ import json
 import pytest
 
 from meshmw._tools.verify import follow
-from meshmw._tools.verify.evidence import Watch
+from meshmw._tools.verify.evidence import LocalBackend, Watch
 from meshmw._tools.verify.journey import Journey
+from meshmw._tools.verify.judge import Judgement
+from meshmw._tools.verify.judge_spans import silent_hops
 from meshmw._tools.verify.logs import LogTail, probe_hops
-from meshmw._tools.verify.probe import SYNTHETIC, ProbeAnswer, make_probe
+from meshmw._tools.verify.probe import SYNTHETIC, ProbeAnswer, Variant, make_probe
+from meshmw.testing import ReceivedSpan
 
 URL = "http://mesh/"
 OTHER = "f" * 32
@@ -36,12 +39,14 @@ def call(listener: str, came: str | None, went: str | None, **more: object) -> l
 def run(tmp_path):
     """Return a function that has `verify` judge logs that nothing else writes to."""
 
-    def run(logs: dict[str, list[dict[str, object]]]) -> Journey:
+    def run(logs: dict[str, list[dict[str, object]]], *backends: LocalBackend, variant: Variant = "w3c") -> Journey:
+        for name in logs:
+            (tmp_path / f"{name}.log").unlink(missing_ok=True)
         tails = [LogTail(name, tmp_path / f"{name}.log") for name in logs]
         for name, lines in logs.items():
             (tmp_path / f"{name}.log").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        watch = Watch(tails=tails, timeout=0, settle=0, alone=True)
-        return follow(make_probe(URL), ProbeAnswer(200), watch, 0)
+        watch = Watch(tails=tails, backends=backends, timeout=0, settle=0, alone=True)
+        return follow(make_probe(URL, variant), ProbeAnswer(200), watch, 0)
 
     return run
 
@@ -84,6 +89,15 @@ def test_calls_that_are_alike_are_one_hop(run):
     ]
     # The one that came through is the one that the application got.
     assert journey.hops[3].received["traceparent"] == parent(4)
+
+
+def test_of_a_call_that_the_proxy_answered_and_its_repetition_the_one_that_arrived_is_shown(run):
+    refused = call("inbound", parent(2), parent(3), response_code=200, response_code_details="direct_response")
+    failed = call("inbound", parent(2), parent(4), response_code=500, response_code_details="via_upstream")
+    for calls in ([*refused, *failed], [*failed, *refused]):
+        journey = run({"edge": EDGE, "shop": calls})
+        assert [hop.name for hop in journey.hops[2:]] == ["shop inbound", "shop application"]
+        assert journey.hops[2].note == "answered 500 (via_upstream)"
 
 
 def test_calls_at_the_same_moment_are_told_apart_by_their_trace(run):
@@ -135,10 +149,26 @@ def test_an_application_that_loses_its_only_call_is_named(run):
     assert found(run({"edge": EDGE, "shop": calls})) == [("verify.lost", "shop application")]
 
 
+def test_a_parent_that_a_proxy_passes_on_is_laid_at_the_one_that_made_it(run):
+    application = ReceivedSpan(
+        service="shop", name="GET", kind="SERVER", trace_id=SYNTHETIC[0], span_id=f"{9:016x}", parent_id=f"{2:016x}",
+        start_ns=1, end_ns=2,
+    )  # fmt: skip
+    logs = {"edge": EDGE, "shop": call("inbound", parent(2), parent(2))}
+    journey = run(logs, LocalBackend("memory", lambda: [application]))
+    assert found(journey) == [("verify.orphan", "edge")]
+    assert [hop.name for hop in silent_hops(Judgement([*journey.hops], expected=SYNTHETIC[0]), journey.spans)] == [
+        "edge"
+    ]
+
+
 def test_health_checks_connections_and_attempts_are_no_calls(run):
     lines = [
         *call("inbound", None, None, user_agent="Envoy/HC"),
         *call("inbound", None, None, user_agent="kube-probe/1.31"),
+        *call("inbound", None, None, user_agent="Prometheus/2.53.0"),
+        *call("inbound", None, None, user_agent="Blackbox Exporter/0.25.0"),
+        *call("inbound", None, None, user_agent="Amazon-Route53-Health-Check-Service (ref 1; report http://amzn.to/x)"),
         {"type": "TcpConnectionEnd", "listener": "inbound", "response_code": 0, "traceparent": None},
         {"listener": "inbound", "method": None, "path": "-", "response_code": 400, "traceparent": None},
         *call("inbound", parent(2), parent(3)),
@@ -157,6 +187,18 @@ def test_health_checks_connections_and_attempts_are_no_calls(run):
         (503, "via_upstream", True),
         (504, "upstream_response_timeout", True),
         (503, "upstream_reset_before_response_started{connection_termination}", True),
+        (503, "upstream_reset_before_response_started{overflow}", False),
+        (200, "direct_response", False),
+        (301, "direct_response", False),
+        (403, "csrf_origin_mismatch", False),
+        (503, "maintenance_mode", False),
+        (500, "ext_proc_error_gRPC_error_14", False),
+        (400, "missing_host_header", False),
+        (413, "request_payload_too_large", False),
+        (404, "direct_response_timeout", False),
+        (0, "downstream_remote_disconnect", True),
+        (200, None, True),
+        (503, "-", True),
     ],
 )
 def test_an_application_that_got_nothing_is_not_missed(run, code, details, arrived):
@@ -196,7 +238,22 @@ def test_so_many_calls_that_differ_are_looked_at(run):
     journey = run({"edge": lines})
     assert len(journey.hops) == 17
     assert journey.hops[-1].note == "24 further calls are not looked at"
-    assert {code for code, _ in found(journey)} == {"verify.malformed"}
+    assert {code for code, _ in found(journey)} == {"verify.malformed", "verify.too-many-calls"}
+
+
+def test_of_calls_that_are_too_many_the_one_in_no_trace_is_looked_at(run):
+    lines = [
+        line
+        for number in range(40)
+        for line in call("inbound", parent(2), parent(3), tracestate=f"meshmw=verify,k{number}=1")
+    ]
+    journey = run({"edge": EDGE, "shop": [*lines, *call("inbound", parent(2), None, tracestate="meshmw=verify")]})
+    last = "shop inbound (call 16)"
+    assert found(journey) == [("verify.lost", last), ("verify.too-many-calls", last)]
+    assert [hop.note for hop in journey.hops if hop.name == last] == ["25 further calls are not looked at"]
+    doubted = run({"edge": EDGE, "shop": lines})
+    assert (doubted.verdict, found(doubted)) == ("one", [("verify.too-many-calls", last)])
+    assert doubted.summary.endswith(f"as far as is known: nothing more of {last}")
 
 
 def test_states_that_differ_in_a_vendors_values_alone_are_alike(run):
@@ -210,7 +267,8 @@ def test_states_that_differ_in_a_vendors_values_alone_are_alike(run):
 def test_a_log_without_a_place_for_the_header_is_not_broken(run):
     journey = run({"edge": [{"listener": "edge", "method": "GET", "path": "/"}]})
     assert (journey.verdict, found(journey)) == ("unknown", [("access-log.not-logged", "edge")])
-    assert journey.summary == "UNKNOWN: edge: the access log does not print traceparent"
+    why = "its format has no place for it, or nothing was sent (omit_empty_values)"
+    assert journey.summary == f"UNKNOWN: edge: no line of this log has traceparent: {why}"
     assert journey.hops[1].received == journey.hops[1].sent == {}
 
 
@@ -222,11 +280,73 @@ def test_of_a_b3_probe_a_log_that_prints_b3_shows_enough(tmp_path):
     assert (journey.verdict, found(journey)) == ("one", [])
 
 
+@pytest.mark.parametrize(
+    ("came", "codes"),
+    [
+        (None, ["access-log.not-logged"]),
+        ("00-xyz", ["access-log.not-logged", "verify.malformed"]),
+        (parent(2), []),
+    ],
+)
+def test_of_a_b3_probe_a_log_that_prints_traceparent_alone_shows_enough_where_there_is_one(run, came, codes):
+    journey = run({"edge": [end("edge", came)]}, variant="b3")
+    assert sorted(code for code, _ in found(journey)) == codes
+    if came is None:
+        what = "UNKNOWN: edge: no line of this log has a B3 header or a valid traceparent: "
+        assert (journey.verdict, journey.summary.startswith(what)) == ("unknown", True)
+
+
+def test_of_a_b3_probe_that_a_log_did_not_see_it_is_not_said_what_it_prints(tmp_path):
+    tail = LogTail("edge", tmp_path / "edge.log")
+    (tmp_path / "edge.log").write_text(f"{json.dumps(end('edge', None))}\n")
+    journey = follow(make_probe(URL, "b3"), ProbeAnswer(200), Watch(tails=[tail], timeout=0, settle=0), 0)
+    assert found(journey) == [("verify.not-logged", "edge")]
+
+
 def test_one_listener_of_a_log_that_has_no_place_for_the_header_is_named(run):
     lines = [*call("inbound", parent(2), parent(3)), {"listener": "calls", "method": "GET", "path": "/"}]
     journey = run({"edge": EDGE, "shop": lines})
     assert (journey.verdict, found(journey)) == ("one", [("access-log.not-logged", "shop calls")])
     assert journey.summary.endswith("as far as is known: nothing more of shop calls")
+
+
+@pytest.mark.parametrize(
+    ("listener", "where"),
+    [("shop", "shop"), ("", "shop"), ("out", None), ("outbound", "shop outbound")],
+    ids=["named like its log", "without a name", "named like the beginning of another", "outbound"],
+)
+def test_the_listener_without_a_place_for_the_header_is_named_and_no_other(run, listener, where):
+    bare = {"listener": listener, "method": "GET", "path": "/"}
+    lines = [*call("inbound", parent(2), parent(3))]
+    if where is None:
+        # No request: it passed no call of the probe's.
+        lines += [{**bare, "user_agent": "kube-probe/1"}, *call("outbound", parent(5), parent(6))]
+    else:
+        lines.append(bare)
+    journey = run({"edge": EDGE, "shop": lines})
+    assert found(journey) == ([] if where is None else [("access-log.not-logged", where)])
+
+
+def test_a_listener_without_a_place_for_the_header_is_known_behind_each_callee(run):
+    bare = [
+        {"method": "GET", "path": "/", "upstream_cluster": f"outbound|80||{name}.svc"} for name in ("stock", "price")
+    ]
+    journey = run({"edge": EDGE, "shop": [*call("inbound", parent(2), parent(3)), *bare]})
+    assert found(journey) == [("access-log.not-logged", "shop outbound")]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, [("verify.lost", "shop application -> shop outbound")]),
+        ({"path": "/"}, [("access-log.not-logged", "shop outbound")]),
+    ],
+    ids=["one format", "another format"],
+)
+def test_what_both_directions_have_a_place_for_is_lost_where_it_is_left_out(run, more, expected):
+    inbound = {"method": "GET", "upstream_cluster": "inbound|80||", "traceparent": parent(2)}
+    outbound = {"method": "GET", "upstream_cluster": "outbound|80||stock.ns", **more}
+    assert found(run({"edge": EDGE, "shop": [inbound, outbound]})) == expected
 
 
 def test_a_key_that_is_left_out_where_it_has_no_value_is_one_that_was_looked_at(tmp_path):

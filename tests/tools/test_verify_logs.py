@@ -50,7 +50,7 @@ def test_wrappers_are_taken_off(tmp_path, wrap, known):
             file.write(f"{wrap(line())}\n")
         assert hops(tail) == [("shop", PARENT)]
     assert len(tail.lines) == 2
-    assert tail.prints_traceparent
+    assert tail.sides_without("traceparent") == []
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)

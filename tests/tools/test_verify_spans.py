@@ -191,6 +191,33 @@ def test_one_id_of_two_services_is_said():
     assert len(journey(span(9), span(9)).spans) == 1
 
 
+def test_one_span_of_two_backends_is_one_however_they_spell_it():
+    def seen(*answers: list[ReceivedSpan]) -> Journey:
+        backends = [LocalBackend(f"memory {number}", lambda spans=each: spans) for number, each in enumerate(answers)]
+        return follow(make_probe(URL), ProbeAnswer(200), Watch(backends=backends, timeout=0, settle=0), NOW)
+
+    jaeger = span(9, kind="INTERNAL", service="OTLPResourceNoServiceName", start=NOW - 5000)
+    tempo = span(9, kind="UNSPECIFIED", service="")
+    for answers in ([jaeger], [tempo]), ([tempo], [jaeger]):
+        one = seen(*answers)
+        assert (one.verdict, found(one), [each.kind for each in one.spans]) == ("one", [], ["INTERNAL"])
+    # Of a client and its server that share an id, each backend may have one; of twins, one may have both.
+    shared = seen([span(9, kind="CLIENT")], [span(9, service="b")])
+    assert (found(shared), len(shared.spans)) == ([], 2)
+    assert found(seen([span(9)], [span(9), span(9, service="b")])) == [("verify.same-id", "shop, b")]
+
+
+@pytest.mark.parametrize("probe", [make_probe(URL, "malformed"), make_probe(URL, "b3", headers={"x-b3-sampled": "1"})])
+def test_a_trace_whose_id_nobody_knows_is_not_missed_where_ids_are_asked_for(probe):
+    def seen(*, everything: bool) -> Journey:
+        backend = LocalBackend("memory", list, everything=everything)
+        return follow(probe, ProbeAnswer(200), Watch(backends=[backend], timeout=0, settle=0), NOW)
+
+    assert (seen(everything=False).verdict, found(seen(everything=False))) == ("unknown", [])
+    # One that holds all that there is would hold it.
+    assert found(seen(everything=True)) == [("verify.no-spans", "memory")]
+
+
 def test_an_unsampled_probe_beside_a_stray_trace_is_a_split():
     stray = journey(span(9, 0, trace="d" * 32), probe=make_probe(URL, "unsampled"))
     assert (stray.verdict, found(stray)) == ("broken", [("verify.split", "shop SERVER")])

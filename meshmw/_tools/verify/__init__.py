@@ -15,12 +15,13 @@ from typing import Final
 
 from meshmw._notices import without_secrets
 from meshmw._tools import Finding, by_severity
-from meshmw._tools.verify.evidence import BackendError, Evidence, HttpBackend, Watch
+from meshmw._tools.verify.evidence import BackendError, Evidence, HttpBackend, Watch, merged
 from meshmw._tools.verify.journey import ECHO_NAME, Hop, Journey, JourneySpan, Verdict, with_orphans, with_parents
 from meshmw._tools.verify.judge import Judgement, judge_hops
 from meshmw._tools.verify.judge_spans import (
     BACKEND_FAULT,
     NOT_LOGGED,
+    TOO_MANY,
     TOO_OLD,
     check_answer,
     check_sources,
@@ -34,7 +35,7 @@ from meshmw._tools.verify.probe import Echo, Probe, ProbeAnswer, is_trace_id
 _POLL: Final = 0.1
 # Codes of findings that say that something is not known.
 _UNKNOWN: Final = (
-    BACKEND_FAULT, NOT_LOGGED, TOO_OLD, "verify.partial", "verify.no-log", "verify.unknown-format"
+    BACKEND_FAULT, NOT_LOGGED, TOO_OLD, TOO_MANY, "verify.partial", "verify.no-log", "verify.unknown-format"
 )  # fmt: skip
 # Clocks differ from machine to machine; what is older than this is an earlier probe with the same ids.
 _SKEW_NS: Final = 60 * 10**9
@@ -77,21 +78,17 @@ def _look(probe: Probe, answer: ProbeAnswer, watch: Watch, began_ns: int, faults
     named = [probe.trace_id, *judge_hops(hops, probe).trace_ids, answer.trace_id]
     # A trace id that a header or a log line names becomes part of a backend's URL.
     trace_ids = [trace_id for trace_id in dict.fromkeys(named) if is_trace_id(trace_id)]
-    spans: dict[object, JourneySpan] = {}
+    answers: list[Sequence[JourneySpan]] = []
     for backend in watch.backends:
         try:
-            found = backend.spans(trace_ids)
+            answers.append(backend.spans(trace_ids))
         except BackendError as error:
             faults[backend.name] = str(error)
             continue
         faults.pop(backend.name, None)
-        for span in found:
-            # A span that two backends have is one; two spans may have one id, by design (Zipkin) or by mistake.
-            key = (span.trace_id, span.span_id, span.kind, span.service, span.start_ns // 1000)
-            spans.setdefault(key, span)
     # Ids that are fresh are nobody else's.
     fresh = set(trace_ids) - (set() if probe.is_fresh else {probe.trace_id})
-    mine, too_old = _of_this_request(spans.values(), hops, fresh, began_ns)
+    mine, too_old = _of_this_request(merged(answers), hops, fresh, began_ns)
     return Evidence(tuple(hops), with_orphans(mine, probe.parent_id, probe.trace_id), too_old)
 
 

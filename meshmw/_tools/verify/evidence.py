@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from meshmw._notices import shown, without_secrets
 from meshmw._tools.http_client import HttpError, exchange
-from meshmw._tools.verify.journey import Hop, JourneySpan, journey_spans, maker_of
+from meshmw._tools.verify.journey import Hop, JourneySpan, journey_spans, kind_of, maker_of
 from meshmw._tools.verify.logs import LogTail
 from meshmw.errors import MeshmwError
 
@@ -200,12 +201,30 @@ class LocalBackend:
     def __init__(self, name: str, received: Callable[[], Sequence[Any]], *, everything: bool = False) -> None:
         self.name = name
         self._received = received
-        self._everything = everything
+        self.everything = everything
 
     def spans(self, trace_ids: Iterable[str]) -> list[JourneySpan]:
         """Return the spans of these traces, or all, that have arrived so far."""
         wanted = set(trace_ids)
-        return [span for span in journey_spans(self._received()) if self._everything or span.trace_id in wanted]
+        return [span for span in journey_spans(self._received()) if self.everything or span.trace_id in wanted]
+
+
+def merged(answers: Iterable[Sequence[JourneySpan]]) -> list[JourneySpan]:
+    """Return the spans that several backends gave, each once.
+
+    Two spans of one answer may have one id, by design (Zipkin) or by mistake. Of two answers, spans with one id and one
+    kind are the same: a backend may call a service by another name, and correct its clock.
+    """
+    found: dict[object, list[JourneySpan]] = {}
+    for spans in answers:
+        own: dict[object, dict[object, JourneySpan]] = defaultdict(dict)
+        for span in spans:
+            alike = own[span.trace_id, span.span_id, span.kind]
+            alike.setdefault((span.service, span.start_ns // 1000), span)
+        for key, each in own.items():
+            if len(each) > len(found.get(key, ())):
+                found[key] = list(each.values())
+    return [span for alike in found.values() for span in alike]
 
 
 def _from_jaeger(document: Any) -> Iterator[JourneySpan]:
@@ -263,7 +282,7 @@ def _otlp_span(span: Mapping[str, Any], service: str, scope: str) -> JourneySpan
         parent_id=_hex_id(span.get("parentSpanId") or "", 8),
         service=service,
         name=str(span.get("name", "")),
-        kind=_enum_name(span.get("kind", 0), _KINDS, "SPAN_KIND_"),
+        kind=kind_of(_enum_name(span.get("kind", 0), _KINDS, "SPAN_KIND_")),
         maker=maker_of(scope, _otlp_attributes(span)),
         start_ns=_nanoseconds(span.get("startTimeUnixNano", 0)),
         end_ns=_nanoseconds(span.get("endTimeUnixNano", 0)),

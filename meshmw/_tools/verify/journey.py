@@ -181,7 +181,7 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
             parent_id=span.parent_id,
             service=span.service,
             name=span.name,
-            kind=span.kind,
+            kind=kind_of(span.kind),
             maker=maker_of(span.scope, span.attributes),
             start_ns=span.start_ns,
             end_ns=span.end_ns,
@@ -189,6 +189,23 @@ def journey_spans(spans: Iterable[Any]) -> tuple[JourneySpan, ...]:
         )
         for span in spans
     )
+
+
+def kind_of(name: str) -> str:
+    """Return a span's kind: OpenTelemetry reads one that is not specified as internal, and so do backends."""
+    return "INTERNAL" if name == "UNSPECIFIED" else name
+
+
+def name_of_place(log: str, side: str) -> str:
+    """Return the name of a proxy's listener: its log's, with the listener's own behind it where it has another one."""
+    return f"{log} {side}" if side and side != log else log
+
+
+def is_at(hop: Hop, log: str, side: str) -> bool:
+    """Say whether a hop is a call at this listener; of those that go out, the name of the callee may follow."""
+    place = _place_of(hop)
+    is_there = place == name_of_place(log, side) or (side == "outbound" and place.startswith(f"{log} {side} "))
+    return hop.kind == "proxy" and is_there
 
 
 def name_of_call(place: str, number: int) -> str:
@@ -207,32 +224,59 @@ def with_parents(hops: Sequence[Hop]) -> list[Hop]:
     by its own proxy's other listeners, and those are mostly named for whom they call.
     """
     found: list[Hop] = []
+    callers = _Callers()
     for hop in hops:
-        found.append(replace(hop, parent=_parent_of(hop, found)))
+        found.append(replace(hop, parent=_parent_of(hop, found, callers)))
+        callers.add(found[-1])
     return found
 
 
-def _parent_of(hop: Hop, before: Sequence[Hop]) -> int | None:
+class _Callers:
+    """Finds the hop that called another one, in a time that does not grow with their number: a log decides that."""
+
+    def __init__(self) -> None:
+        self.first: dict[tuple[str, ...], int] = {}
+        self.last: dict[tuple[str, ...], int] = {}
+        self.parents: dict[str, int] = {}
+        self._count = 0
+
+    def add(self, hop: Hop) -> None:
+        """Take the next hop in."""
+        index, place = self._count, _place_of(hop)
+        self._count += 1
+        self.first.setdefault((place,), index)
+        self.first.setdefault((place, trace_of(hop.received)), index)
+        if hop.parent is not None:
+            self.parents.setdefault(place, hop.parent)
+        went = hop.sent.get("traceparent") or ""
+        self.last["sent", went] = index
+        _, blank, callee = place.rpartition(" ")
+        if hop.kind == "proxy" and blank:
+            for key in (("named", callee), ("both", callee, went), ("alike", callee, _alike(hop.sent))):
+                self.last[key] = index
+
+
+def _parent_of(hop: Hop, before: Sequence[Hop], callers: _Callers) -> int | None:
     if not before:
         return None
-    log, _, side = _place_of(hop).partition(" ")
-    own = [index for index, each in enumerate(before) if _place_of(each) == f"{log} application"]
-    if hop.kind == "proxy" and side != "inbound" and own:
+    place = _place_of(hop)
+    log, _, side = place.partition(" ")
+    app = f"{log} application"
+    if hop.kind == "proxy" and side != "inbound" and (app,) in callers.first:
         # Of several requests that an application got, the one in the same trace made the call.
-        return next((index for index in own if trace_of(before[index].received) == trace_of(hop.received)), own[0])
-    if hop.kind == "app" and (place := _echo_place(hop.name)):
-        return _outer_echo(place, before)
+        return callers.first.get((app, trace_of(hop.received)), callers.first[app,])
+    if hop.kind == "app" and (echo := _echo_place(hop.name)):
+        return _outer_echo(echo, before)
     if hop.kind == "app":
         return len(before) - 1
     came = hop.received.get("traceparent")
-    senders = [index for index, each in enumerate(before) if came and each.sent.get("traceparent") == came]
-    named = [index for index, each in enumerate(before) if each.kind == "proxy" and _place_of(each).endswith(f" {log}")]
-    both = [index for index in senders if index in named]
     shown = _alike(hop.received if "traceparent" in hop.received else hop.sent)
-    alike = [index for index in named if _alike(before[index].sent) == shown]
+    keys: list[tuple[str, ...]] = [("alike", log, shown), ("named", log)]
+    if came:
+        keys = [("both", log, came), ("sent", came), *keys]
     # Whoever made one call of a place made the others, as far as nothing else is known.
-    again = [each.parent for each in before if _place_of(each) == _place_of(hop) and each.parent is not None]
-    return (both or senders or alike or named or again[:1] or [len(before) - 1])[-1]
+    again = callers.parents.get(place, len(before) - 1)
+    return next((callers.last[key] for key in keys if key in callers.last), again)
 
 
 def _alike(headers: Mapping[str, str | None]) -> str:

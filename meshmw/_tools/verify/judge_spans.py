@@ -9,10 +9,10 @@ from typing import Final
 
 from meshmw._notices import quoted, without_secrets
 from meshmw._tools import Finding
-from meshmw._tools.verify.evidence import Evidence, HttpBackend, Watch
-from meshmw._tools.verify.journey import Hop, JourneySpan
+from meshmw._tools.verify.evidence import Evidence, HttpBackend, LocalBackend, Watch
+from meshmw._tools.verify.journey import Hop, JourneySpan, is_at, name_of_place
 from meshmw._tools.verify.judge import Judgement
-from meshmw._tools.verify.logs import LogTail
+from meshmw._tools.verify.logs import NOT_LOOKED_AT, LogTail
 from meshmw._tools.verify.probe import Probe, ProbeAnswer
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import TraceParent
@@ -20,9 +20,12 @@ from meshmw.wire import TraceParent
 # The code of what could not be asked: then nobody knows whether the trace is whole.
 BACKEND_FAULT: Final = "verify.backend"
 TOO_OLD: Final = "verify.too-old"
+TOO_MANY: Final = "verify.too-many-calls"
 NOT_LOGGED: Final = "access-log.not-logged"
 # Places at which spans are missing that are named one by one, and services in one sentence.
 _MAX_PLACES: Final = 20
+# The headers of B3 that a log may have a place for.
+_B3: Final = ("b3", "x-b3-traceid")
 # The kinds of two spans that may have one id.
 _SHARED: Final = (["CLIENT", "SERVER"], ["CONSUMER", "PRODUCER"])
 
@@ -60,6 +63,13 @@ def check_sources(probe: Probe, watch: Watch, evidence: Evidence, faults: Mappin
         yield _too_old(watch, evidence)
     for tail in watch.tails:
         yield from _check_log(tail, evidence, probe)
+    for hop in evidence.hops:
+        if hop.note.endswith(NOT_LOOKED_AT):
+            yield Finding(
+                "warning", TOO_MANY, hop.name, hop.note,
+                "what became of the trace in them is not known",
+                "send the request alone, or look at the log itself: `meshmw access-log`",
+            )  # fmt: skip
 
 
 def _too_old(watch: Watch, evidence: Evidence) -> Finding:
@@ -90,9 +100,12 @@ def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Find
             "nothing is known of what passed there", "give the proxy's own format string with --format",
         )  # fmt: skip
     elif unlogged := _unlogged(tail, evidence, probe):
+        what = "a B3 header or a valid traceparent" if probe.variant == "b3" else "traceparent"
         for where in unlogged:
             yield Finding(
-                "warning", NOT_LOGGED, where, "the access log does not print traceparent",
+                "warning", NOT_LOGGED, where,
+                f"no line of this {'log' if where == tail.name else 'listener'} has {what}: its format has no place "
+                "for it, or nothing was sent (omit_empty_values)",
                 "nobody can see in it what passed: a trace that ends there is not noticed",
                 "`meshmw mesh-config` prints a format that does",
             )  # fmt: skip
@@ -107,13 +120,22 @@ def _check_log(tail: LogTail, evidence: Evidence, probe: Probe) -> Iterator[Find
 
 def _unlogged(tail: LogTail, evidence: Evidence, probe: Probe) -> list[str]:
     """Return the log, or those of its listeners that the probe passed, whose lines have no place for traceparent."""
-    # Of a probe that bears B3 alone, a log that prints B3 shows enough.
-    formats = ("traceparent", "b3", "x-b3-traceid") if probe.variant == "b3" else ("traceparent",)
-    sides = tail.sides_without(*formats)
-    if sides and len(sides) == len(tail.printed):
+    hops = {side: [hop for hop in evidence.hops if is_at(hop, tail.name, side)] for side in tail.printed}
+    sides = tail.sides_without("traceparent")
+    if probe.variant == "b3":
+        # A log that prints B3 shows enough; one that prints traceparent does where something on the way writes it.
+        sides = [
+            side
+            for side in tail.sides_without(*_B3)
+            if side in sides or (hops[side] and not any(map(_has_traceparent, hops[side])))
+        ]
+    if sides and len(sides) == len(hops):
         return [tail.name]
-    found = [f"{tail.name} {side}" for side in sides]
-    return [where for where in found if any(hop.name.startswith(where) for hop in evidence.hops)]
+    return [name_of_place(tail.name, side) for side in sides if hops[side]]
+
+
+def _has_traceparent(hop: Hop) -> bool:
+    return any(_parent_in(headers) is not None for headers in (hop.received, hop.sent))
 
 
 def check_spans(
@@ -122,8 +144,9 @@ def check_spans(
     """Yield what the spans show: none at all, other traces, parents that never came, hops that export nothing."""
     spans, wanted = evidence.spans, judgement.expected
     if not spans:
-        # Of a trace that is not sampled, nothing is to come.
-        if watch.backends and not faults and judgement.sampled is not False and not evidence.too_old:
+        # Of a trace that is not sampled, nothing is to come; one whose id nobody knows could not be asked for.
+        is_asked = bool(wanted) or all(isinstance(each, LocalBackend) and each.everything for each in watch.backends)
+        if watch.backends and is_asked and not faults and judgement.sampled is not False and not evidence.too_old:
             yield _no_spans(watch)
         return
     wanted = wanted or spans[0].trace_id
@@ -141,7 +164,11 @@ def check_spans(
 
 def _missing(judgement: Judgement, spans: Sequence[JourneySpan], orphans: Sequence[JourneySpan]) -> Iterator[Finding]:
     """Yield who exports nothing: each that a span names as its parent, and each that took part and left no span."""
-    makers = {made[1]: hop for hop in judgement.hops[1:] if (made := _named_by(hop.sent))[1]}
+    makers: dict[str, Hop] = {}
+    for hop in judgement.hops[1:]:
+        # Whoever passes on what it received has not made it.
+        if (made := _named_by(hop.sent)[1]) and made != _named_by(hop.received)[1]:
+            makers.setdefault(made, hop)
     by_place: dict[str, list[JourneySpan]] = defaultdict(list)
     for span in orphans:
         maker = makers.get(span.parent_id)
@@ -196,11 +223,15 @@ def silent_hops(judgement: Judgement, spans: Sequence[JourneySpan]) -> list[Hop]
 
 def _named_by(headers: Mapping[str, str | None]) -> tuple[str, str]:
     """Return the trace and the span that a sampled traceparent names; empty texts where there is none."""
+    found = _parent_in(headers)
+    return (f"{found.trace_id:032x}", f"{found.parent_id:016x}") if found is not None and found.sampled else ("", "")
+
+
+def _parent_in(headers: Mapping[str, str | None]) -> TraceParent | None:
     try:
-        found = TraceParent.parse(headers.get("traceparent") or "")
+        return TraceParent.parse(headers.get("traceparent") or "")
     except InvalidHeaderError:
-        return "", ""
-    return (f"{found.trace_id:032x}", f"{found.parent_id:016x}") if found.sampled else ("", "")
+        return None
 
 
 def _exports_nothing(hop: Hop) -> Finding:

@@ -9,15 +9,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshmw._tools.access_log import Envelope, recognize, side_of
 from meshmw._tools.access_log.counts import classify
 from meshmw._tools.access_log.formats import Format
 from meshmw._tools.access_log.rows import Line
-from meshmw._tools.verify.journey import HEADERS, Hop, name_of_call, trace_of
+from meshmw._tools.verify.journey import HEADERS, Hop, name_of_call, name_of_place, trace_of
 from meshmw._tools.verify.probe import AGENT, Probe
 
 # Bytes of a log from before the probe, which show its format.
@@ -33,16 +32,31 @@ _CLUSTERS: Final = {
 _COLUMNS: Final = {name: name.replace("-", "_") for name in HEADERS}
 # Calls of one listener that are told apart: strangers decide how many there are.
 _MAX_CALLS: Final = 16
+# How a hop's note ends that says how many more there are.
+NOT_LOOKED_AT: Final = " are not looked at"
 # A span id in traceparent or B3, which tells calls apart that are alike otherwise.
 _SPAN_ID: Final = re.compile("-[0-9a-f]{16}(?=-|$)")
-# Details of answers that a proxy gave by itself: the application behind it got nothing.
-_NEVER_ARRIVED: Final = re.compile(
-    r"\((?:UF|UH|NR|NC|RL|UAEX|rbac_|ext_authz_|jwt_authn_|Jwt|oauth|fault_filter_abort|local_rate_limited|"
-    r"request_rate_limited|rate_limiter_error|no_healthy_upstream|route_not_found|cluster_not_found|direct_response|"
-    r"upstream_reset_before_response_started\{(?:remote_|local_)?connection_failure|admission_control|overload)"
+# Details of answers of which something came from the application, or would have: any other was the proxy's own, and the
+# application behind it got nothing. Envoy: source/common/stream_info; many more details come from its filters.
+_ARRIVED: Final = re.compile(
+    r"-?$|via_upstream|internal_redirect|response_payload_too_large|filter_removed_required_response_headers|"
+    r"(upstream_)?response_timeout|upstream_per_try_(idle_)?timeout|upstream_max_stream_duration_reached|"
+    r"upstream_reset_after_response_started|"
+    r"upstream_reset_before_response_started\{(connection_termination|(remote|local)_reset|protocol_error)|"
+    r"(stream_idle|max_duration|request_overall)_timeout|duration_timeout|downstream_(remote|local)_disconnect"
 )
-# Those who ask a proxy whether it is there take part in no trace, even where nothing else uses the mesh.
-_HEALTH_CHECKS: Final = re.compile(r"Envoy/HC|kube-probe/|ELB-HealthChecker/|GoogleHC/|Consul Health Check")
+# Those who ask whether it is there, or for its metrics, take part in no trace, even where nothing else uses the mesh.
+_HEALTH_CHECKS: Final = re.compile(
+    r"Envoy/HC|kube-probe/|ELB-HealthChecker/|GoogleHC/|Consul Health Check|Amazon-Route53-Health-Check|Prometheus/|"
+    r"Blackbox Exporter/"
+)
+
+
+class _Call(NamedTuple):
+    """Holds one call of a listener, and whether an application behind it got it, as far as is known."""
+
+    hop: Hop
+    arrived: bool
 
 
 class LogTail:
@@ -97,17 +111,12 @@ class LogTail:
             for side, names in found.items():
                 self._printed[side] |= names
             found, self._before = self._printed, []
-        return found
+        return _with_omitted(found)
 
     def sides_without(self, *headers: str) -> list[str]:
         """Return the listeners whose lines have no place for any of these headers, as far as the log has shown."""
         columns = {_COLUMNS[name] for name in headers}
         return [side for side, names in self.printed.items() if columns.isdisjoint(names)]
-
-    @property
-    def prints_traceparent(self) -> bool:
-        """Says whether any listener's lines have a place for it."""
-        return not self.printed or len(self.sides_without("traceparent")) < len(self.printed)
 
     @property
     def is_unreadable(self) -> bool:
@@ -142,6 +151,17 @@ class LogTail:
         whole = new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         return _lines(whole)
+
+
+def _with_omitted(printed: Mapping[str, set[str]]) -> Mapping[str, set[str]]:
+    """Add the headers that lines leave out where they are empty, as Envoy does with `omit_empty_values`.
+
+    Istio has one format for both directions, so that where all else is equal, both have a place for what one prints.
+    """
+    inbound, outbound = printed.get("inbound", set()), printed.get("outbound", set())
+    if inbound == outbound or (inbound ^ outbound) - {*_COLUMNS.values()}:
+        return printed
+    return {**printed, "inbound": inbound | outbound, "outbound": inbound | outbound}
 
 
 def _identity(path: Path) -> tuple[tuple[int, int] | None, int]:
@@ -189,7 +209,7 @@ def probe_hops(tails: Sequence[LogTail], probe: Probe, *, alone: bool = False) -
         places[name, side].append(line)
     # Where one listener is the inbound one, all others are for the application's own calls.
     ranked = sorted(places, key=lambda place: (order[place[0]], place[1] != "inbound"))
-    proxies = [(place, hop) for place in ranked for hop in _hops_at(place, places[place], logs[place[0]])]
+    proxies = [(place, call) for place in ranked for call in _calls_at(place, places[place], logs[place[0]])]
     return list(_with_applications(proxies))
 
 
@@ -214,19 +234,19 @@ def _host(line: Line) -> str:
     return line.get("cluster", "").rpartition("|")[2].partition(".")[0][:100]
 
 
-def _with_applications(proxies: Sequence[tuple[tuple[str, str], Hop]]) -> Iterator[Hop]:
+def _with_applications(proxies: Sequence[tuple[tuple[str, str], _Call]]) -> Iterator[Hop]:
     """Put an application behind each inbound call: it got what that sent, and sent what the outbound listener got."""
     outbound: dict[str, list[Hop]] = defaultdict(list)
-    for (name, side), hop in proxies:
+    for (name, side), call in proxies:
         if side != "inbound":
-            outbound[name].append(hop)
+            outbound[name].append(call.hop)
     numbers: Counter[str] = Counter()
-    for (name, side), hop in proxies:
+    for (name, side), (hop, arrived) in proxies:
         yield hop
-        if side == "inbound" and not _NEVER_ARRIVED.search(hop.note):
+        if side == "inbound" and arrived:
             numbers[name] += 1
             own = name_of_call(f"{name} application", numbers[name])
-            is_only = not any(place == (name, side) and other is not hop for place, other in proxies)
+            is_only = not any(place == (name, side) and other.hop is not hop for place, other in proxies)
             yield Hop(name=own, kind="app", received=hop.sent, sent=_first_call(hop, outbound[name], is_only))
 
 
@@ -264,21 +284,40 @@ def _ids(line: Line) -> set[str]:
     return found - {"-", ""}
 
 
-def _hops_at(place: tuple[str, str], lines: Sequence[Line], tail: LogTail) -> Iterator[Hop]:
-    """Yield a hop for each call of one listener that is unlike those before it."""
+def _calls_at(place: tuple[str, str], lines: Sequence[Line], tail: LogTail) -> Iterator[_Call]:
+    """Yield each call of one listener that is unlike those before it."""
     name, side = place
-    full = f"{name} {side}" if side and side != name else name
-    found: dict[object, Hop] = {}
-    for call in _calls(lines):
-        hop = _hop_of(full, call, tail)
-        key = (_alike(hop.received), _alike(hop.sent), hop.trace_id)
+    full = name_of_place(name, side)
+    found: dict[object, _Call] = {}
+    for lines_of_one in _calls(lines):
+        call = _Call(
+            _hop_of(full, lines_of_one, tail), all(_ARRIVED.match(each.get("details", "-")) for each in lines_of_one)
+        )
+        key = (_alike(call.hop.received), _alike(call.hop.sent), call.hop.trace_id)
         # Of a call that failed and of its repetition, the one that came through shows more.
-        if key not in found or (found[key].note and not hop.note):
-            found[key] = hop
-    for number, hop in enumerate(islice(found.values(), _MAX_CALLS), start=1):
+        if key not in found or _shows(call) > _shows(found[key]):
+            found[key] = call
+    for number, (hop, arrived) in enumerate(_chosen([*found.values()]), start=1):
         more = len(found) - number if number == _MAX_CALLS else 0
-        note = f"{more} further calls are not looked at" if more else hop.note
-        yield replace(hop, name=name_of_call(full, number), note=note)
+        note = f"{more} further calls{NOT_LOOKED_AT}" if more else hop.note
+        yield _Call(replace(hop, name=name_of_call(full, number), note=note), arrived)
+
+
+def _shows(call: _Call) -> tuple[bool, bool]:
+    return call.arrived, not call.hop.note
+
+
+def _chosen(calls: Sequence[_Call]) -> list[_Call]:
+    """Return as many calls as are told apart, in their order: those whose trace or flag no call before had win."""
+    firsts: dict[object, int] = {}
+    for index, (hop, _) in enumerate(calls):
+        firsts.setdefault((_trace_shown(hop.received), _trace_shown(hop.sent), hop.trace_id), index)
+    chosen = [*firsts.values(), *sorted(set(range(len(calls))) - set(firsts.values()))][:_MAX_CALLS]
+    return [calls[index] for index in sorted(chosen)]
+
+
+def _trace_shown(headers: Mapping[str, str | None]) -> tuple[tuple[str, object], ...]:
+    return tuple(each for each in _alike(headers) if each[0] != "tracestate")
 
 
 def _calls(lines: Sequence[Line]) -> list[list[Line]]:
