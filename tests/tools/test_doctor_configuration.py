@@ -279,6 +279,7 @@ def test_filters_that_nobody_can_judge():
     assert with_filter("lua", lua).unjudged == ("filter lua",)
     named = with_filter("lua", {**lua, "inline_code": "h:remove('traceparent') -- b3"})
     assert named.unjudged == ("filter lua, which names b3, traceparent",)
+    assert with_filter("lua", {**lua, "inline_code": "-- 9b3f x-b3-of-ours"}).unjudged == ("filter lua",)
     assert with_filter("x", {"@type": "type.googleapis.com/acme.Filter"}).unjudged == ("filter x",)
     wrapped = {"@type": "x/udpa.type.v1.TypedStruct", "type_url": "type.googleapis.com/acme.Filter", "value": {"a": 1}}
     assert with_filter("x", wrapped).unjudged == ("filter x",)

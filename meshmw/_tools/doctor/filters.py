@@ -35,6 +35,7 @@ _OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)
 # What comes after a level's other options.
 _LAST: Final = ("append", "repeat")
 _FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
+_WORD: Final = re.compile("[a-z0-9-]+")
 _LONGEST_IDS: Final = 64
 # Packages of Envoy's filters that change no request header but their own.
 _READERS: Final = frozenset(
@@ -215,9 +216,9 @@ def _is_harmless(package: str, config: Json) -> bool:
 
 
 def named_in(config: Any) -> list[str]:
-    """Return which trace headers a configuration names."""
-    texts = " ".join(_texts(config)).lower()
-    return [name for name in FOLLOWED if name in texts]
+    """Return which trace headers a configuration names, as whole words: hashes hold `b3` too."""
+    words = {word for text in _texts(config) for word in _WORD.findall(text.lower())}
+    return [name for name in FOLLOWED if name in words]
 
 
 def _texts(value: Any) -> Iterator[str]:
