@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from meshmw.__main__ import main
-from meshmw._tools.doctor.configuration import kind_of, own_name, parse, with_own_names
+from meshmw._tools.doctor.configuration import Configuration, kind_of, own_name, parse, with_own_names
+from meshmw._tools.doctor.headers import follow
 from meshmw._tools.doctor.judge_proxy import judge_proxy
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, read_dump, read_proxy
-from meshmw._tools.doctor.tracers import share_a_format
+from meshmw._tools.doctor.tracers import Tracing, share_a_format
 from meshmw._tools.doctor.versions import is_too_old, lacking
 
 HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -198,6 +200,16 @@ def test_a_cluster_that_is_chosen_for_each_request_may_be_any(chooses):
     held = listener({"route_config": {"name": "t", "virtual_hosts": hosts}})
     found = read_proxy("x", {"bootstrap": {"static_resources": {"listeners": [held], "clusters": clusters}}})
     assert ("headers.removed" in codes(found)) == ("cluster" not in chooses)
+
+
+def test_clusters_whose_filters_are_alike_are_followed_once():
+    class Counted(dict):
+        get = Mock(side_effect=lambda name, default: default)
+
+    clusters = Counted({name: {"typed_extension_protocol_options": {"a": {"http_filters": ["m"]}}} for name in "abc"})
+    routes = [{"match": {}, "route": {"cluster_header": "x-to"}}] * 4
+    follow({}, [{"virtual_hosts": [{"routes": routes}]}], Configuration(clusters=clusters), Tracing())
+    assert clusters.get.call_count == 2 * len(routes)
 
 
 def test_a_proxy_that_refused_all_its_clusters_has_none():
