@@ -19,7 +19,7 @@ from meshmw._tools.doctor.tracers import Tracing, route_sampling
 from meshmw.wire.headers import B3_HEADERS
 
 # Several lines of these are one list.
-_LISTS: Final = {"baggage", "tracestate"}
+LISTS: Final = {"baggage", "tracestate"}
 # The tracer goes on without these.
 _BESIDE_THE_IDS: Final = {"x-b3-parentspanid", "x-b3-sampled", "x-b3-flags", "x-datadog-sampling-priority"}
 
@@ -177,7 +177,7 @@ def _next_of_owed(state: _State, action: str) -> _State:
 
 
 def _as_change(header: str, state: _State, place: str) -> HeaderChange | None:
-    if state == "caller's" or (state == "two" and header in _LISTS):
+    if state == "caller's" or (state == "two" and header in LISTS):
         return None
     return HeaderChange(header, _EFFECTS[state], place)
 
