@@ -122,15 +122,19 @@ def main(arguments: list[str]) -> None:
             _install_despite_the_network(name)
 
 
+def said_of(failed: subprocess.CalledProcessError) -> str:
+    """What a step that failed was, and the end of what it said, if that was caught."""
+    command = failed.cmd if isinstance(failed.cmd, str) else " ".join(map(str, failed.cmd))
+    return f"{command} ended with {failed.returncode}:\n{(failed.output or '')[-4000:]}{failed.stderr or ''}"
+
+
 def _install_despite_the_network(name: str) -> None:
     """Try three times: each recipe fetches hundreds of files, and keeps those that it has."""
     for attempt in (1, 2, 3):
         try:
             install(name)
         except subprocess.CalledProcessError as failed:
-            said = (
-                f"{' '.join(failed.cmd)} ended with {failed.returncode}:\n{failed.output[-4000:]}{failed.stderr or ''}"
-            )
+            said = said_of(failed)
             if attempt == 3:
                 raise SystemExit(f"{name}: {said}") from None
             print(f"{name}: once more, after {said}", flush=True)

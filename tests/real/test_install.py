@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.real.install import said_of
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
 # Says which process it is, in a file that appears whole.
@@ -75,6 +77,18 @@ def test_who_ends_it_leaves_no_half_of_a_server_and_no_running_step(command, tmp
     assert [*(tmp_path / "cache").iterdir()] == []
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "said"),
+    [
+        ([Path("/bin/go"), "build"], None, "/bin/go build ended with 3:\n"),
+        (["go", "build"], "x" * 5000, f"go build ended with 3:\n{'x' * 4000}"),
+        ("go build", "no network", "go build ended with 3:\nno network"),
+    ],
+)
+def test_a_step_that_fails_is_named_whatever_was_caught_of_it(command, output, said):
+    assert said_of(subprocess.CalledProcessError(3, command, output)) == said
 
 
 def test_a_name_without_a_recipe_is_refused_with_those_that_have_one(command):

@@ -157,7 +157,7 @@ def test_the_demonstration_starts_it_and_its_links_lead_to_the_traces(programs):
     command = dies_with_parent([sys.executable, "-u", "-m", "sample_apps", "--serve", "--without-meshmw", "--jaeger"])
     environment = clean_environment() | {"PATH": "", "MESHMW_JAEGER": str(programs / "jaeger")}
     with subprocess.Popen(
-        dies_with_parent(command),
+        command,
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

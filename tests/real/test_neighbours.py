@@ -9,13 +9,13 @@ import contextlib
 import http.client
 import http.server
 import json
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,8 +157,43 @@ def ask(port: int, path: str, traceparent: str | None = None, order: Any = None)
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "item", "arguments": {"number": 7}}}
 
 
-def tell(name: str, folder: Path, of_meshmw: Path, home: Path) -> Story:
-    """Run the application of a case, ask it with each header, end it, and return what came of it."""
+@dataclass
+class Application:
+    """An application of a case that runs, and what hears of it."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    collector: OtlpReceiver
+    log: Path
+
+    def tell(self) -> Story:
+        """Ask it with each header, end it, and return what came of it."""
+        case, collector = CASES[self.name], self.collector
+        try:
+            _wait_for(self.port, self.process, self.log)
+            order = CALL if self.name == "fastmcp" else None
+            path = "/mcp" if order else "/items/7"
+            answers = {kind: ask(self.port, path, header, order) for kind, header in HEADERS.items()}
+            kept = [] if order else ask(self.port, "/kept")
+            metrics = ask(self.port, "/metrics") if self.name == "prometheus" else ""
+            if case.server != "fastapi.request":
+                collector.wait_for(lambda spans: len([span for span in spans if span.kind == "SERVER"]) >= len(HEADERS))
+        finally:
+            stop_processes([self.process], timeout=SECONDS)
+        spans = [
+            Made(each.scope, each.kind, each.name, each.trace_id, each.span_id, each.parent_id)
+            for each in collector.spans
+        ]
+        if case.server == "fastapi.request":
+            made = [(each["name"], str(each["kind"]).upper(), each["resource"], *map(each.get, IDS)) for each in kept]
+            spans = [Made(*each) for each in made]
+        return Story(case, answers, kept, spans, metrics, self.log.read_text(errors="replace"))
+
+
+@contextlib.contextmanager
+def application(name: str, folder: Path, of_meshmw: Path, home: Path) -> Iterator[Application]:
+    """Start the application of a case, in the main thread: off it, nothing would end it with this process."""
     case, port, python = CASES[name], free_port(), str(folder / "bin" / "python")
     under = [python, str(folder / "bin" / case.under)] if case.under else []
     log_file = home / f"{name}.log"
@@ -178,28 +213,33 @@ def tell(name: str, folder: Path, of_meshmw: Path, home: Path) -> Story:
             "COVERAGE_PROCESS_START": "",
         }
         command = [*under, python, "-m", "uvicorn", "--factory", f"neighbours:{case.app}", "--port", str(port)]
-        process = subprocess.Popen(
-            dies_with_parent(command), env=environment | case.settings, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(dies_with_parent(command), env=environment | case.settings, stdout=log, stderr=log)
         try:
-            _wait_for(port, process, log_file)
-            order = CALL if name == "fastmcp" else None
-            path = "/mcp" if order else "/items/7"
-            answers = {kind: ask(port, path, header, order) for kind, header in HEADERS.items()}
-            kept = [] if order else ask(port, "/kept")
-            metrics = ask(port, "/metrics") if name == "prometheus" else ""
-            if case.server != "fastapi.request":
-                collector.wait_for(lambda spans: len([span for span in spans if span.kind == "SERVER"]) >= len(HEADERS))
+            yield Application(name, port, process, collector, log_file)
         finally:
-            process.send_signal(signal.SIGTERM)
             stop_processes([process], timeout=SECONDS)
-        spans = [
-            Made(each.scope, each.kind, each.name, each.trace_id, each.span_id, each.parent_id)
-            for each in collector.spans
-        ]
-    if case.server == "fastapi.request":
-        spans = [Made(each["name"], str(each["kind"]).upper(), each["resource"], *map(each.get, IDS)) for each in kept]
-    return Story(case, answers, kept, spans, metrics, log_file.read_text(errors="replace"))
+
+
+class Stories:
+    """Tells each story once. The next application starts meanwhile, for each spends seconds on its imports."""
+
+    def __init__(self, names: Iterable[str], start: Callable[[str], Application]) -> None:
+        self._names, self._start = list(names), start
+        self._running: dict[str, Application] = {}
+        self._told: dict[str, Future[Story]] = {}
+
+    def of(self, name: str) -> Story:
+        if name not in self._told:
+            self._told[name] = told = Future()
+            following = (each for each in self._names if each not in self._told)
+            for each in (name, *islice(following, 1)):
+                if each not in self._running:
+                    self._running[each] = self._start(each)
+            try:
+                told.set_result(self._running[name].tell())
+            except Exception as error:
+                told.set_exception(error)
+        return self._told[name].result()
 
 
 IDS = ("trace_id", "span_id", "parent_id")
@@ -218,7 +258,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stories(request, tmp_path_factory):
-    """The story of each case that a test of this run asks for; two at once, for each spends seconds on its imports."""
+    """The story of each case that a test of this run asks for."""
     folder = real_server(request.config, "neighbours")
     home = tmp_path_factory.mktemp("neighbours")
     # meshmw alone, and no other package of the environment that runs the tests.
@@ -226,13 +266,13 @@ def stories(request, tmp_path_factory):
     (home / "path" / "meshmw").symlink_to(Path(meshmw.__file__).parent)
     mine = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     names = dict.fromkeys(item.callspec.params["story"] for item in mine)
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(tell, name, folder, home / "path", home) for name in names}
+    with contextlib.ExitStack() as running:
+        yield Stories(names, lambda name: running.enter_context(application(name, folder, home / "path", home)))
 
 
 @pytest.fixture
 def story(request, stories):
-    return stories[request.param].result()
+    return stories.of(request.param)
 
 
 def of(*names):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from meshmw.__main__ import main
-from meshmw._tools.doctor.configuration import kind_of, own_name, parse, with_own_names
+from meshmw._tools.doctor.configuration import Configuration, kind_of, own_name, parse, with_own_names
+from meshmw._tools.doctor.headers import follow
 from meshmw._tools.doctor.judge_proxy import judge_proxy
 from meshmw._tools.doctor.proxy import AdminError, ProxyConfig, ProxyListener, read_dump, read_proxy
-from meshmw._tools.doctor.tracers import share_a_format
+from meshmw._tools.doctor.tracers import Tracing, share_a_format
 from meshmw._tools.doctor.versions import is_too_old, lacking
 
 HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -200,6 +202,16 @@ def test_a_cluster_that_is_chosen_for_each_request_may_be_any(chooses):
     assert ("headers.removed" in codes(found)) == ("cluster" not in chooses)
 
 
+def test_clusters_whose_filters_are_alike_are_followed_once():
+    class Counted(dict):
+        get = Mock(side_effect=lambda name, default: default)
+
+    clusters = Counted({name: {"typed_extension_protocol_options": {"a": {"http_filters": ["m"]}}} for name in "abc"})
+    routes = [{"match": {}, "route": {"cluster_header": "x-to"}}] * 4
+    follow({}, [{"virtual_hosts": [{"routes": routes}]}], Configuration(clusters=clusters), Tracing())
+    assert clusters.get.call_count == 2 * len(routes)
+
+
 def test_a_proxy_that_refused_all_its_clusters_has_none():
     """As a real one was seen to say it: the section of the clusters is there, and empty."""
     tracer = {"@type": "x.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}}}
@@ -279,6 +291,7 @@ def test_filters_that_nobody_can_judge():
     assert with_filter("lua", lua).unjudged == ("filter lua",)
     named = with_filter("lua", {**lua, "inline_code": "h:remove('traceparent') -- b3"})
     assert named.unjudged == ("filter lua, which names b3, traceparent",)
+    assert with_filter("lua", {**lua, "inline_code": "-- 9b3f x-b3-of-ours"}).unjudged == ("filter lua",)
     assert with_filter("x", {"@type": "type.googleapis.com/acme.Filter"}).unjudged == ("filter x",)
     wrapped = {"@type": "x/udpa.type.v1.TypedStruct", "type_url": "type.googleapis.com/acme.Filter", "value": {"a": 1}}
     assert with_filter("x", wrapped).unjudged == ("filter x",)

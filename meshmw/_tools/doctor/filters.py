@@ -35,6 +35,7 @@ _OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)
 # What comes after a level's other options.
 _LAST: Final = ("append", "repeat")
 _FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
+_WORD: Final = re.compile("[a-z0-9-]+")
 _LONGEST_IDS: Final = 64
 # Packages of Envoy's filters that change no request header but their own.
 _READERS: Final = frozenset(
@@ -91,18 +92,23 @@ def addition(option: Json, place: str) -> Iterator[Step]:
         action = "set"
     if not value and not option.get("keep_empty_value"):
         return
-    if _is_of_itself(value, name):
+    if is_of_itself(value, name):
         # To set a header to its own value changes nothing.
         if action == "append":
             yield from _known(name, "repeat", place)
-    elif _FORMATTED.search(value) and name in FOLLOWED:
+    elif is_formatted(value) and name in FOLLOWED:
         yield Step("", "unjudged", f"{place}, which writes {name} from {value}")
         yield Step(name, "copy", place)
     else:
         yield from _known(name, action, place)
 
 
-def _is_of_itself(value: str, name: str) -> bool:
+def is_formatted(value: str) -> bool:
+    """Says whether Envoy makes a value of what it knows of a request."""
+    return _FORMATTED.search(value) is not None
+
+
+def is_of_itself(value: str, name: str) -> bool:
     """Says whether a value is the header's own, whole."""
     found = _OF_REQUEST.fullmatch(value)
     return bool(found and found[1].lower() == name and int(found[3] or _LONGEST_IDS) >= _LONGEST_IDS)
@@ -215,9 +221,9 @@ def _is_harmless(package: str, config: Json) -> bool:
 
 
 def named_in(config: Any) -> list[str]:
-    """Return which trace headers a configuration names."""
-    texts = " ".join(_texts(config)).lower()
-    return [name for name in FOLLOWED if name in texts]
+    """Return which trace headers a configuration names, as whole words: hashes hold `b3` too."""
+    words = {word for text in _texts(config) for word in _WORD.findall(text.lower())}
+    return [name for name in FOLLOWED if name in words]
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -19,7 +19,7 @@ from meshmw._tools.doctor.tracers import Tracing, route_sampling
 from meshmw.wire.headers import B3_HEADERS
 
 # Several lines of these are one list.
-_LISTS: Final = {"baggage", "tracestate"}
+LISTS: Final = {"baggage", "tracestate"}
 # The tracer goes on without these.
 _BESIDE_THE_IDS: Final = {"x-b3-parentspanid", "x-b3-sampled", "x-b3-flags", "x-datadog-sampling-priority"}
 
@@ -84,11 +84,12 @@ def follow(manager: Json, tables: Sequence[Json], configuration: Configuration, 
     unjudged: dict[str, None] = {}
     rates: dict[tuple[str, float], None] = {}
     redirects: dict[str, None] = {}
+    choosable = _with_filters(configuration)
     # Without routes, the rest of the way is still known.
     for table in tables or ({"vhds": {}},):
         early = list(_early_steps(manager, table))
         for filters in _chains(manager):
-            for leaf in _destinations(_leaves(table, configuration.bootstrap), configuration):
+            for leaf in _destinations(_leaves(table, configuration.bootstrap), choosable):
                 late = [*_filter_steps(filters, leaf, configuration), *leaf.steps()]
                 upstream = list(_upstream_steps(filters, leaf, configuration))
                 first = [*early, *leaf.steps_of_redirects()]
@@ -176,7 +177,7 @@ def _next_of_owed(state: _State, action: str) -> _State:
 
 
 def _as_change(header: str, state: _State, place: str) -> HeaderChange | None:
-    if state == "caller's" or (state == "two" and header in _LISTS):
+    if state == "caller's" or (state == "two" and header in LISTS):
         return None
     return HeaderChange(header, _EFFECTS[state], place)
 
@@ -216,13 +217,21 @@ class _Leaf:
         ]
 
 
-def _destinations(leaves: Iterable[_Leaf], configuration: Configuration) -> Iterator[_Leaf]:
-    """Yield each way; where a header or a plugin chooses the cluster, also to each that has filters of its own."""
+def _destinations(leaves: Iterable[_Leaf], choosable: Iterable[str]) -> Iterator[_Leaf]:
+    """Yield each way; where a header or a plugin chooses the cluster, also to those that have filters of their own."""
     for leaf in leaves:
         yield leaf
-        for name, cluster in configuration.clusters.items() if not leaf.cluster else ():
-            if any(_filters_of(cluster)):
-                yield replace(leaf, cluster=name)
+        if not leaf.cluster:
+            yield from (replace(leaf, cluster=name) for name in choosable)
+
+
+def _with_filters(configuration: Configuration) -> list[str]:
+    """Return the clusters that have filters of their own, and of those whose filters are alike only one."""
+    found: dict[str, str] = {}
+    for name, cluster in configuration.clusters.items():
+        if filters := [*_filters_of(cluster)]:
+            found.setdefault(repr(filters), name)
+    return [*found.values()]
 
 
 def _filters_of(cluster: Json) -> Iterator[Json]:

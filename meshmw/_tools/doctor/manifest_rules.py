@@ -5,16 +5,24 @@ To add a rule, write a function that yields findings and list it at the end of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from meshmw._notices import quoted
-from meshmw._tools import Finding
-from meshmw._tools.doctor.manifests import Manifests, MeshConfig, Provider, TracingRule
+from meshmw._tools import Finding, Severity
+from meshmw._tools.doctor.filters import FOLLOWED, FOREIGN_HEADERS, is_formatted, is_of_itself
+from meshmw._tools.doctor.headers import LISTS
+from meshmw._tools.doctor.manifests import Manifests, MeshConfig, Provider, RouteChange, TracingRule
+from meshmw._tools.doctor.tracers import Tracing
 from meshmw.settings import Settings
+from meshmw.wire.headers import B3_HEADERS
 
-_TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate", "baggage", "b3", "x-request-id"})
+# Where Istio's own Telemetry is, if nothing says another.
+_ROOT: Final = "istio-system"
+# No tracer writes these two.
+_OF_TRACERS: Final = frozenset(FOLLOWED) - {"baggage", "x-request-id"}
+_IN_VAIN: Final = "the tracer of the proxy writes it again afterwards: the trace goes on, the change does nothing"
 # Istio's own default, PILOT_TRACE_SAMPLING.
 _DEFAULT_PERCENT: Final = 1.0
 # What one rule has from another.
@@ -214,44 +222,119 @@ def _check_zipkin(manifests: Manifests) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _written_again(manifests: Manifests) -> set[str]:
-    """Return the headers that all tracers write again, whatever a route did to them."""
-    kinds = [provider_of(manifests, name) for name in _named_tracers(manifests).values()]
+_Tracers = Sequence[tuple[TracingRule, frozenset[str]]]
+
+
+class _Written(NamedTuple):
+    """Holds which headers tracers write again, whatever a route did to them.
+
+    Attributes:
+        everywhere: Those that the tracer of each proxy writes.
+        perhaps: Those that proxies write which have a tracer; a route holds for others too.
+        somewhere: Those that any tracer at all writes.
+    """
+
+    everywhere: frozenset[str] = frozenset()
+    perhaps: frozenset[str] = frozenset()
+    somewhere: frozenset[str] = frozenset()
+
+
+def _written_again(manifests: Manifests, tracers: _Tracers, namespace: str) -> _Written:
+    """Return what tracers write again, where a route of this namespace holds."""
+    mesh, each = manifests.usable, [headers for _, headers in tracers]
+    somewhere = frozenset[str]().union(*each)
     # Where proxies report nothing they have no tracer that would write.
-    if not kinds or any(rule.writes_nothing or rule.reports is False for rule in manifests.tracing):
-        return set()
-    formats = [each.formats if each is not None else () for each in kinds]
-    found = {"traceparent"} if all("w3c" in each for each in formats) else set()
-    # Zipkin's tracer leaves tracestate to itself.
-    return found | ({"tracestate"} if all(each == ("w3c",) for each in formats) else set())
+    if not each or any(rule.writes_nothing or rule.reports is False for rule in manifests.tracing):
+        return _Written(somewhere=somewhere)
+    covered = {rule.namespace for rule, _ in tracers if not rule.selects and not rule.mode}
+    if mesh is None:
+        # Nobody knows the provider.
+        return _Written(perhaps=_OF_TRACERS if covered & {_ROOT, namespace} else frozenset())
+    by_all = frozenset(FOLLOWED).intersection(*each)
+    if mesh.root_namespace in covered:
+        return _Written(by_all, somewhere=somewhere)
+    return _Written(perhaps=by_all if namespace in covered else frozenset(), somewhere=somewhere)
 
 
-def _check_writing(manifests: Manifests) -> Iterator[Finding]:
-    again = _written_again(manifests)
-    for where, how, names in manifests.written:
-        verb, done = ("sets", "headers.overwritten") if how == "set" else ("adds", "headers.doubled")
-        if "x-request-id" in names:
-            yield Finding(
-                "warning", "request-id.changed", where, f"it {verb} x-request-id",
-                "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
-            )  # fmt: skip
-        # Several lines of these are one list.
-        lists = {"tracestate", "baggage"} if how == "add" else set()
-        for name in sorted((_TRACE_HEADERS - {"x-request-id"} - lists) & set(names)):
-            if name in again:
-                yield Finding(
-                    "note", "headers.removed-in-vain", where, f"it {verb} {name}",
-                    "the tracer of the proxy writes it again afterwards: the trace goes on, the change does nothing",
-                    f"take the name out of {how}",
-                )  # fmt: skip
-            else:
-                yield Finding(
-                    "error" if name in ("traceparent", "b3") else "warning", done, where, f"it {verb} {name}",
-                    "the caller's value ends here, and all requests get one"
-                    if how == "set"
-                    else "two lines are malformed: applications take the first, the last, or none",
-                    f"take the name out of {how}",
-                )  # fmt: skip
+def _written_by(provider: Provider | None) -> frozenset[str]:
+    return frozenset() if provider is None else Tracing(tracer=provider.kind, formats=provider.formats).writes
+
+
+def _check_routes(manifests: Manifests) -> Iterator[Finding]:
+    tracers = [
+        (rule, _written_by(provider_of(manifests, effective(manifests, rule).provider)))
+        for rule in tracing_rules(manifests)
+    ]
+    removed: dict[tuple[str, Severity, str], list[str]] = {}
+    for change in manifests.changed:
+        again = _written_again(manifests, tracers, change.namespace)
+        if change.header not in FOLLOWED or (change.how == "set" and is_of_itself(change.value, change.header)):
+            continue
+        if change.header == "x-request-id" and not _is_filled_in(change):
+            yield _of_request_id(change)
+        elif change.how != "remove":
+            yield from _of_writing(change, again)
+        elif change.header in again.everywhere:
+            removed.setdefault((change.where, "note", _IN_VAIN), []).append(change.header)
+        else:
+            why = "what lies behind it never sees the caller's headers" + _unless(change, again)
+            removed.setdefault((change.where, _weight(change, again), why), []).append(change.header)
+    for (where, severity, why), names in removed.items():
+        code = "headers.removed-in-vain" if why == _IN_VAIN else "headers.removed"
+        what = f"it removes {', '.join(sorted(set(names)))}"
+        yield Finding(severity, code, where, what, why, "take the names out of `remove`")
+
+
+def _is_filled_in(change: RouteChange) -> bool:
+    return is_formatted(change.value) and not is_of_itself(change.value, change.header)
+
+
+def _of_request_id(change: RouteChange) -> Finding:
+    code = "request-id.removed" if change.how == "remove" else "request-id.changed"
+    return Finding(
+        "warning", code, change.where, f"it {change.how}s x-request-id",
+        "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
+    )  # fmt: skip
+
+
+def _of_writing(change: RouteChange, again: _Written) -> Iterator[Finding]:
+    what, fix = f"it {change.how}s {change.header}", f"take the name out of {change.how}"
+    # Zipkin's tracer writes B3 in the form that came, and leaves what it finds in the other.
+    if change.header in again.everywhere - B3_HEADERS:
+        yield Finding("note", "headers.removed-in-vain", change.where, what, _IN_VAIN, fix)
+    elif _is_filled_in(change):
+        yield Finding(
+            "warning", "unjudged.filter", change.where, f"{what} to {quoted(change.value)}",
+            "what Envoy makes of that cannot be judged here" + _unless(change, again), fix,
+        )  # fmt: skip
+    elif change.how == "set":
+        yield Finding(
+            _weight(change, again), "headers.overwritten", change.where, what,
+            "the caller's value ends here, and all requests get one" + _unless(change, again), fix,
+        )  # fmt: skip
+    # Several lines of these are one list.
+    elif change.header not in LISTS:
+        yield Finding(
+            _weight(change, again), "headers.doubled", change.where, what,
+            "two lines are malformed: applications take the first, the last, or none" + _unless(change, again), fix,
+        )  # fmt: skip
+
+
+def _weight(change: RouteChange, again: _Written) -> Severity:
+    if change.header in again.everywhere | again.perhaps:
+        return "warning"
+    if change.header in FOREIGN_HEADERS - again.somewhere:
+        # To remove what neither a tracer nor a W3C application uses is to tidy up.
+        return "note"
+    if change.header in B3_HEADERS:
+        return "note" if again.somewhere and "b3" not in again.somewhere else "error"
+    return "error" if change.how == "remove" or change.header == "traceparent" else "warning"
+
+
+def _unless(change: RouteChange, again: _Written) -> str:
+    if change.header not in again.everywhere | again.perhaps:
+        return ""
+    return ", unless the tracer of the proxy writes it again: not each proxy that the route is for is sure to have one"
 
 
 def _check_patches(manifests: Manifests) -> Iterator[Finding]:
@@ -263,29 +346,6 @@ def _check_patches(manifests: Manifests) -> Iterator[Finding]:
             "look at a proxy that has it: `istioctl proxy-config all POD -o json > dump.json`, then `meshmw doctor "
             "--config-dump dump.json`",
         )  # fmt: skip
-
-
-def _check_removal(manifests: Manifests) -> Iterator[Finding]:
-    again = _written_again(manifests)
-    for where, names in manifests.removed:
-        removed = _TRACE_HEADERS & set(names)
-        if "x-request-id" in removed:
-            yield Finding(
-                "warning", "request-id.removed", where, "it removes x-request-id",
-                "each hop behind it decides anew what is sampled, and logs cannot be joined", "leave the header alone",
-            )  # fmt: skip
-        trace = sorted(removed - {"x-request-id"})
-        if trace and set(trace) <= again:
-            yield Finding(
-                "note", "headers.removed-in-vain", where, f"it removes {', '.join(trace)}",
-                "the tracer of the proxy writes them again afterwards: the trace goes on, the removal does nothing",
-                "take the names out of `remove`",
-            )  # fmt: skip
-        elif trace:
-            yield Finding(
-                "error", "headers.removed", where, f"it removes {', '.join(trace)}",
-                "what lies behind it never sees the caller's headers", "take the names out of `remove`",
-            )  # fmt: skip
 
 
 def _check_egress(manifests: Manifests) -> Iterator[Finding]:
@@ -333,8 +393,7 @@ _CHECKS: Final[tuple[Callable[[Manifests], Iterator[Finding]], ...]] = (
     _check_providers,
     _check_rules,
     _check_zipkin,
-    _check_removal,
-    _check_writing,
+    _check_routes,
     _check_patches,
     _check_egress,
     _check_log,

@@ -16,6 +16,7 @@ from meshmw._notices import quoted
 from meshmw._tools import JsonValue
 from meshmw._tools.doctor.configuration import import_yaml
 from meshmw._tools.doctor.filters import named_in
+from meshmw._tools.doctor.tracers import FORMATS
 from meshmw.errors import MeshmwError
 
 SUFFIXES: Final = (".yaml", ".yml")
@@ -59,7 +60,7 @@ class Provider(JsonValue):
         name: Its name.
         kind: Such as `opentelemetry`; empty where Istio knows none of its keys.
         collector: The host of the service that it sends to.
-        formats: The formats of trace headers that a proxy reads and writes for it: `w3c`, `b3`.
+        formats: The formats of trace headers that a proxy reads and writes for it, such as `w3c`, `b3`.
         samples: Whether it has a sampler of its own, which then decides instead of any percentage.
         short_ids: Whether it makes trace ids of 64 bits.
     """
@@ -112,6 +113,7 @@ class TracingRule(JsonValue):
         where: The file and the object.
         namespace: The object's namespace.
         selects: Whether it is for some workloads of the namespace only.
+        mode: `CLIENT` or `SERVER` where it is for what goes out or comes in alone; empty for both.
         provider: The first provider that it names, the only one that counts; empty for none.
         sampling: `randomSamplingPercentage`.
         by_request_id: `useRequestIdForTraceSampling`.
@@ -122,11 +124,31 @@ class TracingRule(JsonValue):
     where: str
     namespace: str
     selects: bool = False
+    mode: str = ""
     provider: str = ""
     sampling: float | None = None
     by_request_id: bool | None = None
     writes_nothing: bool | None = None
     reports: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteChange(JsonValue):
+    """Holds what a route does to one request header, of all requests or of those for one destination.
+
+    Attributes:
+        where: The file and the object.
+        namespace: The object's namespace.
+        how: `remove`, `set` or `add`.
+        header: The header, in small letters.
+        value: What is written; Envoy fills in `%...%`.
+    """
+
+    where: str
+    namespace: str
+    how: str
+    header: str
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +159,7 @@ class Manifests(JsonValue):
         meshes: The mesh configurations; one of them is usual.
         tracing: The tracing rules of all Telemetry objects.
         logging: Where an access-log provider is named, and its name.
-        removed: Where a route removes request headers, and which.
-        written: Where a route sets or adds request headers, which of the two, and which headers.
+        changed: What routes do to request headers.
         patches: Where an EnvoyFilter patches proxies, and the trace headers that it names.
         egress: Where a Sidecar limits what its proxies know, its namespace, and the namespaces that are left.
         unreadable: The files that hold no YAML, and why.
@@ -147,8 +168,7 @@ class Manifests(JsonValue):
     meshes: tuple[MeshConfig, ...] = ()
     tracing: tuple[TracingRule, ...] = ()
     logging: tuple[tuple[str, str], ...] = ()
-    removed: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    written: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    changed: tuple[RouteChange, ...] = ()
     patches: tuple[tuple[str, tuple[str, ...]], ...] = ()
     egress: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
@@ -212,9 +232,7 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         found["tracing"] += _read_tracing(where, namespace, spec)
         found["logging"] += [(where, name) for rule in _objects(spec, "accessLogging") for name in _names(rule)]
     elif kind in ("VirtualService", "HTTPRoute", "GRPCRoute"):
-        changed = _changed(spec)
-        found["removed"] += [(where, changed["remove"])] if changed["remove"] else []
-        found["written"] += [(where, how, changed[how]) for how in ("set", "add") if changed[how]]
+        found["changed"] += dict.fromkeys(_changes(where, namespace, spec))
     elif kind == "EnvoyFilter":
         found["patches"].append((where, tuple(named_in(spec))))
     elif kind == "Sidecar":
@@ -288,7 +306,7 @@ def _read_provider(provider: Json) -> Provider:
     kind = next((name for name in (*_TRACERS, *_OTHER_KINDS) if name in provider), "")
     config = _object(provider, kind)
     both = config.get("traceContextOption") == "USE_B3_WITH_W3C_PROPAGATION"
-    formats = {"opentelemetry": ("w3c",), "zipkin": ("b3", "w3c") if both else ("b3",)}
+    formats = FORMATS | {"zipkin": ("b3", "w3c") if both else ("b3",)}
     return Provider(
         name=str(provider.get("name", "")),
         kind=kind,
@@ -302,11 +320,12 @@ def _read_provider(provider: Json) -> Provider:
 def _read_tracing(where: str, namespace: str, spec: Json) -> Iterator[TracingRule]:
     selects = bool(_object(spec, "selector") or spec.get("targetRefs") or spec.get("targetRef"))
     for rule in _objects(spec, "tracing"):
-        silent = _boolean(rule, "disableSpanReporting")
+        silent, mode = _boolean(rule, "disableSpanReporting"), _object(rule, "match").get("mode")
         yield TracingRule(
             where=where,
             namespace=namespace,
             selects=selects,
+            mode=mode if mode in ("CLIENT", "SERVER") else "",
             provider=next(_names(rule), ""),
             sampling=_number(rule.get("randomSamplingPercentage")),
             by_request_id=_boolean(rule, "useRequestIdForTraceSampling"),
@@ -315,16 +334,20 @@ def _read_tracing(where: str, namespace: str, spec: Json) -> Iterator[TracingRul
         )
 
 
-def _changed(spec: Json) -> dict[str, tuple[str, ...]]:
-    """Return the request headers that a route removes, sets and adds, of all requests or for one destination."""
-    found: dict[str, set[str]] = {"remove": set(), "set": set(), "add": set()}
+def _changes(where: str, namespace: str, spec: Json) -> Iterator[RouteChange]:
     for request in _header_operations(spec):
-        for how, names in found.items():
+        for how in ("remove", "set", "add"):
             listed = request.get(how)
             # Istio has an object of values, the Gateway API a list of objects with a name.
-            each = listed if isinstance(listed, (list, Mapping)) else ()
-            names.update(str(one.get("name") if isinstance(one, Mapping) else one).lower() for one in each)
-    return {how: tuple(sorted(names)) for how, names in found.items()}
+            pairs = listed.items() if isinstance(listed, Mapping) else map(_pair, _list(request, how))
+            for name, value in pairs:
+                yield RouteChange(
+                    where=where, namespace=namespace, how=how, header=str(name).lower(), value=str(value or "")
+                )
+
+
+def _pair(one: Any) -> tuple[Any, Any]:
+    return (one.get("name"), one.get("value")) if isinstance(one, Mapping) else (one, "")
 
 
 def _header_operations(spec: Json) -> Iterator[Json]:

@@ -23,7 +23,7 @@ _TRACERS: Final = (
     "fluentd",
 )
 # The formats of each tracer that has no choice.
-_FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+FORMATS: Final[dict[str, tuple[str, ...]]] = {
     "opentelemetry": ("w3c",),
     "datadog": ("w3c", "datadog"),
     "fluentd": ("w3c",),
@@ -123,7 +123,7 @@ def _formats_of(tracer: str, config: Json) -> tuple[str, ...]:
     if tracer == "zipkin":
         return ("b3", "w3c") if config.get("trace_context_option") in ("USE_B3_WITH_W3C_PROPAGATION", 1) else ("b3",)
     told = [*config.get("outgoing_trace_context", ()), *config.get("propagation_modes", ())]
-    return _FORMATS.get(tracer) or tuple(_TOLD[word] for word in told if word in _TOLD)
+    return FORMATS.get(tracer) or tuple(_TOLD[word] for word in told if word in _TOLD)
 
 
 def _collector_of(config: Json) -> str:
