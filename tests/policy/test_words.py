@@ -17,6 +17,7 @@ from meshmw import (
     SettingsError,
     aiohttp,
     asgi,
+    celery,
     grpc,
     kafka,
     rabbitmq,
@@ -76,6 +77,7 @@ TAKES = {
         grpc.AsyncTraceContextServerInterceptor(server_spans=word)
     ),
     ("meshmw.kafka.instrument", "parent"): lambda word: kafka.instrument(None, parent=word),
+    ("meshmw.celery.instrument", "parent"): lambda word: celery.instrument(None, parent=word),
     ("meshmw.kafka.consumer_span", "parent"): lambda word: kafka.consumer_span(None, parent=word),
     ("meshmw.kafka.consume", "parent"): lambda word: kafka.consume([], parent=word),
     ("meshmw.kafka.aconsume", "parent"): lambda word: kafka.aconsume(None, parent=word),
