@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import flask
 import pytest
+from celery import Celery
 
 import meshmw
 from meshmw import (
@@ -77,7 +78,7 @@ TAKES = {
         grpc.AsyncTraceContextServerInterceptor(server_spans=word)
     ),
     ("meshmw.kafka.instrument", "parent"): lambda word: kafka.instrument(None, parent=word),
-    ("meshmw.celery.instrument", "parent"): lambda word: celery.instrument(None, parent=word),
+    ("meshmw.celery.instrument", "parent"): lambda word: celery.instrument(Celery(), parent=word),
     ("meshmw.kafka.consumer_span", "parent"): lambda word: kafka.consumer_span(None, parent=word),
     ("meshmw.kafka.consume", "parent"): lambda word: kafka.consume([], parent=word),
     ("meshmw.kafka.aconsume", "parent"): lambda word: kafka.aconsume(None, parent=word),
