@@ -294,7 +294,7 @@ def names_in(module_name: str) -> dict[str, Any]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             # Not the public modules themselves, of which `meshmw.auto` would configure this process.
             imports = [each for each in node.body if getattr(each, "module", None) != "meshmw"]
-            exec(compile(ast.Module(imports, []), module_name, "exec"), found)
+            exec(compile(ast.Module(imports, []), f"<{module_name}>", "exec"), found)
     return found
 
 
