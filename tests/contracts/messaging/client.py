@@ -23,8 +23,8 @@ from meshmw import MeshPropagator
 Headers = Sequence[tuple[str, str | bytes | None]]
 
 
-class MessagingClient(abc.ABC):
-    """Sends and processes messages through meshmw with one client library, over a real broker.
+class TracedClient(abc.ABC):
+    """Sends and processes messages or tasks through meshmw with one library, over a real broker.
 
     Made for one test, with its own spans; connections may live longer. A destination is a topic or a queue of one
     test's own.
@@ -79,10 +79,6 @@ class MessagingClient(abc.ABC):
     async def receive(self, destination: str, count: int = 1) -> list[Any]:
         """Return the next messages as the library hands them out, without meshmw, settled where that is needed."""
 
-    @abc.abstractmethod
-    def deliveries(self, destination: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
-        """Return meshmw's iterator over `Delivery` objects, whose consumer closes at the end of the block."""
-
     def extract(self, message: Any) -> Context:
         """Return meshmw's `extract` of a received message."""
         return self.ours.extract(message, propagator=self.propagator)
@@ -90,10 +86,6 @@ class MessagingClient(abc.ABC):
     def inject(self, headers: Any = None, **options: Any) -> Any:
         """Return meshmw's `inject` of headers, such as `headers_of` a received message returns."""
         return self.ours.inject(headers, propagator=self.propagator, **options)
-
-    @abc.abstractmethod
-    def producer_span(self, destination: str) -> AbstractContextManager[Span]:
-        """Return meshmw's block around the sending of one message."""
 
     def consumer_span(self, message: Any) -> AbstractContextManager[Span]:
         """Return meshmw's block around the processing of one message."""
@@ -112,10 +104,6 @@ class MessagingClient(abc.ABC):
     def pairs_of(self, headers: Any) -> list[tuple[str, bytes | None]]:
         """Return headers of the library's shape, or `inject`'s, as pairs; values as UTF-8 where they are text."""
 
-    @abc.abstractmethod
-    def body_of(self, message: Any) -> bytes | None:
-        """Return a received message's body."""
-
     def lines_of(self, headers: Any) -> dict[str, list[bytes | None]]:
         """Return the values of each header, by name in lower case."""
         found: dict[str, list[bytes | None]] = {}
@@ -131,6 +119,22 @@ class MessagingClient(abc.ABC):
         """Return the only span of a name."""
         (only,) = [span for span in self.spans if span.name == name]
         return only
+
+
+class MessagingClient(TracedClient):
+    """Hands out messages too, each with a body of bytes."""
+
+    @abc.abstractmethod
+    def deliveries(self, destination: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Return meshmw's iterator over `Delivery` objects, whose consumer closes at the end of the block."""
+
+    @abc.abstractmethod
+    def producer_span(self, destination: str) -> AbstractContextManager[Span]:
+        """Return meshmw's block around the sending of one message."""
+
+    @abc.abstractmethod
+    def body_of(self, message: Any) -> bytes | None:
+        """Return a received message's body."""
 
 
 class Inline(AsyncIterator[Any]):
