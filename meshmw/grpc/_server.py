@@ -26,7 +26,7 @@ import grpc.aio  # type: ignore[import-untyped]
 from meshmw._foreign import copy_grpcio_marks, is_non_blocking, method_lookup
 from meshmw._lifecycle.rpc import stand_contrib_down
 from meshmw._lifecycle.serving import ServerOptions
-from meshmw.grpc._serving import UNTOUCHED, CallServing, Served
+from meshmw.grpc._serving import UNTOUCHED, CallServing, Served, is_late
 from meshmw.streams import AsyncGeneratorSteps, AwaitableSteps
 
 Behavior = Callable[..., Any]
@@ -157,8 +157,8 @@ class AsyncTraceContextServerInterceptor(MethodInterceptor, grpc.aio.ServerInter
 
     def _in_loop(self, is_known: bool, method: str) -> Wrap:
         def serve(context: Any) -> Served:
-            # The handler hears by CancelledError that its call is over.
-            return self._serving.serve(method, context, lambda: False, is_known=is_known)
+            # The handler hears by CancelledError that its call is over, but one that awaits nothing more hears nothing.
+            return self._serving.serve(method, context, partial(is_late, context), is_known=is_known)
 
         return lambda behavior, _: (_generating if inspect.isasyncgenfunction(behavior) else _awaiting)(serve, behavior)
 

@@ -168,8 +168,7 @@ class ServedCall:
 
     def _why_over(self) -> str:
         """Return the code of a call that ended on the wire; a client's deadline may have cancelled it just before."""
-        remaining = self._grpc.time_remaining()
-        return "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+        return "DEADLINE_EXCEEDED" if is_late(self._grpc) else "CANCELLED"
 
 
 class NestedCall:
@@ -339,6 +338,12 @@ class message_scope:  # noqa: N801
         for key, value in self._members.items():
             context = without_member(key, context) if value is None else with_member(key, value, context=context)
         return context
+
+
+def is_late(context: Any) -> bool:
+    """Say whether the deadline that the client has set for a call has passed."""
+    remaining = context.time_remaining()
+    return remaining is not None and remaining <= 0
 
 
 def header_lines(metadata: Metadata | None, passthrough: tuple[str, ...]) -> dict[str, list[str]]:

@@ -231,6 +231,14 @@ def test_a_call_whose_time_is_up_ends_its_span(host, kind):
     assert {span.attributes["rpc.status_code"] for span in spans} <= {"CANCELLED", "DEADLINE_EXCEEDED"}
 
 
+@in_pairs(lambda style, kind: style in ("async", "reader_writer"))
+def test_a_handler_that_never_hears_that_its_time_is_up_has_the_status_of_a_late_call(host, kind):
+    code = code_of(partial(host.call, kind, {"block": True}, timeout=2))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    host.stop()
+    assert host.server_span.attributes["rpc.status_code"] == "DEADLINE_EXCEEDED"
+
+
 @where_it_waits
 def test_a_server_that_stops_ends_the_spans_of_its_calls(host, kind):
     outcome = futures.Future()
