@@ -35,10 +35,12 @@ def found(tmp_path, *documents):
         (rule(TRACES, "shop"), "error"),
         (rule(TRACES).replace("spec:", SELECTS), "error"),
         (rule(f"{TRACES}, match: {{mode: SERVER}}"), "error"),
-        (rule(f"{TRACES}, match: {{mode: CLIENT}}", "pay"), "error"),
         (rule(TRACES, "pay").replace("spec:", SELECTS), "error"),
         # A proxy of another namespace follows the route too.
         (rule(TRACES, "pay"), "warning"),
+        (rule(f"{TRACES}, match: {{mode: CLIENT}}", "pay"), "warning"),
+        # A waypoint takes requests in.
+        (rule(f"{TRACES}, match: {{mode: CLIENT}}"), "warning"),
         (rule(TRACES), "note"),
         (rule(f"{TRACES}, match: {{mode: CLIENT_AND_SERVER}}"), "note"),
         ("defaultProviders: {tracing: [otel]}\ndefaultConfig: {tracing: {sampling: 100}}", "note"),

@@ -142,7 +142,7 @@ def test_a_rule_without_a_provider_switches_tracing_off(tmp_path):
         ("randomSamplingPercentage: '100'", "", False),
         ("randomSamplingPercentage: true", "", True),
         ("", "defaultConfig: {tracing: {sampling: 100}}", False),
-        ("", "defaultConfig: {tracing: {sampling: 0}}", True),
+        ("", "defaultConfig: {tracing: {sampling: 10}}", True),
         ("useRequestIdForTraceSampling: false", "", False),
     ],
 )
@@ -176,7 +176,7 @@ def test_proxies_that_report_nothing_have_no_tracer(tmp_path):
     assert codes(tmp_path, bootstrap, rule(off)) == []
     # What one namespace takes back has the mesh's provider again.
     again = rule("disableSpanReporting: false", "shop")
-    assert codes(tmp_path, zipkin, rule(f"providers: [{{name: otel}}], {off}"), again) == []
+    assert codes(tmp_path, zipkin, rule(f"providers: [{{name: otel}}], {off}"), again) == ["formats.differ"]
     assert codes(tmp_path, MESH, rule(f"providers: [{{name: otel}}], {off}"), again) == [
         "sampling.proxy-clears-the-flag"
     ]

@@ -20,10 +20,11 @@ from meshmw._notices import quoted
 from meshmw._tools import Finding, JsonValue, by_severity
 from meshmw._tools.doctor.judge import judge_process
 from meshmw._tools.doctor.judge_proxy import UNJUDGED, judge_both, judge_proxy
-from meshmw._tools.doctor.manifest_rules import effective, judge_manifests, provider_of
+from meshmw._tools.doctor.manifest_rules import judge_manifests
 from meshmw._tools.doctor.manifests import SUFFIXES, Manifests, TracingRule, read_manifests
 from meshmw._tools.doctor.process import ProcessFacts, load_app, look_at_process
 from meshmw._tools.doctor.proxy import ProxyConfig, ProxyListener, ask_proxy, read_dump
+from meshmw._tools.doctor.telemetry import merged_rules, provider_of
 from meshmw._tools.output import (
     FOUND,
     OK,
@@ -216,17 +217,18 @@ def _print_manifests(manifests: Manifests) -> None:
     for mesh in manifests.meshes:
         names = ", ".join(f"{provider.name} ({provider.kind or '?'})" for provider in mesh.providers)
         print_line(f"{mesh.where}  {names or 'refused'}", "bold")
-    if manifests.tracing:
-        print_table(["Telemetry", "provider", "sampling"], [_rule_row(manifests, rule) for rule in manifests.tracing])
+    if merged := merged_rules(manifests):
+        rows = [_rule_row(manifests, each.rule) for each in merged]
+        print_table(["Telemetry", "provider", "sampling"], rows)
         print_line("")
 
 
 def _rule_row(manifests: Manifests, rule: TracingRule) -> list[str]:
-    found = effective(manifests, rule)
-    provider = provider_of(manifests, found.provider)
-    shown = f"{found.provider or '-'} ({provider.kind if provider else '?'})"
-    by = "by the request id" if found.by_request_id else "by the parent's flag"
-    return [rule.where, shown, f"{found.sampling:g} % {by}" if found.reports else "no spans"]
+    provider = provider_of(manifests, rule.provider)
+    shown = f"{rule.provider or '-'} ({provider.kind if provider else '?'})"
+    by = "by the request id" if rule.by_request_id else "by the parent's flag"
+    percent = "?" if rule.sampling is None else f"{rule.sampling:g}"
+    return [f"{rule.where} {rule.mode}".strip(), shown, f"{percent} % {by}" if rule.reports else "no spans"]
 
 
 def _listener_row(listener: ProxyListener) -> list[str]:

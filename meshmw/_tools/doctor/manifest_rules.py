@@ -6,14 +6,22 @@ To add a rule, write a function that yields findings and list it at the end of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from meshmw._notices import quoted
 from meshmw._tools import Finding, Severity
 from meshmw._tools.doctor.filters import FOLLOWED, FOREIGN_HEADERS, is_formatted, is_of_itself
 from meshmw._tools.doctor.headers import LISTS
-from meshmw._tools.doctor.manifests import Manifests, MeshConfig, Provider, RouteChange, TracingRule
+from meshmw._tools.doctor.installation import MeshConfig, Provider
+from meshmw._tools.doctor.manifests import Manifests, RouteChange, TracingRule
+from meshmw._tools.doctor.telemetry import (
+    MergedRule,
+    ignored,
+    merged_rules,
+    percent_of_istiod,
+    provider_of,
+    rules_of_all,
+)
 from meshmw._tools.doctor.tracers import Tracing
 from meshmw.settings import Settings
 from meshmw.wire.headers import B3_HEADERS
@@ -22,11 +30,8 @@ from meshmw.wire.headers import B3_HEADERS
 _ROOT: Final = "istio-system"
 # No tracer writes these two.
 _OF_TRACERS: Final = frozenset(FOLLOWED) - {"baggage", "x-request-id"}
+_MODES: Final = {"CLIENT", "SERVER"}
 _IN_VAIN: Final = "the tracer of the proxy writes it again afterwards: the trace goes on, the change does nothing"
-# Istio's own default, PILOT_TRACE_SAMPLING.
-_DEFAULT_PERCENT: Final = 1.0
-# What one rule has from another.
-_INHERITED: Final = ("provider", "sampling", "by_request_id", "writes_nothing", "reports")
 
 
 def judge_manifests(manifests: Manifests, settings: Settings | None = None) -> Iterator[Finding]:
@@ -39,50 +44,6 @@ def judge_manifests(manifests: Manifests, settings: Settings | None = None) -> I
     for check in _CHECKS:
         yield from check(manifests)
     yield from _check_formats(manifests, settings)
-
-
-def provider_of(manifests: Manifests, name: str) -> Provider | None:
-    """Return an extension provider by its name, as istiod looks it up: without regard to case."""
-    mesh = manifests.usable
-    known = mesh.providers if mesh is not None else ()
-    return next((provider for provider in known if provider.name.casefold() == name.casefold()), None)
-
-
-def tracing_rules(manifests: Manifests) -> Iterator[TracingRule]:
-    """Yield what makes proxies trace: Telemetry's rules, and the mesh configuration where none is for the whole mesh.
-
-    A rule whose spans are not reported makes nobody trace.
-    """
-    mesh = manifests.usable
-    if mesh is not None and mesh.default_provider and not any(_of_all(manifests, mesh)):
-        yield TracingRule(where=mesh.where, namespace=mesh.root_namespace, provider=mesh.default_provider)
-    yield from (rule for rule in manifests.tracing if effective(manifests, rule).reports)
-
-
-def effective(manifests: Manifests, rule: TracingRule) -> TracingRule:
-    """Return a rule with what it leaves to the rules above it, and to the mesh configuration, filled in."""
-    mesh = manifests.usable or MeshConfig(where="")
-    levels = [rule, *_above(manifests, rule, mesh), TracingRule(
-        where=mesh.where, namespace=mesh.root_namespace, provider=mesh.default_provider,
-        sampling=_DEFAULT_PERCENT if mesh.sampling is None else mesh.sampling,
-        by_request_id=True, writes_nothing=False, reports=True,
-    )]  # fmt: skip
-
-    def nearest(name: str) -> Any:
-        return next((said for each in levels if (said := getattr(each, name)) not in (None, "")), "")
-
-    return replace(rule, **{name: nearest(name) for name in _INHERITED})
-
-
-def _above(manifests: Manifests, rule: TracingRule, mesh: MeshConfig) -> Iterator[TracingRule]:
-    """Yield the rules that hold where this one says nothing: the namespace's for one workload's, then the mesh's."""
-    if rule.selects:
-        yield from (each for each in manifests.tracing if each.namespace == rule.namespace and not each.selects)
-    yield from _of_all(manifests, mesh)
-
-
-def _of_all(manifests: Manifests, mesh: MeshConfig) -> Iterator[TracingRule]:
-    yield from (each for each in manifests.tracing if each.namespace == mesh.root_namespace and not each.selects)
 
 
 def _check_files(manifests: Manifests) -> Iterator[Finding]:
@@ -104,7 +65,7 @@ def _check_files(manifests: Manifests) -> Iterator[Finding]:
 
 
 def _check_providers(manifests: Manifests) -> Iterator[Finding]:
-    named = [(where, name, True) for where, name in _named_tracers(manifests).items()]
+    named = [(where, name, True) for where, name in _named_tracers(manifests)]
     named += [(where, name, False) for where, name in manifests.logging]
     if named and not manifests.meshes:
         yield Finding(
@@ -141,60 +102,98 @@ def _missing_provider(mesh: MeshConfig, where: str, name: str, traces: bool) -> 
     )  # fmt: skip
 
 
-def _named_tracers(manifests: Manifests) -> dict[str, str]:
+def _named_tracers(manifests: Manifests) -> list[tuple[str, str]]:
     """Return the places that name the provider of somebody's spans, and its name."""
-    named = {rule.where: rule.provider for rule in tracing_rules(manifests) if rule.provider}
-    mesh = manifests.usable
-    if mesh is not None and mesh.default_provider and not any(each.provider for each in _of_all(manifests, mesh)):
-        named[mesh.where] = mesh.default_provider
-    return named
+    traced = [each for each in merged_rules(manifests) if each.traces]
+    return list(dict.fromkeys((each.said_at["provider"], each.rule.provider) for each in traced))
+
+
+def _check_telemetry(manifests: Manifests) -> Iterator[Finding]:
+    for each, taken in ignored(manifests):
+        yield Finding(
+            "warning", "telemetry.ignored", each.where,
+            f"the namespace {quoted(each.namespace)} has another Telemetry without a selector: {taken.where}",
+            "istiod takes the one alone that was made first, and nothing of the others"
+            + ("" if each.created and taken.created else "; which one that is cannot be seen here"),
+            "write both into one object",
+        )  # fmt: skip
 
 
 def _check_rules(manifests: Manifests) -> Iterator[Finding]:
-    for rule in tracing_rules(manifests):
-        found = effective(manifests, rule)
-        if not found.provider and manifests.usable is not None:
-            yield Finding(
-                "error", "telemetry.no-provider", rule.where,
-                "it has a tracing rule, and no provider is named anywhere",
-                "istiod switches tracing off for these proxies, the tracer of their bootstrap included, and reports "
-                "nothing",
-                "name a provider in it, in the mesh's own Telemetry, or in meshConfig.defaultProviders.tracing",
-            )  # fmt: skip
-        if rule.writes_nothing:
-            yield Finding(
-                "warning", "proxy.injects-nothing", rule.where, "disableContextPropagation is set",
-                "proxies export spans and send no headers of their own: what lies behind one hangs beside its spans, "
-                "not below",
-                "take it away",
-            )  # fmt: skip
-        yield from _check_sampling(manifests, found)
+    found = [finding for merged in merged_rules(manifests) for finding in _check_rule(manifests, merged)]
+    yield from dict.fromkeys(found)
 
 
-def _check_sampling(manifests: Manifests, rule: TracingRule) -> Iterator[Finding]:
-    provider = provider_of(manifests, rule.provider)
-    percent = rule.sampling
-    if provider is None or percent is None or not rule.by_request_id:
+def _check_rule(manifests: Manifests, merged: MergedRule) -> Iterator[Finding]:
+    rule = merged.rule
+    if not rule.reports:
         return
-    if provider.kind == "opentelemetry" and percent < 100 and not provider.samples:
+    if not rule.provider and merged.is_meant and manifests.usable is not None:
+        what = {"CLIENT": " for what goes out", "SERVER": " for what comes in"}.get(rule.mode, "")
         yield Finding(
-            "warning", "sampling.proxy-clears-the-flag", rule.where,
-            f"proxies start {percent:g} % of traces sampled, and those with Envoy 1.39 or later clear the sampled flag "
-            f"of the other {100 - percent:g} % of requests, whatever their caller decided",
+            "error", "telemetry.no-provider", rule.where,
+            f"it has a tracing rule{what}, and no provider is named anywhere{what}",
+            f"istiod switches tracing off for these proxies{what}, the tracer of their bootstrap included, and reports "
+            "nothing",
+            "name a provider in it, in the mesh's own Telemetry, or in meshConfig.defaultProviders.tracing",
+        )  # fmt: skip
+    if rule.writes_nothing:
+        yield Finding(
+            "warning", "proxy.injects-nothing", merged.said_at["writes_nothing"], "disableContextPropagation is set",
+            "proxies export spans and send no headers of their own: what lies behind one hangs beside its spans, "
+            "not below",
+            "take it away",
+        )  # fmt: skip
+    yield from _check_sampling(manifests, merged)
+
+
+def _check_sampling(manifests: Manifests, merged: MergedRule) -> Iterator[Finding]:
+    rule, percent = merged.rule, merged.rule.sampling
+    provider = provider_of(manifests, rule.provider)
+    if provider is None or provider.kind != "opentelemetry" or provider.samples or not rule.by_request_id:
+        return
+    where, reason = merged.said_at.get("sampling", rule.where), ""
+    if "sampling" not in merged.said_at:
+        _, reason = percent_of_istiod(manifests)
+    if percent is None:
+        yield Finding(
+            "warning", "unjudged.sampling", where,
+            f"which percentage of traces proxies start sampled is not known: {reason}",
+            "below 100 % those with Envoy 1.39 or later clear the sampled flag of the other requests, whatever their "
+            "caller decided",
+            "randomSamplingPercentage: 100 in a Telemetry object, which has the last word",
+        )  # fmt: skip
+    elif percent < 100:
+        others = f"the other {100 - percent:g} % of requests" if percent > 0 else "every request"
+        yield Finding(
+            "warning", "sampling.proxy-clears-the-flag", where,
+            f"proxies start {percent:g} % of traces sampled{f' ({reason})' if reason else ''}, and those with Envoy "
+            f"1.39 or later clear the sampled flag of {others}, whatever their caller decided",
             "a trace that the caller records ends here: everything behind it is unsampled",
             "randomSamplingPercentage: 100, or useRequestIdForTraceSampling: false",
         )  # fmt: skip
 
 
+def _check_percentages(manifests: Manifests) -> Iterator[Finding]:
+    odd = [(f"{mesh.where}.defaultConfig.tracing.sampling", mesh.odd_sampling) for mesh in manifests.meshes]
+    odd += [(each.where, each.odd) for each in manifests.sampling if each.percent is not None]
+    for where, why in odd:
+        if why:
+            yield Finding(
+                "note", "sampling.not-taken", where, "its percentage is not what proxies start sampled", why,
+                "randomSamplingPercentage in a Telemetry object: there 0 is 0",
+            )  # fmt: skip
+
+
 def _check_formats(manifests: Manifests, settings: Settings | None) -> Iterator[Finding]:
     if settings is not None and {"b3", "b3multi"} & set(settings.propagators):
         return
-    for where, name in _named_tracers(manifests).items():
+    for where, name in _named_tracers(manifests):
         provider = provider_of(manifests, name)
         if provider is not None and provider.formats == ("b3",):
             yield _b3_alone(where, f"its provider {quoted(provider.name)} reads and writes B3 alone")
     mesh = manifests.usable
-    if mesh is None or mesh.default_provider or any(_of_all(manifests, mesh)):
+    if mesh is None or mesh.default_provider or rules_of_all(manifests):
         return
     if mesh.traces and mesh.bootstrap_tracer == "zipkin":
         yield _b3_alone(mesh.where, "where no Telemetry names a provider, the bootstrap's tracer traces: Zipkin's")
@@ -244,16 +243,23 @@ def _written_again(manifests: Manifests, tracers: _Tracers, namespace: str) -> _
     mesh, each = manifests.usable, [headers for _, headers in tracers]
     somewhere = frozenset[str]().union(*each)
     # Where proxies report nothing they have no tracer that would write.
-    if not each or any(rule.writes_nothing or rule.reports is False for rule in manifests.tracing):
+    # Where proxies report nothing they have no tracer that would write.
+    if not each or any(merged.rule.writes_nothing or not merged.rule.reports for merged in merged_rules(manifests)):
         return _Written(somewhere=somewhere)
-    covered = {rule.namespace for rule, _ in tracers if not rule.selects and not rule.mode}
+    covered: dict[str, set[str]] = {}
+    for rule, _ in tracers:
+        if not rule.selects:
+            covered.setdefault(rule.namespace, set()).update({rule.mode} if rule.mode else _MODES)
     if mesh is None:
         # Nobody knows the provider.
-        return _Written(perhaps=_OF_TRACERS if covered & {_ROOT, namespace} else frozenset())
+        here = covered.get(_ROOT, set()) | covered.get(namespace, set())
+        return _Written(perhaps=_OF_TRACERS if "CLIENT" in here else frozenset())
     by_all = frozenset(FOLLOWED).intersection(*each)
-    if mesh.root_namespace in covered:
+    if covered.get(mesh.root_namespace) == _MODES:
         return _Written(by_all, somewhere=somewhere)
-    return _Written(perhaps=by_all if namespace in covered else frozenset(), somewhere=somewhere)
+    # A route holds where a request goes out, but for waypoints, where it comes in.
+    here = covered.get(mesh.root_namespace, set()) | covered.get(namespace, set())
+    return _Written(perhaps=by_all if "CLIENT" in here else frozenset(), somewhere=somewhere)
 
 
 def _written_by(provider: Provider | None) -> frozenset[str]:
@@ -262,8 +268,9 @@ def _written_by(provider: Provider | None) -> frozenset[str]:
 
 def _check_routes(manifests: Manifests) -> Iterator[Finding]:
     tracers = [
-        (rule, _written_by(provider_of(manifests, effective(manifests, rule).provider)))
-        for rule in tracing_rules(manifests)
+        (each.rule, _written_by(provider_of(manifests, each.rule.provider)))
+        for each in merged_rules(manifests)
+        if each.traces
     ]
     removed: dict[tuple[str, Severity, str], list[str]] = {}
     for change in manifests.changed:
@@ -364,8 +371,8 @@ def _check_egress(manifests: Manifests) -> Iterator[Finding]:
 
 
 def _tracing_providers(manifests: Manifests) -> Iterator[Provider]:
-    for rule in tracing_rules(manifests):
-        provider = provider_of(manifests, effective(manifests, rule).provider)
+    for _, name in _named_tracers(manifests):
+        provider = provider_of(manifests, name)
         if provider is not None and provider.traces:
             yield provider
 
@@ -391,7 +398,9 @@ def _check_log(manifests: Manifests) -> Iterator[Finding]:
 _CHECKS: Final[tuple[Callable[[Manifests], Iterator[Finding]], ...]] = (
     _check_files,
     _check_providers,
+    _check_telemetry,
     _check_rules,
+    _check_percentages,
     _check_zipkin,
     _check_routes,
     _check_patches,

@@ -1,0 +1,269 @@
+"""How `meshmw doctor` merges Telemetry objects, and where it finds the percentage that none of them says.
+
+Istio's own sources are the measure; `tests/real/test_istio_merging.py` holds the same cases against its control plane.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from meshmw.__main__ import main
+from meshmw._tools.doctor.manifests import read_manifests
+from meshmw._tools.doctor.telemetry import merged_rules
+from tests.tools.test_doctor_manifests import FULL, MESH, TELEMETRY, codes, findings
+
+ZIPKIN = "zipkin: {service: zipkin.observability.svc.cluster.local, port: 9411}"
+TWO = f"{MESH[:-1]}, {{name: zipkin, {ZIPKIN}}}]"
+OTEL = "providers: [{name: otel}]"
+CLEARS = "sampling.proxy-clears-the-flag"
+
+
+def rules(*texts, namespace="istio-system", name="mesh"):
+    listed = ", ".join(f"{{{text}}}" for text in texts)
+    return f"{TELEMETRY}  tracing: [{listed}]".replace("istio-system", namespace).replace("name: mesh", f"name: {name}")
+
+
+def merged(tmp_path, *documents):
+    (tmp_path / "manifests.yaml").write_text("\n---\n".join(documents))
+    rows = [each.rule for each in merged_rules(read_manifests([tmp_path / "manifests.yaml"]))]
+    return [(rule.namespace, rule.mode, rule.provider, rule.sampling, rule.reports) for rule in rows]
+
+
+def mode(word):
+    return f"match: {{mode: {word}}}"
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        # Both directions are one.
+        ([rules(f"{mode('CLIENT_AND_SERVER')}, {OTEL}")], [("", "otel", 1, True)]),
+        ([rules(f"{mode('CLIENT')}, {OTEL}")], [("CLIENT", "otel", 1, True), ("SERVER", "", 1, True)]),
+        # The rules of one object are for each other what others leave out, and a later one has the last word.
+        (
+            [rules(OTEL, f"{mode('SERVER')}, randomSamplingPercentage: 5", "randomSamplingPercentage: 7")],
+            [("", "otel", 7, True)],
+        ),
+        (
+            [rules(OTEL, "randomSamplingPercentage: 7", f"{mode('SERVER')}, randomSamplingPercentage: 5")],
+            [("CLIENT", "otel", 7, True), ("SERVER", "otel", 5, True)],
+        ),
+        (
+            [rules(OTEL, f"{mode('SERVER')}, disableSpanReporting: true")],
+            [("CLIENT", "otel", 1, True), ("SERVER", "otel", 1, False)],
+        ),
+        (
+            [rules(f"{mode('CLIENT')}, {OTEL}", f"{mode('SERVER')}, providers: [{{name: zipkin}}]")],
+            [("CLIENT", "otel", 1, True), ("SERVER", "zipkin", 1, True)],
+        ),
+    ],
+)
+def test_the_rules_of_one_object(tmp_path, documents, expected):
+    assert merged(tmp_path, TWO, *documents) == [("istio-system", *each) for each in expected]
+
+
+def test_each_level_writes_over_the_one_above_it(tmp_path):
+    root = rules(f"{OTEL}, randomSamplingPercentage: 5")
+    shop = rules(f"{mode('SERVER')}, randomSamplingPercentage: 50", namespace="shop")
+    one = rules("randomSamplingPercentage: 90", namespace="shop", name="one")
+    one = one.replace("spec:", "spec:\n  selector: {a: b}")
+    other = one.replace("namespace: shop", "namespace: istio-system")
+    assert merged(tmp_path, MESH, root, shop, one, other) == [
+        ("istio-system", "", "otel", 5, True),
+        ("shop", "CLIENT", "otel", 5, True),
+        ("shop", "SERVER", "otel", 50, True),
+        ("shop", "", "otel", 90, True),
+        ("istio-system", "", "otel", 90, True),
+    ]
+
+
+def test_a_rule_for_what_goes_out_has_what_the_rule_for_both_says(tmp_path):
+    """It was taken for a rule by itself, whose provider nobody named."""
+    in_shop = rules(OTEL, f"{mode('CLIENT')}, randomSamplingPercentage: 100", namespace="shop")
+    found = findings(tmp_path, MESH, in_shop)
+    # What comes in keeps istiod's own percentage.
+    assert [each.code for each in found] == [CLEARS]
+    assert "proxies start 1 % of traces" in found[0].what
+    assert (
+        codes(tmp_path, MESH, rules(f"{OTEL}, randomSamplingPercentage: 100", mode("CLIENT"), namespace="shop")) == []
+    )
+
+
+def test_a_direction_without_a_provider_is_named(tmp_path):
+    client = f"{mode('CLIENT')}, {OTEL}, randomSamplingPercentage: 100"
+    parted = rules(client, f"{mode('SERVER')}, randomSamplingPercentage: 9")
+    (found,) = findings(tmp_path, MESH, parted)
+    assert found.code == "telemetry.no-provider"
+    assert "for what comes in" in found.what
+    # That nothing at all is said of one direction is a choice.
+    assert codes(tmp_path, MESH, rules(client)) == []
+
+
+def test_each_direction_is_judged_by_its_own_provider(tmp_path):
+    parted = rules(f"{mode('CLIENT')}, {OTEL}", f"{mode('SERVER')}, providers: [{{name: zipkin}}]")
+    assert codes(tmp_path, TWO, parted) == [CLEARS, "formats.differ"]
+    missing = rules(f"{OTEL}, randomSamplingPercentage: 100", f"{mode('SERVER')}, providers: [{{name: zikpin}}]")
+    assert codes(tmp_path, TWO, missing) == ["telemetry.provider-missing"]
+
+
+def test_a_fault_of_the_mesh_is_said_once_and_where_it_stands(tmp_path):
+    root = rules("providers: [{name: otle}], randomSamplingPercentage: 5, disableContextPropagation: true")
+    shops = [rules("enableIstioTags: false", namespace=name, name=name) for name in ("a", "b")]
+    found = findings(tmp_path, MESH, root, *shops)
+    assert [each.code for each in found] == ["telemetry.provider-missing", "proxy.injects-nothing"]
+    assert {each.where for each in found} == {f"{tmp_path / 'manifests.yaml'} Telemetry mesh"}
+    (found,) = findings(tmp_path, MESH, rules(f"{OTEL}, randomSamplingPercentage: 5"), *shops)
+    assert (found.code, found.where) == (CLEARS, f"{tmp_path / 'manifests.yaml'} Telemetry mesh")
+
+
+def test_of_two_objects_without_a_selector_istiod_takes_the_older(tmp_path):
+    logging = f"{TELEMETRY}  accessLogging: [{{providers: [{{name: envoy}}]}}]".replace("name: mesh", "name: logs")
+    (found,) = findings(tmp_path, MESH, FULL, logging)
+    assert (found.code, found.severity) == ("telemetry.ignored", "warning")
+    assert found.where.endswith("Telemetry logs")
+    assert "cannot be seen here" in found.why
+
+    def made(document, year):
+        return document.replace("namespace: ", f'creationTimestamp: "{year}-01-01T00:00:00Z", namespace: ')
+
+    found = findings(tmp_path, MESH, made(FULL, 2025), made(logging, 2024))
+    assert [(each.code, each.where.endswith("Telemetry mesh")) for each in found] == [("telemetry.ignored", True)]
+    assert "cannot be seen here" not in found[0].why
+    assert merged(tmp_path, MESH, made(FULL, 2025), made(logging, 2024)) == []
+    # The same object in two files, as in overlays, and objects of two namespaces.
+    assert codes(tmp_path, MESH, FULL, FULL, logging.replace("istio-system", "shop")) == []
+
+
+MESH_CONFIG = f"meshConfig: {{{MESH}}}"
+TEN = f"{{{MESH_CONFIG}, pilot: {{traceSampling: 10}}}}"
+INSTALLATION = f"kind: IstioOperator\nmetadata: {{name: own}}\nspec:\n  meshConfig:\n    {MESH}\n"
+ENV = "[{name: PILOT_TRACE_SAMPLING, VALUE}]"
+DEPLOYMENT = f"""
+kind: Deployment
+metadata: {{name: istiod, namespace: istio-system}}
+spec: {{template: {{spec: {{containers: [{{name: other}}, {{name: discovery, env: {ENV}}}]}}}}}}
+"""
+
+
+def env(said):
+    return DEPLOYMENT.replace("VALUE", said)
+
+
+OF_COMPONENT = f"components: {{pilot: {{k8s: {{env: {ENV.replace('VALUE', 'value: 20.5')}}}}}}}"
+LISTED = f"envVarFrom: {ENV.replace('VALUE', 'value: 10')}"
+INDENTED = f"        {MESH_CONFIG}\n        traceSampling: 10"
+
+
+@pytest.mark.parametrize(
+    ("document", "percent", "place"),
+    [
+        (f"{INSTALLATION}  values: {{pilot: {{traceSampling: 10}}}}", "10", "IstioOperator own values traceSampling"),
+        (f"{INSTALLATION}  values: {{pilot: {{traceSampling: 100}}}}", None, ""),
+        (INSTALLATION, "1", "istiod's default)"),
+        (
+            f"{INSTALLATION}  {OF_COMPONENT}\n  values: {{pilot: {{traceSampling: 9}}}}",
+            "20.5",
+            "components.pilot.k8s.env",
+        ),
+        (f"kind: Istio\nspec: {{values: {TEN}}}", "10", "Istio values"),
+        (f"kind: HelmRelease\nspec: {{values: {TEN}}}", "10", "HelmRelease values"),
+        (f"kind: Application\nspec: {{source: {{helm: {{valuesObject: {TEN}}}}}}}", "10", "Application helm.values"),
+        (
+            f"kind: Application\nspec:\n  sources:\n  - helm:\n      values: |\n{INDENTED}",
+            "10",
+            "Application helm.values",
+        ),
+        (f"istiod: {TEN}", "10", "istiod traceSampling"),
+        (f"{MESH_CONFIG}\npilot: {{traceSampling: 10}}", "10", "manifests.yaml traceSampling"),
+        (f"{MESH_CONFIG}\ntraceSampling: 10", "10", "manifests.yaml traceSampling"),
+        (f"{MESH_CONFIG}\ntraceSampling: 100\npilot: {{traceSampling: 10}}", "10", "traceSampling"),
+        (f"{MESH_CONFIG}\ntraceSampling: 0\nenv: {{PILOT_TRACE_SAMPLING: '10'}}", "10", "env"),
+        (f"{MESH_CONFIG}\ntraceSampling: 10\nenv: {{PILOT_TRACE_SAMPLING: 10, OTHER: 1}}", "10", "env"),
+        (f"{MESH_CONFIG}\npilot: {{traceSampling: 10, {LISTED}}}", "10", "env"),
+        (f"{MESH}\n---{env('value: 10')}", "10", "Deployment istiod env"),
+        (f"{MESH}\n---{env('value: 10')}".replace("Deployment", "Pod"), "10", "Pod istiod env"),
+    ],
+)
+def test_istiods_own_percentage(tmp_path, document, percent, place):
+    found = findings(tmp_path, document, rules(OTEL))
+    assert [each.code for each in found] == [CLEARS] * bool(percent)
+    for each in found:
+        assert f"proxies start {percent} % of traces sampled" in each.what
+        assert place in each.what
+    # What others say has the word.
+    assert codes(tmp_path, document, FULL) == []
+
+
+def test_the_mesh_configuration_has_the_word_before_istiod(tmp_path):
+    mesh = MESH_CONFIG.replace("{ext", "{defaultConfig: {tracing: {sampling: 100}}, ext")
+    assert codes(tmp_path, f"{mesh}\ntraceSampling: 10", rules(OTEL)) == []
+    (found,) = findings(tmp_path, f"{mesh.replace('sampling: 100', 'sampling: 7')}\ntraceSampling: 10", rules(OTEL))
+    assert "proxies start 7 % of traces sampled (as defaultConfig.tracing.sampling of" in found.what
+
+
+def test_nothing_at_all_is_sampled(tmp_path):
+    (found,) = findings(tmp_path, MESH, env("value: '0'"), rules(OTEL))
+    assert "proxies start 0 % of traces sampled" in found.what
+    assert "clear the sampled flag of every request" in found.what
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (f"meshConfig: {{{MESH}}}\npilot: {{traceSampling: 0}}", "takes 0 for no value"),
+        (f"meshConfig: {{{MESH}}}\npilot: {{traceSampling: 250}}", "'250' is no percentage"),
+        (f"{MESH}\n---{env('value: all')}", "'all' is no percentage"),
+        (f"{MESH}\ndefaultConfig: {{tracing: {{sampling: 0}}}}", "takes 0 there for no value"),
+        (f"{MESH}\ndefaultConfig: {{tracing: {{sampling: 101}}}}", "101 is no percentage"),
+    ],
+)
+def test_a_percentage_that_istiod_does_not_take(tmp_path, document, why):
+    """Of `sampling: 0`: https://github.com/istio/istio/issues/36750."""
+    found = findings(tmp_path, document, rules(OTEL))
+    assert [each.code for each in found] == [CLEARS, "sampling.not-taken"]
+    assert "proxies start 1 % of traces sampled" in found[0].what
+    assert (found[1].severity, why in found[1].why) == ("note", True)
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (
+            f"{MESH}\n---{env('valueFrom: {configMapKeyRef: {key: a}}')}",
+            "comes from another object",
+        ),
+        (
+            f"{MESH}\n---{env('value: 1}, {name: PILOT_TRACE_SAMPLING, value: 100')}",
+            "is there twice",
+        ),
+        # deployment.yaml of the chart writes traceSampling, which is 1 where nobody sets it, behind env.
+        (f"meshConfig: {{{MESH}}}\nenv: {{PILOT_TRACE_SAMPLING: 100}}", "twice, by env and by traceSampling"),
+        (f"meshConfig: {{{MESH}}}\ntraceSampling: 100\n---{env('value: 10')}", "differs: "),
+    ],
+)
+def test_a_percentage_that_cannot_be_known(tmp_path, document, why):
+    (found,) = findings(tmp_path, document, rules(OTEL))
+    assert (found.severity, found.code, why in found.what) == ("warning", "unjudged.sampling", True)
+    assert codes(tmp_path, document, FULL) == []
+
+
+@pytest.mark.parametrize("profile", ["profile: demo", "values: {profile: demo}", "values: {global: {profile: demo}}"])
+def test_the_profile_demo_brings_providers_and_its_percentage(tmp_path, profile):
+    installation = f"kind: IstioOperator\nspec:\n  {profile}"
+    for name in ("otel-tracing", "jaeger"):
+        assert codes(tmp_path, installation, rules(f"providers: [{{name: {name}}}]")) == []
+    # An own list of providers takes the place of the profile's.
+    own = f"{installation}\n  meshConfig: {{{MESH}}}"
+    assert codes(tmp_path, own, rules(OTEL)) == []
+    assert codes(tmp_path, own, rules("providers: [{name: otel-tracing}]")) == ["telemetry.provider-missing"]
+
+
+def test_the_command_shows_both_directions(tmp_path, capsys):
+    twice = env("value: 1}, {name: PILOT_TRACE_SAMPLING, value: 2")
+    parted = rules(OTEL, f"{mode('SERVER')}, randomSamplingPercentage: 5")
+    (tmp_path / "a.yaml").write_text(f"{MESH}\n---{parted}\n---{twice}")
+    assert main(["doctor", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "? % by the request id" in printed
+    assert "5 % by the request id" in printed
+    assert "CLIENT" in printed
