@@ -13,6 +13,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
 PLANTED = f"00-{OTHER}-2222222222222222-01"
 W3C = {"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "user=alice"}
 ALONE = {"traceparent": TRACEPARENT}
+UNSAMPLED = {"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-00"}
 B3 = {"x-b3-traceid": TRACE_ID, "x-b3-spanid": SPAN_ID, "x-b3-sampled": "1", "baggage": "user=alice"}
 B3_SINGLE = {"b3": f"{TRACE_ID}-{SPAN_ID}-1"}
 TYPE = "type.googleapis.com/"
@@ -81,8 +82,14 @@ def limiting() -> Json:
     return {"name": "envoy.filters.http.ratelimit", "typed_config": config}
 
 
+REMOVER = "function(handle) handle:headers():remove('traceparent') end"
+
+
 def lua(removed: str) -> Json:
-    code = f"function envoy_on_request(handle)\n  handle:headers():remove({removed})\nend\n"
+    return lua_of(f"function envoy_on_request(handle)\n  handle:headers():remove({removed})\nend\n")
+
+
+def lua_of(code: str) -> Json:
     config = {"@type": f"{HTTP}lua.v3.Lua", "default_source_code": {"inline_string": code}}
     return {"name": "envoy.filters.http.lua", "typed_config": config}
 
@@ -219,6 +226,8 @@ RATIO = "TraceIdRatioBasedSamplerConfig"
 TRACERS |= {
     "otel always_on": sampled_by("always_on", "AlwaysOnSamplerConfig"),
     "otel trace_id_ratio_based": sampled_by("trace_id_ratio_based", RATIO, sampling_percentage={"numerator": 0}),
+    "otel all told": sampled_by("trace_id_ratio_based", RATIO, sampling_percentage={"numerator": 100}),
+    "otel no collector": provider("envoy.tracers.opentelemetry", "OpenTelemetryConfig", service_name="a"),
     "otel none told": sampled_by("trace_id_ratio_based", RATIO),
     "otel dynatrace": sampled_by("dynatrace", "DynatraceSamplerConfig", tenant="a", cluster_id=1),
 }

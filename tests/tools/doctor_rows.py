@@ -18,7 +18,9 @@ from tests.tools.doctor_parts import (
     PLANTED,
     REMOVE,
     REMOVE_B3,
+    REMOVER,
     SET,
+    UNSAMPLED,
     W3C,
     Json,
     adding,
@@ -30,6 +32,7 @@ from tests.tools.doctor_parts import (
     ids,
     limiting,
     lua,
+    lua_of,
     mutating,
     off,
     one_of,
@@ -80,7 +83,7 @@ class Row:
 
 
 REMOVED, RESTARTED = ("headers.removed",), ("headers.removed-early",)
-CLEARED = ("sampling.proxy-clears-the-flag",)
+CLEARED, SETS = ("sampling.proxy-clears-the-flag",), ("sampling.proxy-sets-the-flag",)
 OVERWRITTEN, DOUBLED, ADDED = ("headers.overwritten",), ("headers.doubled",), ("headers.added",)
 IF_ABSENT = adding("ADD_IF_ABSENT")
 ABSENT_B3 = setting(f"{OTHER}-2222222222222222-1", "b3")
@@ -265,9 +268,16 @@ ROWS: dict[str, Row] = {
         manager=ids(use_request_id_for_trace_sampling=False),
     ),
     # Samplers. Where a request is not to be traced, none of them is asked.
-    "otel, always on": Row(tracer="otel always_on"),
-    "otel, always on, random 0": Row(CLEARED, tracer="otel always_on", tracing={"random_sampling": {"value": 0}}),
+    "otel, always on": Row(SETS, tracer="otel always_on", unseen=SETS[0]),
+    "otel, always on, unsampled": Row(SETS, tracer="otel always_on", sends=UNSAMPLED),
+    "otel, all by ids, unsampled": Row(SETS, tracer="otel all told", sends=UNSAMPLED),
+    "otel, unsampled": Row(tracer="otel", sends=UNSAMPLED),
+    "otel, always on, random 0": Row(
+        CLEARED + SETS, tracer="otel always_on", tracing={"random_sampling": {"value": 0}}, unseen=SETS[0]
+    ),
     "otel, always on, random 0, no request id": Row(
+        SETS,
+        unseen=SETS[0],
         tracer="otel always_on",
         tracing={"random_sampling": {"value": 0}},
         manager=ids(use_request_id_for_trace_sampling=False),
@@ -304,6 +314,17 @@ ROWS: dict[str, Row] = {
     "asks for rate limits": Row(filters=[limiting()], unjudged=True),
     "lua": Row(filters=[lua("'trace' .. 'parent'")], unjudged=True),
     "lua that names it": Row(filters=[lua("'traceparent'")], unjudged=True),
+    # Contour gives each proxy such a placeholder, and a function for responses where a route changes cookies.
+    "lua that does nothing": Row(filters=[lua_of("-- Placeholder. function envoy_on_request")]),
+    "lua of responses": Row(tracer="otel", filters=[lua_of("function envoy_on_response(h) end")]),
+    "lua under another name": Row(filters=[lua_of(f"_G['envoy_on_' .. 'request'] = {REMOVER}")], unjudged=True),
+    "contour": Row(
+        tracer="otel",
+        tracing={"random_sampling": {"value": 100}, "overall_sampling": {"value": 100}, "spawn_upstream_span": True},
+        filters=[lua_of("-- Placeholder for overrides.")],
+        manager={"use_remote_address": True, "preserve_external_request_id": True},
+    ),
+    "otel, no collector": Row(tracer="otel no collector"),
     "lua off": Row(filters=[lua("'traceparent'")], route=LUA_OFF),
     "lua off by filter config": Row(filters=[lua("'traceparent'")], host=off("envoy.filters.http.lua")),
     "b3+w3c, internal redirect": Row(

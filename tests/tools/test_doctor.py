@@ -105,7 +105,12 @@ def changed(effect: str, header: str = "traceparent") -> dict[str, object]:
         ({"writes_nothing": True}, ["proxy.injects-nothing"]),
         ({"random_sampling": 1.0}, ["sampling.proxy-clears-the-flag"]),
         ({"random_sampling": 1.0, "uses_request_id": False}, []),
-        ({"random_sampling": 1.0, "sampler": "always_on"}, ["sampling.proxy-clears-the-flag"]),
+        (
+            {"random_sampling": 1.0, "sampler": "always_on"},
+            ["sampling.proxy-sets-the-flag", "sampling.proxy-clears-the-flag"],
+        ),
+        ({"sampler": "trace_id_ratio_based"}, ["sampling.proxy-sets-the-flag"]),
+        ({"exports_nothing": True}, ["exporter.proxy-none"]),
         ({"sampler": "trace_id_ratio_based", "sampler_rate": 5.0}, ["sampling.proxy-clears-the-flag"]),
         ({"sampler": "cel"}, ["unjudged.sampler"]),
         ({"makes_request_id": False}, ["request-id.not-made"]),
@@ -273,6 +278,9 @@ def test_tracers_are_read():
     assert (both.formats, both.shared_spans, both.short_ids) == (("b3", "w3c"), True, True)
     assert (tracer("envoy.tracers.datadog").tracer, tracer("mystery").tracer) == ("datadog", "unknown")
     assert listener_of({"tracing": {}}).tracer == ""
+    google = tracer("envoy.tracers.opentelemetry", {"grpc_service": {"google_grpc": {"target_uri": "otel:4317"}}})
+    assert (google.collector, google.exports_nothing) == ("", False)
+    assert tracer("envoy.tracers.opentelemetry").exports_nothing
     assert listener_of({"access_log": [{"typed_config": {"format": "%REQ(:PATH)%"}}]}).logs_traceparent is False
 
 

@@ -286,12 +286,44 @@ def test_without_routes_the_rest_of_the_way_is_still_judged():
     assert found.missing_routes == ("gone",)
 
 
+@pytest.mark.parametrize(
+    ("fields", "judged"),
+    [
+        ({}, False),
+        ({"inline_code": "-- function envoy_on_request"}, True),
+        ({"inline_code": "--[[ function\nenvoy_on_request ]] function envoy_on_response(h) end"}, True),
+        ({"default_source_code": {"inline_string": "x = 1 -- of ours\nfunction envoy_on_request(h) end"}}, False),
+        ({"default_source_code": {"filename": "a.lua"}}, False),
+        ({"inline_code": "x = 1", "source_codes": {"a": {"inline_string": "load('x')()"}}}, False),
+        ({"inline_code": "x = 1", "source_codes": {"a": {"inline_string": "y = 1"}}}, True),
+        ({"source_code": {"inline_string": "x = 1"}}, True),
+    ],
+)
+def test_lua_that_sees_no_request(fields, judged):
+    assert (with_filter("lua", {"@type": f"{HTTP}lua.v3.Lua", **fields}).unjudged == ()) == judged
+
+
+def test_clusters_are_known_by_many_fields():
+    tracing = {"provider": {"name": "envoy.tracers.zipkin", "typed_config": {"collector_cluster": "z"}}}
+    held = listener({"tracing": tracing})
+    for field in ({"connect_timeout": "1s"}, {"cluster_type": {"name": "a"}}):
+        clusters = [{"cluster": {"name": "z", **field}}]
+        sections = [
+            {"@type": "x.ClustersConfigDump", "static_clusters": [], "dynamic_active_clusters": clusters},
+            {"@type": "x.ListenersConfigDump", "dynamic_listeners": [{"active_state": {"listener": held}}]},
+        ]
+        assert read_proxy("x", {"configs": sections}).unknown == ()
+
+
 def test_filters_that_nobody_can_judge():
-    lua = {"@type": f"{HTTP}lua.v3.Lua", "inline_code": "return"}
+    lua = {"@type": f"{HTTP}lua.v3.Lua", "inline_code": "function envoy_on_request(h) end"}
     assert with_filter("lua", lua).unjudged == ("filter lua",)
-    named = with_filter("lua", {**lua, "inline_code": "h:remove('traceparent') -- b3"})
+    named = with_filter("lua", {**lua, "inline_code": "function envoy_on_request(h) h:remove('traceparent') -- b3"})
     assert named.unjudged == ("filter lua, which names b3, traceparent",)
-    assert with_filter("lua", {**lua, "inline_code": "-- 9b3f x-b3-of-ours"}).unjudged == ("filter lua",)
+    other = f"{lua['inline_code']} -- 9b3f x-b3-of-ours"
+    assert with_filter("lua", {**lua, "inline_code": other}).unjudged == ("filter lua",)
+    keyed = {"@type": "type.googleapis.com/acme.Filter", "headers": {"traceparent": {"text": ""}}}
+    assert with_filter("x", keyed).unjudged == ("filter x, which names traceparent",)
     assert with_filter("x", {"@type": "type.googleapis.com/acme.Filter"}).unjudged == ("filter x",)
     wrapped = {"@type": "x/udpa.type.v1.TypedStruct", "type_url": "type.googleapis.com/acme.Filter", "value": {"a": 1}}
     assert with_filter("x", wrapped).unjudged == ("filter x",)

@@ -365,6 +365,51 @@ def test_other_shapes_are_read_past(tmp_path):
     assert codes(tmp_path, *odd) == []
 
 
+CONTOUR = "apiVersion: projectcontour.io/v1\nkind: HTTPProxy\nmetadata: {name: shop}\nspec: {routes: [SPEC]}"
+OF_OTHERS = [
+    CONTOUR.replace("SPEC", "{requestHeadersPolicy: {remove: [Traceparent]}}"),
+    "apiVersion: projectcontour.io/v1alpha1\nkind: ContourConfiguration\nspec: {tracing: {overallSampling: '10'}}",
+    "apiVersion: gateway.kgateway.dev/v1alpha1\nkind: HTTPListenerPolicy\nspec: {tracing: {randomSampling: 0}}",
+    "apiVersion: gateway.solo.io/v1\nkind: Gateway\nspec: {httpGateway: {options: {hcm: {tracing: {verbose: true}}}}}",
+    "apiVersion: gateway.envoyproxy.io/v1alpha1\nkind: EnvoyProxy\nspec: {telemetry: {tracing: {samplingRate: 1}}}",
+    "apiVersion: consul.hashicorp.com/v1alpha1\nkind: ProxyDefaults\nspec: {config: {envoy_tracing_json: '{}'}}",
+    "apiVersion: kuma.io/v1alpha1\nkind: MeshTrace\nspec: {default: {sampling: {overall: 80}}}",
+    "apiVersion: appmesh.k8s.aws/v1beta2\nkind: VirtualNode\nspec: {env: [{name: ENABLE_ENVOY_JAEGER_TRACING}]}",
+    "apiVersion: cilium.io/v2\nkind: CiliumEnvoyConfig\nspec: {resources: [{tracing: {}}]}",
+    "static_resources: {listeners: [{name: in, filter_chains: []}]}",
+    "staticResources: {listeners: [{name: in, filterChains: []}]}",
+]
+
+
+@pytest.mark.parametrize("document", OF_OTHERS)
+def test_what_other_control_planes_have_is_not_called_well(tmp_path, document):
+    (found,) = findings(tmp_path, document)
+    assert found.code == "unjudged.manifest"
+    is_fault = "Traceparent" in document or "esources: {" in document
+    assert found.is_fault == is_fault
+    assert ("--config-dump" in found.fix, "names traceparent" in found.what) == (True, "Traceparent" in document)
+
+
+def test_files_without_anything_of_istio_are_not_called_well(tmp_path, capsys):
+    plain = CONTOUR.replace("SPEC", "{services: [{name: a}]}")
+    service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}"
+    for documents in ([service], [plain], [plain, service]):
+        (found,) = findings(tmp_path, *documents)
+        assert (found.severity, found.code) == ("warning", "unjudged.manifest")
+        assert f"none of {len(documents)} objects" in found.what
+        assert main(["doctor", str(tmp_path)]) == 1
+        assert "Nothing to mend in what can be judged; 1 that cannot." in capsys.readouterr().out
+    assert codes(tmp_path, service, plain, MESH, FULL) == []
+
+
+def test_a_file_that_nobody_can_walk_through(tmp_path):
+    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    laughs += "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 8))
+    for text in (laughs, "kind: EnvoyFilter\nspec: &a {b: *a}"):
+        (found,) = findings(tmp_path, text)
+        assert found.code == "manifest.no-yaml"
+
+
 def test_the_command_prints_what_it_read(tmp_path, capsys):
     file = tmp_path / "mesh.yml"
     quiet = rule("disableSpanReporting: true", "quiet")

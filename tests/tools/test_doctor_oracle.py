@@ -53,6 +53,7 @@ ABOUT_HEADERS = {
     "headers.doubled",
     "headers.added",
     "sampling.proxy-clears-the-flag",
+    "sampling.proxy-sets-the-flag",
     "proxy.injects-nothing",
 }
 
@@ -255,7 +256,8 @@ def _of_trace(sent: str, received: str) -> set[str]:
     if TRACE_ID not in received:
         return {"headers.removed-early"}
     flag = received.rpartition("-")[2]
-    return {"sampling.proxy-clears-the-flag"} if sent.endswith("01") and flag == "00" else set()
+    flipped = {"0100": "sampling.proxy-clears-the-flag", "0001": "sampling.proxy-sets-the-flag"}
+    return {name for flags, name in flipped.items() if sent[-2:] + flag == flags}
 
 
 @pytest.fixture(scope="module")

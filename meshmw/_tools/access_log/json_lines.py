@@ -1,9 +1,9 @@
 """Access logs that are one JSON object a line: which key holds what, and lines of one make read in bulk.
 
 Keys are known by what they say, however they are spelled: `x-request-id`, `XRequestId` and
-`request.headers.x_request_id` are one. So the defaults of Istio, Envoy Gateway, Consul, Contour, Gloo, Linkerd, Traefik
-and ingress-nginx are read, and what people write by the names of OpenTelemetry or of nginx's variables. A user can name
-any other key.
+`request.headers.x_request_id` are one. So the defaults of Istio, Envoy Gateway, kgateway, Consul, Contour, Gloo,
+Linkerd, Traefik and ingress-nginx are read, and what people write by the names of OpenTelemetry or of nginx's
+variables. A user can name any other key.
 
 A proxy escapes every value in JSON. Where a key comes twice, the line can only be of a text format that looks like
 JSON, and it is refused. A line that has none of a request's fields is not an access log's: an application's, or the
@@ -59,8 +59,23 @@ KEYS: Final = {
     ),
     "details": ("response_code_details", "details"),
     "route": ("route_name", "route", "http_route", "router_name"),
-    "cluster": ("upstream_cluster", "upstream_cluster_raw", "upstream_cluster_name", "cluster", "proxy_upstream_name"),
-    "upstream": ("upstream_host", "upstream", "upstream_addr", "upstream_address", "service_url", "service_addr"),
+    "cluster": (
+        "upstream_cluster",
+        "upstream_cluster_raw",
+        "upstream_cluster_name",
+        "cluster",
+        "proxy_upstream_name",
+        "backend_cluster",
+    ),
+    "upstream": (
+        "upstream_host",
+        "upstream",
+        "upstream_addr",
+        "upstream_address",
+        "service_url",
+        "service_addr",
+        "backend_host",
+    ),
     "user_agent": ("user_agent", "http_user_agent", "user_agent_original"),
     "request_id": ("request_id", "x_request_id", "req_id"),
     "traceparent": ("traceparent", "trace_parent", "tp"),

@@ -25,6 +25,7 @@ _ODD_NAMES: Final = {"trace_id128bit": "trace_id_128bit"}
 _LISTS: Final = ("static_", "dynamic_", "ecds_", "inline_")
 # Aliases of aliases can stand for more than anybody can walk through: five million took six seconds.
 _MOST_PARTS: Final = 3_000_000
+_CLUSTER: Final = {"load_assignment", "lb_policy", "eds_cluster_config", "cluster_type", "connect_timeout"}
 _WHOLE: Final = {"BootstrapConfigDump", "ClustersConfigDump", "ListenersConfigDump"}
 _BOOTSTRAP: Final = {"static_resources", "dynamic_resources", "layered_runtime"}
 
@@ -89,9 +90,18 @@ def _parse_yaml(data: bytes) -> Any:
         documents = [each for each in yaml.load_all(data, Loader=loader) if each is not None]
     except yaml.YAMLError as error:
         raise ValueError("neither JSON nor YAML") from error
+    refuse_too_many_parts(documents)
+    return documents[0] if len(documents) == 1 else documents
+
+
+def refuse_too_many_parts(documents: Any) -> None:
+    """Refuse what nobody can walk through.
+
+    Raises:
+        ValueError: Its aliases stand for too much.
+    """
     if _parts_of(documents, {}) > _MOST_PARTS:
         raise ValueError("its aliases stand for too much")
-    return documents[0] if len(documents) == 1 else documents
 
 
 def _parts_of(value: Any, done: dict[int, int]) -> int:
@@ -264,7 +274,7 @@ def _sort_of(resource: Json) -> str:
         return "routes"
     if kind == "TypedExtensionConfig" or ("typed_config" in resource and "name" in resource):
         return "filter"
-    if kind == "Cluster" or {"load_assignment", "lb_policy", "eds_cluster_config"} & resource.keys():
+    if kind == "Cluster" or _CLUSTER & resource.keys():
         return "cluster"
     return ""
 

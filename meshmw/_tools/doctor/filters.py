@@ -37,6 +37,9 @@ _LAST: Final = ("append", "repeat")
 _FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
 _WORD: Final = re.compile("[a-z0-9-]+")
 _LONGEST_IDS: Final = 64
+_LUA_COMMENT: Final = re.compile(r"--\[\[.*?\]\]|--[^\n]*", re.DOTALL)
+# Lua's function for requests, and what can make one under another name.
+_SEES_REQUESTS: Final = re.compile(r"\b(?:envoy_on_request|_G|_ENV|load\w*|[gs]etfenv|rawset|require|dofile)\b")
 # Packages of Envoy's filters that change no request header but their own.
 _READERS: Final = frozenset(
     {
@@ -206,6 +209,8 @@ def _package_of(name: str, config: Json) -> str:
 
 
 def _is_harmless(package: str, config: Json) -> bool:
+    if package == "lua":
+        return _does_nothing_to_requests(config)
     if package == "wasm":
         # Istio's own extensions, which are compiled into its Envoy.
         vm = config.get("config", {}).get("vm_config", {})
@@ -220,19 +225,34 @@ def _is_harmless(package: str, config: Json) -> bool:
     return False
 
 
+def _does_nothing_to_requests(lua: Json) -> bool:
+    """Says whether all code of a Lua filter is here, and has no function for requests.
+
+    Contour gives each proxy one with a comment alone, and Envoy Gateway and others write such as see responses only.
+    """
+    sources = [lua[name] for name in ("default_source_code", "source_code") if name in lua]
+    sources += lua.get("source_codes", {}).values()
+    texts = [lua["inline_code"]] if "inline_code" in lua else []
+    texts += [source.get("inline_string", "envoy_on_request") for source in sources]
+    return bool(texts) and not any(_SEES_REQUESTS.search(_LUA_COMMENT.sub("", text)) for text in texts)
+
+
 def named_in(config: Any) -> list[str]:
     """Return which trace headers a configuration names, as whole words: hashes hold `b3` too."""
-    words = {word for text in _texts(config) for word in _WORD.findall(text.lower())}
+    words = {word for text in texts_in(config) for word in _WORD.findall(text.lower())}
     return [name for name in FOLLOWED if name in words]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield each text of a configuration, keys included."""
     if isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
+        for key, each in value.items():
+            # Some filters have headers for keys.
+            yield str(key)
+            yield from texts_in(each)
     elif isinstance(value, list):
         for each in value:
-            yield from _texts(each)
+            yield from texts_in(each)
     elif isinstance(value, str):
         yield value
 

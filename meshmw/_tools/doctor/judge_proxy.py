@@ -22,10 +22,13 @@ from meshmw.wire.headers import B3_HEADERS
 # Since this version a proxy clears the flag of a sampled parent at its own rate.
 _CLEARS_FLAGS: Final = (1, 39)
 # Samplers of Envoy's OpenTelemetry tracer that are known here.
-_SAMPLERS: Final = ("", "always_on", "parent_based", "trace_id_ratio_based")
+_SAMPLERS: Final = ("", "parent_based")
+# These ask nobody; the second one keeps all here, for less is another finding.
+_SAMPLES_ALL: Final = ("always_on", "trace_id_ratio_based")
 _KEEP_FLAG: Final = (
-    "Istio's Telemetry: randomSamplingPercentage: 100, or useRequestIdForTraceSampling: false; Envoy: random_sampling "
-    "100, or use_request_id_for_trace_sampling: false in the request id extension"
+    "Istio's Telemetry: randomSamplingPercentage: 100, or useRequestIdForTraceSampling: false; Contour: "
+    'overallSampling: "100"; Envoy: 100 in both, or use_request_id_for_trace_sampling: false in the request id '
+    "extension"
 )
 # What a proxy calls each format that meshmw knows.
 _FORMATS: Final = {"tracecontext": "w3c", "b3": "b3", "b3multi": "b3"}
@@ -249,6 +252,13 @@ def _check_sampler(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Find
             "a trace that the caller records ends here: everything behind it is unsampled",
             "put it into Envoy's parent_based sampler, as its wrapped_sampler",
         )  # fmt: skip
+    elif listener.sampler in _SAMPLES_ALL:
+        yield Finding(
+            "note", "sampling.proxy-sets-the-flag", proxy.where_of(listener),
+            f"its sampler, {listener.sampler}, samples each request that it is asked of, whatever its caller decided",
+            "a trace that the caller leaves unsampled begins here, and what lies before it is missing",
+            "put it into Envoy's parent_based sampler, as its wrapped_sampler",
+        )  # fmt: skip
     elif listener.sampler not in _SAMPLERS:
         yield Finding(
             "note", "unjudged.sampler", proxy.where_of(listener),
@@ -268,8 +278,9 @@ def _check_sampling(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Fin
         places = [place for place, _ in low if place]
         yield Finding(
             "warning", "sampling.proxy-clears-the-flag", proxy.where_of(listener),
-            f"random_sampling{f' of {_some(places)}' if places else ''} is {rate:g} %, and Envoy since 1.39 clears the "
-            f"sampled flag of the other {100 - rate:g} % of requests, whatever their caller decided",
+            f"the smaller one of random_sampling and overall_sampling{f' of {_some(places)}' if places else ''} is "
+            f"{rate:g} %, and Envoy since 1.39 clears the sampled flag of {_the_others(rate)}, whatever their caller "
+            "decided",
             "a trace that the caller records ends here: everything behind it is unsampled", _KEEP_FLAG,
         )  # fmt: skip
     if not listener.makes_request_id:
@@ -279,6 +290,10 @@ def _check_sampling(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Fin
             "a request without one, or with one that is no UUID, is never sampled",
             "generate_request_id: true, or use_request_id_for_trace_sampling: false",
         )  # fmt: skip
+
+
+def _the_others(percent: float) -> str:
+    return f"the other {100 - percent:g} % of requests" if percent > 0 else "every request"
 
 
 def _check_zipkin(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
@@ -311,6 +326,13 @@ def _check_log(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]
 
 
 def _check_proxy_collector(proxy: ProxyConfig, listener: ProxyListener) -> Iterator[Finding]:
+    if listener.exports_nothing:
+        yield Finding(
+            "warning", "exporter.proxy-none", proxy.where_of(listener),
+            "its tracer has no collector: neither grpc_service nor http_service is there",
+            "it writes headers, and its own spans go nowhere: what lies behind hangs below spans that never come",
+            "name the collector's cluster in grpc_service or http_service",
+        )  # fmt: skip
     if listener.collector and listener.collector in proxy.failing:
         yield Finding(
             "error", "exporter.proxy-unreachable", proxy.where_of(listener),

@@ -64,6 +64,29 @@ def _check_files(manifests: Manifests) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _check_others(manifests: Manifests) -> Iterator[Finding]:
+    for each in manifests.others:
+        if each.is_envoys:
+            yield Finding(
+                "warning", "unjudged.manifest", each.where, f"it is {each.what}, and is not judged as a manifest",
+                "it says which headers a proxy reads, writes and removes", "give the file with --config-dump",
+            )  # fmt: skip
+            continue
+        named = f", and names {', '.join(each.headers)}" if each.headers else ""
+        yield Finding(
+            "warning" if each.headers else "note", "unjudged.manifest", each.where,
+            f"{each.what} is not judged here{named}",
+            "it can change how proxies trace, and what they do with trace headers",
+            "look at a proxy that has it: `meshmw doctor --envoy-admin URL`, or `--config-dump FILE`",
+        )  # fmt: skip
+    if manifests.unknown and not (manifests.known or manifests.others):
+        yield Finding(
+            "warning", "unjudged.manifest", "manifests", f"none of {manifests.unknown} objects is one of Istio's",
+            "what your proxies do cannot be judged by these files",
+            "give Istio's objects; of other meshes ask a proxy: `meshmw doctor --envoy-admin URL`",
+        )  # fmt: skip
+
+
 def _check_providers(manifests: Manifests) -> Iterator[Finding]:
     named = [(where, name, True) for where, name in _named_tracers(manifests)]
     named += [(where, name, False) for where, name in manifests.logging]
@@ -397,6 +420,7 @@ def _check_log(manifests: Manifests) -> Iterator[Finding]:
 
 _CHECKS: Final[tuple[Callable[[Manifests], Iterator[Finding]], ...]] = (
     _check_files,
+    _check_others,
     _check_providers,
     _check_telemetry,
     _check_rules,

@@ -7,14 +7,15 @@ of Istio 1.29 to 1.31; `tests/real` holds them against its control plane.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from meshmw._tools import JsonValue
-from meshmw._tools.doctor.configuration import import_yaml
-from meshmw._tools.doctor.filters import named_in
+from meshmw._tools.doctor.configuration import import_yaml, kind_of, refuse_too_many_parts, with_own_names
+from meshmw._tools.doctor.filters import named_in, texts_in
 from meshmw._tools.doctor.installation import (
     Json,
     MeshConfig,
@@ -31,6 +32,16 @@ from meshmw._tools.doctor.installation import (
 from meshmw.errors import MeshmwError
 
 SUFFIXES: Final = (".yaml", ".yml")
+_KINDS: Final = {
+    "Telemetry", "VirtualService", "HTTPRoute", "GRPCRoute", "EnvoyFilter", "Sidecar", "IstioOperator", "Istio",
+}  # fmt: skip
+# The API groups of other control planes whose proxies trace.
+_OTHER_GROUPS: Final = (
+    "appmesh.k8s.aws", "cilium.io", "consul.hashicorp.com", "envoyproxy.io", "getambassador.io", "kgateway.dev",
+    "konghq.com", "kuma.io", "linkerd.io", "maistra.io", "nginx.org", "projectcontour.io", "solo.io",
+    "traefik.containo.us", "traefik.io",
+)  # fmt: skip
+_ABOUT_TRACES: Final = re.compile(r"trac(?:e|ing)|telemetry|zipkin|jaeger|datadog", re.IGNORECASE)
 
 
 class ManifestError(MeshmwError):
@@ -103,6 +114,23 @@ class RouteChange(JsonValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherObject(JsonValue):
+    """Holds an object that concerns traces and that nobody judges here.
+
+    Attributes:
+        where: The file and the object.
+        what: What it is.
+        headers: The trace headers that it names.
+        is_envoys: Whether it is the configuration of an Envoy itself.
+    """
+
+    where: str
+    what: str
+    headers: tuple[str, ...] = ()
+    is_envoys: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifests(JsonValue):
     """Holds what a set of files says of traces.
 
@@ -115,7 +143,10 @@ class Manifests(JsonValue):
         changed: What routes do to request headers.
         patches: Where an EnvoyFilter patches proxies, and the trace headers that it names.
         egress: Where a Sidecar limits what its proxies know, its namespace, and the namespaces that are left.
+        others: What concerns traces and is not judged here.
         unreadable: The files that hold no YAML, and why.
+        known: How many objects are of kinds that are read here.
+        unknown: How many are not.
     """
 
     meshes: tuple[MeshConfig, ...] = ()
@@ -126,7 +157,10 @@ class Manifests(JsonValue):
     changed: tuple[RouteChange, ...] = ()
     patches: tuple[tuple[str, tuple[str, ...]], ...] = ()
     egress: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    others: tuple[OtherObject, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
+    known: int = 0
+    unknown: int = 0
 
     @property
     def usable(self) -> MeshConfig | None:
@@ -144,13 +178,12 @@ def read_manifests(paths: Sequence[Path]) -> Manifests:
     found: dict[str, list[Any]] = {name: [] for name in Manifests.__dataclass_fields__}
     for path in (file for each in paths for file in _files(each)):
         try:
-            documents = list(_documents(path))
-        except ValueError as fault:
+            for document in _documents(path):
+                _read_object(str(path), document, found)
+        except (ValueError, RecursionError) as fault:
             found["unreadable"].append((str(path), str(fault)))
-            continue
-        for document in documents:
-            _read_object(str(path), document, found)
-    return Manifests(**{name: tuple(values) for name, values in found.items()})
+    known, unknown = len(found.pop("known")), len(found.pop("unknown"))
+    return Manifests(**{name: tuple(values) for name, values in found.items()}, known=known, unknown=unknown)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -163,14 +196,16 @@ def _files(path: Path) -> Iterator[Path]:
     yield from files
 
 
-def _documents(path: Path) -> Iterator[Any]:
+def _documents(path: Path) -> list[Any]:
     yaml = import_yaml()
     try:
-        yield from yaml.safe_load_all(path.read_bytes())
+        documents = list(yaml.safe_load_all(path.read_bytes()))
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+    refuse_too_many_parts(documents)
+    return documents
 
 
 def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> None:
@@ -183,6 +218,7 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         return
     spec, namespace = object_in(document, "spec"), str(metadata.get("namespace") or "default")
     where = " ".join(filter(None, (file, kind, str(metadata.get("name", "")))))
+    before = [*found["meshes"], *found["sampling"]]
     if kind == "Telemetry":
         selects = bool(object_in(spec, "selector") or spec.get("targetRefs") or spec.get("targetRef"))
         created = str(metadata.get("creationTimestamp") or "")
@@ -207,6 +243,23 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         configs = mesh_configs(kind, document)
         found["meshes"] += [read_mesh(f"{where} meshConfig", mesh, has_istiod=installs) for mesh, installs in configs]
         found["sampling"] += trace_samplings(where, kind, document)
+        if other := _other_object(where, kind, document):
+            found["others"].append(other)
+    is_known = kind in _KINDS or before != [*found["meshes"], *found["sampling"]]
+    found["known" if is_known else "unknown"].append(where)
+
+
+def _other_object(where: str, kind: str, document: Json) -> OtherObject | None:
+    """Return what concerns traces and is not Istio's: another control plane's object, or Envoy's own configuration."""
+    group = str(document.get("apiVersion") or "")
+    if not kind and kind_of(with_own_names(document)) in ("dump", "dumps", "bootstrap"):
+        return OtherObject(where=where, what="a configuration of Envoy", is_envoys=True)
+    if not group.partition("/")[0].endswith(_OTHER_GROUPS):
+        return None
+    headers = tuple(named_in(document))
+    if not headers and not any(_ABOUT_TRACES.search(text) for text in texts_in(document)):
+        return None
+    return OtherObject(where=where, what=f"{kind} of {group}", headers=headers)
 
 
 def _read_tracing(telemetry: Telemetry, spec: Json) -> Iterator[TracingRule]:

@@ -61,6 +61,7 @@ class Tracing(JsonValue):
         shared_spans: Whether a Zipkin server span has the span id of its client.
         short_ids: Whether Zipkin makes trace ids of 64 bits.
         collector: The cluster that spans go to; empty where there is none.
+        exports_nothing: Whether an OpenTelemetry tracer has nobody to send spans to.
         missing: Whether the bootstrap names the tracer, and is not there.
     """
 
@@ -73,6 +74,7 @@ class Tracing(JsonValue):
     shared_spans: bool = False
     short_ids: bool = False
     collector: str = ""
+    exports_nothing: bool = False
     missing: bool = False
 
     @property
@@ -116,6 +118,7 @@ def read_tracing(tracing: Json | None, bootstrap: Json | None) -> Tracing:
         shared_spans=zipkin and plain(config.get("shared_span_context"), True),
         short_ids=zipkin and not config.get("trace_id_128bit", False),
         collector=_collector_of(config),
+        exports_nothing=tracer == "opentelemetry" and not {"grpc_service", "http_service"} & config.keys(),
     )
 
 
