@@ -227,7 +227,6 @@ TRACERS |= {
     "otel always_on": sampled_by("always_on", "AlwaysOnSamplerConfig"),
     "otel trace_id_ratio_based": sampled_by("trace_id_ratio_based", RATIO, sampling_percentage={"numerator": 0}),
     "otel all told": sampled_by("trace_id_ratio_based", RATIO, sampling_percentage={"numerator": 100}),
-    "otel no collector": provider("envoy.tracers.opentelemetry", "OpenTelemetryConfig", service_name="a"),
     "otel none told": sampled_by("trace_id_ratio_based", RATIO),
     "otel dynatrace": sampled_by("dynatrace", "DynatraceSamplerConfig", tenant="a", cluster_id=1),
 }

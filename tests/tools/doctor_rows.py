@@ -324,7 +324,6 @@ ROWS: dict[str, Row] = {
         filters=[lua_of("-- Placeholder for overrides.")],
         manager={"use_remote_address": True, "preserve_external_request_id": True},
     ),
-    "otel, no collector": Row(tracer="otel no collector"),
     "lua off": Row(filters=[lua("'traceparent'")], route=LUA_OFF),
     "lua off by filter config": Row(filters=[lua("'traceparent'")], host=off("envoy.filters.http.lua")),
     "b3+w3c, internal redirect": Row(

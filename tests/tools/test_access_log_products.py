@@ -109,6 +109,19 @@ GLOO = {
     "duration": "4",
     "upstreamCluster": "default-shop_gloo",
 }
+KGATEWAY = {
+    "authority": "shop.example:8080",
+    "backendCluster": "kube_default_shop_80",
+    "backendHost": "10.1.0.7:8000",
+    "method": "GET",
+    "path": "/api/orders/17",
+    "req_x_forwarded_for": None,
+    "request_id": RID,
+    "resp_backend_service_time": "0",
+    "response_code": 200,
+    "start_time": TIME,
+    "total_duration": 1,
+}
 TRAEFIK = {
     "ClientAddr": "10.0.0.1:4711",
     "DownstreamStatus": 200,
@@ -183,6 +196,13 @@ UNLOGGED = {
     "envoy-gateway": ([compact(**GATEWAY)], "httproute/shop/orders/rule/0/match/0/shop_example"),
     "consul": ([compact(**CONSUL)], "GET /api/orders/*"),
     "contour": ([compact(**CONTOUR)], "GET /api/orders/*"),
+    "contour-text": ([envoy()], "GET /api/orders/*"),
+    # Jaeger's header and a trace id say nothing of traceparent.
+    "contour-others": (
+        [compact(**CONTOUR | {"uber_trace_id": f"{TRACE}:1:0:1", "trace_id": TRACE})],
+        "GET /api/orders/*",
+    ),
+    "kgateway": ([compact(**KGATEWAY)], "GET /api/orders/*"),
     "gloo": ([compact(**GLOO)], "-"),
     "traefik": ([compact(**TRAEFIK)], "web@kubernetes"),
     "traefik-text": ([CLF], "web@docker"),
@@ -210,6 +230,9 @@ LOGGED = {
     "istio": istio(f" traceparent={PARENT}"),
     "envoy-gateway": with_key(GATEWAY, traceparent=PARENT),
     "contour": with_key(CONTOUR, traceparent=PARENT),
+    "contour-text": envoy(f" traceparent={PARENT}"),
+    "contour-others": with_key(CONTOUR, x_trace_id="a", contour_config_kind="HTTPProxy", traceparent=PARENT),
+    "kgateway": with_key(KGATEWAY, traceparent=PARENT),
     "gloo": with_key(GLOO, traceParent=PARENT),
     "traefik": with_key(TRAEFIK, request_Traceparent=PARENT),
     "nginx-json": with_key(NGINX, http_traceparent=PARENT),
@@ -224,6 +247,11 @@ LOGGED = {
 def test_a_header_is_found_under_each_products_key(name, tmp_path, capsys):
     status, found, hop = codes(tmp_path, capsys, [LOGGED[name]] * 3)
     assert (status, found, hop["total"]["valid"]) == (0, set(), 3)
+
+
+def test_kgateways_upstream_is_found(tmp_path, capsys):
+    _, _, hop = codes(tmp_path, capsys, [with_key(KGATEWAY, traceparent=PARENT)])
+    assert [each["upstream"] for each in hop["routes"]] == ["kube_default_shop_80"]
 
 
 def test_a_responses_header_is_not_the_requests(tmp_path, capsys):

@@ -280,7 +280,9 @@ def test_tracers_are_read():
     assert listener_of({"tracing": {}}).tracer == ""
     google = tracer("envoy.tracers.opentelemetry", {"grpc_service": {"google_grpc": {"target_uri": "otel:4317"}}})
     assert (google.collector, google.exports_nothing) == ("", False)
-    assert tracer("envoy.tracers.opentelemetry").exports_nothing
+    assert tracer("envoy.tracers.opentelemetry", {"service_name": "a"}).exports_nothing
+    # An exporter that is an extension.
+    assert not tracer("envoy.tracers.opentelemetry", {"service_name": "a", "mine": {}}).exports_nothing
     assert listener_of({"access_log": [{"typed_config": {"format": "%REQ(:PATH)%"}}]}).logs_traceparent is False
 
 

@@ -247,6 +247,37 @@ def test_a_percentage_that_cannot_be_known(tmp_path, document, why):
     assert codes(tmp_path, document, FULL) == []
 
 
+WORKLOAD = """
+kind: Deployment
+metadata: {name: cart, namespace: shop}
+spec: {template: {metadata: {annotations: {proxy.istio.io/config: "tracing: {sampling: PERCENT}"}}}}
+"""
+
+
+def test_a_workloads_own_percentage(tmp_path):
+    """https://github.com/istio/istio/issues/30809 and 54472."""
+    mesh = f"{MESH}\ndefaultConfig: {{tracing: {{sampling: 100}}}}"
+    (found,) = findings(tmp_path, mesh, rules(OTEL), WORKLOAD.replace("PERCENT", "5"))
+    assert (found.code, "Deployment cart proxy.istio.io/config" in found.where) == (CLEARS, True)
+    assert "proxies start 5 % of traces sampled (as its annotation says)" in found.what
+    annotations = "{proxy.istio.io/config: 'tracing: {sampling: 5}'}"
+    pod = f"kind: Pod\nmetadata: {{name: a, namespace: shop, annotations: {annotations}}}"
+    assert codes(tmp_path, mesh, rules(OTEL), pod) == [CLEARS]
+    assert codes(tmp_path, mesh, rules(OTEL), WORKLOAD.replace("PERCENT", "100")) == []
+    for nothing in ("0", "[", "a: b"):
+        assert codes(tmp_path, mesh, rules(OTEL), WORKLOAD.replace("PERCENT", nothing)) == []
+    # Where a Telemetry says another it counts for nothing.
+    (found,) = findings(tmp_path, mesh, FULL, WORKLOAD.replace("PERCENT", "5"))
+    assert (found.code, found.severity) == ("sampling.not-taken", "note")
+    assert "Telemetry mesh" in found.why
+    server = rules(f"{mode('SERVER')}, randomSamplingPercentage: 100", namespace="shop")
+    assert codes(tmp_path, mesh, rules(OTEL), server, WORKLOAD.replace("PERCENT", "5")) == [CLEARS]
+    assert codes(tmp_path, mesh, WORKLOAD.replace("PERCENT", "5")) == []
+    # Which workloads a selector means cannot be seen.
+    selecting = rules("randomSamplingPercentage: 100", namespace="shop").replace("spec:", "spec:\n  selector: {a: b}")
+    assert codes(tmp_path, mesh, rules(OTEL), selecting, WORKLOAD.replace("PERCENT", "5")) == ["unjudged.sampling"]
+
+
 @pytest.mark.parametrize("profile", ["profile: demo", "values: {profile: demo}", "values: {global: {profile: demo}}"])
 def test_the_profile_demo_brings_providers_and_its_percentage(tmp_path, profile):
     installation = f"kind: IstioOperator\nspec:\n  {profile}"

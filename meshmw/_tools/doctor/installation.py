@@ -122,10 +122,11 @@ class MeshConfig(JsonValue):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSampling(JsonValue):
-    """Holds one place that sets istiod's `PILOT_TRACE_SAMPLING`.
+    """Holds one place that sets istiod's `PILOT_TRACE_SAMPLING`, or the percentage of one workload.
 
     Attributes:
         where: The file, the object, and the path in it.
+        namespace: The namespace of the workload that it is for alone; empty where it is istiod's.
         percent: What istiod makes of it; None where that cannot be known.
         odd: Why that is another number than the file says, or is not known; empty where it is as it says.
     """
@@ -133,6 +134,7 @@ class TraceSampling(JsonValue):
     where: str
     percent: float | None
     odd: str = ""
+    namespace: str = ""
 
 
 def mesh_configs(kind: str, document: Json) -> Iterator[tuple[Any, bool]]:
@@ -201,6 +203,16 @@ def _of_containers(where: str, document: Json) -> Iterator[TraceSampling]:
             yield TraceSampling(where=f"{where} env", percent=None, odd=_TWICE)
         elif told:
             yield _sampling(f"{where} env", told[0])
+
+
+def workload_samplings(where: str, namespace: str, document: Json) -> Iterator[TraceSampling]:
+    """Yield what the annotation `proxy.istio.io/config` of a workload's pods puts over `defaultConfig`."""
+    template = object_in(object_in(document, "spec"), "template") or document
+    own = _parsed(object_in(object_in(template, "metadata"), "annotations").get("proxy.istio.io/config"))
+    tracing = object_in(own if isinstance(own, Mapping) else {}, "tracing")
+    percent, odd = _percent_of(tracing.get("sampling"))
+    if percent is not None:
+        yield TraceSampling(where=f"{where} proxy.istio.io/config", percent=percent, odd=odd, namespace=namespace)
 
 
 _TWICE: Final = f"{VARIABLE} is there twice; which one istiod gets depends on how the Deployment is applied"

@@ -330,7 +330,8 @@ def _check_proxy_collector(proxy: ProxyConfig, listener: ProxyListener) -> Itera
         yield Finding(
             "warning", "exporter.proxy-none", proxy.where_of(listener),
             "its tracer has no collector: neither grpc_service nor http_service is there",
-            "it writes headers, and its own spans go nowhere: what lies behind hangs below spans that never come",
+            "it writes headers, and its own spans go nowhere: what lies behind hangs below spans that never come; "
+            "Envoy 1.40 refuses such a configuration",
             "name the collector's cluster in grpc_service or http_service",
         )  # fmt: skip
     if listener.collector and listener.collector in proxy.failing:

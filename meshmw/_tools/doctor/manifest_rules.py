@@ -18,7 +18,7 @@ from meshmw._tools.doctor.telemetry import (
     MergedRule,
     ignored,
     merged_rules,
-    percent_of_istiod,
+    overruled,
     provider_of,
     rules_of_all,
 )
@@ -175,9 +175,7 @@ def _check_sampling(manifests: Manifests, merged: MergedRule) -> Iterator[Findin
     provider = provider_of(manifests, rule.provider)
     if provider is None or provider.kind != "opentelemetry" or provider.samples or not rule.by_request_id:
         return
-    where, reason = merged.said_at.get("sampling", rule.where), ""
-    if "sampling" not in merged.said_at:
-        _, reason = percent_of_istiod(manifests)
+    where, reason = merged.said_at.get("sampling", rule.where), merged.reason
     if percent is None:
         yield Finding(
             "warning", "unjudged.sampling", where,
@@ -199,7 +197,9 @@ def _check_sampling(manifests: Manifests, merged: MergedRule) -> Iterator[Findin
 
 def _check_percentages(manifests: Manifests) -> Iterator[Finding]:
     odd = [(f"{mesh.where}.defaultConfig.tracing.sampling", mesh.odd_sampling) for mesh in manifests.meshes]
-    odd += [(each.where, each.odd) for each in manifests.sampling if each.percent is not None]
+    told = [*manifests.sampling, *manifests.workloads]
+    odd += [(each.where, each.odd) for each in told if each.percent is not None]
+    odd += [(each.where, f"a Telemetry has the word before it: {place}") for each, place in overruled(manifests)]
     for where, why in odd:
         if why:
             yield Finding(

@@ -28,6 +28,7 @@ from meshmw._tools.doctor.installation import (
     objects_in,
     read_mesh,
     trace_samplings,
+    workload_samplings,
 )
 from meshmw.errors import MeshmwError
 
@@ -137,6 +138,7 @@ class Manifests(JsonValue):
     Attributes:
         meshes: The mesh configurations; one of them is usual.
         sampling: What sets istiod's `PILOT_TRACE_SAMPLING`; one place is usual.
+        workloads: What workloads' own annotations say of sampling.
         telemetry: The Telemetry objects.
         tracing: Their tracing rules.
         logging: Where an access-log provider is named, and its name.
@@ -151,6 +153,7 @@ class Manifests(JsonValue):
 
     meshes: tuple[MeshConfig, ...] = ()
     sampling: tuple[TraceSampling, ...] = ()
+    workloads: tuple[TraceSampling, ...] = ()
     telemetry: tuple[Telemetry, ...] = ()
     tracing: tuple[TracingRule, ...] = ()
     logging: tuple[tuple[str, str], ...] = ()
@@ -243,6 +246,7 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         configs = mesh_configs(kind, document)
         found["meshes"] += [read_mesh(f"{where} meshConfig", mesh, has_istiod=installs) for mesh, installs in configs]
         found["sampling"] += trace_samplings(where, kind, document)
+        found["workloads"] += workload_samplings(where, namespace, document)
         if other := _other_object(where, kind, document):
             found["others"].append(other)
     is_known = kind in _KINDS or before != [*found["meshes"], *found["sampling"]]

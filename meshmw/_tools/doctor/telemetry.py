@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from meshmw._tools.doctor.installation import DEFAULT_PERCENT, VARIABLE, MeshConfig, Provider
+from meshmw._tools.doctor.installation import DEFAULT_PERCENT, VARIABLE, MeshConfig, Provider, TraceSampling
 from meshmw._tools.doctor.manifests import Manifests, Telemetry, TracingRule
 
 _MODES: Final = ("CLIENT", "SERVER")
@@ -29,11 +29,13 @@ class MergedRule:
         rule: All of it filled in; its place is the object that is nearest to the workloads.
         said_at: Where each field of it was said; a field that nobody says is not there.
         is_meant: Whether a rule of Telemetry is for this direction, and not the mesh configuration alone.
+        reason: Why its percentage is what it is, where no Telemetry says it.
     """
 
     rule: TracingRule
     said_at: Mapping[str, str]
     is_meant: bool
+    reason: str = ""
 
     @property
     def traces(self) -> bool:
@@ -59,7 +61,10 @@ def merged_rules(manifests: Manifests) -> list[MergedRule]:
     for each in manifests.telemetry:
         if each.selects and (own := _rules_of(manifests, each)):
             scopes.append([*_above(manifests, each, mesh), *own])
-    return [merged for rules in scopes for merged in _merged(manifests, mesh, rules)]
+    base = percent_of_istiod(manifests)
+    found = [merged for rules in scopes for merged in _merged(mesh, rules, base)]
+    # What a workload's annotation says, any Telemetry has the word before.
+    return found + [each for workload in manifests.workloads for each in _of_workload(manifests, mesh, workload)[0]]
 
 
 def rules_of_all(manifests: Manifests) -> list[TracingRule]:
@@ -124,8 +129,33 @@ def _above(manifests: Manifests, telemetry: Telemetry, mesh: MeshConfig) -> Iter
             yield from _rules_of(manifests, each)
 
 
-def _merged(manifests: Manifests, mesh: MeshConfig, rules: Sequence[TracingRule]) -> Iterator[MergedRule]:
-    by_mode = {mode: _of_mode(manifests, mesh, rules, mode) for mode in _MODES}
+def overruled(manifests: Manifests) -> Iterator[tuple[TraceSampling, str]]:
+    """Yield each workload whose own percentage counts nowhere, and the Telemetry that has the word."""
+    mesh = manifests.usable or MeshConfig(where="")
+    for workload in manifests.workloads:
+        effective, places = _of_workload(manifests, mesh, workload)
+        if places and not effective:
+            yield workload, places[0]
+
+
+def _of_workload(manifests: Manifests, mesh: MeshConfig, workload: TraceSampling) -> tuple[list[MergedRule], list[str]]:
+    """Return the rules in which a workload's own percentage counts, and where a Telemetry says another."""
+    as_telemetry = Telemetry(where="", name="", namespace=workload.namespace)
+    rules = [*_above(manifests, as_telemetry, mesh)]
+    base = (workload.percent, "as its annotation says")
+    if any(rule.selects and rule.namespace == workload.namespace for rule in manifests.tracing):
+        base = (None, "its annotation says one, and a Telemetry that selects it may have the word before that")
+    merged = [*_merged(mesh, rules, base)]
+    effective = [
+        replace(each, rule=replace(each.rule, where=workload.where, namespace=workload.namespace, selects=True))
+        for each in merged
+        if "sampling" not in each.said_at and each.traces
+    ]
+    return effective, [each.said_at["sampling"] for each in merged if "sampling" in each.said_at]
+
+
+def _merged(mesh: MeshConfig, rules: Sequence[TracingRule], base: tuple[float | None, str]) -> Iterator[MergedRule]:
+    by_mode = {mode: _of_mode(mesh, rules, mode, base) for mode in _MODES}
     client, server = by_mode.values()
     if client == server:
         yield client
@@ -134,9 +164,9 @@ def _merged(manifests: Manifests, mesh: MeshConfig, rules: Sequence[TracingRule]
         yield replace(merged, rule=replace(merged.rule, mode=mode))
 
 
-def _of_mode(manifests: Manifests, mesh: MeshConfig, rules: Sequence[TracingRule], mode: str) -> MergedRule:
+def _of_mode(mesh: MeshConfig, rules: Sequence[TracingRule], mode: str, base: tuple[float | None, str]) -> MergedRule:
     nearest = rules[-1] if rules else TracingRule(where=mesh.where, namespace=mesh.root_namespace)
-    percent, _ = percent_of_istiod(manifests)
+    percent, reason = base
     merged = replace(
         nearest, mode="", provider=mesh.default_provider, sampling=percent,
         by_request_id=True, writes_nothing=False, reports=True,
@@ -147,4 +177,4 @@ def _of_mode(manifests: Manifests, mesh: MeshConfig, rules: Sequence[TracingRule
         said = {name: value for name in _INHERITED if (value := getattr(rule, name)) not in (None, "")}
         merged = replace(merged, **said)
         said_at |= dict.fromkeys(said, rule.where)
-    return MergedRule(merged, said_at, bool(meant))
+    return MergedRule(merged, said_at, bool(meant), "" if "sampling" in said_at else reason)

@@ -42,6 +42,8 @@ _HEADERS: Final[Mapping[str, frozenset[str]]] = {
     "grpc-trace-bin": frozenset({"grpc-trace-bin"}),
 }
 
+# What an OpenTelemetry tracer has beside those that it exports to: a collector by gRPC, by HTTP, or an extension.
+_BESIDE_EXPORT: Final = {"@type", "service_name", "sampler", "resource_detectors", "max_cache_size"}
 # Fields of `tracing`, and the keys of the runtime below `tracing` that take their place.
 _RUNTIME_KEYS: Final = {"random_sampling": "random_sampling", "overall_sampling": "global_enabled"}
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -118,7 +120,7 @@ def read_tracing(tracing: Json | None, bootstrap: Json | None) -> Tracing:
         shared_spans=zipkin and plain(config.get("shared_span_context"), True),
         short_ids=zipkin and not config.get("trace_id_128bit", False),
         collector=_collector_of(config),
-        exports_nothing=tracer == "opentelemetry" and not {"grpc_service", "http_service"} & config.keys(),
+        exports_nothing=tracer == "opentelemetry" and config.keys() <= _BESIDE_EXPORT,
     )
 
 
