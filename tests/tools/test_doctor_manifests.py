@@ -346,6 +346,34 @@ def test_a_sidecar_that_leaves_the_collector_out(tmp_path, hosts, service, missi
     assert codes(tmp_path, mesh, FULL.replace("otel}", "envoy}"), sidecar) == ["telemetry.provider-cannot-trace"]
 
 
+def test_a_sidecar_is_judged_by_the_providers_of_its_own_namespace(tmp_path):
+    sidecar = "kind: Sidecar\nmetadata: {name: default, namespace: shop}\nspec: {egress: [{hosts: [./*]}]}"
+    elsewhere = rule("providers: [{name: otel}], randomSamplingPercentage: 100", "pay")
+    here = rule("providers: [{name: otel}], randomSamplingPercentage: 100", "shop")
+    some = here.replace("spec:", "spec:\n  selector: {a: b}")
+    assert codes(tmp_path, MESH, elsewhere, sidecar) == []
+    for telemetry in (here, some, FULL):
+        assert codes(tmp_path, MESH, telemetry, sidecar) == ["egress.collector-missing"]
+    # That of the root namespace is for all.
+    assert codes(tmp_path, MESH, elsewhere, sidecar.replace("shop", "istio-system")) == ["egress.collector-missing"]
+    assert codes(tmp_path, MESH, FULL, rule("disableSpanReporting: true", "shop"), sidecar) == [
+        "egress.collector-missing"
+    ]
+
+
+def test_names_with_underscores_are_names_too(tmp_path):
+    """As istiod itself takes them, seen in its own `/debug/mesh`."""
+    mesh = MESH.replace("extensionProviders", "extension_providers")
+    for document in (mesh, f"kind: ConfigMap\ndata:\n  mesh: |\n    {mesh}", f"meshConfig: {{{mesh}}}"):
+        assert codes(tmp_path, document, FULL) == []
+    option = "trace_context_option: USE_B3_WITH_W3C_PROPAGATION, enable_64bit_trace_id: true"
+    zipkin = f"extension_providers: [{{name: otel, zipkin: {{service: z.b, port: 9411, {option}}}}}]"
+    assert codes(tmp_path, zipkin, FULL) == ["zipkin.short-ids"]
+    dropped = f"{mesh}\ndefault_config: {{tracing: {{sampling: 100}}}}\ndefault_providers: {{tracing: [otel]}}"
+    found = codes(tmp_path, dropped, rule("providers: [{name: otel}]"))
+    assert found == ["mesh-config.dropped", "mesh-config.dropped", "sampling.proxy-clears-the-flag"]
+
+
 def test_a_sidecar_without_egress_limits_nothing(tmp_path):
     assert codes(tmp_path, MESH, FULL, "kind: Sidecar\nspec: {egress: [{port: {number: 80}}]}") == []
 

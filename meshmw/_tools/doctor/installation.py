@@ -6,6 +6,7 @@ MeshConfig itself, and istiod's Deployment.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,10 @@ _MESH_KEYS: Final = frozenset({
     "extensionProviders", "defaultProviders", "enableTracing", "defaultConfig", "accessLogFile", "accessLogFormat",
     "accessLogEncoding", "rootNamespace",
 })  # fmt: skip
+# istiod takes names with underscores too, but for these two, of which it then takes nothing: `ApplyMeshConfig` of
+# pkg/config/mesh/mesh.go looks them up once more, by their other names alone.
+_DROPPED: Final = ("default_config", "default_providers")
+_UNDERSCORE: Final = re.compile("_([a-z0-9])")
 # A value of another type in one of these, and istiod takes nothing of the whole configuration.
 _TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "enableTracing": (bool, "true or false"),
@@ -101,6 +106,7 @@ class MeshConfig(JsonValue):
         default_provider: The provider that traces where no Telemetry names one; empty for none.
         sampling: Percent of requests that start sampled where no Telemetry says it; None where it is not said.
         odd_sampling: Why istiod does not take what it says of that; empty where it does.
+        dropped: Which of its fields istiod takes nothing of, without a word.
         has_istiod: Whether the same file is what istiod is installed by, and so says its variables too.
         bootstrap_tracer: The tracer of `defaultConfig.tracing`, which proxies use without any provider.
         root_namespace: The namespace whose Telemetry is for the whole mesh.
@@ -114,6 +120,7 @@ class MeshConfig(JsonValue):
     default_provider: str = ""
     sampling: float | None = None
     odd_sampling: str = ""
+    dropped: tuple[str, ...] = ()
     has_istiod: bool = False
     bootstrap_tracer: str = ""
     root_namespace: str = "istio-system"
@@ -147,7 +154,7 @@ def mesh_configs(kind: str, document: Json) -> Iterator[tuple[Any, bool]]:
             yield mesh, True
     if kind == "ConfigMap" and "mesh" in object_in(document, "data"):
         yield _parsed(document["data"]["mesh"]), False
-    elif not kind and "meshConfig" not in document and _MESH_KEYS & document.keys():
+    elif not kind and "meshConfig" not in document and _MESH_KEYS & set(map(_json_name, document)):
         yield document, False
 
 
@@ -262,6 +269,10 @@ def _parsed(text: Any) -> Any:
 
 def read_mesh(where: str, mesh: Any, *, has_istiod: bool) -> MeshConfig:
     """Read one mesh configuration."""
+    dropped: tuple[str, ...] = ()
+    if isinstance(mesh, Mapping):
+        dropped = tuple(name for name in _DROPPED if name in mesh)
+        mesh = _with_json_names({name: value for name, value in mesh.items() if name not in dropped})
     fault = _mesh_fault(mesh)
     if fault:
         return MeshConfig(where=where, fault=fault)
@@ -278,11 +289,22 @@ def read_mesh(where: str, mesh: Any, *, has_istiod: bool) -> MeshConfig:
         default_provider=next(iter(map(str, list_in(object_in(mesh, "defaultProviders"), "tracing"))), ""),
         sampling=percent,
         odd_sampling=odd,
+        dropped=dropped,
         has_istiod=has_istiod,
         bootstrap_tracer=next((name for name in ("zipkin", "datadog", "lightstep") if name in tracing), ""),
         root_namespace=mesh.get("rootNamespace") or "istio-system",
         logs_traceparent=logs,
     )
+
+
+def _with_json_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_json_name(name): _with_json_names(each) for name, each in value.items()}
+    return [_with_json_names(each) for each in value] if isinstance(value, list) else value
+
+
+def _json_name(name: Any) -> str:
+    return _UNDERSCORE.sub(lambda found: found[1].upper(), str(name))
 
 
 def _percent_of(said: Any) -> tuple[float | None, str]:

@@ -62,6 +62,12 @@ def _check_files(manifests: Manifests) -> Iterator[Finding]:
                 "any of your providers, and says so in one line of its log alone; istioctl analyze says nothing",
                 "write the value as Istio's reference of MeshConfig has it",
             )  # fmt: skip
+        for name in mesh.dropped:
+            yield Finding(
+                "warning", "mesh-config.dropped", mesh.where, f"it has {name}, with an underscore",
+                "istiod takes nothing of it and says nothing, though it takes other names with underscores",
+                "write it as defaultConfig and defaultProviders",
+            )  # fmt: skip
 
 
 def _check_others(manifests: Manifests) -> Iterator[Finding]:
@@ -379,8 +385,8 @@ def _check_patches(manifests: Manifests) -> Iterator[Finding]:
 
 
 def _check_egress(manifests: Manifests) -> Iterator[Finding]:
-    for where, namespaces in manifests.egress:
-        for provider in {each.name: each for each in _tracing_providers(manifests)}.values():
+    for where, own, namespaces in manifests.egress:
+        for provider in _providers_within(manifests, own):
             namespace = _namespace_of(provider.collector)
             if namespace and not {namespace, "*"} & set(namespaces):
                 yield Finding(
@@ -393,11 +399,16 @@ def _check_egress(manifests: Manifests) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _tracing_providers(manifests: Manifests) -> Iterator[Provider]:
-    for _, name in _named_tracers(manifests):
-        provider = provider_of(manifests, name)
-        if provider is not None and provider.traces:
-            yield provider
+def _providers_within(manifests: Manifests, namespace: str) -> list[Provider]:
+    """Return the tracing providers of proxies in a namespace; in the root namespace a Sidecar is for all proxies."""
+    root = manifests.usable.root_namespace if manifests.usable is not None else _ROOT
+    rules = merged_rules(manifests)
+    if namespace != root:
+        own = [each for each in rules if each.rule.namespace == namespace]
+        has_its_own = any(not each.rule.selects for each in own)
+        rules = own if has_its_own else own + [each for each in rules if each.rule.namespace == root]
+    found = {each.rule.provider: provider_of(manifests, each.rule.provider) for each in rules if each.traces}
+    return [provider for provider in found.values() if provider is not None and provider.traces]
 
 
 def _namespace_of(service: str) -> str:

@@ -159,7 +159,7 @@ class Manifests(JsonValue):
     logging: tuple[tuple[str, str], ...] = ()
     changed: tuple[RouteChange, ...] = ()
     patches: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    egress: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    egress: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     others: tuple[OtherObject, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     known: int = 0
@@ -241,7 +241,7 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         found["patches"].append((where, tuple(named_in(spec))))
     elif kind == "Sidecar":
         hosts = [str(host) for rule in objects_in(spec, "egress") for host in list_in(rule, "hosts")]
-        found["egress"] += [(where, tuple(_namespaces(hosts, namespace)))] if hosts else []
+        found["egress"] += [(where, namespace, tuple(_namespaces(hosts, namespace)))] if hosts else []
     else:
         configs = mesh_configs(kind, document)
         found["meshes"] += [read_mesh(f"{where} meshConfig", mesh, has_istiod=installs) for mesh, installs in configs]
