@@ -356,9 +356,8 @@ def test_a_sidecar_is_judged_by_the_providers_of_its_own_namespace(tmp_path):
         assert codes(tmp_path, MESH, telemetry, sidecar) == ["egress.collector-missing"]
     # That of the root namespace is for all.
     assert codes(tmp_path, MESH, elsewhere, sidecar.replace("shop", "istio-system")) == ["egress.collector-missing"]
-    assert codes(tmp_path, MESH, FULL, rule("disableSpanReporting: true", "shop"), sidecar) == [
-        "egress.collector-missing"
-    ]
+    # Proxies without a tracer send nothing.
+    assert codes(tmp_path, MESH, FULL, rule("disableSpanReporting: true", "shop"), sidecar) == []
 
 
 def test_names_with_underscores_are_names_too(tmp_path):
