@@ -323,7 +323,8 @@ class LazyTracer(Tracer):
             return tracer.start_span(  # type: ignore[no-any-return]  # it is the SDK's
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
-        decision = self._decided(parent, context)
+        # What B3 headers say may weigh more than the parent does: `RemoteParentSampler`.
+        decision = None if context is None or B3_KEY in context else self._decided(parent)
         if decision is None:
             own, origin, result = self._ask(parent, name, context, kind, attributes, links or ())
             decision, is_recording, attributes = result.decision, result.decision.is_recording(), result.attributes
@@ -351,18 +352,23 @@ class LazyTracer(Tracer):
             limits.max_span_attributes, attributes, immutable=False, max_value_len=limits.max_span_attribute_length
         )
 
-    def _decided(self, parent: SpanContext, context: Context | None) -> Decision | None:
-        """Return what the sampler would decide, where that is known without asking it."""
+    def dropped(self, parent: SpanContext) -> Span | None:
+        """Return the span below a parent whose flags alone tell that it is not recorded; None for any other."""
+        if self._decided(parent) is not _DROP or not self.tracer._is_enabled():
+            return None
+        if self._count is not None:
+            self._count(parent, _DROP)
+        return NonRecordingSpan(self._child(parent, _DROP))
+
+    def _decided(self, parent: SpanContext) -> Decision | None:
+        """Return what the sampler would decide below a parent, where that is known without asking it."""
         sampler = self.tracer.sampler
         known, decisions = self._known
         if sampler is not known:
             decisions = _decisions_of(sampler)
             self._known = sampler, decisions
         _, _, is_remote, flags, _, is_valid = parent
-        # What B3 headers say may weigh more than the parent does: `RemoteParentSampler`.
-        if not is_valid or context is None or B3_KEY in context:
-            return None
-        return decisions[(2 if is_remote else 0) + (flags & _SAMPLED)]
+        return decisions[(2 if is_remote else 0) + (flags & _SAMPLED)] if is_valid else None
 
     def _child(self, parent: SpanContext, decision: Decision) -> SpanContext:
         """Return the ids of a span below a valid parent."""

@@ -76,6 +76,10 @@ def checked_propagator(propagator: object) -> MeshPropagator | None:
     raise TypeError(f"propagator takes a MeshPropagator, not {quoted(propagator)}")
 
 
+def _is_to_be_asked(_parent: trace.SpanContext) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Holds what every adapter of this process shares.
@@ -90,6 +94,8 @@ class Runtime:
         messaging_parent: Whether processing one message is a child of what sent it, or a new trace that links to that.
         tracer: Makes the spans. It is the provider's own where there is one by now: the stand-in takes a call more.
         header_names: The header names that servers look for, in each protocol's spelling.
+        dropped: Returns the span below a parent whose flags alone tell the tracer's sampler not to record it; None for
+            any other, and where the sampler is to be asked.
     """
 
     propagator: MeshPropagator = field(default_factory=MeshPropagator)
@@ -101,9 +107,11 @@ class Runtime:
     messaging_parent: MessagingParent = DEFAULT_MESSAGING_PARENT
     tracer: trace.Tracer = field(default_factory=_own_tracer)
     header_names: HeaderNames = field(init=False)
+    dropped: Callable[[trace.SpanContext], trace.Span | None] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "header_names", HeaderNames(self.propagator.passthrough))
+        object.__setattr__(self, "dropped", getattr(self.tracer, "dropped", _is_to_be_asked))
 
     @classmethod
     def from_settings(

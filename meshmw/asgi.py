@@ -117,19 +117,21 @@ class TraceContextMiddleware:
         app = self._app if operation.delegated is None else self._app_under_contrib()
         marks = _stand_hosts_down(scope)
         scope[OPERATION] = operation
-        response = _Response(self._routed, operation, scope, send)
+        # Where nobody records anything of it, there is nothing to watch for.
+        response = _Response(self._routed, operation, scope, send) if operation.is_open else None
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:
-            await app(scope, receive, response.send)
+            await app(scope, receive, send if response is None else response.send)
         except BaseException as error:
             ended_by = type(error)
-            response.fail(error)
+            if response is not None:
+                response.fail(error)
             raise
         finally:
             detach(token, operation.context, ended_by)
             if not operation.is_over:
-                response.end()
+                (operation if response is None else response).end()
             scope.pop(OPERATION, None)
             for mark in marks:
                 scope.pop(mark, None)

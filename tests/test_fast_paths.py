@@ -27,7 +27,7 @@ from meshmw._lifecycle.http import HttpOperation, begin_server
 from meshmw._lifecycle.http_conventions import server_attributes
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
-from meshmw._runtime import Runtime
+from meshmw._runtime import Runtime, tracer_of
 from meshmw.wire import parse_baggage
 from meshmw.wire.baggage import is_raw_of
 
@@ -314,15 +314,14 @@ def test_lazy_attributes_hand_out_all_at_once_what_they_hand_out_singly():
 @pytest.mark.parametrize("request_of", [asgi._AsgiRequest, wsgi._WsgiRequest])
 def test_nothing_is_worked_out_for_a_span_that_is_not_recorded(provider, flags, request_of, monkeypatch):
     monkeypatch.setattr(request_of, "attributes", None)
-    effective = Runtime()
+    effective = Runtime(tracer=tracer_of(provider))
     scope = {"path": "/", "headers": [(b"traceparent", f"{TRACEPARENT[:-2]}{flags}".encode())]}
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "HTTP_TRACEPARENT": f"{TRACEPARENT[:-2]}{flags}"}
     lines = {"traceparent": [f"{TRACEPARENT[:-2]}{flags}"]}
     request = request_of("GET", "/", lines, scope if request_of is asgi._AsgiRequest else environ)
     extraction = effective.propagator.read(request.lines)
-    tracer = provider.get_tracer("test")
     decision = decide(extraction, "continue", Context(), effective.propagator)
-    operation = begin_server(request, decision, Context(), tracer)
+    operation = begin_server(request, decision, Context(), effective)
     assert operation.span.get_span_context().trace_id == int(TRACE_ID, 16)
     operation.end()
 
@@ -381,3 +380,36 @@ def test_a_request_is_let_go_when_it_is_over_even_where_its_context_lives_on(req
         assert held() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("flags", "is_watched"), [("00", False), ("01", True)])
+@pytest.mark.parametrize("is_raised", [False, True])
+def test_a_response_of_which_nobody_records_anything_is_the_servers_alone(flags, is_watched, is_raised):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((send, scope["meshmw.operation"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        if is_raised:
+            raise LookupError
+
+    async def sent(_):
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [(b"traceparent", f"{TRACEPARENT[:-2]}{flags}".encode())],
+    }
+    options = {"propagator": MeshPropagator(), "tracer_provider": TracerProvider(shutdown_on_exit=False)}
+    serving = asgi.TraceContextMiddleware(app, **options)(scope, None, sent)
+    with pytest.raises(LookupError if is_raised else StopIteration):
+        serving.send(None)
+    ((given, operation),) = seen
+    assert (given is not sent) is is_watched
+    assert operation.span.get_span_context().trace_id == int(TRACE_ID, 16)
+    assert operation.is_over
+    assert operation.request.is_over
+    assert "meshmw.operation" not in scope

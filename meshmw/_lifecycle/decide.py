@@ -16,7 +16,8 @@ framework opened for this very request; a span that leaked into this task or thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from opentelemetry import trace
@@ -64,6 +65,11 @@ class Decision(NamedTuple):
         return None if rejected is None else [Link(rejected, REJECTED)]
 
 
+# Makes one of all its items, in less time than a named tuple's own constructor.
+_DECISION: Final[Callable[[tuple[object, ...]], Decision]] = partial(tuple.__new__, Decision)
+_SERVER: Final = SpanKind.SERVER
+
+
 def decide(
     read: Extraction,
     trust: Trust,
@@ -87,7 +93,7 @@ def decide(
     extraction = read if trust == "continue" else read.trusted(trust)
     whose = _BY_SPANS[spans]
     if not around:
-        return Decision(extraction, whose)
+        return _DECISION((extraction, whose, None, _SERVER, None))
     ambient = trace.get_current_span(around)
     is_span = ambient.get_span_context().is_valid
     if host_read is not None and host_read is not extraction:

@@ -24,6 +24,7 @@ from meshmw._lifecycle.http_conventions import (
     span_name,
 )
 from meshmw._lifecycle.operation import (
+    Attributes,
     AttributeValue,
     LazyAttributes,
     Operation,
@@ -34,6 +35,7 @@ from meshmw._lifecycle.operation import (
 from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, PassingTracer, is_asked_by_server
 from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
+from meshmw._runtime import Runtime
 from meshmw.wire.traceparent import FLAG_SAMPLED
 
 # The request that is served in a context, for a middleware further in, behind another protocol. The operation itself
@@ -139,10 +141,14 @@ class HttpOperation(Operation):
         owned: bool = True,
         delegated: Extraction | None = None,
     ) -> None:
-        super().__init__(span, context, owned=owned)
+        self.span = span
+        self.context = context
         self.delegated = delegated
         self.request = request
+        self.is_over = False
         self._method = method
+        self._owned = owned
+        self._failed_with = None
 
     def answered(self) -> None:
         """Note that the last byte went out: nobody further in serves this request from here on."""
@@ -317,30 +323,36 @@ def begin_nested(request: Request, around: Context) -> HttpOperation | None:
     return NestedHttpOperation(outer, around, request.method)
 
 
-def begin_server(request: Request, decision: Decision, around: Context, tracer: trace.Tracer) -> HttpOperation:
+def begin_server(request: Request, decision: Decision, around: Context, effective: Runtime) -> HttpOperation:
     """Begin to serve a request.
 
     Args:
         request: What is asked.
         decision: Whose its span is, and what is trusted of its headers.
         around: What is current.
-        tracer: Makes the span.
+        effective: Makes the span.
     """
-    extraction = decision.extraction
+    extraction, tracer = decision.extraction, effective.tracer
     if decision.whose != "ours":
         return _begin_without_span(request, decision, around)
     entries, remote = extraction.entries_over(around), extraction.span_context
-    # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
-    is_likely = remote is not None and remote.trace_flags & FLAG_SAMPLED and type(tracer) not in _IDLE
-    attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-    links = None if extraction.rejected is None else decision.links
-    span = tracer.start_span(span_name(request.method), Context(entries), decision.kind, attributes, links)
+    is_sampled = remote is not None and remote.trace_flags & FLAG_SAMPLED
+    # What B3 headers say may weigh more than the parent does.
+    span = None if is_sampled or remote is None or extraction.b3 is not None else effective.dropped(remote)
+    attributes: Attributes | None = None
+    if span is None:
+        # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
+        is_likely = is_sampled and type(tracer) not in _IDLE
+        attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
+        links = None if extraction.rejected is None else decision.links
+        span = tracer.start_span(span_name(request.method), Context(entries), decision.kind, attributes, links)
     if extraction.refused:
         record_refusals(span, extraction, link=False)
     entries |= {SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request}
     context = Context(entries)
     if SERVER_IS_MEASURED() and decision.kind is SpanKind.SERVER:
-        return MeasuredHttpOperation(span, context, request.method, request, Measurement(SERVER, attributes))
+        measurement = Measurement(SERVER, attributes or LazyAttributes(request.attributes))
+        return MeasuredHttpOperation(span, context, request.method, request, measurement)
     return HttpOperation(span, context, request.method, request)
 
 

@@ -149,7 +149,7 @@ class Serving:
         rewrites = decision.extraction.rewrites
         if rewrites:
             request.rewrite(rewrites)
-        operation = begin_server(request, decision, around, effective.tracer)
+        operation = begin_server(request, decision, around, effective)
         if is_wanted and self._protocol == "asgi":
             note(operation.span.get_span_context(), request.method, request.path)
         return operation

@@ -21,7 +21,16 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.sdk.util import BoundedList
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import (
+    Link,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    get_current_span,
+)
 
 from meshmw._lazy_span import LazyTracer
 from meshmw._telemetry.span import RemoteParentSampler
@@ -334,9 +343,33 @@ def test_the_spans_that_the_sdk_counts_are_counted(monkeypatch, where, sampler):
     assert "otel.sdk.span.started" in repr(counted[-1])
 
 
+def ids_in(context: Any) -> SpanContext:
+    return get_current_span(context).get_span_context()
+
+
+@pytest.mark.parametrize("where", ["sampled", "unsampled", "random", "unsampled random", "local unsampled"])
+@pytest.mark.parametrize("sampler", [_DEFAULT, _MANY, _OURS, _OWNER, _RATIO, ALWAYS_OFF, ALWAYS_ON])
+def test_what_is_dropped_for_its_parents_flags_is_named_and_counted_as_by_the_sdk(monkeypatch, where, sampler):
+    def started(tracer: Any) -> Any:
+        dropped = tracer.dropped(ids_in(parent(where))) if isinstance(tracer, LazyTracer) else None
+        return dropped or tracer.start_span("n", parent(where))
+
+    monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
+    counted = same(lambda: started, lambda: [lambda span: span.end()], sampler=lambda: sampler)
+    assert "otel.sdk.span.started" in repr(counted[-1])
+
+
+@pytest.mark.parametrize(("sampler", "is_known"), [(_DEFAULT, True), (_OURS, True), (_RATIO, False), (_OWNER, False)])
+def test_a_parents_flags_alone_tell_for_known_samplers(sampler, is_known):
+    tracer = LazyTracer(TracerProvider(sampler, shutdown_on_exit=False).get_tracer("t"))
+    assert (tracer.dropped(ids_in(parent("unsampled"))) is not None) is is_known
+    assert tracer.dropped(ids_in(parent("sampled"))) is None
+
+
 def test_a_tracer_that_is_disabled_starts_nothing():
     tracer = TracerProvider(shutdown_on_exit=False, _tracer_configurator=_disable_tracer_configurator).get_tracer("t")
     assert not LazyTracer(tracer).start_span("name", parent("sampled")).is_recording()
+    assert LazyTracer(tracer).dropped(ids_in(parent("unsampled"))) is None
 
 
 def test_attributes_that_cannot_be_copied_are_taken_as_the_sdk_takes_them():

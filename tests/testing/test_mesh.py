@@ -266,7 +266,7 @@ def test_the_client_sends_what_it_is_given(envoy_mesh):
     # What the proxy logs of a request after it was answered is no part of the next one's journey.
     for digit in "123":
         mesh.get("/", {"traceparent": f"00-{digit * 32}-{digit * 16}-01"})
-    (proxy,) = (hop for hop in mesh.journey(timeout=60).hops if hop.kind == "proxy")
+    (proxy,) = (hop for hop in mesh.journey(timeout=15).hops if hop.kind == "proxy")
     assert proxy.received["traceparent"] == proxy.sent["traceparent"] == f"00-{'3' * 32}-{'3' * 16}-01"
 
 
