@@ -75,10 +75,8 @@ class BaggageReader:
 
     def _has_too_many(self, beginning: str) -> bool:
         # What has empty ones among the first may have too many all the same, and is read each time anew.
-        if beginning.count(",") < self._too_many or ",," in beginning:
-            return False
-        has_blanks = " " in beginning or "\t" in beginning
-        return not has_blanks or all(map(str.strip, beginning.split(",", self._too_many)))
+        parts = beginning.split(",", self._too_many)
+        return len(parts) > self._too_many and all(map(str.strip, parts))
 
     def _read(self, line: str) -> ReadBaggage:
         found, reasons = read_members([line], self._max_members, self._max_bytes)
