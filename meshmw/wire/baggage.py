@@ -162,11 +162,8 @@ def read_members(lines: Sequence[str], max_members: int, max_bytes: int) -> tupl
 class Members(dict[str, BaggageValue]):
     """Holds what a header says by key, and decodes its values when somebody first looks at one.
 
-    Nearly as long as a request takes is what 64 values take, and a stranger may send others each time. The keys are
-    there from the beginning. Several threads may look at once: they decode the same, and the keys never change.
-
-    Args:
-        kept: The members to keep.
+    To decode 64 values takes nearly as long as a request, and a stranger may send others each time. The keys are there
+    from the beginning and never change, so several threads may look at once: each of them decodes the same.
     """
 
     __slots__ = ("_undecoded",)
@@ -175,7 +172,7 @@ class Members(dict[str, BaggageValue]):
         raws = {member[1]: member[0] for member in kept}
         if len(raws) < len(kept):
             raws = _joined_by_key(kept)
-        # What a value is made of stands in its place.
+        # What a value is made of stands in its place until then.
         super().__init__(cast(dict[str, BaggageValue], raws))
         self._undecoded: dict[str, str] | None = raws
 
