@@ -282,8 +282,9 @@ def _parts(text: str) -> Iterator[Iterator[re.Match[str]]]:
         end = text.rfind(",", begin, begin + _PIECE) + 1 if len(text) - begin > _PIECE else len(text)
         end = end or text.find(",", begin) + 1 or len(text)
         properties += has_properties and text.count(";", begin, end)
-        if properties > _MOST_PROPERTIES and pattern is _PART:
-            middle = text.rfind(",", 0, next(_TOO_MANY_PROPERTIES.finditer(text)).end()) + 1
+        many = _TOO_MANY_PROPERTIES.match(text) if properties > _MOST_PROPERTIES and pattern is _PART else None
+        if many is not None:
+            middle = text.rfind(",", 0, many.end()) + 1
             yield _PART.finditer(text, begin, middle)
             begin, pattern = middle, _PART_WITHOUT_PROPERTIES
         yield (pattern if properties else _PART_WITHOUT_PROPERTIES).finditer(text, begin, end)
