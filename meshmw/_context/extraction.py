@@ -15,7 +15,7 @@ from opentelemetry.context import Context, create_key
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from meshmw._context.carriers import Lines
-from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, BaggageReader
+from meshmw._context.read_baggage import MEMBERS_DROPPED, REPEATED_BAGGAGE, BaggageReader, ReadBaggage
 from meshmw._context.read_trace import NO_STATE, REPEATED_STATE, Reading, TraceReader, repeated_trace_state
 from meshmw._notices import IS_COUNTED, Rejections
 from meshmw._otel import BAGGAGE_KEY, SPAN_CONTEXT, SPAN_KEY
@@ -179,25 +179,23 @@ class HeaderReader:
         # The grammar refuses ids that are not valid.
         span_context = SPAN_CONTEXT((int(trace_id, 16), int(parent_id, 16), True, flags, state, True))
         if "baggage" in lines:
-            if not self._takes_baggage:
-                return self._read_beside(span_context, lines)
             text = ",".join(lines["baggage"])
             if len(text) > REPEATED_BAGGAGE:
-                return self._read_beside(span_context, lines)
+                return self._read_beside(span_context, lines, self._baggage.read_long(text))
             members, _, must_change = self._baggage.repeated(text)
-            if must_change:
-                return self._read_beside(span_context, lines)
+            if must_change or not self._takes_baggage:
+                return self._read_beside(span_context, lines, self._baggage.repeated(text))
             accepted = _TRACE_AND_BAGGAGE
         # Without a meter provider there is nobody to count for.
         if IS_COUNTED():
             self._rejections.accepted(accepted)
         return _EXTRACTION((span_context, members, None, _carried(lines, self._passthrough), {}, (), None))
 
-    def _read_beside(self, parent: SpanContext, lines: Lines) -> Extraction:
-        """Return what the lines of a request say that is plain but for its baggage, which is read with care."""
+    def _read_beside(self, parent: SpanContext, lines: Lines, read: ReadBaggage) -> Extraction:
+        """Return what the lines of a request say that is plain but for its baggage, which was read."""
         reading = Reading(lines, self._rejections)
         reading.accept("traceparent")
-        baggage = self._read_baggage(reading)
+        baggage = self._take_baggage(reading, read)
         return Extraction(
             parent, baggage, None, _carried(lines, self._passthrough), reading.rewrites, reading.refused, None
         )
@@ -205,8 +203,10 @@ class HeaderReader:
     def _read_baggage(self, reading: Reading) -> Mapping[str, BaggageValue]:
         if "baggage" not in reading.lines:
             return _NO_MEMBERS
+        return self._take_baggage(reading, self._baggage.read(reading.lines["baggage"]))
+
+    def _take_baggage(self, reading: Reading, read: ReadBaggage) -> Mapping[str, BaggageValue]:
         reading.takes = self._takes_baggage
-        read = self._baggage.read(reading.lines["baggage"])
         if read.must_change:
             reading.rewrites["baggage"] = read.rewrite
         for reason in read.reasons:

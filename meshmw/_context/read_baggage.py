@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -10,8 +10,7 @@ from meshmw._context.carriers import one_line
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
 from meshmw._policy.words import limit_of
-from meshmw.wire import BaggageValue, parse_baggage
-from meshmw.wire.baggage import MOST_BAD, whole_members
+from meshmw.wire.baggage import MOST_BAD, Members, read_members, whole_members
 
 # Peers repeat the same baggage on many requests. What is read of it is shared, and nobody changes it.
 REPEATED_BAGGAGE: Final = 8192
@@ -29,14 +28,14 @@ class ReadBaggage(NamedTuple):
         must_change: Whether the header must not stay as it came; so it is wherever there are reasons.
     """
 
-    members: Mapping[str, BaggageValue]
+    members: Members
     reasons: tuple[str, ...]
     must_change: bool
 
     @property
     def rewrite(self) -> str | None:
         """Return the line to put in the header's place, or None where nothing of it is left."""
-        return ",".join([value.raw for value in self.members.values()]) or None
+        return self.members.joined() or None
 
 
 class BaggageReader:
@@ -62,8 +61,10 @@ class BaggageReader:
     def read(self, lines: Sequence[str]) -> ReadBaggage:
         """Return what all lines say together; nobody may change it."""
         line = one_line(lines)
-        if len(line) <= REPEATED_BAGGAGE:
-            return self.repeated(line)
+        return self.repeated(line) if len(line) <= REPEATED_BAGGAGE else self.read_long(line)
+
+    def read_long(self, line: str) -> ReadBaggage:
+        """Return what `read` does of one line that is longer than what `repeated` takes."""
         beginning, _ = whole_members([line], REPEATED_BAGGAGE)
         # Where a limit is reached in the beginning, that alone is read, once for all that begin so.
         if self._max_bytes < REPEATED_BAGGAGE or self._has_too_many(beginning):
@@ -78,11 +79,11 @@ class BaggageReader:
         return len(parts) > self._too_many and all(map(str.strip, parts))
 
     def _read(self, line: str) -> ReadBaggage:
-        read, reasons = parse_baggage(line, max_members=self._max_members, max_bytes=self._max_bytes)
-        members = self._keys.permitted(read)
+        found, reasons = read_members([line], self._max_members, self._max_bytes)
+        permitted = found if self._keys.are_all else [member for member in found if self._keys.permits(member[1])]
         # Blanks and commas are refused by no rule, and count for the next proxy all the same.
-        must_change = bool(reasons) or len(members) < len(read) or len(line) > self._max_bytes
-        return ReadBaggage(members, reasons, must_change)
+        must_change = bool(reasons) or len(permitted) < len(found) or len(line) > self._max_bytes
+        return ReadBaggage(Members(permitted), reasons, must_change)
 
 
 class BaggageLimit:

@@ -22,6 +22,8 @@ _MAX_ADDRESS_CHARACTERS: Final = 80
 
 # What looking for a URL in a target costs has a bound: one of so many characters is nobody's route.
 _MOST_CHARACTERS: Final = 1_024
+# Nor is one of so many: a pattern that holds a `*` would look through all of them for what comes behind it.
+_MOST_OF_PATH: Final = 4_096
 # Matches no text at all.
 _NOTHING: Final = "(?!)"
 DEFAULT_BAGGAGE_KEYS: Final = ("*",)
@@ -29,6 +31,8 @@ DEFAULT_BAGGAGE_KEYS: Final = ("*",)
 
 class PathPatterns:
     """Matches request paths: `/health` is that path and all below it; a pattern with `*` or `?` is a glob.
+
+    The first 4,096 characters of a path are looked at.
 
     Args:
         patterns: Such as `/health`, `/metrics`, `/api/*/status`.
@@ -52,7 +56,7 @@ class PathPatterns:
     def match(self, path: str) -> bool:
         """Say whether a path is meant by one of the patterns, in whatever form the request's target came."""
         path = request_path(path) if ":" in path else path
-        return self._regex is not None and self._regex.match(path) is not None
+        return self._regex is not None and self._regex.match(path, 0, _MOST_OF_PATH) is not None
 
 
 def path_of(target: str) -> str:

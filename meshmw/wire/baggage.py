@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from binascii import a2b_qp
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote
 
 from meshmw.errors import InvalidHeaderError
@@ -55,7 +55,7 @@ _EQUALS = rf"{_OWS}=(?:[ \t]++(?=[^;,]))?+"
 # property    = key OWS "=" OWS value / key OWS
 # list-member = key OWS "=" OWS value *( OWS ";" OWS property )
 _PROPERTY = f"{_OWS};{_OWS}{_KEY}(?:{_EQUALS}{_VALUE})?+"
-MEMBER: Final = re.compile(f"(({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+){_OWS}")
+MEMBER: Final = re.compile(f"({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+{_OWS}")
 _KEY_ALONE = re.compile(_KEY)
 _KEY_IN_MEMBER = re.compile(f"{_KEY}{_OWS}")
 _VALUE_IN_MEMBER = re.compile(f"{_OWS}{_VALUE}{_OWS}")
@@ -67,9 +67,10 @@ _NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\
 
 # How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
 _WINDOW: Final = 4
+_PIECE: Final = 8192
 # What is empty is skipped at once. Then comes a member, or else what is none; behind the last there may be nothing.
-_PART: Final = re.compile(rf"[ \t,]*+(?:{MEMBER.pattern}(?=,|\Z)|([^,]++))?")
-_PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}({_VALUE})){_OWS}(?=,|\Z)|([^,]++))?")
+_PART: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}{_VALUE}(?:{_PROPERTY})*+){_OWS}(?:,|\Z)|([^,]++))?")
+_PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}{_VALUE}){_OWS}(?:,|\Z)|([^,]++))?")
 # What is bad costs time too, and counts for no limit: after so many bad members no further one is looked at. A long one
 # counts once more for each so many characters.
 MOST_BAD: Final = 16
@@ -77,12 +78,17 @@ _LONG: Final = 128
 # Members' properties have no limit but the bytes, and 4,000 of them cost as much as three requests. Once a header has
 # had more than this, only members without any are taken.
 _MOST_PROPERTIES: Final = 256
-_TOO_MANY_PROPERTIES: Final = re.compile(rf"(?:[^;]*+;){{{_MOST_PROPERTIES + 1}}}")
+# As sixteen times sixteen, and one: `re` takes longer to go round than to go on.
+_TOO_MANY_PROPERTIES: Final = re.compile(f"(?:{'[^;]*+;' * 16}){{{_MOST_PROPERTIES // 16}}}[^;]*+;")
 # "The percent code point (U+0025) MUST be percent-encoded." Where it is not, escapes are told from what is none one by
 # one; once a header has had more of them than this, such a value is refused instead. It counts for the limits: it is
-# found out when all values are decoded together.
+# found out when all members are looked at together.
 _MOST_ESCAPES: Final = 64
 _EACH_STRAY: Final = 3
+# Of so few none can be one too many, be each of them in a value of its own.
+_FEW_SIGNS: Final = _MOST_ESCAPES // (_EACH_STRAY + 1)
+# Up to so many it is faster to look at each of them than to decode all.
+_SPARSE_SIGNS: Final = 256
 _STRAY: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
 # The same members pass through a service with every request.
@@ -91,8 +97,9 @@ _CACHED_CHARACTERS: Final = 256
 
 
 _LIMITS: Final = frozenset({"too_many_members", "too_many_bytes"})
-# What `_PART` finds: a member as it arrived, its key and its value, which is still encoded; or what is none.
-_Member: TypeAlias = tuple[Any, ...]
+# What `_PART` finds: a member as it arrived and its key; or what is none.
+Member: TypeAlias = tuple[Any, ...]
+_GROUPS: Final = re.Match.groups
 
 
 class BaggageValue(str):
@@ -136,20 +143,97 @@ def parse_baggage(
     Returns:
         The values by key, and the `REASONS` why others were left out, each once. Nothing is raised.
     """
-    text, was_cut = whole_members([lines] if isinstance(lines, str) else lines, _WINDOW * max_bytes)
+    kept, reasons = read_members([lines] if isinstance(lines, str) else lines, max_members, max_bytes)
+    return Members(kept).copy(), reasons
+
+
+def read_members(lines: Sequence[str], max_members: int, max_bytes: int) -> tuple[list[Member], tuple[str, ...]]:
+    """Read as `parse_baggage` does, but return what `Members` takes."""
+    text, was_cut = whole_members(lines, _WINDOW * max_bytes)
     kept, dropped = _kept(text, max_members, max_bytes)
     if was_cut and _LIMITS.isdisjoint(dropped):
         dropped["too_many_bytes"] = None
-    return _by_key(kept, dropped), tuple(dropped)
+    together = ",".join([member[0] for member in kept])
+    if "%" in together and _may_be_refused(together):
+        kept = _without_refused(kept, dropped)
+    return kept, tuple(dropped)
 
 
-def _kept(text: str, max_members: int, max_bytes: int) -> tuple[list[_Member], dict[str, None]]:
+class Members(dict[str, BaggageValue]):
+    """Holds what a header says by key, and decodes its values when somebody first looks at one.
+
+    To decode 64 values takes nearly as long as a request, and a stranger may send others each time. The keys are there
+    from the beginning and never change, so several threads may look at once: each of them decodes the same.
+    """
+
+    __slots__ = ("_undecoded",)
+
+    def __init__(self, kept: list[Member]) -> None:
+        raws = {member[1]: member[0] for member in kept}
+        if len(raws) < len(kept):
+            raws = _joined_by_key(kept)
+        # What a value is made of stands in its place until then.
+        super().__init__(cast(dict[str, BaggageValue], raws))
+        self._undecoded: dict[str, str] | None = raws
+
+    def joined(self) -> str:
+        """Return the header that is made of all raw texts."""
+        raws = self._undecoded
+        return ",".join([value.raw for value in self.values()] if raws is None else raws.values())
+
+    def decode(self) -> None:
+        """Decode all values, if nobody has done so."""
+        raws = self._undecoded
+        if raws is None:
+            return
+        decoded = {}
+        values = [_value_of(raw.rpartition(",")[2]) for raw in raws.values()]
+        for (key, raw), text in zip(raws.items(), _decode_each(values), strict=True):
+            # What calling the type does, in half the time.
+            decoded[key] = value = str.__new__(BaggageValue, text)
+            value.raw = raw
+        super().update(decoded)
+        self._undecoded = None
+
+    def __iter__(self) -> Iterator[str]:
+        # Where this is not the dictionary's own, the interpreter asks for each value when it makes a copy.
+        return super().__iter__()
+
+    def __reduce__(self) -> tuple[type[dict[str, BaggageValue]], tuple[dict[str, BaggageValue]]]:
+        return dict, (self.copy(),)
+
+
+def _after_decoding(name: str) -> Any:
+    """Return a method of dictionaries that has the values decoded first."""
+    method = getattr(dict, name)
+
+    @wraps(method)
+    def look(self: Members, *args: Any) -> Any:
+        self.decode()
+        return method(self, *args)
+
+    return look
+
+
+for _name in ("__eq__", "__getitem__", "__ne__", "__or__", "__repr__", "__ror__", "copy", "get", "items", "values"):
+    setattr(Members, _name, _after_decoding(_name))
+
+
+def _joined_by_key(kept: list[Member]) -> dict[str, str]:
+    """Return the raw texts of each key's members, joined with commas."""
+    raws: dict[str, list[str]] = {}
+    for raw, key, _ in kept:
+        raws.setdefault(key, []).append(raw)
+    return {key: ",".join(each) for key, each in raws.items()}
+
+
+def _kept(text: str, max_members: int, max_bytes: int) -> tuple[list[Member], dict[str, None]]:
     """Return the members to keep, and the reasons why others are left out."""
-    kept: list[_Member] = []
+    kept: list[Member] = []
     dropped: dict[str, None] = {}
     bad, size = 0, -1
-    for found in _parts(text):
-        member = raw, _, _, junk = found.groups()
+    for member in map(_GROUPS, chain.from_iterable(_parts(text))):
+        raw, _, junk = member
         if raw is None and junk is None:
             continue
         if bad > MOST_BAD or (len(kept) == max_members and junk is None):
@@ -167,33 +251,44 @@ def _kept(text: str, max_members: int, max_bytes: int) -> tuple[list[_Member], d
     return kept, dropped
 
 
-def _by_key(kept: list[_Member], dropped: dict[str, None]) -> dict[str, BaggageValue]:
-    """Return the decoded values by key; one that is refused for its percent signs is noted as dropped."""
-    values: dict[str, BaggageValue] = {}
-    repeated: dict[str, list[str]] = {}
-    decoded = _decode_each([member[2] for member in kept])
-    for (raw, key, _, _), text in zip(kept, decoded, strict=True):
-        if text is None:
-            dropped["value"] = None
-            continue
-        if key in values:
-            repeated.setdefault(key, [values[key].raw]).append(raw)
-        # What calling the type does, in half the time.
-        values[key] = value = str.__new__(BaggageValue, text)
-        value.raw = raw
-    for key, raws in repeated.items():
-        values[key].raw = ",".join(raws)
-    return values
+def _may_be_refused(together: str) -> bool:
+    """Say whether one of these members may have to be refused for its percent signs."""
+    signs = together.count("%")
+    if signs <= _SPARSE_SIGNS:
+        return signs > _FEW_SIGNS and _STRAY.search(together) is not None
+    # Every escape makes one byte of three.
+    return len(a2b_qp(together.replace("=", "-").replace("%", "="))) > len(together) - 2 * signs
 
 
-def _parts(text: str) -> Iterator[re.Match[str]]:
-    """Find what stands between commas: a member with its key and its value, or what is none."""
-    # To look for one is faster than to count none.
-    many = _TOO_MANY_PROPERTIES.match(text) if ";" in text and text.count(";") > _MOST_PROPERTIES else None
-    if many is None:
-        return _PART.finditer(text)
-    end = text.rfind(",", 0, many.end()) + 1
-    return chain(_PART.finditer(text, 0, end), _PART_WITHOUT_PROPERTIES.finditer(text, end))
+def _without_refused(kept: list[Member], dropped: dict[str, None]) -> list[Member]:
+    """Return members without those that are refused for their percent signs, which are noted as dropped."""
+    decoded = _decode_each([_value_of(member[0]) for member in kept])
+    if None in decoded:
+        dropped["value"] = None
+    return [member for member, text in zip(kept, decoded, strict=True) if text is not None]
+
+
+def _value_of(raw: str) -> str:
+    """Return the value of a member that follows the grammar, still encoded."""
+    return raw.partition("=")[2].partition(";")[0].strip(OWS)
+
+
+def _parts(text: str) -> Iterator[Iterator[re.Match[str]]]:
+    """Find what stands between commas, piece by piece: a member and its key, or what is none."""
+    begin, pattern, properties = 0, _PART, 0
+    has_properties = ";" in text
+    while begin < len(text):
+        # Nearly always a limit is reached in the first piece, and nobody asks for the next one.
+        end = text.rfind(",", begin, begin + _PIECE) + 1 if len(text) - begin > _PIECE else len(text)
+        end = end or text.find(",", begin) + 1 or len(text)
+        properties += has_properties and text.count(";", begin, end)
+        many = _TOO_MANY_PROPERTIES.match(text) if properties > _MOST_PROPERTIES and pattern is _PART else None
+        if many is not None:
+            middle = text.rfind(",", 0, many.end()) + 1
+            yield _PART.finditer(text, begin, middle)
+            begin, pattern = middle, _PART_WITHOUT_PROPERTIES
+        yield (pattern if properties else _PART_WITHOUT_PROPERTIES).finditer(text, begin, end)
+        begin = end
 
 
 def format_baggage(
@@ -243,7 +338,7 @@ def parse_member(text: str) -> tuple[str, BaggageValue]:
     match = None if "," in text else MEMBER.fullmatch(text)
     if match is None:
         raise InvalidHeaderError("baggage", *_fault(text))
-    return match[2], BaggageValue(_decode(match[3]), text)
+    return match[1], BaggageValue(_decode(match[2]), text)
 
 
 def format_member(key: str, value: str) -> str:
@@ -266,7 +361,7 @@ def is_raw_of(key: str, raw: str) -> bool:
 
 def _is_raw_of(key: str, raw: str) -> bool:
     matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
-    return all(match is not None and match[2] == key for match in matches)
+    return all(match is not None and match[1] == key for match in matches)
 
 
 _is_repeated_raw_of: Final = lru_cache(maxsize=_CACHED_MEMBERS)(_is_raw_of)

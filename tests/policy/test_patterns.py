@@ -33,6 +33,13 @@ def test_a_pattern_is_a_path_and_all_below_it_or_a_glob(patterns, path, expected
     assert PathPatterns(patterns).match(path) is expected
 
 
+def test_of_a_path_the_first_4096_characters_are_looked_at():
+    patterns = PathPatterns(["/health", "/a*b"])
+    assert patterns.match("/health/" + "x" * 70_000)
+    assert patterns.match("/a" + "x" * 4093 + "b")
+    assert not patterns.match("/a" + "x" * 4094 + "b")
+
+
 @pytest.mark.parametrize(("make", "name"), [(PathPatterns, "exclude"), (Networks, "trusted_peers")])
 def test_a_text_is_no_list_of_its_characters_and_a_list_holds_texts(make, name):
     for wrong in ("/", b"/", 5):

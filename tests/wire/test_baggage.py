@@ -1,6 +1,8 @@
 import copy
 import pickle
 import re
+import threading
+from types import MappingProxyType
 from urllib.parse import unquote
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import BaggageValue, format_baggage, format_member, parse_baggage, parse_member
-from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS, REASONS
+from meshmw.wire.baggage import MAX_BYTES, MAX_MEMBERS, REASONS, Members, read_members, whole_members
 from tests.wire.claims import by_claim, outcome, vectors
 
 VECTORS = vectors("baggage")
@@ -284,6 +286,152 @@ def test_a_value_is_text_that_survives_pickle_and_copy():
     assert value == "x y"
     assert hash(value) == hash("x y")
     assert type(str(value)) is str
+
+
+def lazy(header):
+    return Members(read_members([header], MAX_MEMBERS, MAX_BYTES)[0])
+
+
+LINE = "a=x%20y;p=1,b=2,a=%C3%A9 ; q"
+LOOKS = {
+    "get": lambda members: [members["a"], members.get("b"), members.get("c")],
+    "items": lambda members: list(members.items()),
+    "values": lambda members: [(value, value.raw) for value in members.values()],
+    "copy": lambda members: [type(members.copy()), members.copy()],
+    "dict": lambda members: {**dict(members), **members},
+    "proxy": lambda members: [dict(MappingProxyType(members)), MappingProxyType(members)["a"].properties],
+    "equal": lambda members: [members == {"a": "é", "b": "2"}, members == {"a": "é", "b": "2"}, members != {}],
+    "union": lambda members: [members | {"c": "3"}, {"a": "1", "c": "3"} | members],
+    "repr": repr,
+    "copies": lambda members: [copy.copy(members), copy.deepcopy(members)],
+    "pickle": lambda members: [(v, v.raw) for v in pickle.loads(pickle.dumps(members)).values()],
+    "keys": lambda members: [list(members), list(members.keys()), len(members), "a" in members, bool(members)],
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_values_that_wait_are_to_whoever_looks_what_decoded_ones_are(look):
+    for _ in range(2):
+        assert look(lazy(LINE)) == look(parse_baggage(LINE)[0])
+
+
+def test_the_header_is_made_anew_without_a_look_at_the_values_and_after_one():
+    members = lazy(LINE)
+    header = "a=x%20y;p=1,a=%C3%A9 ; q,b=2"
+    assert members.joined() == header
+    members.decode()
+    members.decode()
+    assert members.joined() == header
+
+
+def test_threads_that_look_at_once_see_decoded_values():
+    for _ in range(20):
+        members = lazy(",".join(f"k{n}=%20{n}" for n in range(64)))
+        expected = {f"k{n}": f" {n}" for n in range(64)}
+        together, seen = threading.Barrier(4), []
+
+        def look(members=members, together=together, seen=seen):
+            together.wait()
+            seen.append({key: (str(value), type(value)) for key, value in members.items()})
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [{key: (value, BaggageValue) for key, value in expected.items()}] * 4
+
+
+def slowly(header, max_members, max_bytes):
+    """Read member by member what `parse_baggage` reads as a whole."""
+    header, was_cut = whole_members([header], 4 * max_bytes)
+    kept, dropped, bad, size, properties = [], {}, 0, -1, 0
+    for part in header.split(","):
+        properties += part.count(";")
+        text, junk = part.strip(" \t"), part.lstrip(" \t")
+        if not text:
+            continue
+        found = outcome(parse_member, text)
+        if not isinstance(found, InvalidHeaderError) and ";" in text and properties > 256:
+            found = InvalidHeaderError("baggage", "property")
+        is_bad = isinstance(found, InvalidHeaderError)
+        if bad > 16 or (len(kept) == max_members and not is_bad):
+            dropped["too_many_members"] = None
+            break
+        if is_bad:
+            dropped[found.reason] = None
+            bad += 1 + len(junk) // 128
+            continue
+        size += len(text) + 1
+        if size > max_bytes:
+            dropped["too_many_bytes"] = None
+            break
+        kept.append(found)
+    if was_cut and not {"too_many_members", "too_many_bytes"} & set(dropped):
+        dropped["too_many_bytes"] = None
+    values, raws, escapes = {}, {}, 0
+    for key, value in kept:
+        encoded = value.raw.partition("=")[2].partition(";")[0]
+        if re.search("%(?![0-9A-Fa-f]{2})", encoded):
+            escapes += 3 + encoded.count("%")
+            if escapes > 64:
+                dropped["value"] = None
+                continue
+        values[key] = str(value)
+        raws.setdefault(key, []).append(value.raw)
+    return list(values.items()), [",".join(each) for each in raws.values()], tuple(dropped)
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "a=1",
+            " b = 1 ; p = 2 ",
+            "c=%20;p",
+            "c",
+            "k=%e2%82%ac",
+            "z=%zz",
+            "z=%",
+            "é",
+            'b="',
+            ";",
+            " ",
+            "",
+            "m=1 2",
+            "m= ",
+        ),
+        *("a=" + "v" * 300, "y=" + "%20" * 100, "k=1" + ";p" * 120, "j" * 200, "w=" + "v" * 9000, "q=1" + ";p" * 300),
+        *("," * 5000, " " * 3000, "%a=1", "n=1" + ";p=%" * 20, "%2c=%3D=%2c", "x=1;", "x=1;p=é", "m= "),
+    ]
+)
+
+
+@given(
+    pieces=st.lists(PIECES, max_size=12),
+    times=st.sampled_from([1, 7, 40]),
+    max_members=st.sampled_from([0, 4, 64, 1000]),
+    max_bytes=st.sampled_from([0, 100, 8192, 20_000]),
+)
+def test_a_header_reads_as_a_whole_as_it_does_member_by_member(pieces, times, max_members, max_bytes):
+    header = ",".join(pieces * times)
+    values, dropped = parse_baggage(header, max_members=max_members, max_bytes=max_bytes)
+    raws = [value.raw for value in values.values()]
+    assert (list(values.items()), raws, dropped) == slowly(header, max_members, max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        # More than one piece is looked at: blanks and bad members, and one member that is longer than a piece.
+        ("," * 9000 + "a=1", ["a"]),
+        (" " * 9000 + ",a=1,b", ["a"]),
+        ("a=" + "v" * 9000 + ",b=1", ["a", "b"]),
+        ("b=1,a=" + "v" * 9000, ["b", "a"]),
+        ("," * 9000 + "a=1" + ";p" * 100 + "," * 9000 + "b=1" + ";p" * 156 + ",c=1;p,d=1", ["a", "b", "d"]),
+    ],
+)
+def test_a_long_header_is_read_in_pieces(header, kept):
+    assert list(parse_baggage(header, max_bytes=20_000)[0]) == kept
 
 
 def test_every_reason_is_documented():
