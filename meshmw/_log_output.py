@@ -11,10 +11,11 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import sys
 import zlib
 from typing import Final, TextIO
+
+from meshmw._regex import compiled_late
 
 LOGGER: Final = logging.getLogger("meshmw")
 
@@ -30,7 +31,7 @@ class _Level(int):
 
 _OUR_LEVEL: Final = _Level(logging.INFO)
 # By the name that multiprocessing gives a worker.
-_NUMBER: Final = re.compile(r"Process-(\d+)$")
+_NUMBER: Final = compiled_late(r"Process-(\d+)$")
 # Two processes with one number are in two of these.
 _PID_NAMESPACE: Final = "/proc/self/ns/pid"
 
@@ -122,7 +123,7 @@ def _is_first_of_tree(what: str) -> bool:
     if mark in said:
         return False
     os.environ[_VARIABLE] = f"{said} {mark}".strip()  # noqa: TID251
-    number = _NUMBER.search(multiprocessing.current_process().name)
+    number = _NUMBER().search(multiprocessing.current_process().name)
     if number is not None and _server_handlers():
         return number[1] == "1"
     return _takes_name_in_family(mark)

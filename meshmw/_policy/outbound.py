@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, TypeAlias
 from meshmw._notices import LOGGER, Rejections, Throttle, quoted
 from meshmw._policy.patterns import Networks, parse_address
 from meshmw._policy.words import limit_of
+from meshmw._regex import compiled_late
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
 Pair: TypeAlias = tuple[bytes, bytes]
@@ -32,13 +33,13 @@ _MAX_CHARACTERS: Final = 254
 _LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 # Letters beyond ASCII may stand in a name: a client may not have encoded them yet.
 _CHARACTER: Final = r"""[^\x00-\x20\x7f-\xa0\ud800-\udfff"#%&'()*+,./:;<=>?@\[\\\]^`{|}]"""
-_NAME: Final = re.compile(rf"{_CHARACTER}++(?:\.{_CHARACTER}++)*+")
-_GLOB: Final = re.compile(rf"(?:{_CHARACTER}|[.*?])++")
+_NAME: Final = compiled_late(rf"{_CHARACTER}++(?:\.{_CHARACTER}++)*+")
+_GLOB: Final = compiled_late(rf"(?:{_CHARACTER}|[.*?])++")
 # `10.0.*` would also be the name 10.0.attacker.example.
-_ADDRESS_LIKE: Final = re.compile(r"(?=[^0-9]*+[0-9])[0-9.*?]++")
+_ADDRESS_LIKE: Final = compiled_late(r"(?=[^0-9]*+[0-9])[0-9.*?]++")
 # Resolvers read `134744072`, `0x8.8.8.8` and `8.8.2056` as addresses, so no text whose last label is a number is a
 # name.                                                                                          WHATWG URL, 3.5
-_NUMBER: Final = re.compile(r"[0-9]++|0x[0-9a-f]*+")
+_NUMBER: Final = compiled_late(r"[0-9]++|0x[0-9a-f]*+")
 
 _MESH_SUFFIXES: Final = (".local", ".internal", ".svc", ".localhost")
 _MESH_NETWORKS: Final = Networks(
@@ -203,7 +204,7 @@ def _normal(text: str) -> str:
 
 
 def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None and _NUMBER.fullmatch(text.rpartition(".")[2]) is None
+    return _NAME().fullmatch(text) is not None and _NUMBER().fullmatch(text.rpartition(".")[2]) is None
 
 
 def _is_mesh_name(name: str) -> bool:
@@ -221,7 +222,7 @@ def _is_glob(pattern: str) -> bool:
 
 def _checked_name(pattern: str) -> str:
     if _is_glob(pattern):
-        if not _GLOB.fullmatch(pattern) or _ADDRESS_LIKE.fullmatch(pattern):
+        if not _GLOB().fullmatch(pattern) or _ADDRESS_LIKE().fullmatch(pattern):
             raise ValueError(f"{quoted(pattern)} is no pattern of host names; addresses are written as in 10.0.0.0/8")
     elif not _is_name(pattern.removeprefix(".")):
         raise ValueError(f"{quoted(pattern)} is no host name")

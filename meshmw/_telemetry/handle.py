@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import re
 import signal
 import sys
 import threading
@@ -214,10 +213,11 @@ def _flush_on_sigterm(flush: Callable[[], object]) -> None:
 def _is_caught_outside_python() -> bool:
     """Say whether somebody else's code catches SIGTERM, such as uWSGI's: Python does not know of it, Linux does."""
     try:
-        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", _STATUS.read_text(), re.MULTILINE)
+        lines = _STATUS.read_text().splitlines()
     except OSError:
         return False
-    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+    caught = next((line.partition(":")[2] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _call_aside(call: Callable[[], object]) -> None:

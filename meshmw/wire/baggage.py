@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
+from meshmw._regex import compiled_late
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import OWS
 
@@ -55,21 +56,22 @@ _EQUALS = rf"{_OWS}=(?:[ \t]++(?=[^;,]))?+"
 # property    = key OWS "=" OWS value / key OWS
 # list-member = key OWS "=" OWS value *( OWS ";" OWS property )
 _PROPERTY = f"{_OWS};{_OWS}{_KEY}(?:{_EQUALS}{_VALUE})?+"
-MEMBER: Final = re.compile(f"(({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+){_OWS}")
-_KEY_ALONE = re.compile(_KEY)
-_KEY_IN_MEMBER = re.compile(f"{_KEY}{_OWS}")
-_VALUE_IN_MEMBER = re.compile(f"{_OWS}{_VALUE}{_OWS}")
+_MEMBER = f"(({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+){_OWS}"
+MEMBER: Final = compiled_late(_MEMBER)
+_KEY_ALONE = compiled_late(_KEY)
+_KEY_IN_MEMBER = compiled_late(f"{_KEY}{_OWS}")
+_VALUE_IN_MEMBER = compiled_late(f"{_OWS}{_VALUE}{_OWS}")
 
 # Every baggage-octet but `%`, which would be read as the start of an encoded one, and `+`: the W3C's is a plus sign,
 # but peers that decode as forms do read a space there, and every peer reads `%2B` as a plus.
 _READABLE: Final = "!#$&'()*/:<=>?@[]^`{|}"
-_NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
+_NEEDS_NO_ENCODING = compiled_late(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
 
 # How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
 _WINDOW: Final = 4
 # What is empty is skipped at once. Then comes a member, or else what is none; behind the last there may be nothing.
-_PART: Final = re.compile(rf"[ \t,]*+(?:{MEMBER.pattern}(?=,|\Z)|([^,]++))?")
-_PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}({_VALUE})){_OWS}(?=,|\Z)|([^,]++))?")
+_PART: Final = compiled_late(rf"[ \t,]*+(?:{_MEMBER}(?=,|\Z)|([^,]++))?")
+_PART_WITHOUT_PROPERTIES: Final = compiled_late(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}({_VALUE})){_OWS}(?=,|\Z)|([^,]++))?")
 # What is bad costs time too, and counts for no limit: after so many bad members no further one is looked at. A long one
 # counts once more for each so many characters.
 MOST_BAD: Final = 16
@@ -77,13 +79,13 @@ _LONG: Final = 128
 # Members' properties have no limit but the bytes, and 4,000 of them cost as much as three requests. Once a header has
 # had more than this, only members without any are taken.
 _MOST_PROPERTIES: Final = 256
-_TOO_MANY_PROPERTIES: Final = re.compile(rf"(?:[^;]*+;){{{_MOST_PROPERTIES + 1}}}")
+_TOO_MANY_PROPERTIES: Final = compiled_late(rf"(?:[^;]*+;){{{_MOST_PROPERTIES + 1}}}")
 # "The percent code point (U+0025) MUST be percent-encoded." Where it is not, escapes are told from what is none one by
 # one; once a header has had more of them than this, such a value is refused instead. It counts for the limits: it is
 # found out when all values are decoded together.
 _MOST_ESCAPES: Final = 64
 _EACH_STRAY: Final = 3
-_STRAY: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+_STRAY: Final = compiled_late("%(?![0-9A-Fa-f]{2})")
 
 # The same members pass through a service with every request.
 _CACHED_MEMBERS: Final = 1024
@@ -189,11 +191,11 @@ def _by_key(kept: list[_Member], dropped: dict[str, None]) -> dict[str, BaggageV
 def _parts(text: str) -> Iterator[re.Match[str]]:
     """Find what stands between commas: a member with its key and its value, or what is none."""
     # To look for one is faster than to count none.
-    many = _TOO_MANY_PROPERTIES.match(text) if ";" in text and text.count(";") > _MOST_PROPERTIES else None
+    many = _TOO_MANY_PROPERTIES().match(text) if ";" in text and text.count(";") > _MOST_PROPERTIES else None
     if many is None:
-        return _PART.finditer(text)
+        return _PART().finditer(text)
     end = text.rfind(",", 0, many.end()) + 1
-    return chain(_PART.finditer(text, 0, end), _PART_WITHOUT_PROPERTIES.finditer(text, end))
+    return chain(_PART().finditer(text, 0, end), _PART_WITHOUT_PROPERTIES().finditer(text, end))
 
 
 def format_baggage(
@@ -240,7 +242,7 @@ def parse_member(text: str) -> tuple[str, BaggageValue]:
         InvalidHeaderError: With the reason `member`, `key`, `value` or `property`.
     """
     text = text.strip(OWS)
-    match = None if "," in text else MEMBER.fullmatch(text)
+    match = None if "," in text else MEMBER().fullmatch(text)
     if match is None:
         raise InvalidHeaderError("baggage", *_fault(text))
     return match[2], BaggageValue(_decode(match[3]), text)
@@ -252,9 +254,9 @@ def format_member(key: str, value: str) -> str:
     Raises:
         InvalidHeaderError: With the reason `key`.
     """
-    if not _KEY_ALONE.fullmatch(key):
+    if not _KEY_ALONE().fullmatch(key):
         raise InvalidHeaderError("baggage", "key")
-    if not _NEEDS_NO_ENCODING.fullmatch(value):
+    if not _NEEDS_NO_ENCODING().fullmatch(value):
         value = quote(value, safe=_READABLE, errors="replace")
     return f"{key}={value}"
 
@@ -265,7 +267,7 @@ def is_raw_of(key: str, raw: str) -> bool:
 
 
 def _is_raw_of(key: str, raw: str) -> bool:
-    matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
+    matches = [MEMBER().fullmatch(part) for part in raw.split(",")]
     return all(match is not None and match[2] == key for match in matches)
 
 
@@ -321,7 +323,7 @@ def _decode_one_by_one(values: list[str], quoted: list[str]) -> list[str | None]
 
 def _decode(value: str) -> str:
     """Decode percent-encoding; bytes that are not UTF-8 become U+FFFD, `+` stays (section "value")."""
-    return _unquoted(_as_quoted(_STRAY.sub("%25", value))) or ""
+    return _unquoted(_as_quoted(_STRAY().sub("%25", value))) or ""
 
 
 def _as_quoted(value: str) -> str:
@@ -340,11 +342,11 @@ def _fault(member: str) -> tuple[str, int]:
     key, equals, rest = member.partition("=")
     if not equals:
         return "member", len(member)
-    if not _KEY_IN_MEMBER.fullmatch(key):
+    if not _KEY_IN_MEMBER().fullmatch(key):
         return "key", 0
     value, semicolon, _ = rest[:MAX_BYTES].partition(";")
     # Where no property follows, nothing else can be at fault. What is longer than a header is not looked at twice.
-    if not semicolon or not _VALUE_IN_MEMBER.fullmatch(value):
+    if not semicolon or not _VALUE_IN_MEMBER().fullmatch(value):
         return "value", len(key) + 1
     return "property", len(key) + 1 + len(value)
 
