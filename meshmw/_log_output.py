@@ -115,18 +115,22 @@ def _is_first_of_tree(what: str) -> bool:
     Python's reloaders start a process with their own environment and arguments. A server's workers are started by one
     that has not loaded the application, and either numbered by multiprocessing, or forked.
     """
-    # Brought in for this line alone, and not by each import of the package.
-    import multiprocessing
-
     mark = f"{zlib.crc32(f'{what} {sys.argv}'.encode('utf-8', 'replace')):08x}"
     said = os.environ.get(_VARIABLE, "")  # noqa: TID251 - a mark, and no setting
     if mark in said:
         return False
     os.environ[_VARIABLE] = f"{said} {mark}".strip()  # noqa: TID251
-    number = _NUMBER().search(multiprocessing.current_process().name)
+    number = _number_of_worker()
     if number is not None and _server_handlers():
-        return number[1] == "1"
+        return number == "1"
     return _takes_name_in_family(mark)
+
+
+def _number_of_worker() -> str | None:
+    # A process that multiprocessing has started has imported it by now.
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    found = multiprocessing and _NUMBER().search(multiprocessing.current_process().name)
+    return found[1] if found else None
 
 
 def _takes_name_in_family(mark: str) -> bool:

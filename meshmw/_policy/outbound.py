@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from meshmw._notices import LOGGER, Rejections, Throttle, quoted
@@ -42,18 +42,16 @@ _ADDRESS_LIKE: Final = compiled_late(r"(?=[^0-9]*+[0-9])[0-9.*?]++")
 _NUMBER: Final = compiled_late(r"[0-9]++|0x[0-9a-f]*+")
 
 _MESH_SUFFIXES: Final = (".local", ".internal", ".svc", ".localhost")
-_MESH_NETWORKS: Final = Networks(
-    [
-        "127.0.0.0/8",
-        "::1/128",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",
-        "169.254.0.0/16",
-        "fe80::/10",
-        "fc00::/7",
-    ]
+_MESH_NETWORKS: Final = (
+    "127.0.0.0/8",
+    "::1/128",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "fe80::/10",
+    "fc00::/7",
 )
 
 # Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
@@ -189,7 +187,7 @@ class Destinations:
         name = _normal(host)
         address = parse_address(name)
         if address is not None:
-            return address in self._networks or (self._mesh and address in _MESH_NETWORKS)
+            return address in self._networks or (self._mesh and address in _mesh_networks())
         if not _is_name(name):
             return False
         if self._mesh and _is_mesh_name(name):
@@ -197,6 +195,11 @@ class Destinations:
         if name in self._names or f".{name}".endswith(self._domains):
             return True
         return self._globs is not None and self._globs.match(name) is not None
+
+
+@cache
+def _mesh_networks() -> Networks:
+    return Networks(_MESH_NETWORKS)
 
 
 def _normal(text: str) -> str:

@@ -15,7 +15,6 @@ import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -78,9 +77,8 @@ class Held(NamedTuple):
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OtlpOptions:
-    """Says how one signal travels.
+    """Says how one signal travels. It does not show itself, for headers may hold keys.
 
     Attributes:
         timeout: The seconds that one export may take.
@@ -92,13 +90,24 @@ class OtlpOptions:
         provider: The name of what makes the credentials, or None.
     """
 
-    timeout: float = _DEFAULT_SECONDS
-    compression: str = "none"
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    certificate: str | None = None
-    client_certificate: str | None = None
-    client_key: str | None = None
-    provider: Held | None = None
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        compression: str,
+        headers: Mapping[str, str],
+        certificate: str | None,
+        client_certificate: str | None,
+        client_key: str | None,
+        provider: Held | None,
+    ) -> None:
+        self.timeout = timeout
+        self.compression = compression
+        self.headers = headers
+        self.certificate = certificate
+        self.client_certificate = client_certificate
+        self.client_key = client_key
+        self.provider = provider
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class TraceState:
     members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
-        if _read(str(self)) != self.members:
+        if self.members and _read(str(self)) != self.members:
             raise InvalidHeaderError("tracestate", "member")
 
     @classmethod
