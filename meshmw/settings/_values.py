@@ -116,8 +116,8 @@ def as_text(value: object) -> str:
 
 def is_target(address: str) -> bool:
     """Say whether an address is one of gRPC's own, such as `unix:/run/otel.sock`, which says nothing of TLS."""
-    # Nearly every address is a URL, which no pattern need be compiled for.
-    return not address.startswith("http") and _TARGET().fullmatch(address) is not None
+    # Nearly every address is a URL, for which no pattern need be compiled.
+    return address.startswith(("unix", "dns", "ipv")) and _TARGET().fullmatch(address) is not None
 
 
 def endpoint_url(text: str) -> str:
