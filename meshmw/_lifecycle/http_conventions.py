@@ -49,7 +49,7 @@ _MOST_TEXT: Final = _MOST_QUERY
 _MOST_SECRETS: Final = 32
 _SECRET_IN_QUERY: Final = compiled_late(f"&(?:{_SECRETS})=([^&]*+)")
 # Too long, or with one of those, or perhaps with a URL that has a user's name and password.
-_NOT_PLAIN: Final = compiled_late(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
+_NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
 # What stands before the user's part of a URL, and what ends it.
 _BEFORE_USER: Final = compiled_late("://|%3[Aa]%2[Ff]%2[Ff]")
 _BEHIND_USER: Final = compiled_late("@|%40")
@@ -175,7 +175,7 @@ def redact_query(query: str) -> str:
     At most 2,048 characters, 32 such values, 32 URLs and 32 at signs are shown; the rest is cut off.
     """
     # Nearly every query may stay as it is, which one look tells.
-    return without_credentials(_cut_to_users(_redacted(query))) if _NOT_PLAIN().search(query) else query
+    return without_credentials(_cut_to_users(_redacted(query))) if _NOT_PLAIN.search(query) else query
 
 
 def _redacted(query: str) -> str:
