@@ -11,10 +11,11 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import sys
 import zlib
 from typing import Final, TextIO
+
+from meshmw._regex import compiled_late
 
 LOGGER: Final = logging.getLogger("meshmw")
 
@@ -30,7 +31,7 @@ class _Level(int):
 
 _OUR_LEVEL: Final = _Level(logging.INFO)
 # By the name that multiprocessing gives a worker.
-_NUMBER: Final = re.compile(r"Process-(\d+)$")
+_NUMBER: Final = compiled_late(r"Process-(\d+)$")
 # Two processes with one number are in two of these.
 _PID_NAMESPACE: Final = "/proc/self/ns/pid"
 
@@ -114,18 +115,22 @@ def _is_first_of_tree(what: str) -> bool:
     Python's reloaders start a process with their own environment and arguments. A server's workers are started by one
     that has not loaded the application, and either numbered by multiprocessing, or forked.
     """
-    # Brought in for this line alone, and not by each import of the package.
-    import multiprocessing
-
     mark = f"{zlib.crc32(f'{what} {sys.argv}'.encode('utf-8', 'replace')):08x}"
     said = os.environ.get(_VARIABLE, "")  # noqa: TID251 - a mark, and no setting
     if mark in said:
         return False
     os.environ[_VARIABLE] = f"{said} {mark}".strip()  # noqa: TID251
-    number = _NUMBER.search(multiprocessing.current_process().name)
+    number = _number_of_worker()
     if number is not None and _server_handlers():
-        return number[1] == "1"
+        return number == "1"
     return _takes_name_in_family(mark)
+
+
+def _number_of_worker() -> str | None:
+    # A process that multiprocessing has started has imported it by now.
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    found = multiprocessing and _NUMBER().search(multiprocessing.current_process().name)
+    return found[1] if found else None
 
 
 def _takes_name_in_family(mark: str) -> bool:

@@ -21,6 +21,7 @@ from opentelemetry import metrics
 
 from meshmw import _log_output
 from meshmw._otel import forget_unknown_providers, liveness_of
+from meshmw._regex import compiled_late
 
 LOGGER: Final = _log_output.LOGGER
 
@@ -35,13 +36,13 @@ _EXCERPT_CHARACTERS: Final = 40
 # Where a secret longer than that ends in an @, its beginning shows.
 _LOOKED_AT: Final = 4_096
 
-_NOT_ASCII: Final = re.compile(r"[^\x20-\x7e]")
+_NOT_ASCII: Final = compiled_late(r"[^\x20-\x7e]")
 # Controls (C0, DEL, C1), lone surrogates, line and paragraph separators, and what reorders or hides text.
-_UNSAFE: Final = re.compile(
+_UNSAFE: Final = compiled_late(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 # From the beginning of a word alone: from each of its characters a long word would take quadratic time.
-_CREDENTIALS: Final = re.compile(r"(?<![^/\s])[^/\s]*@")
+_CREDENTIALS: Final = compiled_late(r"(?<![^/\s])[^/\s]*@")
 
 # How much of an exception's text is kept, and so how much is searched for secrets.
 _MOST_CHARACTERS: Final = 32_768
@@ -100,7 +101,7 @@ def plain(text: str, limit: int = 60) -> str:
 
 def _cut(text: str, limit: int) -> tuple[str, str]:
     # Nothing beyond the cut is shown, so nothing far beyond it need be looked at.
-    hidden = _CREDENTIALS.sub("***@", redacted(text[: limit + _LOOKED_AT]))
+    hidden = _CREDENTIALS().sub("***@", redacted(text[: limit + _LOOKED_AT]))
     more = f"... ({len(text)} characters)" if len(hidden) > limit else ""
     return hidden[:limit].encode("unicode_escape").decode("ascii"), more
 
@@ -169,7 +170,7 @@ def shown(text: str | bytes, limit: int | None = 200) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
     cut = text if limit is None or len(text) <= limit else f"{text[:limit]}..."
-    return _UNSAFE.sub(_escape, cut)
+    return _UNSAFE().sub(_escape, cut)
 
 
 def header_shown(value: str | None) -> str:
@@ -187,7 +188,7 @@ def without_secrets(url: str) -> str:
 
 def character_shown(char: str) -> str:
     """Return one character in printable ASCII, escaped where it is not."""
-    return _NOT_ASCII.sub(_escape, char)
+    return _NOT_ASCII().sub(_escape, char)
 
 
 def _escape(match: re.Match[str]) -> str:

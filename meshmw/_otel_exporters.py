@@ -6,7 +6,6 @@ test for each.
 
 from __future__ import annotations
 
-import re
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from functools import lru_cache
 from importlib import import_module
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meshmw._regex import compiled_late
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -34,10 +35,10 @@ EXPORTER_LOGGERS: Final = (
 # The method of the protocol that sends spans.
 _EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 # The words of gRPC in several languages, of the exporter for HTTP, of its own limit, and of a proxy before a collector.
-_TOO_LARGE: Final = re.compile(
+_TOO_LARGE: Final = compiled_late(
     r"RESOURCE_EXHAUSTED|larger than max|length too large|batch code: 413|status: 413|exceeds max_request_size"
 )
-_NOT_ENCODED: Final = re.compile(r"Failed to encode \w+ batch")
+_NOT_ENCODED: Final = compiled_late(r"Failed to encode \w+ batch")
 
 
 def is_unwritable(failure: str | BaseException) -> bool:
@@ -46,7 +47,7 @@ def is_unwritable(failure: str | BaseException) -> bool:
     What was raised tells it by the encoder's module. Where that has another name, it seems to be the collector.
     """
     if isinstance(failure, str):
-        return _NOT_ENCODED.match(failure) is not None
+        return _NOT_ENCODED().match(failure) is not None
     frames = (frame for frame, _ in traceback.walk_tb(failure.__traceback__))
     return any(frame.f_globals.get("__name__", "").startswith(_ENCODERS) for frame in frames)
 
@@ -163,7 +164,7 @@ def is_too_large(said: str) -> bool:
 
     gRPC's code for that also stands for a collector that is asked too often, which `asks_to_wait`.
     """
-    return _TOO_LARGE.search(said) is not None
+    return _TOO_LARGE().search(said) is not None
 
 
 def preferences_of(exporter: object) -> tuple[Any, Any]:

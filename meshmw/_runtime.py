@@ -6,9 +6,7 @@ be made before `configure()` is called.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -80,7 +78,6 @@ def _is_to_be_asked(_parent: trace.SpanContext) -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
 class Runtime:
     """Holds what every adapter of this process shares.
 
@@ -98,20 +95,45 @@ class Runtime:
             any other, and where the sampler is to be asked.
     """
 
-    propagator: MeshPropagator = field(default_factory=MeshPropagator)
-    exclude: PathPatterns = field(default_factory=PathPatterns)
-    flush: Callable[[], object] | None = None
-    trust: TrustPolicy = field(default_factory=TrustPolicy)
-    trusted_peers: tuple[str, ...] = ()
-    server_spans: ServerSpans = DEFAULT_SERVER_SPANS
-    messaging_parent: MessagingParent = DEFAULT_MESSAGING_PARENT
-    tracer: trace.Tracer = field(default_factory=_own_tracer)
-    header_names: HeaderNames = field(init=False)
-    dropped: Callable[[trace.SpanContext], trace.Span | None] = field(init=False)
+    __slots__ = (
+        "dropped",
+        "exclude",
+        "flush",
+        "header_names",
+        "messaging_parent",
+        "propagator",
+        "server_spans",
+        "tracer",
+        "trust",
+        "trusted_peers",
+    )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "header_names", HeaderNames(self.propagator.passthrough))
-        object.__setattr__(self, "dropped", getattr(self.tracer, "dropped", _is_to_be_asked))
+    def __init__(
+        self,
+        *,
+        propagator: MeshPropagator | None = None,
+        exclude: PathPatterns | None = None,
+        flush: Callable[[], object] | None = None,
+        trust: TrustPolicy | None = None,
+        trusted_peers: tuple[str, ...] = (),
+        server_spans: ServerSpans = DEFAULT_SERVER_SPANS,
+        messaging_parent: MessagingParent = DEFAULT_MESSAGING_PARENT,
+        tracer: trace.Tracer | None = None,
+    ) -> None:
+        self.propagator = propagator or MeshPropagator()
+        self.exclude = exclude or PathPatterns()
+        self.flush = flush
+        self.trust = trust or TrustPolicy()
+        self.trusted_peers = trusted_peers
+        self.server_spans: ServerSpans = server_spans
+        self.messaging_parent: MessagingParent = messaging_parent
+        self.trace_by(tracer or _own_tracer())
+        self.header_names = HeaderNames(self.propagator.passthrough)
+
+    def trace_by(self, tracer: trace.Tracer) -> None:
+        """Have a tracer make the spans."""
+        self.tracer = tracer
+        self.dropped: Callable[[trace.SpanContext], trace.Span | None] = getattr(tracer, "dropped", _is_to_be_asked)
 
     @classmethod
     def from_settings(
@@ -136,7 +158,8 @@ _fallback: Runtime | None = None
 def install(runtime: Runtime) -> None:
     """Make a runtime the one that adapters use from now on."""
     global _installed
-    _installed = dataclasses.replace(runtime, tracer=_own_tracer())
+    runtime.trace_by(_own_tracer())
+    _installed = runtime
 
 
 def installed() -> Runtime | None:

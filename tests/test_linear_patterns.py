@@ -23,6 +23,7 @@ import meshmw.wire
 from meshmw._policy.outbound import Destinations
 from meshmw._policy.patterns import BaggageKeys, PathPatterns
 from meshmw._policy.xfcc import spiffe_id
+from meshmw._regex import compiled_late
 
 PACKAGES = (meshmw.wire, meshmw._context, meshmw._policy)
 SIZE = 65_536
@@ -35,11 +36,17 @@ ENDS = ["", "\n", "\x00", '"', "=", "\xff"]
 HANGS_AFTER = 20.0
 
 
+# What `compiled_late` keeps until somebody uses the pattern.
+LATE = type(compiled_late("").__wrapped__)
+
+
 def patterns_in(value, name, depth=5):
     """Yield the patterns that a value is or holds, by where it is."""
     held = {}
     if isinstance(value, re.Pattern):
         yield name, value
+    elif isinstance(getattr(value, "__wrapped__", None), LATE):
+        yield name, value()
     elif isinstance(value, dict):
         held = value
     elif isinstance(value, (tuple, list)):
@@ -53,7 +60,7 @@ def patterns_in(value, name, depth=5):
 
 
 def patterns(packages=PACKAGES):
-    """Every compiled pattern that a module of these packages keeps, once, by where it is."""
+    """Every pattern that a module of these packages keeps, once, by where it is."""
     seen = set()
     for package in packages:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -75,9 +82,13 @@ MADE_WHEN_ASKED = {
     "_tools/access_log/formats.py:_tight_pattern",
     "_tools/access_log/formats.py:TextFormat._strict",
     "_tools/access_log/rows.py:Shape.__init__",
-    # Reads a file of the kernel.
-    "_telemetry/handle.py:_is_caught_outside_python",
+    # Whose own calls are looked for below.
+    "_regex.py:compiled_late",
 }
+
+
+OF_RE = ("compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer")
+USES = {"compiled_late", *(f"re.{name}" for name in OF_RE)}
 
 
 def uses_of_re(node, place):
@@ -87,11 +98,9 @@ def uses_of_re(node, place):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             inner = [*place, child]
         if (
-            isinstance(child, ast.Attribute)
-            and isinstance(child.value, ast.Name)
-            and child.value.id == "re"
-            and child.attr in {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer"}
-            and any(not isinstance(each, ast.ClassDef) for each in place)
+            any(not isinstance(each, ast.ClassDef) for each in place)
+            and isinstance(child, (ast.Attribute, ast.Name))
+            and ast.unparse(child) in USES
         ):
             yield ".".join(each.name for each in place)
         yield from uses_of_re(child, inner)
@@ -106,6 +115,7 @@ def test_every_pattern_is_one_that_these_tests_know():
     }
     assert found == MADE_WHEN_ASKED
     assert list(uses_of_re(ast.parse("import re\ndef f():\n    return [re.sub('a*b', '', 'a')]"), [])) == ["f"]
+    assert list(uses_of_re(ast.parse("class C:\n    def f(self):\n        compiled_late('a*b')"), [])) == ["C.f"]
 
 
 def test_every_pattern_that_an_import_compiles_is_found():
@@ -119,7 +129,13 @@ def noted(*asked, **flags):
         compiled.append(found)
     return found
 re.compile = noted
-import meshmw
+import meshmw, meshmw._regex
+compile_late = meshmw._regex.compiled_late
+def noted_late(*asked, **flags):
+    if sys._getframe(1).f_globals["__name__"].startswith("meshmw"):
+        compiled.append(compile(*asked, **flags))
+    return compile_late(*asked, **flags)
+meshmw._regex.compiled_late = noted_late
 from tests.test_linear_patterns import patterns
 known = {each.values[0] for each in patterns([meshmw])}
 assert len(compiled) > 70, len(compiled)
@@ -134,7 +150,7 @@ SOURCE = "".join(path.read_text(encoding="utf-8") for path in Path(meshmw.__file
 def is_searched(place):
     """Say whether anybody does more with a pattern than to match a text from its beginning."""
     name = place.rpartition(".")[2]
-    uses = set(re.findall(rf"\b{name}\.([a-z]+)", SOURCE))
+    uses = set(re.findall(rf"\b{name}(?:\(\))?\.([a-z]+)", SOURCE))
     return not uses or not uses <= {"match", "fullmatch", "pattern"}
 
 

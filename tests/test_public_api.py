@@ -251,6 +251,38 @@ def test_importing_the_package_alone_loads_no_sdk():
     assert done.returncode == 0
 
 
+# Each of them takes its part of the processor time of a start, which has no use for it.
+NOT_AT_A_START = {
+    "httpx",
+    "logging.config",
+    "meshmw._policy.xfcc",
+    "meshmw._redaction",
+    "meshmw._telemetry.http_session",
+    "meshmw._telemetry.remedies",
+    "meshmw._tools",
+    "meshmw._transports",
+    "meshmw.wsgi",
+    "multiprocessing",
+    "opentelemetry.configuration",
+    "opentelemetry.instrumentation",
+    "pydantic",
+    "requests",
+    "starlette",
+    "unittest",
+    "urllib.request",
+}
+
+
+def test_a_configured_asgi_service_has_imported_nothing_that_it_has_no_use_for():
+    program = "import sys, meshmw.auto, meshmw.asgi\nprint(*sys.modules)"
+    environ = {**os.environ, "MESHMW_SERVICE_NAME": "items"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.split())
+    assert {"meshmw.asgi", "opentelemetry.exporter.otlp.proto.grpc.exporter"} <= imported
+    assert not NOT_AT_A_START & imported
+
+
 @pytest.mark.parametrize(
     "name",
     [

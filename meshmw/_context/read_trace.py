@@ -6,7 +6,6 @@ and refuses the others with a reason. What it refuses or notes on the way, it co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final
@@ -17,6 +16,7 @@ from meshmw._context.carriers import Lines, one_line
 from meshmw._notices import IS_COUNTED, Rejections
 from meshmw._otel import W3CTraceState
 from meshmw._policy.words import Duplicates, Format, Prefer
+from meshmw._regex import compiled_late
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceState, examine_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
@@ -37,8 +37,8 @@ _NOT_READ: Final = "- its format is not read here, and nobody further in sees it
 _FLIPPED: Final = "- our client sent it sampled, it arrived unsampled: a proxy between samples by its own rate"
 _IGNORED: Final = "- it is ignored; what is good of the other B3 headers, and of the rest of this one, counts"
 _B3_MULTI: Final = B3_HEADERS - {"b3"}
-_SENT: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{2}")
-_SENT_SAMPLED: Final = re.compile(r"[0-9a-f]{16}-0[13]")
+_SENT: Final = compiled_late(r"([0-9a-f]{16})-[0-9a-f]{2}")
+_SENT_SAMPLED: Final = compiled_late(r"[0-9a-f]{16}-0[13]")
 _MAX_DUPLICATES: Final = 8
 _LENIENT_CHARACTERS: Final = 256
 
@@ -196,7 +196,7 @@ def _read_trace_state(reading: Reading) -> W3CTraceState:
 
 
 def _note_flip(reading: Reading) -> None:
-    if _SENT_SAMPLED.fullmatch(reading.line(SENT_HEADER) or ""):
+    if _SENT_SAMPLED().fullmatch(reading.line(SENT_HEADER) or ""):
         reading.note("traceparent", "flipped", _FLIPPED)
 
 
@@ -233,7 +233,7 @@ def _is_newer(reading: Reading, b3: SpanContext, parent: SpanContext) -> bool:
     if b3.trace_id != parent.trace_id:
         return False
     traceparent_span = f"{parent.span_id:016x}"
-    sent = _SENT.fullmatch(reading.line(SENT_HEADER) or "")
+    sent = _SENT().fullmatch(reading.line(SENT_HEADER) or "")
     if sent is not None:
         return sent[1] == traceparent_span
     # Without our client's word, only a proxy directly below the sender can be recognized: it names the sender's span.

@@ -18,6 +18,7 @@ from meshmw._lifecycle.operation import Attributes, AttributeValue, error_type
 from meshmw._notices import LOGGER, Throttle, quoted, redacted, without_credentials
 from meshmw._otel import liveness_of
 from meshmw._policy.patterns import request_path
+from meshmw._regex import compiled_late
 
 # RFC 9110, RFC 5789 and the QUERY method, as the conventions ask.
 STANDARD_METHODS: Final = frozenset(
@@ -46,16 +47,16 @@ _MOST_QUERY: Final = 2_048
 # As much of a path, a method or a client's name says what a longer one would.
 _MOST_TEXT: Final = _MOST_QUERY
 _MOST_SECRETS: Final = 32
-_SECRET_IN_QUERY: Final = re.compile(f"&(?:{_SECRETS})=([^&]*+)")
+_SECRET_IN_QUERY: Final = compiled_late(f"&(?:{_SECRETS})=([^&]*+)")
 # Too long, or with one of those, or perhaps with a URL that has a user's name and password.
 _NOT_PLAIN: Final = re.compile(rf".{{{_MOST_QUERY + 1}}}|(?:^|&)(?:{_SECRETS})=|@|%40", re.DOTALL)
 # What stands before the user's part of a URL, and what ends it.
-_BEFORE_USER: Final = re.compile("://|%3[Aa]%2[Ff]%2[Ff]")
-_BEHIND_USER: Final = re.compile("@|%40")
+_BEFORE_USER: Final = compiled_late("://|%3[Aa]%2[Ff]%2[Ff]")
+_BEHIND_USER: Final = compiled_late("@|%40")
 # A host name has 253 characters, and a port 5.
 _MOST_AUTHORITY: Final = 512
 # No authority holds one of these (RFC 3986, section 3.2), and after an address in brackets comes its port or nothing.
-_NO_AUTHORITY: Final = re.compile(r"""[\x00-\x20\x7f"<>\\^`{|}]|\][^:]""")
+_NO_AUTHORITY: Final = compiled_late(r"""[\x00-\x20\x7f"<>\\^`{|}]|\][^:]""")
 
 # "this metric SHOULD be specified with ExplicitBucketBoundaries of"              HTTP metrics
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -182,7 +183,7 @@ def _redacted(query: str) -> str:
     text = f"&{query[:_MOST_QUERY]}"
     parts: list[str] = []
     end = 0
-    for count, match in enumerate(_SECRET_IN_QUERY.finditer(text)):
+    for count, match in enumerate(_SECRET_IN_QUERY().finditer(text)):
         if count == _MOST_SECRETS:
             text = ""
             break
@@ -194,9 +195,9 @@ def _redacted(query: str) -> str:
 def _cut_to_users(text: str) -> str:
     """Return a text with at most 32 URLs, and at most 32 signs that may end a user's name and password."""
     # What is kept of a user's part has its end: no such part holds another URL.
-    beyond = next(islice(_BEFORE_USER.finditer(text), _MOST_SECRETS, None), None)
+    beyond = next(islice(_BEFORE_USER().finditer(text), _MOST_SECRETS, None), None)
     text = text if beyond is None else text[: beyond.start()]
-    last = next(islice(_BEHIND_USER.finditer(text), _MOST_SECRETS - 1, None), None)
+    last = next(islice(_BEHIND_USER().finditer(text), _MOST_SECRETS - 1, None), None)
     return text if last is None else text[: last.end()]
 
 
@@ -395,7 +396,7 @@ def address_attributes(prefix: str, authority: str | None, scheme: str) -> dict[
 
 
 def _host_and_port(authority: str) -> tuple[str | None, int | None]:
-    if _NO_AUTHORITY.search(authority):
+    if _NO_AUTHORITY().search(authority):
         return None, None
     try:
         url = urlsplit(f"//{authority}")

@@ -6,7 +6,6 @@ An adapter for another server takes `**options: Unpack[ServerOptions]`, keeps a 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Final, Literal, NamedTuple, Protocol, Self, TypedDict, Unpack
@@ -119,12 +118,14 @@ class Serving:
     def _over(self, base: Runtime) -> Runtime:
         propagator = self._propagator or base.propagator
         spans = self._spans or base.server_spans
-        return dataclasses.replace(
-            base,
+        return Runtime(
             propagator=propagator,
             exclude=base.exclude if self._exclude is None else self._exclude,
+            flush=base.flush,
             trust=self._trust_over(base, propagator),
+            trusted_peers=base.trusted_peers,
             server_spans="auto" if spans == "contrib" and self._protocol != "asgi" else spans,
+            messaging_parent=base.messaging_parent,
             tracer=self._tracer or base.tracer,
         )
 

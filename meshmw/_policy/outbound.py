@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from meshmw._notices import LOGGER, Rejections, Throttle, quoted
 from meshmw._policy.patterns import Networks, parse_address
 from meshmw._policy.words import limit_of
+from meshmw._regex import compiled_late
 from meshmw.wire.headers import PROPAGATION_HEADERS, SENT_HEADER
 
 Pair: TypeAlias = tuple[bytes, bytes]
@@ -32,27 +33,25 @@ _MAX_CHARACTERS: Final = 254
 _LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 # Letters beyond ASCII may stand in a name: a client may not have encoded them yet.
 _CHARACTER: Final = r"""[^\x00-\x20\x7f-\xa0\ud800-\udfff"#%&'()*+,./:;<=>?@\[\\\]^`{|}]"""
-_NAME: Final = re.compile(rf"{_CHARACTER}++(?:\.{_CHARACTER}++)*+")
-_GLOB: Final = re.compile(rf"(?:{_CHARACTER}|[.*?])++")
+_NAME: Final = compiled_late(rf"{_CHARACTER}++(?:\.{_CHARACTER}++)*+")
+_GLOB: Final = compiled_late(rf"(?:{_CHARACTER}|[.*?])++")
 # `10.0.*` would also be the name 10.0.attacker.example.
-_ADDRESS_LIKE: Final = re.compile(r"(?=[^0-9]*+[0-9])[0-9.*?]++")
+_ADDRESS_LIKE: Final = compiled_late(r"(?=[^0-9]*+[0-9])[0-9.*?]++")
 # Resolvers read `134744072`, `0x8.8.8.8` and `8.8.2056` as addresses, so no text whose last label is a number is a
 # name.                                                                                          WHATWG URL, 3.5
-_NUMBER: Final = re.compile(r"[0-9]++|0x[0-9a-f]*+")
+_NUMBER: Final = compiled_late(r"[0-9]++|0x[0-9a-f]*+")
 
 _MESH_SUFFIXES: Final = (".local", ".internal", ".svc", ".localhost")
-_MESH_NETWORKS: Final = Networks(
-    [
-        "127.0.0.0/8",
-        "::1/128",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",
-        "169.254.0.0/16",
-        "fe80::/10",
-        "fc00::/7",
-    ]
+_MESH_NETWORKS: Final = (
+    "127.0.0.0/8",
+    "::1/128",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "fe80::/10",
+    "fc00::/7",
 )
 
 # Envoy's defaults: `max_request_headers_kb` and `max_headers_count`.
@@ -188,7 +187,7 @@ class Destinations:
         name = _normal(host)
         address = parse_address(name)
         if address is not None:
-            return address in self._networks or (self._mesh and address in _MESH_NETWORKS)
+            return address in self._networks or (self._mesh and address in _mesh_networks())
         if not _is_name(name):
             return False
         if self._mesh and _is_mesh_name(name):
@@ -198,12 +197,17 @@ class Destinations:
         return self._globs is not None and self._globs.match(name) is not None
 
 
+@cache
+def _mesh_networks() -> Networks:
+    return Networks(_MESH_NETWORKS)
+
+
 def _normal(text: str) -> str:
     return text.translate(_LOWER).removesuffix(".")
 
 
 def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None and _NUMBER.fullmatch(text.rpartition(".")[2]) is None
+    return _NAME().fullmatch(text) is not None and _NUMBER().fullmatch(text.rpartition(".")[2]) is None
 
 
 def _is_mesh_name(name: str) -> bool:
@@ -221,7 +225,7 @@ def _is_glob(pattern: str) -> bool:
 
 def _checked_name(pattern: str) -> str:
     if _is_glob(pattern):
-        if not _GLOB.fullmatch(pattern) or _ADDRESS_LIKE.fullmatch(pattern):
+        if not _GLOB().fullmatch(pattern) or _ADDRESS_LIKE().fullmatch(pattern):
             raise ValueError(f"{quoted(pattern)} is no pattern of host names; addresses are written as in 10.0.0.0/8")
     elif not _is_name(pattern.removeprefix(".")):
         raise ValueError(f"{quoted(pattern)} is no host name")

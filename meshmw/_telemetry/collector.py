@@ -7,7 +7,6 @@ does again, keeps to itself what the other exporter logs meanwhile, and lets the
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -26,13 +25,14 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from meshmw._notices import LOGGER, Throttle, escaped, quoted, redacted
 from meshmw._otel import change_status_text, encodable, exception_events, make_encodable
 from meshmw._otel_exporters import ENCODER_LOGGER, preferences_of, room_of
+from meshmw._regex import compiled_late
 from meshmw._telemetry.bounds import FAIR_BYTES, BoundedSpan
 from meshmw._telemetry.otlp import WrittenBatch, odd_span_bytes
 from meshmw._telemetry.reachability import GaveUpError, Reachability, muted
 from meshmw._telemetry.span import plain_size
 
 # A developer's machine is one of these, and a pod whose collector is a sidecar.
-_LOCAL: Final = re.compile(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
+_LOCAL: Final = compiled_late(r"^[a-z]+://(?:localhost|127\.[\d.]+|\[::1\])(?::|/|$)")
 # So many refusals one after the other, of halves and of halves of these, and it is not the size.
 _MOST_REFUSALS: Final = 32
 # Bytes of memory, which are at most twice as many on their way, and so below the 4 MiB that gRPC takes.
@@ -207,7 +207,7 @@ class GuardedSpanExporter(Reachability, SpanExporter):
     def is_absent(self) -> bool:
         """Say whether nobody has ever listened at an address of this machine, as where a developer has no collector."""
         is_refused = "refused" in self._reason.lower()
-        return is_refused and not self._has_arrived and _LOCAL.search(self._endpoint) is not None
+        return is_refused and not self._has_arrived and _LOCAL().search(self._endpoint) is not None
 
     def hurry(self) -> None:
         """Allow no more than one retry from now on: the process waits for this exporter to end."""

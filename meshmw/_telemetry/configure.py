@@ -8,7 +8,6 @@ effect.
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import threading
 from typing import Final
 
@@ -136,7 +135,8 @@ def _configure(settings: Settings) -> Telemetry:
         telemetry = _set_providers(settings, propagator)
     propagate.set_global_textmap(propagator)
     know_methods(first_of(_KNOWN_METHODS))
-    install(dataclasses.replace(runtime, flush=telemetry.flush_before_end))
+    runtime.flush = telemetry.flush_before_end
+    install(runtime)
     atexit.register(telemetry.shutdown)
     if telemetry.exports:
         flush_at_process_end(telemetry.flush_before_end)

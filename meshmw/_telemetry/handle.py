@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import re
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.util import Finalize, register_after_fork
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -189,9 +188,21 @@ def flush_at_process_end(flush: Callable[[], object]) -> None:
     """
     if sys.platform == "linux":
         _flush_on_sigterm(flush)
+    if not _flush_with_finalizers(flush) and hasattr(os, "register_at_fork"):
+        # Somebody may import multiprocessing later, which forks then; what it spawns has imported it by now.
+        os.register_at_fork(after_in_child=lambda: _flush_with_finalizers(flush))
+
+
+def _flush_with_finalizers(flush: Callable[[], object]) -> bool:
+    """Call *flush* where multiprocessing ends this process or one forked from it, and say whether it is imported."""
+    if "multiprocessing" not in sys.modules:
+        return False
+    from multiprocessing.util import Finalize, register_after_fork
+
     Finalize(None, flush, exitpriority=_LAST)
     # A forked process forgets its parent's finalizers. The function stands for an object that lives as long as this.
     register_after_fork(flush_at_process_end, lambda _: Finalize(None, flush, exitpriority=_LAST))
+    return True
 
 
 def _flush_on_sigterm(flush: Callable[[], object]) -> None:
@@ -214,10 +225,11 @@ def _flush_on_sigterm(flush: Callable[[], object]) -> None:
 def _is_caught_outside_python() -> bool:
     """Say whether somebody else's code catches SIGTERM, such as uWSGI's: Python does not know of it, Linux does."""
     try:
-        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", _STATUS.read_text(), re.MULTILINE)
+        lines = _STATUS.read_text().splitlines()
     except OSError:
         return False
-    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+    caught = next((line.partition(":")[2] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _call_aside(call: Callable[[], object]) -> None:

@@ -107,7 +107,10 @@ def _varint(number: int) -> bytes:
     return bytes(written)
 
 
-_VARINTS: Final = tuple(map(_varint, range(1024)))
+_VARINTS: Final = (
+    *[bytes((number,)) for number in range(128)],
+    *[bytes((low, high)) for high in range(1, 8) for low in range(128, 256)],
+)
 
 
 def _length(number: int) -> bytes:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource, ResourceDetector
 from opentelemetry.util.types import AttributeValue
 
+from meshmw._regex import compiled_late
 from meshmw.settings import (
     RESOURCE_VARIABLES,
     Settings,
@@ -50,14 +51,14 @@ _ANNOTATION: Final = "resource.opentelemetry.io/"
 _APP_LABEL: Final = "app.kubernetes.io/"
 # The alphabet of generated names has no vowels, and no 0, 1 and 3 (k8s.io/apimachinery/pkg/util/rand).
 _SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
-_DEPLOYMENT_POD: Final = re.compile(rf"(.+)-(?=[0-9]*[a-z])({_SAFE}{{6,10}})-{_SAFE}{{5}}")
-_CRON_JOB_RUN: Final = re.compile(r"(.+)-[0-9]{8,10}")
+_DEPLOYMENT_POD: Final = compiled_late(rf"(.+)-(?=[0-9]*[a-z])({_SAFE}{{6,10}})-{_SAFE}{{5}}")
+_CRON_JOB_RUN: Final = compiled_late(r"(.+)-[0-9]{8,10}")
 # The order in which a name of what is around the process becomes the service's name.
 _NAMING: Final = ("deployment", "replicaset", "statefulset", "daemonset", "cronjob", "job", "pod", "container")
 
 # The kubelet writes Go's `%v=%q`: an interpreted string literal, of printable characters and these escapes.
-_LINE: Final = re.compile(r'^([^=\n]+)="((?:[^"\\\n]|\\.)*)"$', re.MULTILINE)
-_ESCAPE: Final = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\(.)")
+_LINE: Final = compiled_late(r'^([^=\n]+)="((?:[^"\\\n]|\\.)*)"$', re.MULTILINE)
+_ESCAPE: Final = compiled_late(r"((?:\\x[0-9a-f]{2})+)|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\(.)")
 _SIMPLE_ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 # A DNS subdomain, which every name in Kubernetes is.
 _LONGEST_NAME: Final = 253
@@ -67,27 +68,29 @@ _LONGEST_HOSTNAME: Final = 63
 _UID = "[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}"
 # /kubepods/burstable/pod<uid>/<id>, /kubepods-burstable-pod<uid, _ for ->.slice/<runtime>-<id>.scope, and from another
 # cgroup namespace /../../pod<uid>/<id>.
-_CGROUP_POD: Final = re.compile(rf"[/-]pod({_UID})(?=[./]|$)")
+_CGROUP_POD: Final = compiled_late(rf"[/-]pod({_UID})(?=[./]|$)")
 # One directory of a cgroup's path that bears a container's name:
 #   <id>, docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope, or another runtime's
 #   <slice>:cri-containerd:<id>: containerd that was not told of systemd's driver
 #   <task>-<number>: Fargate, 1.4.0 and later
 # Not conmon, which watches over a container of CRI-O's or podman's, nor another unit of systemd's than a scope.
-_CGROUP_CONTAINER: Final = re.compile(
+_CGROUP_CONTAINER: Final = compiled_late(
     r"(?!.*conmon-)(?:.*[-:])?([0-9a-f]{64})(?:\.(?!(?:mount|service|slice)$)[a-z]+)?|([0-9a-f]{32}-[0-9]{1,20})"
 )
+_SHORTEST_ID: Final = 34
 # Cloud Foundry's are shorter, so the directory above has to say whose it is.
-_GARDEN_CONTAINER: Final = re.compile(r"/garden/([0-9a-f]{8}(?:-[0-9a-f]{4}){4})(?=/|$)")
+_GARDEN_CONTAINER: Final = compiled_late(r"/garden/([0-9a-f]{8}(?:-[0-9a-f]{4}){4})(?=/|$)")
+_PODS: Final = "/pods/"
 # The kubelet mounts /etc/hosts and the termination log out of the pod's own directory, whatever the cgroups show.
-_MOUNTED_POD: Final = re.compile(rf"/pods/({_UID})/")
-_MOUNTED_NAME: Final = re.compile(rf"/pods/{_UID}/containers/([a-z0-9][a-z0-9-]{{0,62}})/[0-9a-f]+$")
+_MOUNTED_POD: Final = compiled_late(rf"/pods/({_UID})/")
+_MOUNTED_NAME: Final = compiled_late(rf"/pods/{_UID}/containers/([a-z0-9][a-z0-9-]{{0,62}})/[0-9a-f]+$")
 # Where Docker, nerdctl and podman keep the files that they mount into each container, and CRI-O what it mounts there.
-_MOUNTED_CONTAINER: Final = re.compile(r"/(?:overlay-)?containers/(?:[^/]+/)?([0-9a-f]{64})/")
+_MOUNTED_CONTAINER: Final = compiled_late(r"/(?:overlay-)?containers/(?:[^/]+/)?([0-9a-f]{64})/")
 # These are the container's own. The others may be those of a container whose network it shares.
 _OWN_MOUNTS: Final = ("/run/secrets", "/etc/passwd", "/etc/group")
 _MOUNTS: Final = (*_OWN_MOUNTS, "/run/.containerenv", "/etc/hostname", "/etc/resolv.conf", "/etc/hosts")
 # A pod that the kubelet has from a file is called by a hash without dashes.
-_KUBELET: Final = re.compile(r"/pods/[0-9a-f-]{32,36}/")
+_KUBELET: Final = compiled_late(r"/pods/[0-9a-f-]{32,36}/")
 
 # cgroup v1 says "no limit" with the largest number of pages, and v2 with the word max.
 _UNLIMITED: Final = 1 << 60
@@ -190,13 +193,13 @@ def workload_attributes(pod: str, labels: Mapping[str, str]) -> dict[str, str]:
         return _named(replicaset=replica_set, deployment=deployment) if deployment != replica_set else {}
     job = labels.get("batch.kubernetes.io/job-name") or labels.get("job-name")
     if job:
-        cron = _CRON_JOB_RUN.fullmatch(job)
+        cron = _CRON_JOB_RUN().fullmatch(job)
         return _named(job=job, cronjob=cron.group(1) if cron else "")
     if "statefulset.kubernetes.io/pod-name" in labels:
         return _named(statefulset=pod.rpartition("-")[0])
     if "controller-revision-hash" in labels:
         return _named(daemonset=pod.rpartition("-")[0])
-    found = _DEPLOYMENT_POD.fullmatch(pod)
+    found = _DEPLOYMENT_POD().fullmatch(pod)
     return _named(deployment=found.group(1), replicaset=f"{found.group(1)}-{found.group(2)}") if found else {}
 
 
@@ -258,11 +261,11 @@ def _name(text: str) -> str:
 
 def parse_map(text: str) -> dict[str, str]:
     """Return the keys and values of `key="value"` lines; a line that is none is left out."""
-    return {key: _unquoted(value) for key, value in _LINE.findall(text)}
+    return {key: _unquoted(value) for key, value in _LINE().findall(text)}
 
 
 def _unquoted(text: str) -> str:
-    return _ESCAPE.sub(_character, text) if "\\" in text else text
+    return _ESCAPE().sub(_character, text) if "\\" in text else text
 
 
 def _character(escape: re.Match[str]) -> str:
@@ -298,11 +301,11 @@ def read_container(root: Path) -> Container:
     cgroups = _cgroups(root)
     mounts = _mounts(root)
     sources = [source for source, _ in mounts]
-    pod = _first(_CGROUP_POD, cgroups) or _first(_MOUNTED_POD, sources)
+    pod = _first(_CGROUP_POD, cgroups, "pod") or _first(_MOUNTED_POD, sources, _PODS)
     # Before cgroup v2 each hierarchy is mounted from the container's own directory.
     hierarchies = [source for source, point in mounts if point.startswith("/sys/fs/cgroup")]
     found = _id_of(line.split(":", 2)[-1] for line in cgroups) or _id_of(hierarchies) or _mounted_id(mounts)
-    return Container(pod.replace("_", "-"), found, _first(_MOUNTED_NAME, sources))
+    return Container(pod.replace("_", "-"), found, _first(_MOUNTED_NAME, sources, _PODS))
 
 
 def _id_of(paths: Iterable[str]) -> str:
@@ -314,15 +317,15 @@ def _id_of(paths: Iterable[str]) -> str:
 def _id_in(path: str) -> str:
     # From the end, where the innermost container is. A process may be in a group below its container's.
     for directory in reversed(path.split("/")):
-        if match := _CGROUP_CONTAINER.fullmatch(directory):
+        if len(directory) >= _SHORTEST_ID and (match := _CGROUP_CONTAINER().fullmatch(directory)):
             return match[1] or match[2]
-    return _first(_GARDEN_CONTAINER, [path])
+    return _first(_GARDEN_CONTAINER, [path], "/garden/")
 
 
 def _mounted_id(mounts: list[tuple[str, str]]) -> str:
-    found = {point: match[1] for source, point in mounts if (match := _MOUNTED_CONTAINER.search(source))}
+    found = {point: match[1] for source, point in mounts if (match := _MOUNTED_CONTAINER().search(source))}
     # In a pod the others are those of the sandbox, which has an id of its own.
-    in_pod = any(_KUBELET.search(source) for source, _ in mounts)
+    in_pod = any(_PODS in source and _KUBELET().search(source) for source, _ in mounts)
     return next((found[each] for each in (_OWN_MOUNTS if in_pod else _MOUNTS) if each in found), "")
 
 
@@ -337,8 +340,9 @@ def _cgroups(root: Path) -> list[str]:
     return [line.strip().removesuffix(" (deleted)") for line in lines if len(line) <= _LONGEST_LINE]
 
 
-def _first(pattern: re.Pattern[str], texts: list[str]) -> str:
-    return next((found.group(1) for text in texts if (found := pattern.search(text))), "")
+def _first(pattern: Callable[[], re.Pattern[str]], texts: list[str], word: str) -> str:
+    # To look for the word first spares compiling a pattern that matches nothing here.
+    return next((found.group(1) for text in texts if word in text and (found := pattern().search(text))), "")
 
 
 def memory_headroom(root: Path = Path("/")) -> int | None:

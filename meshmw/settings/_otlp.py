@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from meshmw._notices import quoted
+from meshmw._regex import compiled_late
 from meshmw.settings._sdk import LARGEST, MOST_SECONDS, hidden, readable_values, replaced
 from meshmw.settings._standard import MOST_AS_SECONDS, Standard, decoded, say
 
@@ -49,12 +48,12 @@ _OF_BATCHES: Final[Mapping[Signal, str]] = {
 _DEFAULT_SECONDS: Final = 10.0
 # From one second on, milliseconds are plain.
 _PLAIN_MILLISECONDS: Final = 1_000
-_NUMBER: Final = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?")
+_NUMBER: Final = compiled_late(r"[0-9]{1,10}(?:\.[0-9]{1,9})?")
 
 # RFC 9110, section 5.6.2; and gRPC's own, over HTTP/2.
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
-_METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")
-_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+_TOKEN: Final = compiled_late(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_METADATA_KEY: Final = compiled_late(r"[0-9a-z_.-]+")
+_HEADER_VALUE: Final = compiled_late(r"[\x20-\x7e]*")
 # These belong to the message that the exporter makes; gRPC drops some of them, and a server breaks off at others.
 _RESERVED: Final = {
     "connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding", "upgrade"
@@ -78,9 +77,8 @@ class Held(NamedTuple):
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OtlpOptions:
-    """Says how one signal travels.
+    """Says how one signal travels. It does not show itself, for headers may hold keys.
 
     Attributes:
         timeout: The seconds that one export may take.
@@ -92,13 +90,24 @@ class OtlpOptions:
         provider: The name of what makes the credentials, or None.
     """
 
-    timeout: float = _DEFAULT_SECONDS
-    compression: str = "none"
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    certificate: str | None = None
-    client_certificate: str | None = None
-    client_key: str | None = None
-    provider: Held | None = None
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        compression: str,
+        headers: Mapping[str, str],
+        certificate: str | None,
+        client_certificate: str | None,
+        client_key: str | None,
+        provider: Held | None,
+    ) -> None:
+        self.timeout = timeout
+        self.compression = compression
+        self.headers = headers
+        self.certificate = certificate
+        self.client_certificate = client_certificate
+        self.client_key = client_key
+        self.provider = provider
 
 
 @contextmanager
@@ -259,7 +268,7 @@ class _Reader:
         if value is None:
             self._warn(f"{where}, {name}, has a value that is not percent-encoded rightly: it is sent as it stands")
         value = (text if value is None else value).strip(" \t")
-        if not _HEADER_VALUE.fullmatch(value):
+        if not _HEADER_VALUE().fullmatch(value):
             self._warn(f"{where}, {name}, has a value with characters that no header holds, and is ignored")
             return
         if name in found:
@@ -267,7 +276,7 @@ class _Reader:
         found[name] = value
 
     def _fault(self, name: str, equals: str) -> str:
-        if not equals or not (_TOKEN if self._http else _METADATA_KEY).fullmatch(name):
+        if not equals or not (_TOKEN() if self._http else _METADATA_KEY()).fullmatch(name):
             return "is no key=value pair"
         if name in _RESERVED or (not self._http and name.startswith("grpc-")):
             return f"names {name}, which the exporter writes itself"
@@ -317,7 +326,7 @@ class _Reader:
 
 
 def _seconds(text: str) -> float | None:
-    number = float(text) if _NUMBER.fullmatch(text) else None
+    number = float(text) if _NUMBER().fullmatch(text) else None
     if number is None or number > LARGEST:
         return None
     if not number:

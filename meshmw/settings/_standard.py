@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +25,7 @@ from meshmw._policy.words import (
     Exporter,
     MetricsExporter,
 )
+from meshmw._regex import compiled_late
 from meshmw.settings._schema import Fields
 from meshmw.settings._values import (
     LONGEST_TEXT,
@@ -55,7 +55,7 @@ _HTTP: Final[Exporter] = "otlp-http"
 _HTTP_WORD: Final = "http/protobuf"
 _PROTOCOLS = {"grpc": "otlp", _HTTP_WORD: _HTTP}
 # RFC 3986, section 2.1.
-_BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+_BROKEN_ESCAPE: Final = compiled_late("%(?![0-9A-Fa-f]{2})")
 ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 # Up to here a number of a timeout is seconds, as Python's SDK reads some variables: nobody means a tenth of a second.
 # Above, it is the specification's milliseconds: nobody waits for two minutes.
@@ -268,7 +268,7 @@ class Standard:
 
 def decoded(text: str) -> str | None:
     """Return a text percent-decoded, or None where an escape is broken, or what is escaped is no UTF-8."""
-    if _BROKEN_ESCAPE.search(text):
+    if _BROKEN_ESCAPE().search(text):
         return None
     try:
         # Bytes of the environment that are no text become a question mark: OTLP could not carry them.

@@ -8,7 +8,6 @@ No validation library does this: to import one and to build a model with it take
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any, Final, NamedTuple, get_args
@@ -17,16 +16,17 @@ from urllib.parse import urlsplit
 from meshmw._policy.outbound import Destinations, completed_budget, passable
 from meshmw._policy.patterns import BaggageKeys, Networks
 from meshmw._policy.words import FORMATS, Batching, listed
+from meshmw._regex import compiled_late
 
 LONGEST_TEXT: Final = 255
 # A queue of so many spans takes some gigabytes.
 MOST_SPANS: Final = 1_048_576
 # https://github.com/grpc/grpc/blob/master/doc/naming.md; a host that is called `unix` or `dns` has a port behind it.
-_TARGET: Final = re.compile(
+_TARGET: Final = compiled_late(
     r"(?:unix:(?!\d+\Z)|unix-abstract:(?!\d+\Z)|dns:///|ipv4:(?=[\d.]+:\d)|ipv6:(?=\[))[\x21-\x22\x24\x26-\x3e\x41-\x7e]{1,255}"
 )
 # A name, with the underscores of Docker's, or an address of IPv6, which has been looked at by then.
-_HOST: Final = re.compile(
+_HOST: Final = compiled_late(
     r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|(?=[^:]{0,4}:)[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._~-]{1,32})?"
 )
 # What a boolean may be beside Python's own, in any case.
@@ -116,7 +116,8 @@ def as_text(value: object) -> str:
 
 def is_target(address: str) -> bool:
     """Say whether an address is one of gRPC's own, such as `unix:/run/otel.sock`, which says nothing of TLS."""
-    return _TARGET.fullmatch(address) is not None
+    # Nearly every address is a URL, for which no pattern need be compiled.
+    return address.startswith(("unix", "dns", "ipv")) and _TARGET().fullmatch(address) is not None
 
 
 def endpoint_url(text: str) -> str:
@@ -134,7 +135,7 @@ def endpoint_url(text: str) -> str:
     if not url.isascii() or not url.isprintable() or " " in url or parts.fragment:
         raise ValueError("not a URL")
     # Credentials would be logged with the address; OTEL_EXPORTER_OTLP_HEADERS is the place for them.
-    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or "@" in parts.netloc:
+    if parts.scheme not in ("http", "https") or not _HOST().fullmatch(parts.hostname or "") or "@" in parts.netloc:
         raise ValueError("not the address of a collector")
     if parts.port == 0:  # reading it raises ValueError above 65,535
         raise ValueError("no such port")

@@ -6,10 +6,10 @@ is never used and never sent: OpenTelemetry forbids passing it on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from meshmw._regex import compiled_late
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import HEXDIGLC, NOT_HEXDIGLC, NOT_PRINTABLE_ASCII, trimmed
 
@@ -31,25 +31,25 @@ _MULTI: Final = ("x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampl
 
 # TraceId = 32 or 16 lower-hex characters, SpanId = 16 lower-hex characters              Sections "TraceId", "SpanId"
 _IDS: Final = {
-    "trace": re.compile(rf"(?!0++\Z)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})"),
-    "span": re.compile(f"(?!0{{16}}){HEXDIGLC}{{16}}"),
+    "trace": compiled_late(rf"(?!0++\Z)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})"),
+    "span": compiled_late(f"(?!0{{16}}){HEXDIGLC}{{16}}"),
 }
 # b3={TraceId}-{SpanId}-{SamplingState}-{ParentSpanId}                                   Section "Single Header"
 # The last two fields may be missing, and a decision that comes with no ids is its state alone.
-_SINGLE = re.compile(
+_SINGLE = compiled_late(
     f"(?!0++-)({HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}})({HEXDIGLC}{{16}})(?:-([01d])(?:-{HEXDIGLC}{{16}})?)?|([01d])"
 )
 _SINGLE_MAX_CHARS: Final = 68
 # The two fields that cannot be missing, before whatever somebody has put into the others.
-_IDS_FIRST = re.compile(f"((?!0++-)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}}){HEXDIGLC}{{16}})-")
-_PARENT = re.compile(f"{HEXDIGLC}{{16}}")
+_IDS_FIRST = compiled_late(f"((?!0++-)(?:{HEXDIGLC}{{32}}|{HEXDIGLC}{{16}})-(?!0{{16}}){HEXDIGLC}{{16}})-")
+_PARENT = compiled_late(f"{HEXDIGLC}{{16}}")
 
 # `true` and `false` are older than the specification, which lets a lenient reader take them.
 _SAMPLED: Final = {"1": True, "true": True, "0": False, "false": False}
 # One character more than the longest of them has.
 _SAMPLED_LOOKED_AT: Final = 6
 # Only 1 has a meaning. Finagle, where the header comes from, kept other bits in the same 64-bit number.
-_FLAGS = re.compile("[0-9]{1,20}")
+_FLAGS = compiled_late("[0-9]{1,20}")
 _DEBUG: Final = "1"
 _STATES: Final = frozenset({"0", "1", "d"})
 
@@ -77,7 +77,7 @@ class B3Context(NamedTuple):
             InvalidHeaderError: With one of `REASONS`.
         """
         text = trimmed(text)
-        if (match := _SINGLE.fullmatch(text)) is None:
+        if (match := _SINGLE().fullmatch(text)) is None:
             raise InvalidHeaderError("b3", *_fault_of_single(text))
         trace_id, span_id, state, lone_state = match.groups()
         state = state or lone_state
@@ -202,10 +202,10 @@ def read_b3(
 
 def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
     text = trimmed(text)
-    if _SINGLE.fullmatch(text):
+    if _SINGLE().fullmatch(text):
         return B3Context.parse(text), None
     reason, position = _fault_of_single(text)
-    ids = _IDS_FIRST.match(text)
+    ids = _IDS_FIRST().match(text)
     # Servers have joined two lines with a comma, and neither of the two is the right one.
     if ids is None or "," in text:
         begin = text.rfind("-", 0, position) + 1
@@ -221,13 +221,13 @@ def _examine_single(text: str) -> tuple[B3Context | None, B3Fault | None]:
 def _examine_multi(headers: Mapping[str, str | None]) -> tuple[B3Context | None, list[B3Fault]]:
     trace_id, span_id, parent, state, flags = (trimmed(headers.get(name) or "") for name in _MULTI)
     faults = []
-    if flags and not _FLAGS.fullmatch(flags):
+    if flags and not _FLAGS().fullmatch(flags):
         faults.append(B3Fault("x-b3-flags", "flags", flags))
         flags = ""
     if state and state[:_SAMPLED_LOOKED_AT].lower() not in _SAMPLED:
         faults.append(B3Fault("x-b3-sampled", "sampled", state))
         state = ""
-    if parent and not _PARENT.fullmatch(parent):
+    if parent and not _PARENT().fullmatch(parent):
         faults.append(B3Fault("x-b3-parentspanid", _fault_of_parent(parent)[0], parent))
     try:
         return B3Context.parse_multi(trace_id=trace_id, span_id=span_id, sampled=state, flags=flags), faults
@@ -240,7 +240,7 @@ def _examine_multi(headers: Mapping[str, str | None]) -> tuple[B3Context | None,
 
 
 def _read_decision(state: str, flags: str) -> tuple[bool, bool | None]:
-    if flags and not _FLAGS.fullmatch(flags):
+    if flags and not _FLAGS().fullmatch(flags):
         raise InvalidHeaderError("x-b3-flags", "flags")
     if state and state.lower() not in _SAMPLED:
         raise InvalidHeaderError("x-b3-sampled", "sampled")
@@ -248,7 +248,7 @@ def _read_decision(state: str, flags: str) -> tuple[bool, bool | None]:
 
 
 def _read_id(kind: str, text: str) -> int:
-    if _IDS[kind].fullmatch(text):
+    if _IDS[kind]().fullmatch(text):
         return int(text, 16)
     raise InvalidHeaderError(f"x-b3-{kind}id", *_fault_of_id(kind, text))
 
@@ -274,10 +274,10 @@ def _fault_of_single(text: str) -> tuple[str, int]:
         return "length", _SINGLE_MAX_CHARS
     fields = text.split("-")
     if len(fields) == 1:
-        return ("incomplete" if _IDS["trace"].fullmatch(text) else "sampled"), 0
+        return ("incomplete" if _IDS["trace"]().fullmatch(text) else "sampled"), 0
     at = 0
     for kind, field in zip(_IDS, fields, strict=False):
-        if not _IDS[kind].fullmatch(field):
+        if not _IDS[kind]().fullmatch(field):
             reason, position = _fault_of_id(kind, field)
             return reason, at + position
         at += len(field) + 1

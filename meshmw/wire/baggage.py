@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote
 
+from meshmw._regex import compiled_late
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import OWS
 
@@ -55,22 +56,22 @@ _EQUALS = rf"{_OWS}=(?:[ \t]++(?=[^;,]))?+"
 # property    = key OWS "=" OWS value / key OWS
 # list-member = key OWS "=" OWS value *( OWS ";" OWS property )
 _PROPERTY = f"{_OWS};{_OWS}{_KEY}(?:{_EQUALS}{_VALUE})?+"
-MEMBER: Final = re.compile(f"({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+{_OWS}")
-_KEY_ALONE = re.compile(_KEY)
-_KEY_IN_MEMBER = re.compile(f"{_KEY}{_OWS}")
-_VALUE_IN_MEMBER = re.compile(f"{_OWS}{_VALUE}{_OWS}")
+MEMBER: Final = compiled_late(f"({_KEY}){_EQUALS}({_VALUE})(?:{_PROPERTY})*+{_OWS}")
+_KEY_ALONE = compiled_late(_KEY)
+_KEY_IN_MEMBER = compiled_late(f"{_KEY}{_OWS}")
+_VALUE_IN_MEMBER = compiled_late(f"{_OWS}{_VALUE}{_OWS}")
 
 # Every baggage-octet but `%`, which would be read as the start of an encoded one, and `+`: the W3C's is a plus sign,
 # but peers that decode as forms do read a space there, and every peer reads `%2B` as a plus.
 _READABLE: Final = "!#$&'()*/:<=>?@[]^`{|}"
-_NEEDS_NO_ENCODING = re.compile(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
+_NEEDS_NO_ENCODING = compiled_late(r"[\x21\x23\x24\x26-\x2a\x2d-\x3a\x3c-\x5b\x5d-\x7e]*+")
 
 # How many times `max_bytes` is looked at, so that spaces and bad members do not cost the good ones their place.
 _WINDOW: Final = 4
 _PIECE: Final = 8192
 # What is empty is skipped at once. Then comes a member, or else what is none; behind the last there may be nothing.
-_PART: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}{_VALUE}(?:{_PROPERTY})*+){_OWS}(?:,|\Z)|([^,]++))?")
-_PART_WITHOUT_PROPERTIES: Final = re.compile(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}{_VALUE}){_OWS}(?:,|\Z)|([^,]++))?")
+_PART: Final = compiled_late(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}{_VALUE}(?:{_PROPERTY})*+){_OWS}(?:,|\Z)|([^,]++))?")
+_PART_WITHOUT_PROPERTIES: Final = compiled_late(rf"[ \t,]*+(?:(({_KEY}){_EQUALS}{_VALUE}){_OWS}(?:,|\Z)|([^,]++))?")
 # What is bad costs time too, and counts for no limit: after so many bad members no further one is looked at. A long one
 # counts once more for each so many characters.
 MOST_BAD: Final = 16
@@ -79,7 +80,7 @@ _LONG: Final = 128
 # had more than this, only members without any are taken.
 _MOST_PROPERTIES: Final = 256
 # As sixteen times sixteen, and one: `re` takes longer to go round than to go on.
-_TOO_MANY_PROPERTIES: Final = re.compile(f"(?:{'[^;]*+;' * 16}){{{_MOST_PROPERTIES // 16}}}[^;]*+;")
+_TOO_MANY_PROPERTIES: Final = compiled_late(f"(?:{'[^;]*+;' * 16}){{{_MOST_PROPERTIES // 16}}}[^;]*+;")
 # "The percent code point (U+0025) MUST be percent-encoded." Where it is not, escapes are told from what is none one by
 # one; once a header has had more of them than this, such a value is refused instead. It counts for the limits: it is
 # found out when all members are looked at together.
@@ -89,7 +90,7 @@ _EACH_STRAY: Final = 3
 _FEW_SIGNS: Final = _MOST_ESCAPES // (_EACH_STRAY + 1)
 # Up to so many it is faster to look at each of them than to decode all.
 _SPARSE_SIGNS: Final = 256
-_STRAY: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+_STRAY: Final = compiled_late("%(?![0-9A-Fa-f]{2})")
 
 # The same members pass through a service with every request.
 _CACHED_MEMBERS: Final = 1024
@@ -255,7 +256,7 @@ def _may_be_refused(together: str) -> bool:
     """Say whether one of these members may have to be refused for its percent signs."""
     signs = together.count("%")
     if signs <= _SPARSE_SIGNS:
-        return signs > _FEW_SIGNS and _STRAY.search(together) is not None
+        return signs > _FEW_SIGNS and _STRAY().search(together) is not None
     # Every escape makes one byte of three.
     return len(a2b_qp(together.replace("=", "-").replace("%", "="))) > len(together) - 2 * signs
 
@@ -282,12 +283,12 @@ def _parts(text: str) -> Iterator[Iterator[re.Match[str]]]:
         end = text.rfind(",", begin, begin + _PIECE) + 1 if len(text) - begin > _PIECE else len(text)
         end = end or text.find(",", begin) + 1 or len(text)
         properties += has_properties and text.count(";", begin, end)
-        many = _TOO_MANY_PROPERTIES.match(text) if properties > _MOST_PROPERTIES and pattern is _PART else None
+        many = _TOO_MANY_PROPERTIES().match(text) if properties > _MOST_PROPERTIES and pattern is _PART else None
         if many is not None:
             middle = text.rfind(",", 0, many.end()) + 1
-            yield _PART.finditer(text, begin, middle)
+            yield _PART().finditer(text, begin, middle)
             begin, pattern = middle, _PART_WITHOUT_PROPERTIES
-        yield (pattern if properties else _PART_WITHOUT_PROPERTIES).finditer(text, begin, end)
+        yield (pattern if properties else _PART_WITHOUT_PROPERTIES)().finditer(text, begin, end)
         begin = end
 
 
@@ -335,7 +336,7 @@ def parse_member(text: str) -> tuple[str, BaggageValue]:
         InvalidHeaderError: With the reason `member`, `key`, `value` or `property`.
     """
     text = text.strip(OWS)
-    match = None if "," in text else MEMBER.fullmatch(text)
+    match = None if "," in text else MEMBER().fullmatch(text)
     if match is None:
         raise InvalidHeaderError("baggage", *_fault(text))
     return match[1], BaggageValue(_decode(match[2]), text)
@@ -347,9 +348,9 @@ def format_member(key: str, value: str) -> str:
     Raises:
         InvalidHeaderError: With the reason `key`.
     """
-    if not _KEY_ALONE.fullmatch(key):
+    if not _KEY_ALONE().fullmatch(key):
         raise InvalidHeaderError("baggage", "key")
-    if not _NEEDS_NO_ENCODING.fullmatch(value):
+    if not _NEEDS_NO_ENCODING().fullmatch(value):
         value = quote(value, safe=_READABLE, errors="replace")
     return f"{key}={value}"
 
@@ -360,7 +361,7 @@ def is_raw_of(key: str, raw: str) -> bool:
 
 
 def _is_raw_of(key: str, raw: str) -> bool:
-    matches = [MEMBER.fullmatch(part) for part in raw.split(",")]
+    matches = [MEMBER().fullmatch(part) for part in raw.split(",")]
     return all(match is not None and match[1] == key for match in matches)
 
 
@@ -416,7 +417,7 @@ def _decode_one_by_one(values: list[str], quoted: list[str]) -> list[str | None]
 
 def _decode(value: str) -> str:
     """Decode percent-encoding; bytes that are not UTF-8 become U+FFFD, `+` stays (section "value")."""
-    return _unquoted(_as_quoted(_STRAY.sub("%25", value))) or ""
+    return _unquoted(_as_quoted(_STRAY().sub("%25", value))) or ""
 
 
 def _as_quoted(value: str) -> str:
@@ -435,11 +436,11 @@ def _fault(member: str) -> tuple[str, int]:
     key, equals, rest = member.partition("=")
     if not equals:
         return "member", len(member)
-    if not _KEY_IN_MEMBER.fullmatch(key):
+    if not _KEY_IN_MEMBER().fullmatch(key):
         return "key", 0
     value, semicolon, _ = rest[:MAX_BYTES].partition(";")
     # Where no property follows, nothing else can be at fault. What is longer than a header is not looked at twice.
-    if not semicolon or not _VALUE_IN_MEMBER.fullmatch(value):
+    if not semicolon or not _VALUE_IN_MEMBER().fullmatch(value):
         return "value", len(key) + 1
     return "property", len(key) + 1 + len(value)
 

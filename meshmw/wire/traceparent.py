@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, Literal, NamedTuple, get_args
 
+from meshmw._regex import compiled_late
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import HEXDIGLC, NOT_PRINTABLE_ASCII, trimmed
 
@@ -52,9 +53,9 @@ VERSION_00: Final = re.compile(f"00{_FIELDS}")
 # Of a higher version, the first four fields are read as those of version 00. "Vendors MUST check that the 2 characters
 # [of the flags] are either at the end of the string or followed by a dash."                 Section 3.2.4
 # A comma is left out of what may follow: WSGI servers join two lines with one, and the second line would hide there.
-_LATER_VERSION = re.compile(rf"(?!00|ff)({HEXDIGLC}{{2}}){_FIELDS}(?:-[\x20-\x2b\x2d-\x7e]*+)?")
+_LATER_VERSION = compiled_late(rf"(?!00|ff)({HEXDIGLC}{{2}}){_FIELDS}(?:-[\x20-\x2b\x2d-\x7e]*+)?")
 
-_ANY_IDS = re.compile(f"{HEXDIGLC}{{2}}-{HEXDIGLC}{{32}}-{HEXDIGLC}{{16}}-{HEXDIGLC}{{2}}")
+_ANY_IDS = compiled_late(f"{HEXDIGLC}{{2}}-{HEXDIGLC}{{32}}-{HEXDIGLC}{{16}}-{HEXDIGLC}{{2}}")
 _LENGTH: Final = 55
 # A later version may say more than version 00; to find a fault beyond this is not worth a stranger's 60 KB.
 _LOOKED_AT: Final = 512
@@ -123,7 +124,7 @@ def read_traceparent(text: str, policy: TraceParentPolicy = DEFAULT_TRACEPARENT_
     text = trimmed(text)
     if match := VERSION_00.fullmatch(text):
         return _numbers("00", *match.groups())
-    if policy == "w3c" and (match := _LATER_VERSION.fullmatch(text)):
+    if policy == "w3c" and (match := _LATER_VERSION().fullmatch(text)):
         return _numbers(*match.groups())
     raise InvalidHeaderError("traceparent", *_fault(text, policy))
 
@@ -147,9 +148,9 @@ def _fault(text: str, policy: TraceParentPolicy) -> tuple[str, int]:
     if control := NOT_PRINTABLE_ASCII.search(text):
         return "control", control.start()
     lower = text.lower()
-    if VERSION_00.fullmatch(lower) or (policy == "w3c" and _LATER_VERSION.fullmatch(lower)):
+    if VERSION_00.fullmatch(lower) or (policy == "w3c" and _LATER_VERSION().fullmatch(lower)):
         return "case", next(at for at, char in enumerate(text) if char.isupper())
-    if not _ANY_IDS.match(text):
+    if not _ANY_IDS().match(text):
         return _fault_of_shape(text)
     return _fault_of_meaning(text)
 

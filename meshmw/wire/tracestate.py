@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from meshmw._regex import compiled_late
 from meshmw.errors import InvalidHeaderError
 from meshmw.wire.headers import OWS
 
@@ -38,9 +38,9 @@ _VALUE = rf"[\x20{_NBLK_CHR}]{{0,255}}[{_NBLK_CHR}]"
 # list-member = (key "=" value) / OWS                                               Section 3.3.1.2
 # What is empty is skipped at once: one after the other, a stranger's 30,000 commas and spaces would take milliseconds.
 # Then comes a member, or junk up to the next comma, or the end. No spaces go round the "=": a value may start with one.
-_PART = re.compile(rf"[ \t,]*+(?:({_KEY})=({_VALUE})[ \t]*+(?=,|\Z)|([^,]++))?")
-_KEY_ALONE = re.compile(_KEY)
-_VALUE_ALONE = re.compile(_VALUE)
+_PART = compiled_late(rf"[ \t,]*+(?:({_KEY})=({_VALUE})[ \t]*+(?=,|\Z)|([^,]++))?")
+_KEY_ALONE = compiled_late(_KEY)
+_VALUE_ALONE = compiled_late(_VALUE)
 
 Member = tuple[str, str]
 
@@ -59,7 +59,7 @@ class TraceState:
     members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
-        if _read(str(self)) != self.members:
+        if self.members and _read(str(self)) != self.members:
             raise InvalidHeaderError("tracestate", "member")
 
     @classmethod
@@ -86,9 +86,9 @@ class TraceState:
         Raises:
             InvalidHeaderError: With the reason `key` or `value`.
         """
-        if not _KEY_ALONE.fullmatch(key):
+        if not _KEY_ALONE().fullmatch(key):
             raise InvalidHeaderError("tracestate", "key")
-        if not _VALUE_ALONE.fullmatch(value):
+        if not _VALUE_ALONE().fullmatch(value):
             raise InvalidHeaderError("tracestate", "value")
         return self._matched(((key, value), *self.delete(key).members)[:MAX_MEMBERS])
 
@@ -111,7 +111,7 @@ def _read(text: str) -> tuple[Member, ...]:
     if len(text) > MAX_CHARS:
         raise InvalidHeaderError("tracestate", "length", MAX_CHARS)
     members: dict[str, str] = {}
-    for count, match in enumerate(_PART.finditer(text)):
+    for count, match in enumerate(_PART().finditer(text)):
         key, value, junk = match.groups()
         if key is not None and count < MAX_MEMBERS:
             members.setdefault(key, value)
@@ -126,7 +126,7 @@ def _fault(part: str, at: int) -> tuple[str, int]:
     key, equals, _ = part.partition("=")
     if not equals:
         return "member", at
-    if not _KEY_ALONE.fullmatch(key):
+    if not _KEY_ALONE().fullmatch(key):
         return "key", at
     return "value", at + len(key) + 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
+import os
 import signal
 import subprocess
 import sys
@@ -192,6 +194,19 @@ def test_a_process_of_multiprocessing_flushes_at_its_end(tmp_path, method, endin
     assert done.stdout == "f|f", done.stderr
 
 
+def test_a_process_forked_by_multiprocessing_that_was_imported_later_flushes_at_its_end():
+    code = """
+    assert "multiprocessing" not in sys.modules
+    flush_at_process_end(lambda: say("f"))
+    import multiprocessing
+    process = multiprocessing.get_context("fork").Process(target=say, args="c")
+    process.start()
+    process.join()
+    wait()
+    """
+    assert run(code) == ("cff", -signal.SIGTERM)
+
+
 def test_the_finalizer_of_a_child_comes_after_those_of_the_application():
     code = """
     import multiprocessing, multiprocessing.util
@@ -214,8 +229,8 @@ def default(monkeypatch):
     """SIGTERM as Python leaves it, and a kernel that spares this process; what was raised is noted."""
     raised = []
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    monkeypatch.setattr(process_end, "register_after_fork", lambda *_: None)
-    monkeypatch.setattr(process_end, "Finalize", lambda *_, **named: None)
+    monkeypatch.setattr(multiprocessing.util, "register_after_fork", lambda *_: None)
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **named: None)
     monkeypatch.setattr(process_end, "_is_caught_outside_python", lambda: False)
     monkeypatch.setattr(
         signal, "raise_signal", lambda number: raised.append((number, signal.getsignal(signal.SIGTERM)))
@@ -253,12 +268,33 @@ def test_where_no_thread_starts_any_more_it_just_ends(default, monkeypatch):
     assert len(default) == 1
 
 
-def test_a_forked_process_gets_a_finalizer_of_its_own(default, monkeypatch):
-    registered = []
-    monkeypatch.setattr(process_end, "Finalize", lambda _, flush, exitpriority: registered.append(exitpriority))
-    monkeypatch.setattr(process_end, "register_after_fork", lambda anchor, register: register(anchor))
+@pytest.fixture
+def registered(default, monkeypatch):
+    """The priorities of the finalizers that are registered, at once and after a fork."""
+    found = []
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda _, flush, exitpriority: found.append(exitpriority))
+    monkeypatch.setattr(multiprocessing.util, "register_after_fork", lambda anchor, register: register(anchor))
+    return found
+
+
+def test_a_forked_process_gets_a_finalizer_of_its_own(registered):
     flush_at_process_end(lambda: None)
     assert registered == [-1000, -1000]
+
+
+def test_a_process_that_imports_multiprocessing_later_gets_them_too(registered, monkeypatch):
+    after_fork = []
+    monkeypatch.setattr(os, "register_at_fork", lambda after_in_child: after_fork.append(after_in_child))
+    with monkeypatch.context() as before:
+        before.delitem(sys.modules, "multiprocessing")
+        flush_at_process_end(lambda: None)
+        after_fork[0]()
+        assert registered == []
+        before.delattr(os, "register_at_fork")
+        flush_at_process_end(lambda: None)
+    after_fork[0]()
+    assert registered == [-1000, -1000]
+    assert len(after_fork) == 1
 
 
 @pytest.mark.parametrize(
