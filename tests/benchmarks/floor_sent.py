@@ -78,7 +78,7 @@ class SentInOneFunction(httpx.BaseTransport):
             more.append((b"tracestate", text.encode("latin-1")))
             size += 14 + len(text)
         if members := around.get(BAGGAGE_KEY):
-            if type(members) is not dict:
+            if not isinstance(members, dict):
                 raise NotPlain
             limits = {"max_members": self._writer._max_members, "max_bytes": self._writer._max_bytes}
             text, reasons = format_baggage(members, **limits)
