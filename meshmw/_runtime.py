@@ -74,6 +74,10 @@ def checked_propagator(propagator: object) -> MeshPropagator | None:
     raise TypeError(f"propagator takes a MeshPropagator, not {quoted(propagator)}")
 
 
+# Where `LazyTracer` is.
+_LAZY: Final = "meshmw._lazy_span"
+
+
 def _is_to_be_asked(_parent: trace.SpanContext) -> None:
     return None
 
@@ -133,7 +137,11 @@ class Runtime:
     def trace_by(self, tracer: trace.Tracer) -> None:
         """Have a tracer make the spans."""
         self.tracer = tracer
-        self.dropped: Callable[[trace.SpanContext], trace.Span | None] = getattr(tracer, "dropped", _is_to_be_asked)
+        # Others' tracers may have something else of that name.
+        is_lazy = type(tracer).__module__ == _LAZY
+        self.dropped: Callable[[trace.SpanContext], trace.Span | None] = (
+            getattr(tracer, "dropped") if is_lazy else _is_to_be_asked  # noqa: B009  # its class may not be imported
+        )
 
     @classmethod
     def from_settings(

@@ -117,8 +117,9 @@ class TraceContextMiddleware:
         app = self._app if operation.delegated is None else self._app_under_contrib()
         marks = _stand_hosts_down(scope)
         scope[OPERATION] = operation
-        # Where nobody records anything of it, there is nothing to watch for.
-        response = _Response(self._routed, operation, scope, send) if operation.is_open else None
+        # Where nobody records anything of it, a host neither, there is nothing to watch for.
+        is_recorded = operation.is_open or operation.span.is_recording()
+        response = _Response(self._routed, operation, scope, send) if is_recorded else None
         ended_by: type[BaseException] | None = None
         token = otel_context.attach(operation.context)
         try:

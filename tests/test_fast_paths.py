@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
-from meshmw import MeshPropagator, asgi, wsgi
+from meshmw import MeshPropagator, asgi, set_route, wsgi
 from meshmw._context import extraction, read_trace
 from meshmw._context.extraction import READ_KEY, HeaderReader
 from meshmw._context.read_baggage import BaggageReader
@@ -23,7 +24,7 @@ from meshmw._context.read_trace import REPEATED_STATE, TraceReader
 from meshmw._lifecycle import http_conventions, operation
 from meshmw._lifecycle import http_conventions as http
 from meshmw._lifecycle.decide import decide
-from meshmw._lifecycle.http import HttpOperation, begin_server
+from meshmw._lifecycle.http import HttpOperation, begin_server, current_operation
 from meshmw._lifecycle.http_conventions import server_attributes
 from meshmw._notices import Rejections
 from meshmw._policy.patterns import BaggageKeys
@@ -413,3 +414,26 @@ def test_a_response_of_which_nobody_records_anything_is_the_servers_alone(flags,
     assert operation.is_over
     assert operation.request.is_over
     assert "meshmw.operation" not in scope
+
+
+def test_a_response_that_a_hosts_span_tells_of_is_over_with_its_last_byte(caplog):
+    seen = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        set_route("/late")
+        seen.append((current_operation(), scope["meshmw.operation"].is_over))
+
+    async def nothing(*_):
+        pass
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    ours = asgi.TraceContextMiddleware(app, propagator=MeshPropagator(), tracer_provider=provider)
+    line = (b"traceparent", TRACEPARENT.encode())
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [line]}
+    serving = OpenTelemetryMiddleware(ours, tracer_provider=provider)(scope, nothing, nothing)
+    with pytest.raises(StopIteration):
+        serving.send(None)
+    assert seen == [(None, True)]
+    assert not caplog.messages

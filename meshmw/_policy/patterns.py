@@ -24,6 +24,7 @@ _MAX_ADDRESS_CHARACTERS: Final = 80
 _MOST_CHARACTERS: Final = 1_024
 # Nor is one of so many: a pattern that holds a `*` would look through all of them for what comes behind it.
 _MOST_OF_PATH: Final = 4_096
+_CUT: Final = "\0"
 # Matches no text at all.
 _NOTHING: Final = "(?!)"
 DEFAULT_BAGGAGE_KEYS: Final = ("*",)
@@ -32,7 +33,7 @@ DEFAULT_BAGGAGE_KEYS: Final = ("*",)
 class PathPatterns:
     """Matches request paths: `/health` is that path and all below it; a pattern with `*` or `?` is a glob.
 
-    The first 4,096 characters of a path are looked at.
+    Of a path the first 4,096 characters are looked at. What is longer ends for no pattern: `/*.js` does not mean it.
 
     Args:
         patterns: Such as `/health`, `/metrics`, `/api/*/status`.
@@ -56,7 +57,10 @@ class PathPatterns:
     def match(self, path: str) -> bool:
         """Say whether a path is meant by one of the patterns, in whatever form the request's target came."""
         path = request_path(path) if ":" in path else path
-        return self._regex is not None and self._regex.match(path, 0, _MOST_OF_PATH) is not None
+        if len(path) > _MOST_OF_PATH:
+            # Where it is cut is not where it ends: a stranger must not choose what a pattern finds there.
+            path = path[:_MOST_OF_PATH] + _CUT
+        return self._regex is not None and self._regex.match(path) is not None
 
 
 def path_of(target: str) -> str:

@@ -210,7 +210,9 @@ def _after_decoding(name: str) -> Any:
 
     @wraps(method)
     def look(self: Members, *args: Any) -> Any:
-        self.decode()
+        for each in (self, *args):
+            if isinstance(each, Members):
+                each.decode()
         return method(self, *args)
 
     return look

@@ -548,6 +548,35 @@ def test_what_a_handler_notes_on_the_context_is_there_for_interceptors_further_o
     assert found == ["a"]
 
 
+def test_a_context_of_an_interceptor_further_out_need_not_know_how_much_time_is_left(make_host):
+    class Own(grpc.aio.ServicerContext):
+        """Knows what it has to, and no more."""
+
+        def __init__(self, context):
+            self._context = context
+
+        def __getattribute__(self, name):
+            if name == "time_remaining":
+                raise NotImplementedError
+            return object.__getattribute__(self, "_context") if name == "_context" else getattr(self._context, name)
+
+    Own.__abstractmethods__ = frozenset()
+
+    class Wraps(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):
+            inner = await continuation(details)
+
+            async def call(request, context):
+                return await inner.unary_unary(request, Own(context))
+
+            return grpc.unary_unary_rpc_method_handler(call)
+
+    host = type(make_host("async"))("async")
+    host.outside = [Wraps()]
+    assert len(make_host("async", host=host).call(metadata=FROM_CALLER)) == 1
+    assert host.server_span.attributes["rpc.status_code"] == "OK"
+
+
 @pytest.mark.parametrize("style", ["threads", "sync_on_aio"])
 def test_a_context_is_an_instance_of_what_it_would_be(make_host, style):
     found = []

@@ -38,6 +38,15 @@ def test_of_a_path_the_first_4096_characters_are_looked_at():
     assert patterns.match("/health/" + "x" * 70_000)
     assert patterns.match("/a" + "x" * 4093 + "b")
     assert not patterns.match("/a" + "x" * 4094 + "b")
+    assert PathPatterns(["/a*"]).match("/a" + "x" * 70_000)
+
+
+@pytest.mark.parametrize("end", ["/status", ".js", "/health"])
+def test_no_pattern_finds_the_end_of_a_path_where_that_is_cut(end):
+    path = "/api/".ljust(4096 - len(end), "a") + end
+    patterns = PathPatterns(["/api/*/status", "*.js", "*/health"])
+    assert patterns.match(path)
+    assert not patterns.match(f"{path}/../../admin")
 
 
 @pytest.mark.parametrize(("make", "name"), [(PathPatterns, "exclude"), (Networks, "trusted_peers")])

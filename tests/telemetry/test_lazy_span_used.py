@@ -67,6 +67,15 @@ def test_a_tracer_of_another_class_makes_its_own():
     assert _runtime.tracer_of(OtherProvider(tracer)) is tracer
 
 
+def test_another_tracer_may_have_something_of_its_own_by_the_name_of_what_is_dropped():
+    tracer = sdks()
+    tracer.__class__ = OtherTracer
+    tracer.dropped = 5
+    effective = _runtime.Runtime(tracer=_runtime.tracer_of(OtherProvider(tracer)))
+    assert effective.tracer is tracer
+    assert effective.dropped(SpanContext(1, 2, True, TraceFlags(0))) is None
+
+
 def test_a_tracer_with_a_method_of_its_own_makes_its_own():
     tracer = sdks()
     tracer.start_span = lambda *_: None

@@ -301,6 +301,7 @@ LOOKS = {
     "dict": lambda members: {**dict(members), **members},
     "proxy": lambda members: [dict(MappingProxyType(members)), MappingProxyType(members)["a"].properties],
     "equal": lambda members: [members == {"a": "é", "b": "2"}, members == {"a": "é", "b": "2"}, members != {}],
+    "each other": lambda members: [members == lazy(LINE), lazy(LINE) != members, lazy(LINE) | members],
     "union": lambda members: [members | {"c": "3"}, {"a": "1", "c": "3"} | members],
     "repr": repr,
     "copies": lambda members: [copy.copy(members), copy.deepcopy(members)],
