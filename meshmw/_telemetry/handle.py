@@ -190,7 +190,18 @@ def flush_at_process_end(flush: Callable[[], object]) -> None:
         _flush_on_sigterm(flush)
     if not _flush_with_finalizers(flush) and hasattr(os, "register_at_fork"):
         # Somebody may import multiprocessing later, which forks then; what it spawns has imported it by now.
-        os.register_at_fork(after_in_child=lambda: _flush_with_finalizers(flush))
+        os.register_at_fork(after_in_child=_until_true(lambda: _flush_with_finalizers(flush)))
+
+
+def _until_true(call: Callable[[], bool]) -> Callable[[], None]:
+    """Return a function that makes a call each time, up to the first that returns true."""
+    is_done = False
+
+    def again() -> None:
+        nonlocal is_done
+        is_done = is_done or call()
+
+    return again
 
 
 def _flush_with_finalizers(flush: Callable[[], object]) -> bool:

@@ -207,6 +207,23 @@ def test_a_process_forked_by_multiprocessing_that_was_imported_later_flushes_at_
     assert run(code) == ("cff", -signal.SIGTERM)
 
 
+def test_the_child_of_a_child_flushes_once():
+    code = """
+    flush_at_process_end(lambda: say("f"))
+    import multiprocessing
+    fork = multiprocessing.get_context("fork")
+    def work(depth):
+        say(str(depth))
+        if depth < 3:
+            process = fork.Process(target=work, args=(depth + 1,))
+            process.start()
+            process.join()
+    work(1)
+    wait()
+    """
+    assert run(code) == ("123fff", -signal.SIGTERM)
+
+
 def test_the_finalizer_of_a_child_comes_after_those_of_the_application():
     code = """
     import multiprocessing, multiprocessing.util
@@ -292,8 +309,10 @@ def test_a_process_that_imports_multiprocessing_later_gets_them_too(registered, 
         assert registered == []
         before.delattr(os, "register_at_fork")
         flush_at_process_end(lambda: None)
-    after_fork[0]()
-    assert registered == [-1000, -1000]
+    for _ in range(3):
+        after_fork[0]()
+        # What a child has arranged holds for its own children.
+        assert registered == [-1000, -1000]
     assert len(after_fork) == 1
 
 
