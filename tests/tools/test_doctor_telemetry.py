@@ -289,6 +289,74 @@ def test_the_profile_demo_brings_providers_and_its_percentage(tmp_path, profile)
     assert codes(tmp_path, own, rules("providers: [{name: otel-tracing}]")) == ["telemetry.provider-missing"]
 
 
+RELEASE = "kind: HelmRelease\nmetadata: {name: NAME}\nspec: {chart: {spec: {chart: NAME}}, values: VALUES}"
+SOURCE = "kind: Application\nmetadata: {name: NAME}\nspec: {source: {chart: NAME, helm: {valuesObject: VALUES}}}"
+
+
+def chart(form, name, values):
+    return form.replace("NAME", name).replace("VALUES", values)
+
+
+@pytest.mark.parametrize("form", [RELEASE, SOURCE])
+@pytest.mark.parametrize("name", ["base", "shop"])
+def test_a_profile_of_another_chart_says_nothing_of_the_mesh(tmp_path, form, name):
+    other = chart(form, name, "{profile: demo}")
+    assert codes(tmp_path, other, TEN, FULL) == []
+    (found,) = findings(tmp_path, other, TEN, rules(OTEL))
+    assert (found.code, "proxies start 10 %" in found.what) == (CLEARS, True)
+    assert codes(tmp_path, other, FULL) == ["mesh-config.none"]
+    assert codes(tmp_path, "profile: demo\nreplicas: 3", FULL) == ["mesh-config.none"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        chart(RELEASE, "istiod", "{profile: demo}"),
+        chart(SOURCE, "istiod", "{global: {profile: demo}}"),
+        chart(RELEASE, "own", "{profile: demo, pilot: {replicaCount: 2}}"),
+        "profile: demo\nmeshConfig: {enableAutoMtls: true}",
+        "profile: demo\nmeshConfig:\n",
+        "kind: Istio\nspec: {values: {profile: demo}}",
+    ],
+)
+def test_the_profile_demo_of_istiods_own_chart(tmp_path, document):
+    assert codes(tmp_path, document, rules("providers: [{name: jaeger}]")) == []
+
+
+def test_a_mesh_configuration_that_somebody_wrote_goes_before_a_profiles(tmp_path):
+    installation = "kind: IstioOperator\nspec: {profile: demo}"
+    written = f"kind: ConfigMap\nmetadata: {{name: istio}}\ndata:\n  mesh: |\n    {MESH}"
+    for documents in ([installation, written], [written, installation]):
+        assert codes(tmp_path, *documents, FULL) == []
+        assert codes(tmp_path, *documents, rules("providers: [{name: jaeger}]")) == ["telemetry.provider-missing"]
+    # One that istiod does not take leaves the profile's.
+    refused = written.replace(MESH, "enableTracing: 5")
+    assert codes(tmp_path, refused, installation, rules("providers: [{name: jaeger}]")) == ["mesh-config.refused"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "kind: IstioOperator\nspec:\n  meshConfig:\n  # enableTracing: true",
+        "meshConfig:\npilot: {traceSampling: 100}",
+        "kind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: ''}",
+        "kind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: '# enableTracing: true'}",
+        "kind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: }",
+    ],
+)
+def test_an_empty_mesh_configuration_is_none(tmp_path, document):
+    assert codes(tmp_path, document, FULL) == ["mesh-config.none"]
+
+
+def test_an_empty_field_is_as_one_that_is_not_there(tmp_path):
+    zipkin = "defaultConfig: {tracing: {zipkin: {address: 'zipkin:9411'}}}"
+    for said in ("", "enableTracing:", "enableTracing: true"):
+        assert codes(tmp_path, f"{zipkin}\n{said}") == ["formats.differ"]
+    assert codes(tmp_path, f"{zipkin}\nenableTracing: false") == []
+    whole = f"kind: IstioOperator\nspec:\n  meshConfig:\n  values: {{meshConfig: {{{MESH}}}}}"
+    assert codes(tmp_path, whole, FULL) == []
+
+
 def test_the_command_shows_both_directions(tmp_path, capsys):
     twice = env("value: 1}, {name: PILOT_TRACE_SAMPLING, value: 2")
     parted = rules(OTEL, f"{mode('SERVER')}, randomSamplingPercentage: 5")

@@ -26,7 +26,6 @@ from meshmw._tools.doctor.installation import (
     number,
     object_in,
     objects_in,
-    read_mesh,
     trace_samplings,
     workload_samplings,
 )
@@ -167,8 +166,9 @@ class Manifests(JsonValue):
 
     @property
     def usable(self) -> MeshConfig | None:
-        """Return the first mesh configuration that istiod takes."""
-        return next((mesh for mesh in self.meshes if not mesh.fault), None)
+        """Return the first mesh configuration that istiod takes; one that somebody wrote goes before a profile's."""
+        taken = [mesh for mesh in self.meshes if not mesh.fault]
+        return next((mesh for mesh in taken if mesh.is_written), taken[0] if taken else None)
 
 
 def read_manifests(paths: Sequence[Path]) -> Manifests:
@@ -243,8 +243,7 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         hosts = [str(host) for rule in objects_in(spec, "egress") for host in list_in(rule, "hosts")]
         found["egress"] += [(where, namespace, tuple(_namespaces(hosts, namespace)))] if hosts else []
     else:
-        configs = mesh_configs(kind, document)
-        found["meshes"] += [read_mesh(f"{where} meshConfig", mesh, has_istiod=installs) for mesh, installs in configs]
+        found["meshes"] += mesh_configs(f"{where} meshConfig", kind, document)
         found["sampling"] += trace_samplings(where, kind, document)
         found["workloads"] += workload_samplings(where, namespace, document)
         if other := _other_object(where, kind, document):
