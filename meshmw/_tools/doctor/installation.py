@@ -6,6 +6,7 @@ MeshConfig itself, and istiod's Deployment.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ def _of_containers(where: str, document: Json) -> Iterator[TraceSampling]:
     pod = object_in(object_in(spec, "template"), "spec") or spec
     for container in objects_in(pod, "containers"):
         told = _named(objects_in(container, "env"))
-        if len({str(each.get("value")) for each in told}) > 1:
+        if len({_meaning(each.get("value")) for each in told}) > 1:
             yield TraceSampling(where=f"{where} env", percent=None, odd=_TWICE)
         elif told:
             yield _sampling(f"{where} env", told[0])
@@ -243,18 +244,25 @@ def _of_chart(where: str, values: Json, *, is_demo: bool) -> Iterator[TraceSampl
     pilot = {**values, **object_in(values, "pilot")}
     told: list[Json] = [*_named(objects_in(pilot, "envVarFrom"))]
     told += [{"value": value} for name, value in object_in(pilot, "env").items() if name == VARIABLE]
-    own = pilot.get("traceSampling", _DEMO["traceSampling"] if is_demo else None)
-    if told and (own is None or own) and number(told[0].get("value")) != (DEFAULT_PERCENT if own is None else own):
-        # deployment.yaml of the chart writes both; `traceSampling` is 1 there where nobody sets it.
+    # It is 1 where nobody sets it. An empty one is set: Helm's merge keeps it, and the chart then writes none.
+    own = pilot.get("traceSampling", _DEMO["traceSampling"] if is_demo else DEFAULT_PERCENT)
+    if told and own and _meaning(told[0].get("value")) != _meaning(own):
+        # deployment.yaml of the chart writes both.
         odd = f"the chart sets {VARIABLE} twice, by env and by traceSampling; write it in traceSampling alone"
         yield TraceSampling(where=f"{where} env", percent=None, odd=odd)
     elif told:
         yield _sampling(f"{where} env", told[0])
-    elif own:
+    elif own and (is_demo or "traceSampling" in pilot):
         yield _sampling(f"{where} traceSampling", {"value": own})
-    elif own is not None:
+    elif not own and own is not None:
         odd = f"the chart takes {own} for no value, and sets no {VARIABLE}: istiod takes {DEFAULT_PERCENT:g}"
         yield TraceSampling(where=f"{where} traceSampling", percent=DEFAULT_PERCENT, odd=odd)
+
+
+def _meaning(value: Any) -> float | str:
+    """Return what two values are compared by: YAML's texts and numbers are one to istiod."""
+    percent = number(value)
+    return str(value) if percent is None else percent
 
 
 def _named(variables: Iterable[Json]) -> list[Json]:
@@ -325,6 +333,8 @@ def _percent_of(said: Any) -> tuple[float | None, str]:
     percent = number(said)
     if percent == 0:
         return None, f"istiod takes 0 there for no value, and goes on with {VARIABLE}"
+    if percent is not None and percent < 0:
+        return None, f"{percent:g} is no percentage, and no proxy takes it"
     if percent is not None and percent > 100:
         return DEFAULT_PERCENT, f"{percent:g} is no percentage: istiod takes {DEFAULT_PERCENT:g}"
     return percent, ""
@@ -382,10 +392,11 @@ def boolean_in(holder: Json, name: str) -> bool | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a number, also of a text; None where it is none."""
+    """Return a number, also of a text; None where it is none, or more than a float holds."""
     if isinstance(value, bool):
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return found if math.isfinite(found) else None

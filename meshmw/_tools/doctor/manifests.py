@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,7 @@ class Telemetry(JsonValue):
         name: The object's name.
         namespace: The object's namespace.
         selects: Whether it is for some workloads of the namespace only.
-        created: When it was made, as Kubernetes says; empty where it does not.
+        created: When it was made, in UTC, as Kubernetes says; empty where it does not.
     """
 
     where: str
@@ -224,13 +225,12 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
     before = [*found["meshes"], *found["sampling"]]
     if kind == "Telemetry":
         selects = bool(object_in(spec, "selector") or spec.get("targetRefs") or spec.get("targetRef"))
-        created = str(metadata.get("creationTimestamp") or "")
         telemetry = Telemetry(
             where=where,
             name=str(metadata.get("name", "")),
             namespace=namespace,
             selects=selects,
-            created=created,
+            created=_time_of(metadata.get("creationTimestamp")),
         )
         found["telemetry"].append(telemetry)
         found["tracing"] += _read_tracing(telemetry, spec)
@@ -250,6 +250,15 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
             found["others"].append(other)
     is_known = kind in _KINDS or before != [*found["meshes"], *found["sampling"]]
     found["known" if is_known else "unknown"].append(where)
+
+
+def _time_of(said: Any) -> str:
+    """Return a time in one form, by which two can be compared: YAML reads one without quotes as another type."""
+    try:
+        time = datetime.fromisoformat(str(said))
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _other_object(where: str, kind: str, document: Json) -> OtherObject | None:
