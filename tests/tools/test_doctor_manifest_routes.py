@@ -134,3 +134,7 @@ def test_a_header_of_anothers_that_a_tracer_reads_somewhere_is_no_rubbish(tmp_pa
 def test_two_destinations_may_write_the_same(tmp_path):
     each = "{destination: {host: a}, weight: 50, headers: {request: {set: {traceparent: x}}}}"
     assert found(tmp_path, f"{SERVICE}  http: [{{route: [{each}, {each}]}}]") == [("error", "headers.overwritten")]
+
+
+def test_more_digits_than_python_makes_a_number_of_end_no_command(tmp_path):
+    assert found(tmp_path, route(f"set: {{x-request-id: '%REQ(x-request-id):{'1' * 5000}%'}}"))

@@ -289,6 +289,149 @@ def test_the_profile_demo_brings_providers_and_its_percentage(tmp_path, profile)
     assert codes(tmp_path, own, rules("providers: [{name: otel-tracing}]")) == ["telemetry.provider-missing"]
 
 
+RELEASE = "kind: HelmRelease\nmetadata: {name: NAME}\nspec: {chart: {spec: {chart: NAME}}, values: VALUES}"
+SOURCE = "kind: Application\nmetadata: {name: NAME}\nspec: {source: {chart: NAME, helm: {valuesObject: VALUES}}}"
+
+
+def chart(form, name, values):
+    return form.replace("NAME", name).replace("VALUES", values)
+
+
+@pytest.mark.parametrize("form", [RELEASE, SOURCE])
+@pytest.mark.parametrize("name", ["base", "shop"])
+def test_a_profile_of_another_chart_says_nothing_of_the_mesh(tmp_path, form, name):
+    other = chart(form, name, "{profile: demo}")
+    assert codes(tmp_path, other, TEN, FULL) == []
+    (found,) = findings(tmp_path, other, TEN, rules(OTEL))
+    assert (found.code, "proxies start 10 %" in found.what) == (CLEARS, True)
+    assert codes(tmp_path, other, FULL) == ["mesh-config.none"]
+    assert codes(tmp_path, "profile: demo\nreplicas: 3", FULL) == ["mesh-config.none"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        chart(RELEASE, "istiod", "{profile: demo}"),
+        chart(SOURCE, "istiod", "{global: {profile: demo}}"),
+        chart(RELEASE, "own", "{profile: demo, pilot: {replicaCount: 2}}"),
+        "profile: demo\nmeshConfig: {enableAutoMtls: true}",
+        "profile: demo\nmeshConfig:\n",
+        "kind: Istio\nspec: {values: {profile: demo}}",
+    ],
+)
+def test_the_profile_demo_of_istiods_own_chart(tmp_path, document):
+    assert codes(tmp_path, document, rules("providers: [{name: jaeger}]")) == []
+
+
+def test_a_mesh_configuration_that_somebody_wrote_goes_before_a_profiles(tmp_path):
+    installation = "kind: IstioOperator\nspec: {profile: demo}"
+    written = f"kind: ConfigMap\nmetadata: {{name: istio}}\ndata:\n  mesh: |\n    {MESH}"
+    for documents in ([installation, written], [written, installation]):
+        assert codes(tmp_path, *documents, FULL) == []
+        assert codes(tmp_path, *documents, rules("providers: [{name: jaeger}]")) == ["telemetry.provider-missing"]
+    # One that istiod does not take leaves the profile's.
+    refused = written.replace(MESH, "enableTracing: 5")
+    assert codes(tmp_path, refused, installation, rules("providers: [{name: jaeger}]")) == ["mesh-config.refused"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "kind: IstioOperator\nspec:\n  meshConfig:\n  # enableTracing: true",
+        "meshConfig:\npilot: {traceSampling: 100}",
+        "kind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: ''}",
+        "kind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: '# enableTracing: true'}",
+        "kind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: }",
+    ],
+)
+def test_an_empty_mesh_configuration_is_none(tmp_path, document):
+    assert codes(tmp_path, document, FULL) == ["mesh-config.none"]
+
+
+def test_an_empty_field_is_as_one_that_is_not_there(tmp_path):
+    zipkin = "defaultConfig: {tracing: {zipkin: {address: 'zipkin:9411'}}}"
+    for said in ("", "enableTracing:", "enableTracing: true"):
+        assert codes(tmp_path, f"{zipkin}\n{said}") == ["formats.differ"]
+    assert codes(tmp_path, f"{zipkin}\nenableTracing: false") == []
+    whole = f"kind: IstioOperator\nspec:\n  meshConfig:\n  values: {{meshConfig: {{{MESH}}}}}"
+    assert codes(tmp_path, whole, FULL) == []
+
+
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize("said", ["traceSampling: '50'", "traceSampling: 50.0", "traceSampling:"])
+def test_a_percentage_that_is_said_twice_alike(tmp_path, said):
+    """Helm's merge keeps an empty value, of which the chart then writes nothing."""
+    chart = f"{MESH_CONFIG}\npilot: {{env: {{PILOT_TRACE_SAMPLING: '50'}}, SAID}}".replace("SAID", said)
+    (found,) = findings(tmp_path, chart, rules(OTEL))
+    assert (found.code, "proxies start 50 % of traces" in found.what) == (CLEARS, True)
+
+
+@pytest.mark.parametrize("said", ["", "traceSampling: '1.0'", "traceSampling: 1"])
+def test_the_default_percentage_may_be_said_too(tmp_path, said):
+    chart = f"{MESH_CONFIG}\npilot: {{env: {{PILOT_TRACE_SAMPLING: '1.0'}}, {said}}}"
+    assert codes(tmp_path, chart, rules(OTEL)) == [CLEARS]
+
+
+def test_an_empty_percentage_is_none(tmp_path):
+    (found,) = findings(tmp_path, f"{MESH_CONFIG}\ntraceSampling:", rules(OTEL))
+    assert "proxies start 1 % of traces sampled (istiod's default)" in found.what
+
+
+@pytest.mark.parametrize(("first", "second"), [("'1'", "'1.0'"), ("all", "all"), ("10", "'10'")])
+def test_a_variable_that_is_there_twice_alike(tmp_path, first, second):
+    for other, differ in ((second, False), ("none", True)):
+        twice = env(f"value: {first}}}, {{name: PILOT_TRACE_SAMPLING, value: {other}")
+        assert ("unjudged.sampling" in codes(tmp_path, MESH, twice, rules(OTEL))) == differ
+
+
+@pytest.mark.parametrize("said", [HUGE, ".nan", ".inf", "-.inf", "1e999"])
+def test_what_is_no_number_is_no_percentage(tmp_path, said):
+    default = "proxies start 1 % of traces sampled"
+    tracing = f"defaultConfig: {{tracing: {{sampling: {said}}}}}"
+    for documents in (
+        (f"{MESH}\n{tracing}", rules(OTEL)),
+        (MESH, rules(f"{OTEL}, randomSamplingPercentage: {said}")),
+        (f"{MESH_CONFIG}\ntraceSampling: {said}", rules(OTEL)),
+    ):
+        found = findings(tmp_path, *documents)
+        assert (found[0].code, default in found[0].what) == (CLEARS, True)
+
+
+def test_a_negative_percentage_is_named(tmp_path):
+    mesh = f"{MESH}\ndefaultConfig: {{tracing: {{sampling: -5}}}}"
+    odd = findings(tmp_path, mesh, rules(OTEL))[-1]
+    assert (odd.code, "-5 is no percentage" in odd.why) == ("sampling.not-taken", True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("'2024-01-01T08:00:00Z'", "2024-01-01T09:00:00Z"),
+        ("2024-01-01T08:00:00Z", "'2024-01-01T09:00:00Z'"),
+        ("2024-01-01T08:00:00", "'2024-01-01T08:30:00Z'"),
+        ("'2024-01-01T10:00:00+04:00'", "2024-01-01T09:00:00Z"),
+    ],
+)
+def test_the_older_object_in_whatever_form_its_time_is_written(tmp_path, earlier, later):
+    def made(document, time):
+        return document.replace("namespace: ", f"creationTimestamp: {time}, namespace: ")
+
+    other = FULL.replace("name: mesh", "name: other").replace("100", "5")
+    for documents in ((made(FULL, earlier), made(other, later)), (made(other, later), made(FULL, earlier))):
+        (found,) = findings(tmp_path, MESH, *documents)
+        assert (found.code, found.where.endswith("Telemetry other")) == ("telemetry.ignored", True)
+        assert "cannot be seen here" not in found.why
+
+
+@pytest.mark.parametrize("time", ["yesterday", "'0001-01-01T00:00:00+14:00'"])
+def test_a_time_that_is_none_is_not_known(tmp_path, time):
+    dated = FULL.replace("namespace: ", f"creationTimestamp: {time}, namespace: ")
+    found = findings(tmp_path, MESH, FULL.replace("name: mesh", "name: other"), dated)
+    assert "cannot be seen here" in found[0].why
+
+
 def test_the_command_shows_both_directions(tmp_path, capsys):
     twice = env("value: 1}, {name: PILOT_TRACE_SAMPLING, value: 2")
     parted = rules(OTEL, f"{mode('SERVER')}, randomSamplingPercentage: 5")

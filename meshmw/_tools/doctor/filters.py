@@ -31,13 +31,18 @@ FOLLOWED: Final = (*sorted(PROPAGATION_HEADERS), "x-request-id", *sorted(FOREIGN
 
 Action = Literal["remove", "set", "replace", "append", "add", "repeat", "copy", "owe", "settle", "unjudged"]
 # A header's value, or else another's; Envoy can cut it.
-_OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)(?::(\d+))?%", re.IGNORECASE)
+_OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)(?::(\d{1,9}))?%", re.IGNORECASE)
 # What comes after a level's other options.
 _LAST: Final = ("append", "repeat")
 _FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
 _WORD: Final = re.compile("[a-z0-9-]+")
 _LONGEST_IDS: Final = 64
-_LUA_COMMENT: Final = re.compile(r"--\[\[.*?\]\]|--[^\n]*", re.DOTALL)
+# A comment or a text of Lua's, whichever begins first: neither begins within the other.
+_LUA_COMMENT_OR_TEXT: Final = re.compile(
+    r"""(?:--)?\[(=*+)\[.*?(?:\]\1\]|\Z)|--[^\r\n]*+"""
+    r"""|"(?:\\(?:z\s*+|\r\n|.)|[^"\\\r\n])*+"?|'(?:\\(?:z\s*+|\r\n|.)|[^'\\\r\n])*+'?""",
+    re.DOTALL,
+)
 # Lua's function for requests, and what can make one under another name.
 _SEES_REQUESTS: Final = re.compile(r"\b(?:envoy_on_request|_G|_ENV|load\w*|[gs]etfenv|rawset|require|dofile)\b")
 # Packages of Envoy's filters that change no request header but their own.
@@ -107,12 +112,12 @@ def addition(option: Json, place: str) -> Iterator[Step]:
 
 
 def is_formatted(value: str) -> bool:
-    """Says whether Envoy makes a value of what it knows of a request."""
+    """Say whether Envoy makes a value of what it knows of a request."""
     return _FORMATTED.search(value) is not None
 
 
 def is_of_itself(value: str, name: str) -> bool:
-    """Says whether a value is the header's own, whole."""
+    """Say whether a value is the header's own, whole."""
     found = _OF_REQUEST.fullmatch(value)
     return bool(found and found[1].lower() == name and int(found[3] or _LONGEST_IDS) >= _LONGEST_IDS)
 
@@ -226,7 +231,7 @@ def _is_harmless(package: str, config: Json) -> bool:
 
 
 def _does_nothing_to_requests(lua: Json) -> bool:
-    """Says whether all code of a Lua filter is here, and has no function for requests.
+    """Say whether all code of a Lua filter is here, and has no function for requests.
 
     Contour gives each proxy one with a comment alone, and Envoy Gateway and others write such as see responses only.
     """
@@ -234,7 +239,12 @@ def _does_nothing_to_requests(lua: Json) -> bool:
     sources += lua.get("source_codes", {}).values()
     texts = [lua["inline_code"]] if "inline_code" in lua else []
     texts += [source.get("inline_string", "envoy_on_request") for source in sources]
-    return bool(texts) and not any(_SEES_REQUESTS.search(_LUA_COMMENT.sub("", text)) for text in texts)
+    return bool(texts) and not any(_SEES_REQUESTS.search(_without_comments(text)) for text in texts)
+
+
+def _without_comments(lua: str) -> str:
+    """Return the code of a Lua script, with its texts, which may name a function too."""
+    return _LUA_COMMENT_OR_TEXT.sub(lambda found: "" if found[0].startswith("--") else found[0], lua)
 
 
 def named_in(config: Any) -> list[str]:

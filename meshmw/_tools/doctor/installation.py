@@ -6,6 +6,7 @@ MeshConfig itself, and istiod's Deployment.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ _TYPES: Final[Mapping[str, tuple[type, str]]] = {
 # The variable of istiod that holds the percentage where nothing else says one, and what holds where it is not set.
 VARIABLE: Final = "PILOT_TRACE_SAMPLING"
 DEFAULT_PERCENT: Final = 1.0
+# istiod's chart, and the values by which one without a name is known for it.
+_CHART: Final = "istiod"
+_OF_ISTIOD: Final = ("meshConfig", "pilot")
 # What the profile `demo` brings, as in files/profile-demo.yaml of Istio's chart of istiod; other profiles say nothing
 # of traces. A user's own list of providers takes the place of the profile's.
 _DEMO: Final[Json] = {
@@ -108,6 +112,7 @@ class MeshConfig(JsonValue):
         odd_sampling: Why istiod does not take what it says of that; empty where it does.
         dropped: Which of its fields istiod takes nothing of, without a word.
         has_istiod: Whether the same file is what istiod is installed by, and so says its variables too.
+        is_written: Whether somebody wrote it; what a profile brings alone nobody did.
         bootstrap_tracer: The tracer of `defaultConfig.tracing`, which proxies use without any provider.
         root_namespace: The namespace whose Telemetry is for the whole mesh.
         logs_traceparent: Whether its access log prints `traceparent`; None where it configures no log.
@@ -122,6 +127,7 @@ class MeshConfig(JsonValue):
     odd_sampling: str = ""
     dropped: tuple[str, ...] = ()
     has_istiod: bool = False
+    is_written: bool = True
     bootstrap_tracer: str = ""
     root_namespace: str = "istio-system"
     logs_traceparent: bool | None = None
@@ -144,26 +150,31 @@ class TraceSampling(JsonValue):
     namespace: str = ""
 
 
-def mesh_configs(kind: str, document: Json) -> Iterator[tuple[Any, bool]]:
-    """Yield the mesh configurations that a document holds, and whether istiod is installed by it."""
-    for _, values in _charts(kind, document):
+def mesh_configs(where: str, kind: str, document: Json) -> Iterator[MeshConfig]:
+    """Yield the mesh configurations that a document holds."""
+    for _, chart, values in _charts(kind, document):
         mesh = values.get("meshConfig")
-        if _is_demo(values) and isinstance(mesh or {}, Mapping):
-            yield {"extensionProviders": _DEMO["extensionProviders"]} | (mesh or {}), True
-        elif "meshConfig" in values:
-            yield mesh, True
-    if kind == "ConfigMap" and "mesh" in object_in(document, "data"):
-        yield _parsed(document["data"]["mesh"]), False
+        if _is_demo(chart, values) and isinstance(mesh or {}, Mapping):
+            whole = {"extensionProviders": _DEMO["extensionProviders"]} | (mesh or {})
+            yield _read_mesh(where, whole, has_istiod=True, is_written=bool(mesh))
+        elif mesh is not None:
+            yield _read_mesh(where, mesh, has_istiod=True)
+    if kind == "ConfigMap":
+        mesh = _parsed(object_in(document, "data").get("mesh"))
+        if mesh is not None:
+            yield _read_mesh(where, mesh)
     elif not kind and "meshConfig" not in document and _MESH_KEYS & set(map(_json_name, document)):
-        yield document, False
+        yield _read_mesh(where, document)
 
 
-def _is_demo(values: Json) -> bool:
-    return "demo" in (values.get("profile"), object_in(values, "global").get("profile"))
+def _is_demo(chart: str, values: Json) -> bool:
+    """Return whether istiod is installed with the profile `demo`; values of other charts may have one of that name."""
+    is_istiods = chart == _CHART or not values.keys().isdisjoint(_OF_ISTIOD)
+    return is_istiods and "demo" in (values.get("profile"), object_in(values, "global").get("profile"))
 
 
-def _charts(kind: str, document: Json) -> Iterator[tuple[str, Json]]:
-    """Yield the values that istiod's chart gets, and their path in a document.
+def _charts(kind: str, document: Json) -> Iterator[tuple[str, str, Json]]:
+    """Yield the values that istiod's chart gets: their path in a document, the chart's name where it is said, and them.
 
     `Istio` is the kind of an installation by the Sail operator, and so of OpenShift Service Mesh 3, `HelmRelease` that
     of Flux, `Application` that of Argo CD. A chart that has istiod's among others has its values one level deeper.
@@ -171,20 +182,23 @@ def _charts(kind: str, document: Json) -> Iterator[tuple[str, Json]]:
     spec = object_in(document, "spec")
     if kind == "IstioOperator":
         # istioctl hands these two on to the chart.
-        own = {name: spec[name] for name in ("profile", "meshConfig") if name in spec}
-        yield "values", {**object_in(spec, "values"), **own}
-    elif kind in ("Istio", "HelmRelease"):
-        yield "values", object_in(spec, "values")
+        own = {name: spec[name] for name in ("profile", "meshConfig") if spec.get(name) is not None}
+        yield "values", _CHART, {**object_in(spec, "values"), **own}
+    elif kind == "Istio":
+        yield "values", _CHART, object_in(spec, "values")
+    elif kind == "HelmRelease":
+        chart = object_in(object_in(spec, "chart"), "spec").get("chart")
+        yield "values", str(chart), object_in(spec, "values")
     elif kind == "Application":
         for source in (object_in(spec, "source"), *objects_in(spec, "sources")):
             helm = object_in(source, "helm")
             values = helm.get("valuesObject") or _parsed(helm.get("values"))
-            yield "helm.values", values if isinstance(values, Mapping) else {}
+            yield "helm.values", str(source.get("chart")), values if isinstance(values, Mapping) else {}
     elif not kind:
-        yield "", document
+        yield "", "", document
         for name, inner in document.items():
-            if isinstance(inner, Mapping) and {"meshConfig", "pilot"} & inner.keys():
-                yield str(name), inner
+            if isinstance(inner, Mapping) and not inner.keys().isdisjoint(_OF_ISTIOD):
+                yield str(name), "", inner
 
 
 def trace_samplings(where: str, kind: str, document: Json) -> Iterator[TraceSampling]:
@@ -197,8 +211,8 @@ def trace_samplings(where: str, kind: str, document: Json) -> Iterator[TraceSamp
         # istioctl patches the rendered Deployment with it, by its name.
         yield _sampling(f"{where} components.pilot.k8s.env", told[-1])
         return
-    for path, values in _charts(kind, document):
-        yield from _of_chart(f"{where} {path}".strip(), values)
+    for path, chart, values in _charts(kind, document):
+        yield from _of_chart(f"{where} {path}".strip(), values, is_demo=_is_demo(chart, values))
 
 
 def _of_containers(where: str, document: Json) -> Iterator[TraceSampling]:
@@ -206,7 +220,7 @@ def _of_containers(where: str, document: Json) -> Iterator[TraceSampling]:
     pod = object_in(object_in(spec, "template"), "spec") or spec
     for container in objects_in(pod, "containers"):
         told = _named(objects_in(container, "env"))
-        if len({str(each.get("value")) for each in told}) > 1:
+        if len({_meaning(each.get("value")) for each in told}) > 1:
             yield TraceSampling(where=f"{where} env", percent=None, odd=_TWICE)
         elif told:
             yield _sampling(f"{where} env", told[0])
@@ -225,23 +239,30 @@ def workload_samplings(where: str, namespace: str, document: Json) -> Iterator[T
 _TWICE: Final = f"{VARIABLE} is there twice; which one istiod gets depends on how the Deployment is applied"
 
 
-def _of_chart(where: str, values: Json) -> Iterator[TraceSampling]:
+def _of_chart(where: str, values: Json, *, is_demo: bool) -> Iterator[TraceSampling]:
     # What stands below `pilot` has the same meaning, and the last word: zzy_descope_legacy.yaml of the chart.
     pilot = {**values, **object_in(values, "pilot")}
     told: list[Json] = [*_named(objects_in(pilot, "envVarFrom"))]
     told += [{"value": value} for name, value in object_in(pilot, "env").items() if name == VARIABLE]
-    own = pilot.get("traceSampling", _DEMO["traceSampling"] if _is_demo(values) else None)
-    if told and (own is None or own) and number(told[0].get("value")) != (DEFAULT_PERCENT if own is None else own):
-        # deployment.yaml of the chart writes both; `traceSampling` is 1 there where nobody sets it.
+    # It is 1 where nobody sets it. An empty one is set: Helm's merge keeps it, and the chart then writes none.
+    own = pilot.get("traceSampling", _DEMO["traceSampling"] if is_demo else DEFAULT_PERCENT)
+    if told and own and _meaning(told[0].get("value")) != _meaning(own):
+        # deployment.yaml of the chart writes both.
         odd = f"the chart sets {VARIABLE} twice, by env and by traceSampling; write it in traceSampling alone"
         yield TraceSampling(where=f"{where} env", percent=None, odd=odd)
     elif told:
         yield _sampling(f"{where} env", told[0])
-    elif own:
+    elif own and (is_demo or "traceSampling" in pilot):
         yield _sampling(f"{where} traceSampling", {"value": own})
-    elif own is not None:
+    elif not own and own is not None:
         odd = f"the chart takes {own} for no value, and sets no {VARIABLE}: istiod takes {DEFAULT_PERCENT:g}"
         yield TraceSampling(where=f"{where} traceSampling", percent=DEFAULT_PERCENT, odd=odd)
+
+
+def _meaning(value: Any) -> float | str:
+    """Return what two values are compared by: YAML's texts and numbers are one to istiod."""
+    percent = number(value)
+    return str(value) if percent is None else percent
 
 
 def _named(variables: Iterable[Json]) -> list[Json]:
@@ -267,8 +288,7 @@ def _parsed(text: Any) -> Any:
         return " ".join(str(error).split())
 
 
-def read_mesh(where: str, mesh: Any, *, has_istiod: bool) -> MeshConfig:
-    """Read one mesh configuration."""
+def _read_mesh(where: str, mesh: Any, *, has_istiod: bool = False, is_written: bool = True) -> MeshConfig:
     dropped: tuple[str, ...] = ()
     if isinstance(mesh, Mapping):
         dropped = tuple(name for name in _DROPPED if name in mesh)
@@ -284,13 +304,14 @@ def read_mesh(where: str, mesh: Any, *, has_istiod: bool) -> MeshConfig:
     logs = "traceparent" in str(mesh.get("accessLogFormat", "")).lower() if mesh.get("accessLogFile") else None
     return MeshConfig(
         where=where,
-        traces=mesh.get("enableTracing", True),
+        traces=mesh.get("enableTracing") is not False,
         providers=(*own, *defaults),
         default_provider=next(iter(map(str, list_in(object_in(mesh, "defaultProviders"), "tracing"))), ""),
         sampling=percent,
         odd_sampling=odd,
         dropped=dropped,
         has_istiod=has_istiod,
+        is_written=is_written,
         bootstrap_tracer=next((name for name in ("zipkin", "datadog", "lightstep") if name in tracing), ""),
         root_namespace=mesh.get("rootNamespace") or "istio-system",
         logs_traceparent=logs,
@@ -312,6 +333,8 @@ def _percent_of(said: Any) -> tuple[float | None, str]:
     percent = number(said)
     if percent == 0:
         return None, f"istiod takes 0 there for no value, and goes on with {VARIABLE}"
+    if percent is not None and percent < 0:
+        return None, f"{percent:g} is no percentage, and no proxy takes it"
     if percent is not None and percent > 100:
         return DEFAULT_PERCENT, f"{percent:g} is no percentage: istiod takes {DEFAULT_PERCENT:g}"
     return percent, ""
@@ -369,10 +392,11 @@ def boolean_in(holder: Json, name: str) -> bool | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a number, also of a text; None where it is none."""
+    """Return a number, also of a text; None where it is none, or more than a float holds."""
     if isinstance(value, bool):
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return found if math.isfinite(found) else None

@@ -272,7 +272,6 @@ def _written_again(manifests: Manifests, tracers: _Tracers, namespace: str) -> _
     mesh, each = manifests.usable, [headers for _, headers in tracers]
     somewhere = frozenset[str]().union(*each)
     # Where proxies report nothing they have no tracer that would write.
-    # Where proxies report nothing they have no tracer that would write.
     if not each or any(merged.rule.writes_nothing or not merged.rule.reports for merged in merged_rules(manifests)):
         return _Written(somewhere=somewhere)
     covered: dict[str, set[str]] = {}

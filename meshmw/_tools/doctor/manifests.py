@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,6 @@ from meshmw._tools.doctor.installation import (
     number,
     object_in,
     objects_in,
-    read_mesh,
     trace_samplings,
     workload_samplings,
 )
@@ -58,7 +58,7 @@ class Telemetry(JsonValue):
         name: The object's name.
         namespace: The object's namespace.
         selects: Whether it is for some workloads of the namespace only.
-        created: When it was made, as Kubernetes says; empty where it does not.
+        created: When it was made, in UTC, as Kubernetes says; empty where it does not.
     """
 
     where: str
@@ -167,8 +167,9 @@ class Manifests(JsonValue):
 
     @property
     def usable(self) -> MeshConfig | None:
-        """Return the first mesh configuration that istiod takes."""
-        return next((mesh for mesh in self.meshes if not mesh.fault), None)
+        """Return the first mesh configuration that istiod takes; one that somebody wrote goes before a profile's."""
+        taken = [mesh for mesh in self.meshes if not mesh.fault]
+        return next((mesh for mesh in taken if mesh.is_written), taken[0] if taken else None)
 
 
 def read_manifests(paths: Sequence[Path]) -> Manifests:
@@ -224,13 +225,12 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
     before = [*found["meshes"], *found["sampling"]]
     if kind == "Telemetry":
         selects = bool(object_in(spec, "selector") or spec.get("targetRefs") or spec.get("targetRef"))
-        created = str(metadata.get("creationTimestamp") or "")
         telemetry = Telemetry(
             where=where,
             name=str(metadata.get("name", "")),
             namespace=namespace,
             selects=selects,
-            created=created,
+            created=_time_of(metadata.get("creationTimestamp")),
         )
         found["telemetry"].append(telemetry)
         found["tracing"] += _read_tracing(telemetry, spec)
@@ -243,14 +243,22 @@ def _read_object(file: str, document: Any, found: Mapping[str, list[Any]]) -> No
         hosts = [str(host) for rule in objects_in(spec, "egress") for host in list_in(rule, "hosts")]
         found["egress"] += [(where, namespace, tuple(_namespaces(hosts, namespace)))] if hosts else []
     else:
-        configs = mesh_configs(kind, document)
-        found["meshes"] += [read_mesh(f"{where} meshConfig", mesh, has_istiod=installs) for mesh, installs in configs]
+        found["meshes"] += mesh_configs(f"{where} meshConfig", kind, document)
         found["sampling"] += trace_samplings(where, kind, document)
         found["workloads"] += workload_samplings(where, namespace, document)
         if other := _other_object(where, kind, document):
             found["others"].append(other)
     is_known = kind in _KINDS or before != [*found["meshes"], *found["sampling"]]
     found["known" if is_known else "unknown"].append(where)
+
+
+def _time_of(said: Any) -> str:
+    """Return a time in one form, by which two can be compared: YAML reads one without quotes as another type."""
+    try:
+        time = datetime.fromisoformat(str(said))
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _other_object(where: str, kind: str, document: Json) -> OtherObject | None:
