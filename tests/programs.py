@@ -12,6 +12,8 @@ from typing import NoReturn
 import pytest
 
 SECONDS = 60
+# For a program that may not have imported what coverage imports, such as multiprocessing.
+UNTRACED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 
 def clean_environment() -> dict[str, str]:

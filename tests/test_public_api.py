@@ -17,6 +17,7 @@ import opentelemetry.util.types
 import pytest
 
 import meshmw
+from tests.programs import UNTRACED, run_parts
 
 # Every name that a user can import, by module. Whoever adds one, or takes one away, says so here and in CHANGELOG.
 NAMES = {
@@ -275,10 +276,7 @@ NOT_AT_A_START = {
 
 def test_a_configured_asgi_service_has_imported_nothing_that_it_has_no_use_for():
     program = "import sys, meshmw.auto, meshmw.asgi\nprint(*sys.modules)"
-    environ = {**os.environ, "MESHMW_SERVICE_NAME": "items"}
-    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    imported = set(done.stdout.split())
+    imported = set(run_parts(program, **UNTRACED, MESHMW_SERVICE_NAME="items").stdout.split())
     assert {"meshmw.asgi", "opentelemetry.exporter.otlp.proto.grpc.exporter"} <= imported
     assert not NOT_AT_A_START & imported
 

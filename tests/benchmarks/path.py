@@ -6,6 +6,7 @@ count too. The file changes where a call is in another file than the call before
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def walk(operation: Operation) -> Walk:
         if event == "call" and file.startswith(HOME):
             calls.append(file.removeprefix(HOME))
 
+    # We have the garbage collector call us, and it may run at any time.
+    gc.disable()
     threading.setprofile(profile)
     sys.setprofile(profile)
     try:
@@ -96,6 +99,7 @@ def walk(operation: Operation) -> Walk:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
+        gc.enable()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 
 from meshmw._telemetry import handle as process_end
 from meshmw._telemetry.handle import flush_at_process_end
+from tests.programs import UNTRACED
 
 SECONDS = 60
 # Says with one letter on standard output what happened, in order; coverage would handle SIGTERM before us.
@@ -34,10 +35,11 @@ def wait():
 """
 
 
-def run(code, times=1, how=signal.SIGTERM):
+def run(code, times=1, how=signal.SIGTERM, **environment):
     """Run *code*, send it the signal when it says `w`; return what it said besides, and its exit status."""
     source = COMMON + textwrap.dedent(code)
-    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command, pipe, environ = [sys.executable, "-c", source], subprocess.PIPE, {**os.environ, **environment}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environ) as process:
         said = process.stdout.read(1)
         while said and not said.endswith(b"w"):
             said += process.stdout.read(1)
@@ -204,11 +206,12 @@ def test_a_process_forked_by_multiprocessing_that_was_imported_later_flushes_at_
     process.join()
     wait()
     """
-    assert run(code) == ("cff", -signal.SIGTERM)
+    assert run(code, **UNTRACED) == ("cff", -signal.SIGTERM)
 
 
 def test_the_child_of_a_child_flushes_once():
     code = """
+    assert "multiprocessing" not in sys.modules
     flush_at_process_end(lambda: say("f"))
     import multiprocessing
     fork = multiprocessing.get_context("fork")
@@ -221,7 +224,7 @@ def test_the_child_of_a_child_flushes_once():
     work(1)
     wait()
     """
-    assert run(code) == ("123fff", -signal.SIGTERM)
+    assert run(code, **UNTRACED) == ("123fff", -signal.SIGTERM)
 
 
 def test_the_finalizer_of_a_child_comes_after_those_of_the_application():
