@@ -30,11 +30,7 @@ from typing import Any, Final, TypeAlias
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import (
-    Event,
-    ReadableSpan,
-    _Span,
-)
+from opentelemetry.sdk.trace import Event, ReadableSpan, _Span
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSampler
 from opentelemetry.sdk.util import BoundedList

@@ -141,14 +141,10 @@ class HttpOperation(Operation):
         owned: bool = True,
         delegated: Extraction | None = None,
     ) -> None:
-        self.span = span
-        self.context = context
+        super().__init__(span, context, owned=owned)
         self.delegated = delegated
         self.request = request
-        self.is_over = False
         self._method = method
-        self._owned = owned
-        self._failed_with = None
 
     def answered(self) -> None:
         """Note that the last byte went out: nobody further in serves this request from here on."""

@@ -107,10 +107,7 @@ def _varint(number: int) -> bytes:
     return bytes(written)
 
 
-_VARINTS: Final = (
-    *[bytes((number,)) for number in range(128)],
-    *[bytes((low, high)) for high in range(1, 8) for low in range(128, 256)],
-)
+_VARINTS: Final = tuple(map(_varint, range(1024)))
 
 
 def _length(number: int) -> bytes:

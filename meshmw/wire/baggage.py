@@ -96,7 +96,6 @@ _STRAY: Final = compiled_late("%(?![0-9A-Fa-f]{2})")
 _CACHED_MEMBERS: Final = 1024
 _CACHED_CHARACTERS: Final = 256
 
-
 _LIMITS: Final = frozenset({"too_many_members", "too_many_bytes"})
 # What `_PART` finds: a member as it arrived and its key; or what is none.
 Member: TypeAlias = tuple[Any, ...]
