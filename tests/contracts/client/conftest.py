@@ -172,9 +172,14 @@ def current(context: Context | None) -> Iterator[None]:
             otel_context.detach(token)
 
 
+class ForMany(http.server.ThreadingHTTPServer):
+    # Else, of fifty calls at once, all but five knock again and again, under load for more than a minute.
+    request_queue_size = 128
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[http.server.ThreadingHTTPServer]:
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    running = ForMany(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield running

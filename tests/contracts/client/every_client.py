@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind
 
 import meshmw
 from meshmw import MeshPropagator
-from tests.contracts.client.conftest import Lines, answer, by_name, current, result_of
+from tests.contracts.client.conftest import ForMany, Lines, answer, by_name, current, result_of
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -82,7 +82,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Listening(http.server.ThreadingHTTPServer):
+class Listening(ForMany):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Some clients of these tests leave early."""
 
