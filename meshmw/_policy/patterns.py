@@ -33,7 +33,8 @@ DEFAULT_BAGGAGE_KEYS: Final = ("*",)
 class PathPatterns:
     """Matches request paths: `/health` is that path and all below it; a pattern with `*` or `?` is a glob.
 
-    Of a path the first 4,096 characters are looked at. What is longer ends for no pattern: `/*.js` does not mean it.
+    Of a path the first 4,096 characters are looked at, with a colon in it 1,024. What is longer ends for no pattern:
+    `/*.js` does not mean it.
 
     Args:
         patterns: Such as `/health`, `/metrics`, `/api/*/status`.
@@ -56,10 +57,12 @@ class PathPatterns:
 
     def match(self, path: str) -> bool:
         """Say whether a path is meant by one of the patterns, in whatever form the request's target came."""
-        path = request_path(path) if ":" in path else path
-        if len(path) > _MOST_OF_PATH:
+        has_colon = ":" in path
+        is_cut = len(path) > (_MOST_CHARACTERS if has_colon else _MOST_OF_PATH)
+        path = request_path(path) if has_colon else path[:_MOST_OF_PATH]
+        if is_cut:
             # Where it is cut is not where it ends: a stranger must not choose what a pattern finds there.
-            path = path[:_MOST_OF_PATH] + _CUT
+            path += _CUT
         return self._regex is not None and self._regex.match(path) is not None
 
 
