@@ -260,6 +260,8 @@ def test_formats_that_a_user_names():
             {"traceparent": "", "tracestate": 'a="1" traceparent=x'},
         ),
         ('{"tp":"-"}', {"traceparent": "-"}),
+        ('{"traceparent":"the best key","tp":"x"}', {"traceparent": "the best key"}),
+        ('{"tp":"x","traceparent":"the best key"}', {"traceparent": "the best key"}),
         ('{"tp":"a","tp":"b"}', "ambiguous"),
         ('{"nested":{"a":1,"a":2}}', "ambiguous"),
         ('{"tp":', "broken"),
