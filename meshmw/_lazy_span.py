@@ -6,7 +6,7 @@ It is the SDK's own span class with its parts put off. What it stands on, and wh
   (sampler, id generator, span metrics, processors), in which order, with what;
 * the names under which `Span` and `ReadableSpan` keep their parts (`_name`, `_attributes`, `_end_time`, ...). Every
   method that is not written here is inherited, and finds them there;
-* `BoundedAttributes._dict`, and `StaticSampler._decision` and the five samplers of `ParentBased`.
+* `BoundedAttributes._dict`.
 
 It is held equal by `tests/telemetry/test_lazy_span*.py`, which do the same to both spans and compare all that they
 say, with each SDK of `_otel.KNOWN_SDKS`. Under any other one, or where the tracer is not the SDK's own, nothing of this
@@ -26,13 +26,13 @@ from collections.abc import Callable, Sequence
 from sys import maxsize
 from time import time_ns
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan, _Span
 from opentelemetry.sdk.trace import Tracer as SdkTracer
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSampler
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.version import __version__ as sdk_version
 from opentelemetry.trace import (
@@ -49,7 +49,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import Attributes
 
 from meshmw._context.extraction import B3_KEY
-from meshmw._otel import SPAN_CONTEXT, SPAN_KEY
+from meshmw._otel import SPAN_CONTEXT, SPAN_KEY, decisions_by_parent
 
 _VERSION: Final = tuple(map(int, sdk_version.split(".")[:2]))
 # Since then a trace that begins says whether its id is random, and a child says of it what its parent says.
@@ -74,11 +74,7 @@ _RANDOM: Final = 2 if _HAS_RANDOM_FLAG else 0
 _FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 _DROP: Final = Decision.DROP
 _SAMPLE: Final = Decision.RECORD_AND_SAMPLE
-_UNDECIDED: Final = (None, None, None, None)
 _new: Final = object.__new__
-
-# By whether a parent is local or remote, and whether it is sampled; None where a sampler is to be asked.
-_Decisions: TypeAlias = tuple[Decision | None, ...]
 
 
 class _OfTracer:
@@ -296,7 +292,7 @@ class LazyTracer(Tracer):
         self.longest = _LONGEST_TEXT if limit is None else min(limit, _LONGEST_TEXT)
         metrics = tracer._tracer_metrics
         self._count = None if type(metrics).__name__ == "NoOpTracerMetrics" else metrics.start_span
-        self._known: tuple[object, _Decisions] = None, _UNDECIDED
+        self._known: tuple[object, tuple[Any, ...]] = None, ()
 
     # It asks nothing of its tracer but to start spans.
     start_as_current_span = SdkTracer.start_as_current_span
@@ -356,12 +352,36 @@ class LazyTracer(Tracer):
             self._count(parent, _DROP)
         return NonRecordingSpan(self._child(parent, _DROP))
 
+    def recorded(
+        self, parent: SpanContext, name: str, context: Context, kind: SpanKind, attributes: dict[str, Any]
+    ) -> Span | None:
+        """Return the span below a parent whose flags alone tell that it is recorded; None for any other.
+
+        Args:
+            parent: What is current in the context.
+            name: The span's name.
+            context: What it begins in.
+            kind: The span's kind.
+            attributes: What it says, with keys and lengths as this package's operations have them. The dictionary
+                becomes the span's.
+        """
+        tracer = self.tracer
+        if self.longest < _LONGEST_TEXT or self._decided(parent) is not _SAMPLE or not tracer._is_enabled():
+            return None
+        if len(attributes) > self.most or not _PLAIN.issuperset(map(type, attributes.values())):
+            return None
+        span = _new(LazySpan)
+        own, ended = self._child(parent, _SAMPLE), None if self._count is None else self._count(parent, _SAMPLE)
+        span.take(self, name, own, parent, kind, attributes, None, ended)
+        tracer.span_processor.on_start(span, parent_context=context)
+        return span
+
     def _decided(self, parent: SpanContext) -> Decision | None:
         """Return what the sampler would decide below a parent, where that is known without asking it."""
         sampler = self.tracer.sampler
         known, decisions = self._known
         if sampler is not known:
-            decisions = _decisions_of(sampler)
+            decisions = decisions_by_parent(sampler)
             self._known = sampler, decisions
         _, _, is_remote, flags, _, is_valid = parent
         return decisions[(2 if is_remote else 0) + (flags & _SAMPLED)] if is_valid else None
@@ -399,27 +419,6 @@ def _span_in(context: Context | None) -> Span:
     """Return the current span; those that everybody has are known without asking for their base class."""
     found = None if context is None else context.get(SPAN_KEY)
     return found if type(found) in _SPANS else get_current_span(context)  # type: ignore[return-value]
-
-
-def _decisions_of(sampler: object) -> _Decisions:
-    """Return what a sampler decides by the parent alone, for the SDK's own samplers and ours above one of these."""
-    # Not of a subclass or of a stand-in, which may decide otherwise.
-    if "where_b3_is_silent" in vars(type(sampler)):
-        sampler = sampler.where_b3_is_silent  # type: ignore[attr-defined]
-    if type(sampler) is StaticSampler:
-        return (_static(sampler),) * 4
-    if type(sampler) is not ParentBased or "should_sample" in vars(sampler):
-        return _UNDECIDED
-    return (
-        _static(sampler._local_parent_not_sampled),
-        _static(sampler._local_parent_sampled),
-        _static(sampler._remote_parent_not_sampled),
-        _static(sampler._remote_parent_sampled),
-    )
-
-
-def _static(sampler: object) -> Decision | None:
-    return sampler._decision if type(sampler) is StaticSampler and "should_sample" not in vars(sampler) else None
 
 
 def _copied(attributes: Attributes, most: int, longest: int) -> dict[str, Any] | None:

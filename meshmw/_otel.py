@@ -55,6 +55,7 @@ SPAN_PARTS: Final = attrgetter(
 # The attributes of an event or a link.
 ITEM_ATTRIBUTES: Final = attrgetter("_attributes._dict")
 # A span context is a tuple whose fifth item is its tracestate, and that holds its members in a mapping.
+TRACE_FLAGS: Final = 3
 TRACE_STATE: Final = 4
 # Makes one of all its items, the last of which says whether its ids are valid; its constructor looks at them again.
 SPAN_CONTEXT: Final[Callable[[tuple[int, int, bool, int, OTelTraceState, bool]], trace.SpanContext]] = partial(
@@ -292,6 +293,31 @@ def keep_resource_in_forks(provider: Any, known: Resource) -> None:
     update: Callable[[Resource], None] | None = getattr(provider, "_update_resource", None)
     if update is not None:
         provider._update_resource = lambda resource: update(resource.merge(known))
+
+
+def decisions_by_parent(sampler: object) -> tuple[Any, ...]:
+    """Return what a sampler decides by the parent alone, for the SDK's own samplers and ours above one of these.
+
+    Returns:
+        Four decisions, None for each that the sampler is to be asked for: below a parent that is local and unsampled,
+        local and sampled, remote and unsampled, remote and sampled.
+    """
+    from opentelemetry.sdk.trace.sampling import ParentBased, StaticSampler
+
+    def static(found: Any) -> Any:
+        return found._decision if type(found) is StaticSampler and "should_sample" not in vars(found) else None
+
+    # Not of a subclass or of a stand-in, which may decide otherwise.
+    if "where_b3_is_silent" in vars(type(sampler)):
+        sampler = sampler.where_b3_is_silent  # type: ignore[attr-defined]
+    if type(sampler) is not ParentBased or "should_sample" in vars(sampler):
+        return (static(sampler),) * 4
+    return (
+        static(sampler._local_parent_not_sampled),
+        static(sampler._local_parent_sampled),
+        static(sampler._remote_parent_not_sampled),
+        static(sampler._remote_parent_sampled),
+    )
 
 
 def announce_ending(processor: object, span: object) -> None:

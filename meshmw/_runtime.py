@@ -78,7 +78,7 @@ def checked_propagator(propagator: object) -> MeshPropagator | None:
 _LAZY: Final = "meshmw._lazy_span"
 
 
-def _is_to_be_asked(_parent: trace.SpanContext) -> None:
+def _is_to_be_asked(_parent: trace.SpanContext, *_: object) -> None:
     return None
 
 
@@ -97,6 +97,7 @@ class Runtime:
         header_names: The header names that servers look for, in each protocol's spelling.
         dropped: Returns the span below a parent whose flags alone tell the tracer's sampler not to record it; None for
             any other, and where the sampler is to be asked.
+        recorded: Returns the span below a parent whose flags alone tell it to record that, and None likewise.
     """
 
     __slots__ = (
@@ -106,6 +107,7 @@ class Runtime:
         "header_names",
         "messaging_parent",
         "propagator",
+        "recorded",
         "server_spans",
         "tracer",
         "trust",
@@ -139,8 +141,10 @@ class Runtime:
         self.tracer = tracer
         # Others' tracers may have something else of that name.
         is_lazy = type(tracer).__module__ == _LAZY
-        self.dropped: Callable[[trace.SpanContext], trace.Span | None] = (
-            getattr(tracer, "dropped") if is_lazy else _is_to_be_asked  # noqa: B009  # its class may not be imported
+        self.dropped: Callable[[trace.SpanContext], trace.Span | None]
+        self.recorded: Callable[..., trace.Span | None]
+        self.dropped, self.recorded = (
+            (getattr(tracer, name) if is_lazy else _is_to_be_asked) for name in ("dropped", "recorded")
         )
 
     @classmethod

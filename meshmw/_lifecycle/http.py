@@ -32,7 +32,7 @@ from meshmw._lifecycle.operation import (
     is_suppressed,
     record_refusals,
 )
-from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, PassingTracer, is_asked_by_server
+from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, TRACE_FLAGS, PassingTracer, is_asked_by_server
 from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
 from meshmw._runtime import Runtime
@@ -202,11 +202,7 @@ class MeasuredHttpOperation(HttpOperation):
     """Holds a request of ours whose duration somebody wants to know, also where its span is not recorded.
 
     Args:
-        span: Its span.
-        context: What is current while user code runs.
-        method: Its method.
-        request: What is served, or None for what is sent.
-        measurement: Times it.
+        measurement: Times it. Before it stands what `HttpOperation` takes.
     """
 
     __slots__ = ("_measurement",)
@@ -332,16 +328,20 @@ def begin_server(request: Request, decision: Decision, around: Context, effectiv
     if decision.whose != "ours":
         return _begin_without_span(request, decision, around)
     entries, remote = extraction.entries_over(around), extraction.span_context
-    is_sampled = remote is not None and remote.trace_flags & FLAG_SAMPLED
+    is_sampled = remote is not None and remote[TRACE_FLAGS] & FLAG_SAMPLED
     # What B3 headers say may weigh more than the parent does.
-    span = None if is_sampled or remote is None or extraction.b3 is not None else effective.dropped(remote)
+    plain = remote if extraction.b3 is None and extraction.rejected is None else None
+    span = None if plain is None or is_sampled else effective.dropped(plain)
     attributes: Attributes | None = None
     if span is None:
         # A span whose parent is sampled is likely to want them; to put the question off costs more than to answer it.
         is_likely = is_sampled and type(tracer) not in _IDLE
         attributes = request.attributes() if is_likely else LazyAttributes(request.attributes)
-        links = None if extraction.rejected is None else decision.links
-        span = tracer.start_span(span_name(request.method), Context(entries), decision.kind, attributes, links)
+        name, below = span_name(request.method), Context(entries)
+        if plain is not None and is_likely:
+            span = effective.recorded(plain, name, below, decision.kind, attributes)
+        if span is None:
+            span = tracer.start_span(name, below, decision.kind, attributes, decision.links)
     if extraction.refused:
         record_refusals(span, extraction, link=False)
     entries |= {SPAN_KEY: span, CLAIM_KEY: span, _REQUEST_KEY: request}

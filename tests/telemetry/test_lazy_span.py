@@ -359,17 +359,44 @@ def test_what_is_dropped_for_its_parents_flags_is_named_and_counted_as_by_the_sd
     assert "otel.sdk.span.started" in repr(counted[-1])
 
 
+@pytest.mark.parametrize("where", ["sampled", "unsampled", "random", "local sampled"])
+@pytest.mark.parametrize("sampler", [_DEFAULT, _OURS, _OWNER, _RATIO, ALWAYS_OFF, ALWAYS_ON])
+@pytest.mark.parametrize("limits", [{}, {"max_span_attributes": 1}, {"max_span_attribute_length": 2}])
+@pytest.mark.parametrize("value", [5, "text", [1, 2]])
+def test_what_is_recorded_for_its_parents_flags_is_the_sdks_span(monkeypatch, where, sampler, limits, value):
+    def started(tracer: Any) -> Any:
+        context, attributes = parent(where), {"a": 1, "b": value}
+        is_lazy = isinstance(tracer, LazyTracer)
+        recorded = (
+            tracer.recorded(ids_in(context), "n", context, SpanKind.SERVER, attributes.copy()) if is_lazy else None
+        )
+        return recorded or tracer.start_span("n", context, SpanKind.SERVER, attributes)
+
+    monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
+    steps = [lambda span: span.set_attribute("c", "more"), lambda span: span.end()]
+    counted = same(lambda: started, lambda: steps, sampler=lambda: sampler, limits=limits)
+    assert "otel.sdk.span.started" in repr(counted[-1])
+
+
 @pytest.mark.parametrize(("sampler", "is_known"), [(_DEFAULT, True), (_OURS, True), (_RATIO, False), (_OWNER, False)])
 def test_a_parents_flags_alone_tell_for_known_samplers(sampler, is_known):
     tracer = LazyTracer(TracerProvider(sampler, shutdown_on_exit=False).get_tracer("t"))
     assert (tracer.dropped(ids_in(parent("unsampled"))) is not None) is is_known
     assert tracer.dropped(ids_in(parent("sampled"))) is None
+    assert recorded(tracer, "unsampled") is None
+    assert (recorded(tracer, "sampled") is not None) is is_known
+
+
+def recorded(tracer: LazyTracer, where: str) -> Any:
+    context = parent(where)
+    return tracer.recorded(ids_in(context), "n", context, SpanKind.SERVER, {})
 
 
 def test_a_tracer_that_is_disabled_starts_nothing():
     tracer = TracerProvider(shutdown_on_exit=False, _tracer_configurator=_disable_tracer_configurator).get_tracer("t")
     assert not LazyTracer(tracer).start_span("name", parent("sampled")).is_recording()
     assert LazyTracer(tracer).dropped(ids_in(parent("unsampled"))) is None
+    assert recorded(LazyTracer(tracer), "sampled") is None
 
 
 def test_attributes_that_cannot_be_copied_are_taken_as_the_sdk_takes_them():

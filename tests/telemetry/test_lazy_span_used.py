@@ -9,11 +9,19 @@ from _thread import allocate_lock
 from types import SimpleNamespace
 
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.sdk import trace, version
 from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, ParentBased, SamplingResult, StaticSampler
 from opentelemetry.trace import NonRecordingSpan as Remote
-from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, SpanContext, TraceFlags, set_span_in_context
+from opentelemetry.trace import (
+    NoOpTracerProvider,
+    ProxyTracerProvider,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from meshmw import _lazy_span, _runtime
 from meshmw._lazy_span import LazySpan, LazyTracer
@@ -70,10 +78,11 @@ def test_a_tracer_of_another_class_makes_its_own():
 def test_another_tracer_may_have_something_of_its_own_by_the_name_of_what_is_dropped():
     tracer = sdks()
     tracer.__class__ = OtherTracer
-    tracer.dropped = 5
+    tracer.dropped = tracer.recorded = 5
     effective = _runtime.Runtime(tracer=_runtime.tracer_of(OtherProvider(tracer)))
     assert effective.tracer is tracer
     assert effective.dropped(SpanContext(1, 2, True, TraceFlags(0))) is None
+    assert effective.recorded(SpanContext(1, 2, True, TraceFlags(1)), "n", Context(), SpanKind.SERVER, {}) is None
 
 
 def test_a_tracer_with_a_method_of_its_own_makes_its_own():
