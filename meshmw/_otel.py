@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter, contains
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -54,9 +54,9 @@ SPAN_PARTS: Final = attrgetter(
 )
 # The attributes of an event or a link.
 ITEM_ATTRIBUTES: Final = attrgetter("_attributes._dict")
-# A span context is a tuple whose fifth item is its tracestate, and that holds its members in a mapping.
-TRACE_FLAGS: Final = 3
+# A span context is a tuple: its fifth item is its tracestate, which holds its members in a mapping.
 TRACE_STATE: Final = 4
+TRACE_FLAGS: Final = 3
 # Makes one of all its items, the last of which says whether its ids are valid; its constructor looks at them again.
 SPAN_CONTEXT: Final[Callable[[tuple[int, int, bool, int, OTelTraceState, bool]], trace.SpanContext]] = partial(
     tuple.__new__, trace.SpanContext
@@ -69,6 +69,8 @@ _METHODS: Final = "__init__", "start", "set_attribute", "update_name", "end", "g
 _PROPERTIES: Final = "attributes", "events", "links", "dropped_attributes", "dropped_events", "dropped_links"
 # The versions of the SDK that `_lazy_span` is held equal to.
 KNOWN_SDKS: Final = frozenset({"1.40", "1.41", "1.42", "1.43", "1.44", "1.45"})
+# Where they are made. A process need not have the SDK, so nobody imports this module to ask.
+LAZY_SPANS: Final = "meshmw._lazy_span"
 
 
 class W3CTraceState(OTelTraceState):
@@ -239,6 +241,31 @@ def exception_events(span: Any) -> Iterator[dict[str, Any]]:
         said = getattr(event.attributes, "_dict", None)
         if event.name == "exception" and isinstance(said, dict):
             yield said
+
+
+def add_shared_event(span: Any, name: str, attributes: tuple[tuple[str, str], ...]) -> None:
+    """Add an event with attributes that events of many spans have: only the first time are they looked at and copied.
+
+    Args:
+        span: One that is recorded.
+        name: The event's name.
+        attributes: Pairs of key and value; few different ones, and none that a stranger chooses.
+    """
+    if type(span).__module__ != LAZY_SPANS:
+        span.add_event(name, dict(attributes))
+        return
+    from opentelemetry.sdk.trace import Event
+
+    limits = span._limits
+    shared = _shared_attributes(attributes, limits.max_event_attributes, limits.max_attribute_length)
+    span._add_event(Event(name, shared))
+
+
+@lru_cache(maxsize=64)
+def _shared_attributes(attributes: tuple[tuple[str, str], ...], most: int | None, longest: int | None) -> Any:
+    from opentelemetry.attributes import BoundedAttributes
+
+    return BoundedAttributes(most, dict(attributes), max_value_len=longest)
 
 
 def change_status_text(span: Any, change: Callable[[str], str]) -> None:

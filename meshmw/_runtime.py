@@ -14,7 +14,7 @@ from opentelemetry import trace
 
 from meshmw._context.carriers import HeaderNames
 from meshmw._notices import LOGGER, quoted
-from meshmw._otel import KNOWN_SDKS, parts_of, passing_on, sdk_of
+from meshmw._otel import KNOWN_SDKS, LAZY_SPANS, parts_of, passing_on, sdk_of
 from meshmw._policy.patterns import PathPatterns
 from meshmw._policy.trust import TrustPolicy
 from meshmw._policy.words import DEFAULT_MESSAGING_PARENT, DEFAULT_SERVER_SPANS, MessagingParent, ServerSpans
@@ -72,10 +72,6 @@ def checked_propagator(propagator: object) -> MeshPropagator | None:
     if propagator is None or isinstance(propagator, MeshPropagator):
         return propagator
     raise TypeError(f"propagator takes a MeshPropagator, not {quoted(propagator)}")
-
-
-# Where `LazyTracer` is.
-_LAZY: Final = "meshmw._lazy_span"
 
 
 def _is_to_be_asked(_parent: trace.SpanContext, *_: object) -> None:
@@ -140,7 +136,7 @@ class Runtime:
         """Have a tracer make the spans."""
         self.tracer = tracer
         # Others' tracers may have something else of that name.
-        is_lazy = type(tracer).__module__ == _LAZY
+        is_lazy = type(tracer).__module__ == LAZY_SPANS
         self.dropped: Callable[[trace.SpanContext], trace.Span | None]
         self.recorded: Callable[..., trace.Span | None]
         self.dropped, self.recorded = (

@@ -33,6 +33,7 @@ from opentelemetry.trace import (
 )
 
 from meshmw._lazy_span import LazyTracer
+from meshmw._otel import _shared_attributes, add_shared_event
 from meshmw._telemetry.span import RemoteParentSampler
 from tests.telemetry.twin_spans import PARENTS, STATE, TRACE_ID, parent, same
 
@@ -329,6 +330,23 @@ def test_at_limits_and_with_parts_of_others(begin, step, limits):
         return [step, lambda span: span.end(), set_many]
 
     same(begin, steps, limits=limits)
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"max_events": 1}, {"max_event_attributes": 1}, {"max_attribute_length": 2}, {"max_attributes": 0}]
+)
+def test_an_event_that_many_spans_share_is_the_sdks_event(limits):
+    def share(span: Any) -> None:
+        if limits:
+            # The SDK says each time what it cuts, and we the first time.
+            _shared_attributes.cache_clear()
+        add_shared_event(span, "refused", (("header", "baggage"), ("reason", "key")))
+
+    def steps() -> Any:
+        return [share, lambda span: span.add_event("other", {"header": 1}), share, lambda span: span.end(), share]
+
+    for _ in range(2):
+        same(begun(DEFAULT), steps, limits=limits)
 
 
 @pytest.mark.parametrize("where", PARENTS)
