@@ -200,6 +200,14 @@ def test_a_request_that_only_later_lines_have_is_read_in_bulk(first):
     assert alone == bulk
 
 
+def test_lines_that_no_strict_pattern_reads_are_read_alone():
+    reader = TextFormat.compile("%REQ(TRACEPARENT)%::%REQ(TRACESTATE)%")
+    alone, bulk, counts = alone_and_in_bulk(reader, [f"{TRACED}::a=1", "", "a::b::c"])
+    assert counts
+    assert len(alone) == 1
+    assert alone == bulk
+
+
 @pytest.mark.parametrize("part", [" ", '"', "a", "-", "0", "[", '" "', "/", "?", "00-", "{", '{"a":', "\\"])
 def test_no_text_costs_more_than_its_length(part):
     """64 KiB of what separates fields, or of what they are made of; a pattern that went back over it took minutes."""

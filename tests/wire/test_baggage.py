@@ -198,6 +198,7 @@ def test_a_stray_percent_sign_stays_until_there_are_too_many():
     values, dropped = parse_baggage(",".join(f"k{n}=100%" for n in range(20)))
     assert (values["k15"], len(values), dropped) == ("100%", 16, ("value",))
     assert parse_baggage("a=" + "%zz" * 65)[0] == {}
+    assert parse_baggage("a=" + "%20" * 20 + "%") == ({"a": " " * 20 + "%"}, ())
     assert len(parse_baggage("a=" + "%20" * 2730)[0]["a"]) == 2730
 
 
