@@ -7,11 +7,20 @@ Raises:
 
 from __future__ import annotations
 
-from meshmw._telemetry.configure import configure
+import gc
 
 __all__ = ["telemetry"]
 
-telemetry = configure()
+# Nothing that is imported and made here becomes garbage, and to look for some takes a twentieth of the time.
+_collects = gc.isenabled()
+gc.disable()
+try:
+    from meshmw._telemetry.configure import configure
+
+    telemetry = configure()
+finally:
+    if _collects:
+        gc.enable()
 
 
 def __dir__() -> list[str]:

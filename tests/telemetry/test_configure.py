@@ -186,6 +186,25 @@ class TestWhatIsSet:
         assert program.stdout == "True\n"
         assert "exporter=none endpoint=- provider=own" in program.stderr
 
+    @pytest.mark.parametrize("exporter", ["none", "zipkin"])
+    @pytest.mark.parametrize("switch", ["enable", "disable"])
+    def test_import_leaves_the_garbage_collector_as_it_was(self, switch, exporter):
+        program = run(
+            f"""
+            import gc
+            from meshmw.errors import SettingsError
+            gc.{switch}()
+            try:
+                import meshmw.auto
+            except SettingsError:
+                print("refused")
+            print(gc.isenabled())
+            """,
+            MESHMW_EXPORTER=exporter,
+        )
+        refused = "refused\n" if exporter == "zipkin" else ""
+        assert program.stdout == f"{refused}{switch == 'enable'}\n"
+
     def test_the_console_shows_spans(self):
         program = run(
             """
