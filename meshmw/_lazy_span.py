@@ -355,15 +355,16 @@ class LazyTracer(Tracer):
     def recorded(
         self, parent: SpanContext, name: str, context: Context, kind: SpanKind, attributes: dict[str, Any]
     ) -> Span | None:
-        """Return the span below a parent whose flags alone tell that it is recorded; None for any other.
+        """Return the span below a parent whose flags alone tell that it is recorded.
+
+        None where they do not, or where the SDK might keep other attributes than these: `start_span` knows then.
 
         Args:
             parent: What is current in the context.
             name: The span's name.
             context: What it begins in.
             kind: The span's kind.
-            attributes: What it says, with keys and lengths as this package's operations have them. The dictionary
-                becomes the span's.
+            attributes: What it says, with keys of this package's and texts of at most 2,048 characters.
         """
         tracer = self.tracer
         if self.longest < _LONGEST_TEXT or self._decided(parent) is not _SAMPLE or not tracer._is_enabled():
@@ -372,7 +373,7 @@ class LazyTracer(Tracer):
             return None
         span = _new(LazySpan)
         own, ended = self._child(parent, _SAMPLE), None if self._count is None else self._count(parent, _SAMPLE)
-        span.take(self, name, own, parent, kind, attributes, None, ended)
+        span.take(self, name, own, parent, kind, attributes.copy(), None, ended)
         tracer.span_processor.on_start(span, parent_context=context)
         return span
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from operator import attrgetter, contains
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -54,9 +54,9 @@ SPAN_PARTS: Final = attrgetter(
 )
 # The attributes of an event or a link.
 ITEM_ATTRIBUTES: Final = attrgetter("_attributes._dict")
-# A span context is a tuple: its fifth item is its tracestate, which holds its members in a mapping.
+# A span context is a tuple: these are the items that are its flags, and its tracestate, which holds a mapping.
+FLAGS_ITEM: Final = 3
 TRACE_STATE: Final = 4
-TRACE_FLAGS: Final = 3
 # Makes one of all its items, the last of which says whether its ids are valid; its constructor looks at them again.
 SPAN_CONTEXT: Final[Callable[[tuple[int, int, bool, int, OTelTraceState, bool]], trace.SpanContext]] = partial(
     tuple.__new__, trace.SpanContext
@@ -65,11 +65,14 @@ TRACE_STATE_MEMBERS: Final = attrgetter("_dict")
 
 
 # What `_lazy_span` does in place of the SDK: its tracer's `start_span`, and of its span these methods and properties.
-_METHODS: Final = "__init__", "start", "set_attribute", "update_name", "end", "get_span_context", "_readable_span"
+_METHODS: Final = (
+    *("__init__", "start", "set_attribute", "update_name", "end", "get_span_context", "_readable_span"),
+    *("add_event", "_add_event"),
+)
 _PROPERTIES: Final = "attributes", "events", "links", "dropped_attributes", "dropped_events", "dropped_links"
 # The versions of the SDK that `_lazy_span` is held equal to.
 KNOWN_SDKS: Final = frozenset({"1.40", "1.41", "1.42", "1.43", "1.44", "1.45"})
-# Where they are made. A process need not have the SDK, so nobody imports this module to ask.
+# The module of `LazySpan` and `LazyTracer`, by name: it imports the SDK, which a process need not have.
 LAZY_SPANS: Final = "meshmw._lazy_span"
 
 
@@ -243,29 +246,31 @@ def exception_events(span: Any) -> Iterator[dict[str, Any]]:
             yield said
 
 
-def add_shared_event(span: Any, name: str, attributes: tuple[tuple[str, str], ...]) -> None:
-    """Add an event with attributes that events of many spans have: only the first time are they looked at and copied.
+def add_plain_event(span: Any, name: str, attributes: dict[str, str]) -> None:
+    """Add an event to a span that is recorded; a lazy one is spared to look at attributes that it keeps as they are.
 
     Args:
-        span: One that is recorded.
+        span: The span. It stands on `_limits`, `_add_event` and `BoundedAttributes._dict`; any other than a lazy one is
+            told in public.
         name: The event's name.
-        attributes: Pairs of key and value; few different ones, and none that a stranger chooses.
+        attributes: What it says: keys and values of this package's, in a dictionary that becomes the event's.
     """
-    if type(span).__module__ != LAZY_SPANS:
-        span.add_event(name, dict(attributes))
+    limits = span._limits if type(span).__module__ == LAZY_SPANS else None
+    if limits is None or not _fits(attributes, limits.max_event_attributes, limits.max_attribute_length):
+        span.add_event(name, attributes)
         return
+    from opentelemetry.attributes import BoundedAttributes
     from opentelemetry.sdk.trace import Event
 
-    limits = span._limits
-    shared = _shared_attributes(attributes, limits.max_event_attributes, limits.max_attribute_length)
-    span._add_event(Event(name, shared))
+    kept = BoundedAttributes(limits.max_event_attributes, max_value_len=limits.max_attribute_length)
+    kept._dict = attributes  # type: ignore[assignment]  # which holds other values too
+    span._add_event(Event(name, kept))
 
 
-@lru_cache(maxsize=64)
-def _shared_attributes(attributes: tuple[tuple[str, str], ...], most: int | None, longest: int | None) -> Any:
-    from opentelemetry.attributes import BoundedAttributes
-
-    return BoundedAttributes(most, dict(attributes), max_value_len=longest)
+def _fits(attributes: dict[str, str], most: int | None, longest: int | None) -> bool:
+    if most is not None and len(attributes) > most:
+        return False
+    return longest is None or max(map(len, attributes.values())) <= longest
 
 
 def change_status_text(span: Any, change: Callable[[str], str]) -> None:

@@ -93,7 +93,7 @@ class Runtime:
         header_names: The header names that servers look for, in each protocol's spelling.
         dropped: Returns the span below a parent whose flags alone tell the tracer's sampler not to record it; None for
             any other, and where the sampler is to be asked.
-        recorded: Returns the span below a parent whose flags alone tell it to record that, and None likewise.
+        recorded: Returns the span below a parent whose flags alone tell it to record that; None in all other cases.
     """
 
     __slots__ = (

@@ -241,10 +241,9 @@ class _AsgiRequest(Request):
 def _header_lines(headers: Headers, wanted: Mapping[bytes, str]) -> dict[str, list[str]]:
     """Return the wanted lines of a scope, in order, by name in lower case; ASGI servers hand out latin-1."""
     lines: dict[str, list[str]] = {}
-    for each, value in headers:
-        name = wanted.get(each)
-        if name is not None:
-            lines.setdefault(name, []).append(value.decode("latin-1"))
+    for name, value in headers:
+        if name in wanted:
+            lines.setdefault(wanted[name], []).append(value.decode("latin-1"))
     return lines
 
 

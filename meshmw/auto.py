@@ -11,7 +11,7 @@ import gc
 
 __all__ = ["telemetry"]
 
-# Nothing that is imported and made here becomes garbage, and to look for some takes a twentieth of the time.
+# Hardly anything that is imported and made here is garbage, and to look for some takes a twentieth of the time.
 _collects = gc.isenabled()
 gc.disable()
 try:

@@ -32,7 +32,7 @@ from meshmw._lifecycle.operation import (
     is_suppressed,
     record_refusals,
 )
-from meshmw._otel import SPAN_KEY, SUPPRESS_HTTP_KEY, TRACE_FLAGS, PassingTracer, is_asked_by_server
+from meshmw._otel import FLAGS_ITEM, SPAN_KEY, SUPPRESS_HTTP_KEY, PassingTracer, is_asked_by_server
 from meshmw._policy.outbound import Pair
 from meshmw._policy.trust import RequestView
 from meshmw._runtime import Runtime
@@ -202,7 +202,11 @@ class MeasuredHttpOperation(HttpOperation):
     """Holds a request of ours whose duration somebody wants to know, also where its span is not recorded.
 
     Args:
-        measurement: Times it. Before it stands what `HttpOperation` takes.
+        span: Its span.
+        context: What is current while user code runs.
+        method: Its method.
+        request: What is served, or None for what is sent.
+        measurement: Times it.
     """
 
     __slots__ = ("_measurement",)
@@ -284,9 +288,7 @@ class SuppressedHttpOperation(HttpOperation):
         """Return a block in which what is current stays so."""
         return Current(otel_context.get_current())
 
-    def sending(self) -> Current:
-        """Return the same."""
-        return self.current()
+    sending = current
 
 
 def current_operation(context: Context | None = None) -> HttpOperation | None:
@@ -328,7 +330,7 @@ def begin_server(request: Request, decision: Decision, around: Context, effectiv
     if decision.whose != "ours":
         return _begin_without_span(request, decision, around)
     entries, remote = extraction.entries_over(around), extraction.span_context
-    is_sampled = remote is not None and remote[TRACE_FLAGS] & FLAG_SAMPLED
+    is_sampled = remote is not None and remote[FLAGS_ITEM] & FLAG_SAMPLED
     # What B3 headers say may weigh more than the parent does.
     plain = remote if extraction.b3 is None and extraction.rejected is None else None
     span = None if plain is None or is_sampled else effective.dropped(plain)

@@ -63,6 +63,8 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 _VERSIONS: Final = frozenset({"1.0", "1.1", "2", "3"})
 _MOST_HOSTS: Final = 100
+# Of a number of bytes.
+_MOST_DIGITS: Final = 18
 # Over HTTP/2 a server may send any number.
 _HIGHEST_STATUS: Final = 999
 
@@ -165,8 +167,12 @@ def is_short(method: str, status: int, lengths: Sequence[str], sent: int) -> boo
     # RFC 9110, section 6.4.1: what has no content.
     if method == "HEAD" or status in (204, 304):
         return False
-    is_known = len(lengths) == 1 and lengths[0].strip().isdecimal()
-    return sent < int(lengths[0]) if is_known else None
+    length = lengths[0].strip() if len(lengths) == 1 else ""
+    if not length.isdecimal():
+        return None
+    digits = length.lstrip("0")
+    # Python makes no number of more than 4,300 digits, and nobody has sent so much.
+    return len(digits) > _MOST_DIGITS or sent < int(digits or "0")
 
 
 def redact_query(query: str) -> str:
@@ -220,12 +226,15 @@ def server_attributes(
         found = _repeated(method, scheme, authority, protocol_version, user_agent).copy()
     else:
         agent = user_agent[:_MOST_TEXT] if user_agent else None
-        found = _of_a_client(method[:_MOST_TEXT], scheme, authority, protocol_version, agent)
+        version = protocol_version[:_MOST_TEXT] if protocol_version else None
+        found = _of_a_client(method[:_MOST_TEXT], scheme[:_MOST_TEXT], authority, version, agent)
     # Without a colon it is a plain path, as nearly always.
     found["url.path"] = (request_path(path) if ":" in path else path)[:_MOST_TEXT]
     if query:
         found["url.query"] = redact_query(query)
     if client:
+        # A server may take it from a header.
+        client = client[:_MOST_TEXT]
         found["client.address"] = client
         if client_port:
             found["network.peer.address"] = client

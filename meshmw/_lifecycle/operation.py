@@ -25,7 +25,7 @@ from meshmw._context.current import Current
 from meshmw._context.extraction import Extraction
 from meshmw._lifecycle.decide import REJECTED
 from meshmw._notices import exception_shown
-from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY, add_shared_event
+from meshmw._otel import SUPPRESS_ALL_KEY, SUPPRESS_HTTP_KEY, SUPPRESS_KEY, add_plain_event
 
 AttributeValue = str | int
 Attributes = Mapping[str, AttributeValue]
@@ -224,7 +224,7 @@ def record_refusals(span: Span, extraction: Extraction, *, link: bool = True) ->
     """
     if (extraction.refused or extraction.rejected is not None) and span.is_recording():
         for header, reason in extraction.refused:
-            add_shared_event(span, "meshmw.header.refused", (("meshmw.header", header), ("meshmw.reason", reason)))
+            add_plain_event(span, "meshmw.header.refused", {"meshmw.header": header, "meshmw.reason": reason})
         if link and extraction.rejected is not None:
             span.add_link(extraction.rejected, REJECTED)
 

@@ -53,6 +53,8 @@ class PathPatterns:
             if not pattern.startswith(("/", "*")):
                 raise ValueError(f"{name}: {quoted(pattern)} is no pattern of paths: they begin with /")
         self._regex = re.compile("|".join(map(_path_expression, patterns))) if patterns else None
+        # No `?` reaches from the end of a pattern to what stands before so many.
+        self._cut = _CUT * max(map(len, patterns), default=0)
         self.are_none = not patterns
 
     def match(self, path: str) -> bool:
@@ -62,7 +64,7 @@ class PathPatterns:
         path = request_path(path) if has_colon else path[:_MOST_OF_PATH]
         if is_cut:
             # Where it is cut is not where it ends: a stranger must not choose what a pattern finds there.
-            path += _CUT
+            path += self._cut
         return self._regex is not None and self._regex.match(path) is not None
 
 
@@ -189,7 +191,7 @@ def parse_network(text: str) -> Network:
 def _path_expression(pattern: str) -> str:
     if any(character in pattern for character in "*?["):
         return translate(pattern)
-    return rf"{re.escape(pattern.rstrip('/'))}(?:/.*+)?\Z"
+    return rf"{re.escape(pattern.rstrip('/'))}(?:/(?s:.*+))?\Z"
 
 
 def _key_expression(patterns: Sequence[str]) -> re.Pattern[str]:

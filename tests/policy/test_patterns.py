@@ -52,6 +52,19 @@ def test_no_pattern_finds_the_end_of_a_path_where_that_is_cut(end):
         assert PathPatterns(["/api"]).match(f"{path}/../../admin")
 
 
+@pytest.mark.parametrize("pattern", ["/api/*/?", "/api/*/[!a]", "/api/*/s??", "*/[!a-y]?"])
+def test_no_character_of_a_pattern_stands_for_the_end_that_a_cut_path_does_not_have(pattern):
+    for begin, most in (("/api/", 4096), ("/api/a:b", 1024)):
+        for end in ("/", "/s", "/st"):
+            path = begin.ljust(most - len(end), "b") + end
+            assert not PathPatterns([pattern]).match(f"{path}zzz/admin")
+
+
+def test_all_below_a_path_is_whatever_stands_there():
+    assert PathPatterns(["/health"]).match("/health/\n\x85")
+    assert not PathPatterns(["/health"]).match("/health\n")
+
+
 @pytest.mark.parametrize(("make", "name"), [(PathPatterns, "exclude"), (Networks, "trusted_peers")])
 def test_a_text_is_no_list_of_its_characters_and_a_list_holds_texts(make, name):
     for wrong in ("/", b"/", 5):

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.metrics import NoOpHistogram
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
@@ -70,13 +70,28 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def serve(path="/", method="GET", sampler=ALWAYS_ON, *, scheme="http", version="1.1", spans=None, **options):
-    scope = {"type": "http", "path": path, "method": method, "scheme": scheme, "http_version": version, "headers": []}
+def serve(
+    path="/",
+    method="GET",
+    sampler=ALWAYS_ON,
+    *,
+    scheme="http",
+    version="1.1",
+    spans=None,
+    headers=(),
+    processor=None,
+    limits=None,
+    **options,
+):
+    scope = {"type": "http", "path": path, "method": method, "scheme": scheme, "http_version": version}
+    scope["headers"] = list(headers)
 
     async def ignore(message=None):
         return {"type": "http.request"}
 
-    provider = TracerProvider(sampler, shutdown_on_exit=False)
+    provider = TracerProvider(sampler, shutdown_on_exit=False, span_limits=limits)
+    if processor is not None:
+        provider.add_span_processor(processor)
     if spans is not None:
         provider.add_span_processor(SimpleSpanProcessor(spans))
     wrapped = TraceContextMiddleware(app, tracer_provider=provider, propagator=MeshPropagator(), **options)
@@ -94,6 +109,24 @@ def test_a_request_is_measured_once_under_its_route_whether_it_is_sampled_or_not
         serve(f"/items/{item}", sampler=sampler)
     expected = {**labels(http__route="/items/{item}"), "http.response.status_code": 200}
     assert measured() == [("http.server.request.duration", expected, 3)]
+
+
+class Writes(SpanProcessor):
+    """Writes into a span that starts, among it what is a label of the duration too."""
+
+    def on_start(self, span, parent_context=None):
+        for number in range(20):
+            span.set_attribute(f"more{number}", number)
+        span.set_attribute("http.request.method", "a stranger's")
+
+
+@pytest.mark.parametrize("flags", [b"00", b"01"])
+@pytest.mark.parametrize("limits", [None, SpanLimits(max_span_attributes=10)])
+def test_what_a_processor_writes_into_the_span_is_no_label(measured, flags, limits):
+    traceparent = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-" + flags)
+    serve("/items/7", headers=[traceparent], processor=Writes(), limits=limits)
+    found = labels(http__route="/items/{item}", http__response__status_code=200)
+    assert measured() == [("http.server.request.duration", found, 1)]
 
 
 def test_an_answer_of_5xx_and_an_exception_are_errors(measured):

@@ -21,7 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan as Remote
-from opentelemetry.trace import SpanContext, TraceFlags, TraceState, set_span_in_context
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState, get_current_span, set_span_in_context
 
 from meshmw import _lazy_span
 from meshmw._context.extraction import B3_KEY
@@ -82,7 +82,8 @@ class Watching(SpanProcessor):
         self.noted, self.acts = noted, acts
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        self._note("start", span, parent_context is None)
+        context = parent_context and (sorted(parent_context), get_current_span(parent_context).get_span_context())
+        self._note("start", span, context)
 
     def _on_ending(self, span: Span) -> None:
         self._note("ending", span)

@@ -301,6 +301,8 @@ def test_without_routes_the_rest_of_the_way_is_still_judged():
         ({"inline_code": "local a = [=[ --]=] function envoy_on_request(h) end"}, False),
         ({"inline_code": 'local a = "b\\z\n c" local d = "--" function envoy_on_request(h) end'}, False),
         ({"inline_code": 'local a = "b" -- " function envoy_on_request'}, True),
+        # A comment parts two words.
+        ({"inline_code": "function--[[c]]envoy_on_request(h) end"}, False),
         ({"inline_code": 'local a = "not closed\n-- function envoy_on_request'}, True),
         ({"inline_code": "--[==[ ]]\n function envoy_on_request(h) end ]==] x = 1"}, True),
         ({"inline_code": "x = 1 -- of ours\rfunction envoy_on_request(h) end"}, False),

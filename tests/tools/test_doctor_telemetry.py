@@ -213,6 +213,10 @@ def test_nothing_at_all_is_sampled(tmp_path):
         (f"meshConfig: {{{MESH}}}\npilot: {{traceSampling: 0}}", "takes 0 for no value"),
         (f"meshConfig: {{{MESH}}}\npilot: {{traceSampling: 250}}", "'250' is no percentage"),
         (f"{MESH}\n---{env('value: all')}", "'all' is no percentage"),
+        *(
+            (f"{MESH}\n---{env(f'value: {odd!r}')}", f"{odd!r} is no percentage")
+            for odd in ("100 ", "1_00", "nan", ".")
+        ),
         (f"{MESH}\ndefaultConfig: {{tracing: {{sampling: 0}}}}", "takes 0 there for no value"),
         (f"{MESH}\ndefaultConfig: {{tracing: {{sampling: 101}}}}", "101 is no percentage"),
     ],
@@ -317,10 +321,29 @@ def test_a_profile_of_another_chart_says_nothing_of_the_mesh(tmp_path, form, nam
         "profile: demo\nmeshConfig: {enableAutoMtls: true}",
         "profile: demo\nmeshConfig:\n",
         "kind: Istio\nspec: {values: {profile: demo}}",
+        "kind: Istio\nspec: {profile: demo}",
+        "kind: Istio\nspec: {profile: demo, values: {meshConfig: {enableTracing: true}}}",
+        chart(RELEASE, "./charts/istiod", "{profile: demo}"),
+        chart(RELEASE, "own", "{istiod: {profile: demo, meshConfig: {enableTracing: true}}}"),
+        chart(SOURCE, "own", "{global: {profile: demo}, istiod: {meshConfig: {enableTracing: true}}}"),
+        "global: {profile: demo}\nistiod: {meshConfig: {enableTracing: true}}",
     ],
 )
 def test_the_profile_demo_of_istiods_own_chart(tmp_path, document):
     assert codes(tmp_path, document, rules("providers: [{name: jaeger}]")) == []
+
+
+def test_what_the_sail_operators_user_says_goes_before_its_profile(tmp_path):
+    installation = "kind: Istio\nspec: {profile: demo, values: {profile: default, meshConfig: {enableTracing: true}}}"
+    assert codes(tmp_path, installation, rules("providers: [{name: jaeger}]")) == ["telemetry.provider-missing"]
+
+
+@pytest.mark.parametrize(("name", "is_istios"), [("istio", True), ("istio-canary", True), ("app", False)])
+def test_a_mesh_configuration_stands_in_a_config_map_of_istios_name(tmp_path, name, is_istios):
+    other = f"kind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{mesh: 'rootNamespace: b'}}"
+    demo = "kind: IstioOperator\nspec: {profile: demo}"
+    found = codes(tmp_path, demo, other, rules("providers: [{name: jaeger}]"))
+    assert ("telemetry.provider-missing" in found) is is_istios
 
 
 def test_a_mesh_configuration_that_somebody_wrote_goes_before_a_profiles(tmp_path):

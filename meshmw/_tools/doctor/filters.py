@@ -31,7 +31,7 @@ FOLLOWED: Final = (*sorted(PROPAGATION_HEADERS), "x-request-id", *sorted(FOREIGN
 
 Action = Literal["remove", "set", "replace", "append", "add", "repeat", "copy", "owe", "settle", "unjudged"]
 # A header's value, or else another's; Envoy can cut it.
-_OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)(?::(\d{1,9}))?%", re.IGNORECASE)
+_OF_REQUEST: Final = re.compile(r"%REQ(?:UEST_HEADER)?\(([^?)]+)(?:\?([^)]+))?\)(?::(\d{1,18}))?%", re.IGNORECASE)
 # What comes after a level's other options.
 _LAST: Final = ("append", "repeat")
 _FORMATTED: Final = re.compile("%[A-Z_]+[(:%]")
@@ -244,7 +244,7 @@ def _does_nothing_to_requests(lua: Json) -> bool:
 
 def _without_comments(lua: str) -> str:
     """Return the code of a Lua script, with its texts, which may name a function too."""
-    return _LUA_COMMENT_OR_TEXT.sub(lambda found: "" if found[0].startswith("--") else found[0], lua)
+    return _LUA_COMMENT_OR_TEXT.sub(lambda found: " " if found[0].startswith("--") else found[0], lua)
 
 
 def named_in(config: Any) -> list[str]:

@@ -35,6 +35,10 @@ _MESH_KEYS: Final = frozenset({
 # pkg/config/mesh/mesh.go looks them up once more, by their other names alone.
 _DROPPED: Final = ("default_config", "default_providers")
 _UNDERSCORE: Final = re.compile("_([a-z0-9])")
+# The ConfigMap of a mesh configuration; a revision's has its name behind it.
+_OF_ISTIO: Final = re.compile(r"istio(?:-.*+)?\Z")
+# What Go makes a number of; Python takes spaces and underscores too.
+_NUMBER: Final = re.compile(r"[+-]?+(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][+-]?+[0-9]++)?+")
 # A value of another type in one of these, and istiod takes nothing of the whole configuration.
 _TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "enableTracing": (bool, "true or false"),
@@ -159,7 +163,8 @@ def mesh_configs(where: str, kind: str, document: Json) -> Iterator[MeshConfig]:
             yield _read_mesh(where, whole, has_istiod=True, is_written=bool(mesh))
         elif mesh is not None:
             yield _read_mesh(where, mesh, has_istiod=True)
-    if kind == "ConfigMap":
+    # Others may have something of that name.
+    if kind == "ConfigMap" and _OF_ISTIO.match(str(object_in(document, "metadata").get("name", "istio"))):
         mesh = _parsed(object_in(document, "data").get("mesh"))
         if mesh is not None:
             yield _read_mesh(where, mesh)
@@ -185,20 +190,30 @@ def _charts(kind: str, document: Json) -> Iterator[tuple[str, str, Json]]:
         own = {name: spec[name] for name in ("profile", "meshConfig") if spec.get(name) is not None}
         yield "values", _CHART, {**object_in(spec, "values"), **own}
     elif kind == "Istio":
-        yield "values", _CHART, object_in(spec, "values")
+        # The operator puts the profile below the user's values.
+        own = {"profile": spec["profile"]} if spec.get("profile") else {}
+        yield "values", _CHART, {**own, **object_in(spec, "values")}
     elif kind == "HelmRelease":
         chart = object_in(object_in(spec, "chart"), "spec").get("chart")
-        yield "values", str(chart), object_in(spec, "values")
+        yield from _levels("values", str(chart), object_in(spec, "values"))
     elif kind == "Application":
         for source in (object_in(spec, "source"), *objects_in(spec, "sources")):
             helm = object_in(source, "helm")
             values = helm.get("valuesObject") or _parsed(helm.get("values"))
-            yield "helm.values", str(source.get("chart")), values if isinstance(values, Mapping) else {}
+            yield from _levels("helm.values", str(source.get("chart")), values if isinstance(values, Mapping) else {})
     elif not kind:
-        yield "", "", document
-        for name, inner in document.items():
-            if isinstance(inner, Mapping) and not inner.keys().isdisjoint(_OF_ISTIOD):
-                yield str(name), "", inner
+        yield from _levels("", "", document)
+
+
+def _levels(path: str, chart: str, values: Json) -> Iterator[tuple[str, str, Json]]:
+    """Yield the values of a chart, and of each chart in it that is istiod's by what they say."""
+    # A chart may stand in a folder or in a registry.
+    yield path, chart.rpartition("/")[2], values
+    for name, inner in values.items():
+        if isinstance(inner, Mapping) and not inner.keys().isdisjoint(_OF_ISTIOD):
+            # Helm hands these down.
+            shared = {"global": values["global"]} if "global" in values else {}
+            yield f"{path} {name}".strip(), "", {**shared, **inner}
 
 
 def trace_samplings(where: str, kind: str, document: Json) -> Iterator[TraceSampling]:
@@ -393,7 +408,7 @@ def boolean_in(holder: Json, name: str) -> bool | None:
 
 def number(value: Any) -> float | None:
     """Return a number, also of a text; None where it is none, or more than a float holds."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
         return None
     try:
         found = float(value)
