@@ -167,6 +167,14 @@ def test_an_unknown_method_is_other_and_its_text_is_bounded():
     assert semconv.span_name("GET") == "GET"
 
 
+@pytest.mark.parametrize(
+    ("length", "short"),
+    [("1" * 5_000, True), ("0" * 5_000, False), ("0" * 5_000 + "3", False), ("0" * 5_000 + "4", True)],
+)
+def test_a_promised_length_of_thousands_of_digits_is_told_from_what_was_sent(length, short):
+    assert http_conventions.is_short("GET", 200, [length], 3) is short
+
+
 def test_an_error_is_named_by_its_class():
     class OutOfStock(Exception):
         pass

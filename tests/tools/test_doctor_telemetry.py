@@ -138,6 +138,8 @@ MESH_CONFIG = f"meshConfig: {{{MESH}}}"
 TEN = f"{{{MESH_CONFIG}, pilot: {{traceSampling: 10}}}}"
 INSTALLATION = f"kind: IstioOperator\nmetadata: {{name: own}}\nspec:\n  meshConfig:\n    {MESH}\n"
 ENV = "[{name: PILOT_TRACE_SAMPLING, VALUE}]"
+# Of the first two Python makes numbers, and Go none.
+NO_NUMBERS = ("100 ", "1_00", "nan", ".")
 DEPLOYMENT = f"""
 kind: Deployment
 metadata: {{name: istiod, namespace: istio-system}}
