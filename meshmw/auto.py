@@ -7,20 +7,11 @@ Raises:
 
 from __future__ import annotations
 
-import gc
+from meshmw._telemetry.configure import configure
 
 __all__ = ["telemetry"]
 
-# Hardly anything that is imported and made here is garbage, and to look for some takes a twentieth of the time.
-_collects = gc.isenabled()
-gc.disable()
-try:
-    from meshmw._telemetry.configure import configure
-
-    telemetry = configure()
-finally:
-    if _collects:
-        gc.enable()
+telemetry = configure()
 
 
 def __dir__() -> list[str]:

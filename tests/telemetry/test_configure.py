@@ -186,28 +186,6 @@ class TestWhatIsSet:
         assert program.stdout == "True\n"
         assert "exporter=none endpoint=- provider=own" in program.stderr
 
-    @pytest.mark.parametrize("exporter", ["none", "zipkin"])
-    @pytest.mark.parametrize("switch", ["enable", "disable"])
-    def test_import_pauses_the_garbage_collector_and_leaves_it_as_it_was(self, switch, exporter):
-        program = run(
-            f"""
-            import gc
-            from meshmw.errors import SettingsError
-            from meshmw._telemetry import configure as module
-            paused, configure = [], module.configure
-            module.configure = lambda: paused.append(not gc.isenabled()) or configure()
-            gc.{switch}()
-            try:
-                import meshmw.auto
-            except SettingsError:
-                print("refused")
-            print(paused, gc.isenabled())
-            """,
-            MESHMW_EXPORTER=exporter,
-        )
-        refused = "refused\n" if exporter == "zipkin" else ""
-        assert program.stdout == f"{refused}[True] {switch == 'enable'}\n"
-
     def test_the_console_shows_spans(self):
         program = run(
             """
