@@ -378,8 +378,7 @@ def begin_client(
 
     Args:
         method: Its method.
-        build: Returns its attributes. It is called at most once: now where the parent is recorded, and else when
-            somebody first looks at them.
+        build: Returns its attributes; it is called at most once, and late where the parent is not recorded.
         tracer: Makes the span.
         lines: The request's header lines.
     """
@@ -403,8 +402,7 @@ def begin_client(
 def _is_of_this_call(span: Span, lines: Iterable[Pair]) -> bool:
     """Say whether the current span is that of a client further out, which has written it on this very request.
 
-    Any format holds the span's id. Without it the request is another one, that the outer call's own server sends, as
-    when an application is called within this process.
+    Any format holds the span's id. Without it the request is another one, sent by the outer call's own server.
     """
     if getattr(span, "kind", None) not in _CLIENTS:
         return False
