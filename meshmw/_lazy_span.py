@@ -65,7 +65,7 @@ _KEYS: Final[set[str]] = set()
 _MOST_KEYS: Final = 512
 _LONGEST_KEY: Final = 64
 # A longer text that is set later is kept as the SDK keeps it: to measure it when the span ends takes longer than the
-# span. Our operations begin with no longer ones.
+# span. Hardly one that a span begins with is longer.
 _LONGEST_TEXT: Final = 2_048
 _HIGHEST_SPAN_ID: Final = 2**64 - 1
 _SAMPLED: Final = TraceFlags.SAMPLED
@@ -281,7 +281,7 @@ class LazyTracer(Tracer):
     Attributes:
         tracer: The same.
         most: How many attributes a span may have.
-        longest: How many characters a text in them may have.
+        longest: How many characters a text may have that is kept as it is.
     """
 
     def __init__(self, tracer: Any) -> None:
@@ -290,6 +290,7 @@ class LazyTracer(Tracer):
         self.most = maxsize if limits.max_span_attributes is None else limits.max_span_attributes
         limit = limits.max_span_attribute_length
         self.longest = _LONGEST_TEXT if limit is None else min(limit, _LONGEST_TEXT)
+        self._cuts = limit is not None
         metrics = tracer._tracer_metrics
         self._count = None if type(metrics).__name__ == "NoOpTracerMetrics" else metrics.start_span
         self._known: tuple[object, tuple[Any, ...]] = None, ()
@@ -325,7 +326,7 @@ class LazyTracer(Tracer):
         ended = None if self._count is None else self._count(origin, decision)
         if not is_recording:
             return NonRecordingSpan(own)
-        plain = _copied(attributes, self.most, self.longest)
+        plain = _copied(attributes, self.most, self.longest if self._cuts else maxsize)
         span = _new(LazySpan)
         span.take(self, name, own, origin, kind, {} if plain is None else plain, start_time, ended)
         if plain is None:
@@ -364,17 +365,16 @@ class LazyTracer(Tracer):
             name: The span's name.
             context: What it begins in.
             kind: The span's kind.
-            attributes: What it says, with keys of this package's and texts of at most 2,048 characters.
+            attributes: What it says, with keys of this package's.
         """
-        tracer = self.tracer
-        if self.longest < _LONGEST_TEXT or self._decided(parent) is not _SAMPLE or not tracer._is_enabled():
+        if self._cuts or self._decided(parent) is not _SAMPLE or not self.tracer._is_enabled():
             return None
         if len(attributes) > self.most or not _PLAIN.issuperset(map(type, attributes.values())):
             return None
         span = _new(LazySpan)
         own, ended = self._child(parent, _SAMPLE), None if self._count is None else self._count(parent, _SAMPLE)
         span.take(self, name, own, parent, kind, attributes.copy(), None, ended)
-        tracer.span_processor.on_start(span, parent_context=context)
+        self.tracer.span_processor.on_start(span, parent_context=context)
         return span
 
     def _decided(self, parent: SpanContext) -> Decision | None:
@@ -432,7 +432,7 @@ def _copied(attributes: Attributes, most: int, longest: int) -> dict[str, Any] |
     # What is equal to a key may still be an enumeration's member.
     if not _TEXT.issuperset(map(type, made)) or (not made.keys() <= _KEYS and not _are_keys(made)):
         return None
-    if longest < _LONGEST_TEXT and any(type(value) is str and len(value) > longest for value in made.values()):
+    if longest < maxsize and any(type(value) is str and len(value) > longest for value in made.values()):
         return None
     return made
 

@@ -24,7 +24,6 @@ _MAX_ADDRESS_CHARACTERS: Final = 80
 _MOST_CHARACTERS: Final = 1_024
 # Nor is one of so many: a pattern that holds a `*` would look through all of them for what comes behind it.
 _MOST_OF_PATH: Final = 4_096
-_CUT: Final = "\0"
 # Matches no text at all.
 _NOTHING: Final = "(?!)"
 DEFAULT_BAGGAGE_KEYS: Final = ("*",)
@@ -52,9 +51,8 @@ class PathPatterns:
         for pattern in patterns:
             if not pattern.startswith(("/", "*")):
                 raise ValueError(f"{name}: {quoted(pattern)} is no pattern of paths: they begin with /")
-        self._regex = re.compile("|".join(map(_path_expression, patterns))) if patterns else None
-        # No `?` reaches from the end of a pattern to what stands before so many.
-        self._cut = _CUT * max(map(len, patterns), default=0)
+        self._whole = re.compile("|".join(map(_path_expression, patterns)) or _NOTHING)
+        self._cut = re.compile("|".join(map(_cut_expression, patterns)) or _NOTHING)
         self.are_none = not patterns
 
     def match(self, path: str) -> bool:
@@ -62,10 +60,7 @@ class PathPatterns:
         has_colon = ":" in path
         is_cut = len(path) > (_MOST_CHARACTERS if has_colon else _MOST_OF_PATH)
         path = request_path(path) if has_colon else path[:_MOST_OF_PATH]
-        if is_cut:
-            # Where it is cut is not where it ends: a stranger must not choose what a pattern finds there.
-            path += self._cut
-        return self._regex is not None and self._regex.match(path) is not None
+        return (self._cut if is_cut else self._whole).match(path) is not None
 
 
 def path_of(target: str) -> str:
@@ -192,6 +187,13 @@ def _path_expression(pattern: str) -> str:
     if any(character in pattern for character in "*?["):
         return translate(pattern)
     return rf"{re.escape(pattern.rstrip('/'))}(?:/(?s:.*+))?\Z"
+
+
+def _cut_expression(pattern: str) -> str:
+    """Return what matches the beginning of a path; where it is cut, a stranger must not choose what a pattern finds."""
+    if any(character in pattern for character in "*?["):
+        return translate(pattern) if pattern.endswith("*") else _NOTHING
+    return f"{re.escape(pattern.rstrip('/'))}/"
 
 
 def _key_expression(patterns: Sequence[str]) -> re.Pattern[str]:

@@ -52,12 +52,22 @@ def test_no_pattern_finds_the_end_of_a_path_where_that_is_cut(end):
         assert PathPatterns(["/api"]).match(f"{path}/../../admin")
 
 
-@pytest.mark.parametrize("pattern", ["/api/*/?", "/api/*/[!a]", "/api/*/s??", "*/[!a-y]?"])
+@pytest.mark.parametrize("pattern", ["/api/*/?", "/api/*/[!a]", "/api/*/s??", "*/[!a-y]?", "/api/*[!b]", "/api/*[!/]"])
 def test_no_character_of_a_pattern_stands_for_the_end_that_a_cut_path_does_not_have(pattern):
     for begin, most in (("/api/", 4096), ("/api/a:b", 1024)):
         for end in ("/", "/s", "/st"):
             path = begin.ljust(most - len(end), "b") + end
             assert not PathPatterns([pattern]).match(f"{path}zzz/admin")
+
+
+def test_of_a_cut_path_the_beginning_is_found():
+    for begin, most in (("/api/", 4096), ("/api/a:b", 1024)):
+        path = begin.ljust(most + 9, "b")
+        for pattern in ("/api", "/api/", "/api/*", "/a?i/*b*", "*bb*"):
+            assert PathPatterns(["/x", pattern]).match(path)
+        for pattern in ("/ap", path[:most], "/api/*c*"):
+            assert not PathPatterns(["/x", pattern]).match(path)
+    assert not PathPatterns().match("/api/".ljust(5000, "b"))
 
 
 def test_all_below_a_path_is_whatever_stands_there():

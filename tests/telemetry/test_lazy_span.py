@@ -316,6 +316,8 @@ def set_many(span: Any) -> None:
         (with_attributes(a=1, b=2, c=3), set_many, {"max_span_attributes": 2}),
         (with_attributes(a=1), set_many, {"max_span_attributes": 0}),
         (with_attributes(a="long"), set_many, {"max_span_attribute_length": 2}),
+        (with_attributes(a="x" * 5_000), set_many, {"max_span_attribute_length": 2_048}),
+        (with_attributes(a="x" * 5_000), set_many, {"max_span_attribute_length": 4_096}),
         (with_attributes(a="ab"), lambda span: span.set_attribute("b", "long"), {"max_span_attribute_length": 2}),
         (with_attributes(**{"": 1}), set_many, {}),
         (begun(("sampled", SpanKind.SERVER, lambda: {1: 1}, list, None, True, True)), set_many, {}),
@@ -379,8 +381,11 @@ def test_what_is_dropped_for_its_parents_flags_is_named_and_counted_as_by_the_sd
 
 @pytest.mark.parametrize("where", ["sampled", "unsampled", "random", "local sampled"])
 @pytest.mark.parametrize("sampler", [_DEFAULT, _OURS, _OWNER, _RATIO, ALWAYS_OFF, ALWAYS_ON])
-@pytest.mark.parametrize("limits", [{}, {"max_span_attributes": 1}, {"max_span_attribute_length": 2}])
-@pytest.mark.parametrize("value", [5, "text", [1, 2]])
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"max_span_attributes": 1}, *({"max_span_attribute_length": longest} for longest in (2, 2_048, 4_096))],
+)
+@pytest.mark.parametrize("value", [5, "text", [1, 2], "x" * 5_000])
 def test_what_is_recorded_for_its_parents_flags_is_the_sdks_span(monkeypatch, where, sampler, limits, value):
     def started(tracer: Any) -> Any:
         context, attributes = parent(where), {"a": 1, "b": value}

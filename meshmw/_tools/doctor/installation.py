@@ -37,7 +37,7 @@ _DROPPED: Final = ("default_config", "default_providers")
 _UNDERSCORE: Final = re.compile("_([a-z0-9])")
 # The ConfigMap of a mesh configuration; a revision's has its name behind it.
 _OF_ISTIO: Final = re.compile(r"istio(?:-.*+)?\Z")
-# What Go makes a number of; Python takes spaces and underscores too.
+# A decimal number as Go reads one; Python takes spaces and underscores too.
 _NUMBER: Final = re.compile(r"[+-]?+(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][+-]?+[0-9]++)?+")
 # A value of another type in one of these, and istiod takes nothing of the whole configuration.
 _TYPES: Final[Mapping[str, tuple[type, str]]] = {
@@ -208,12 +208,12 @@ def _charts(kind: str, document: Json) -> Iterator[tuple[str, str, Json]]:
 def _levels(path: str, chart: str, values: Json) -> Iterator[tuple[str, str, Json]]:
     """Yield the values of a chart, and of each chart in it that is istiod's by what they say."""
     # A chart may stand in a folder or in a registry.
-    yield path, chart.rpartition("/")[2], values
+    yield path, chart.rstrip("/").rpartition("/")[2], values
     for name, inner in values.items():
         if isinstance(inner, Mapping) and not inner.keys().isdisjoint(_OF_ISTIOD):
-            # Helm hands these down.
-            shared = {"global": values["global"]} if "global" in values else {}
-            yield f"{path} {name}".strip(), "", {**shared, **inner}
+            # Helm hands these down, and what the chart around says goes before.
+            shared = {**object_in(inner, "global"), **object_in(values, "global")}
+            yield f"{path} {name}".strip(), "", {**inner, "global": shared}
 
 
 def trace_samplings(where: str, kind: str, document: Json) -> Iterator[TraceSampling]:
