@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import opentelemetry.context
 from opentelemetry import baggage, metrics, trace
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.trace import TraceState as OTelTraceState
 
@@ -259,7 +260,6 @@ def add_plain_event(span: Any, name: str, attributes: dict[str, str]) -> None:
     if limits is None or not _fits(attributes, limits.max_event_attributes, limits.max_attribute_length):
         span.add_event(name, attributes)
         return
-    from opentelemetry.attributes import BoundedAttributes
     from opentelemetry.sdk.trace import Event
 
     kept = BoundedAttributes(limits.max_event_attributes, max_value_len=limits.max_attribute_length)
