@@ -21,6 +21,7 @@ from meshmw.errors import InvalidHeaderError
 from meshmw.wire import B3Context, TraceState, examine_b3, read_traceparent
 from meshmw.wire.headers import B3_HEADERS, SENT_HEADER, TRACE_HEADERS
 from meshmw.wire.traceparent import FLAG_SAMPLED, TraceParentPolicy, format_traceparent
+from meshmw.wire.tracestate import MAX_CHARS
 
 # Version, trace-id, parent-id and trace-flags.
 _Fields = tuple[int, int, int, int]
@@ -186,7 +187,7 @@ class TraceReader:
 
 def _read_trace_state(reading: Reading) -> W3CTraceState:
     line = one_line(reading.lines["tracestate"])
-    state = repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state(line)
+    state = repeated_trace_state(line) if len(line) <= REPEATED_STATE else _long_trace_state_of(line)
     if not isinstance(state, InvalidHeaderError):
         return state
     consequence = "- dropped whole; traceparent is kept"
@@ -270,5 +271,9 @@ def repeated_trace_state(line: str) -> W3CTraceState | InvalidHeaderError:
         return fault.with_traceback(None)
 
 
-# The format's own limit of characters bounds an entry.
 _long_trace_state: Final = lru_cache(maxsize=_LONG_CACHE_ENTRIES)(repeated_trace_state.__wrapped__)
+
+
+def _long_trace_state_of(line: str) -> W3CTraceState | InvalidHeaderError:
+    # What is longer than any list is refused for that at once, and to look it up among others takes longer.
+    return _long_trace_state(line) if len(line) <= MAX_CHARS else repeated_trace_state.__wrapped__(line)

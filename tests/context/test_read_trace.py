@@ -9,6 +9,8 @@ import pytest
 
 from meshmw import MeshPropagator
 from meshmw._context.extraction import Extraction
+from meshmw._context.read_trace import _long_trace_state
+from meshmw.wire.tracestate import MAX_CHARS
 
 TRACE_ID, OTHER_TRACE = "0af7651916cd43dd8448eb211c80319c", "1" * 32
 PARENT_ID, OTHER_PARENT = "b7ad6b7169203331", "2" * 16
@@ -26,6 +28,18 @@ def parent_of(found: Extraction) -> str | None:
     if found.span_context is None:
         return None
     return f"{found.span_context.trace_id:032x}-{found.span_context.span_id:016x}"
+
+
+@pytest.mark.parametrize(("length", "is_remembered"), [(2_049, True), (MAX_CHARS, True), (MAX_CHARS + 1, False)])
+def test_a_tracestate_that_is_longer_than_any_list_is_refused_and_not_remembered(
+    length: int, is_remembered: bool
+) -> None:
+    _long_trace_state.cache_clear()
+    line = "a=1,b=".ljust(length, "x")
+    for _ in range(2):
+        found = read({"traceparent": [TRACEPARENT], "tracestate": [line]})
+        assert found.refused == (("tracestate", "value" if is_remembered else "length"),)
+    assert _long_trace_state.cache_info().currsize == is_remembered
 
 
 class TestDuplicates:
