@@ -382,10 +382,12 @@ def test_what_is_dropped_for_its_parents_flags_is_named_and_counted_as_by_the_sd
 @pytest.mark.parametrize("where", ["sampled", "unsampled", "random", "local sampled"])
 @pytest.mark.parametrize("sampler", [_DEFAULT, _OURS, _OWNER, _RATIO, ALWAYS_OFF, ALWAYS_ON])
 @pytest.mark.parametrize(
-    "limits",
-    [{}, {"max_span_attributes": 1}, *({"max_span_attribute_length": longest} for longest in (2, 2_048, 4_096))],
+    ("limits", "value"),
+    [
+        *(({}, 5), ({}, [1, 2]), ({"max_span_attributes": 1}, 5), ({"max_span_attribute_length": 2}, "text")),
+        *(({"max_span_attribute_length": longest}, "x" * 5_000) for longest in (2_048, 4_096)),
+    ],
 )
-@pytest.mark.parametrize("value", [5, "text", [1, 2], "x" * 5_000])
 def test_what_is_recorded_for_its_parents_flags_is_the_sdks_span(monkeypatch, where, sampler, limits, value):
     def started(tracer: Any) -> Any:
         context, attributes = parent(where), {"a": 1, "b": value}
