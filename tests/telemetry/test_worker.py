@@ -206,6 +206,7 @@ def test_so_does_a_full_queue():
     for _ in range(3):
         found.wake()
     found.end(60)
+    # The last time everything that waits is asked for.
     assert True in asked
 
 
